@@ -1,0 +1,64 @@
+# make setup   the environment in .venv, exact versions from requirements.lock
+# make demo    the main job on a synthetic cohort and a real CT
+# make ui      MLflow on the runs of this folder
+# make test    the tests; make lint: style and types; make lock: refresh requirements.lock
+
+PYTHON ?= python3
+BIN := .venv/bin
+BUNDLE := bundles/fair_lung_ct
+CONFIGS := $(BUNDLE)/configs
+RUN := $(BIN)/python -W ignore -m monai.bundle run --bundle_root $(BUNDLE)
+READY := .venv/.ready
+SEED ?= 0
+
+.PHONY: setup demo ui test lint format lock clean
+
+setup: $(READY)
+
+$(READY): requirements.lock setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -E '^uv==' requirements.lock)"
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --requirement requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+demo: $(READY)
+	rm -rf demo
+	$(BIN)/fairlung phantom demo/cohort --preset demo --format mixed --seed $(SEED)
+	$(RUN) --config_file "['$(CONFIGS)/train.yaml','$(CONFIGS)/demo.yaml']" \
+	    --cohort demo/cohort/cohort.csv --output_dir demo/run --cache_dir demo/cache --model_file demo/model.pt
+	$(RUN) --config_file "['$(CONFIGS)/train.yaml','$(CONFIGS)/demo.yaml','$(CONFIGS)/evaluate.yaml']" \
+	    --cohort demo/cohort/cohort.csv --output_dir demo/run --cache_dir demo/cache --split test
+	$(BIN)/fairlung phantom demo/new --preset demo --new-scans 6 --seed $(SEED)
+	mkdir -p demo/new/real && cp -R tests/data/chest_ct_dicom demo/new/real/
+	$(RUN) --config_file $(CONFIGS)/inference.yaml --scans demo/new --output_dir demo/inference --checkpoint demo/model.pt
+	@echo
+	@$(BIN)/fairlung results demo/run
+	@echo "predictions on new scans (synthetic, and one real chest CT): demo/inference/predictions.csv"
+	@echo "everything about the run in MLflow: make ui"
+
+ui: $(READY)
+	$(BIN)/mlflow ui --port $(or $(PORT),5000) $(if $(MLFLOW_TRACKING_URI),--backend-store-uri $(MLFLOW_TRACKING_URI))
+
+test: $(READY)
+	$(BIN)/python -m pytest --cov --cov-report=term --durations=10 $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p .lint/fairlung
+	ln -sfn ../../pipeline .lint/fairlung/pipeline
+	ln -sfn ../../transforms .lint/fairlung/transforms
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock:
+	test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet uv; }
+	$(BIN)/uv pip compile setup.cfg --all-extras --universal --python-version 3.11 --no-header --no-annotate \
+	    --output-file requirements.lock
+
+clean:
+	rm -rf .venv .lint demo

@@ -1,0 +1,130 @@
+"""Checkpoints carry the settings that a network's input and output depend on, and refuse to be loaded under others."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from .cohort import SPLITS
+from .distributed import barrier, is_primary
+from .errors import UserError
+from .predictions import EVALUATION_FILES
+
+logger = logging.getLogger(__name__)
+
+# settings of train.yaml that give a checkpoint its meaning
+MODEL_SETTINGS = (
+    "class_names",
+    "group_by",
+    "group_names",
+    "window",
+    "trim_fraction",
+    "num_slices",
+    "image_size",
+    "crop_size",
+)
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint is missing, is none of this bundle, or was made under other settings; a training would be lost."""
+
+
+class ModelSettings:
+    """The settings saved beside the weights; loading compares instead of overwriting.
+
+    Has the ``state_dict`` interface of whatever MONAI's ``CheckpointSaver`` and ``CheckpointLoader`` handle.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        missing = set(MODEL_SETTINGS) - set(settings)
+        unknown = set(settings) - set(MODEL_SETTINGS)
+        if missing or unknown:
+            raise ValueError(f"model settings: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        self.settings = {name: _plain(settings[name]) for name in MODEL_SETTINGS}
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.settings)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        differing = [
+            f"{name}: checkpoint {state.get(name)!r}, run {value!r}"
+            for name, value in self.settings.items()
+            if _plain(state.get(name)) != value
+        ]
+        if differing:
+            raise CheckpointError("the checkpoint was trained with other settings:\n  " + "\n  ".join(differing))
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def require_checkpoint(path: str | Path) -> None:
+    """CheckpointError, with what to do, when there is no checkpoint."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"no checkpoint at {path}: train first (train.yaml writes it), or pass --checkpoint FILE")
+
+
+def model_settings(checkpoint: str | Path, train_config: str | Path) -> dict[str, Any]:
+    """The settings a checkpoint was trained with.
+
+    Args:
+        checkpoint: file written by train.yaml.
+        train_config: path of train.yaml. Where there is no checkpoint yet, its values describe the untrained network
+            (for tools that only build it); running anything still needs the checkpoint.
+
+    Returns:
+        a value for each of :data:`MODEL_SETTINGS`.
+
+    Raises:
+        CheckpointError: the file is not a checkpoint of this bundle.
+    """
+    if not Path(checkpoint).is_file():
+        config = yaml.safe_load(Path(train_config).read_text())
+        return {name: config[name] for name in MODEL_SETTINGS}
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for files that are no checkpoint
+        raise CheckpointError(f"{checkpoint} cannot be read as a checkpoint ({error})") from error
+    if not isinstance(content, dict) or not {"model", "settings"} <= set(content):
+        raise CheckpointError(
+            f"{checkpoint} is not a checkpoint of this bundle: it holds no 'model' with its 'settings'"
+        )
+    return dict(content["settings"])
+
+
+def require_new(output_dir: str | Path, overwrite: bool) -> None:
+    """CheckpointError when a folder already holds a training, unless it may be overwritten."""
+    if Path(output_dir, "models", "best.pt").exists() and not overwrite:
+        raise CheckpointError(
+            f"{output_dir} already holds a training; choose another --output_dir, or pass --overwrite True"
+        )
+
+
+def discard_previous(output_dir: str | Path) -> None:
+    """Remove the files that an earlier training and its evaluations wrote: results of two models must not mix.
+
+    Only files by the names we give them; the folder may hold anything else.
+    """
+    if is_primary():
+        written = list(Path(output_dir, "models").glob("checkpoint_epoch=*.pt"))
+        written += [Path(output_dir, "models", "best.pt"), Path(output_dir, "val", "latest.csv")]
+        for folder in ("val", *(f"{split}/evaluation" for split in SPLITS)):
+            written += [Path(output_dir, folder, name) for name in EVALUATION_FILES]
+        for path in written:
+            path.unlink(missing_ok=True)
+    barrier()
+
+
+def publish(checkpoint: str | Path, model_file: str | Path) -> None:
+    """Copy a checkpoint to where inference looks for it; an empty ``model_file`` copies nothing."""
+    if model_file and is_primary():
+        Path(model_file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(checkpoint, model_file)
+        logger.info("best checkpoint %s published as %s", checkpoint, model_file)

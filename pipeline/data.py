@@ -1,0 +1,219 @@
+"""Cached volumes: the deterministic part of the transforms once a scan, the random part at every access."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import threading
+import types
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+from monai.data import CacheDataset, Dataset, PersistentDataset
+from monai.transforms import Compose
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from . import __version__
+from .distributed import barrier, is_primary
+from .errors import UserError
+
+
+class UnreadableScansError(UserError, ValueError):
+    """Scans of a cohort cannot be read; lists every one with its reason."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what a cached volume depends on
+# ---------------------------------------------------------------------------------------------------------------------
+def scan_fingerprint(path: str | Path) -> str:
+    """Digest of the names, sizes and modification times of a scan's files: changes when the scan is replaced."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.iterdir(), key=lambda file: file.name)
+    elif path.name.lower().endswith((".mhd", ".nhdr")):
+        files = [path, *_voxel_files(path)]
+    else:
+        files = [path]
+    digest = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        digest.update(os.fsencode(file.name) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _voxel_files(header: Path) -> list[Path]:
+    """The voxel file that a MetaImage or NRRD header names; all files beside it where it names a list or pattern."""
+    text = header.read_text(encoding="latin-1")
+    named = re.search(r"^(?:ElementDataFile *=|data ?file:) *(.+?) *$", text, re.IGNORECASE | re.MULTILINE)
+    voxels = header.parent / named[1] if named else header
+    return [voxels] if voxels.is_file() else sorted(file for file in header.parent.iterdir() if file.is_file())
+
+
+def transform_digest(transforms: Sequence[Callable]) -> bytes:
+    """Digest of the settings of deterministic transforms, for ``PersistentDataset(hash_transform=...)``.
+
+    Walks every transform's attributes, so any changed argument gives another digest, and the same settings give the
+    same digest in every process. The versions of fairlung and MONAI count as settings.
+    """
+    described = repr((__version__, monai.__version__, [_describe(transform, ()) for transform in transforms]))
+    return hashlib.sha256(described.encode()).hexdigest().encode()
+
+
+def _state(value: Any) -> dict[str, Any]:
+    # MONAI adds a thread-local to a transform when it is first used
+    return {name: item for name, item in vars(value).items() if not isinstance(item, threading.local)}
+
+
+def _describe(value: Any, parents: tuple[int, ...]) -> Any:
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, Path)):
+        return repr(value)
+    if id(value) in parents:
+        return "..."
+    parents = (*parents, id(value))
+    if isinstance(value, Mapping):
+        return [(repr(key), _describe(value[key], parents)) for key in sorted(value, key=repr)]
+    if isinstance(value, (set, frozenset)):
+        return sorted(repr(_describe(item, parents)) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [_describe(item, parents) for item in value]
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        array = np.asarray(value)
+        return (str(array.dtype), array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest())
+    if isinstance(value, np.random.RandomState):
+        return "random state"  # deterministic transforms carry one without using it
+    if isinstance(value, functools.partial):
+        return [_describe(part, parents) for part in (value.func, value.args, value.keywords, vars(value))]
+    if isinstance(value, types.FunctionType) and value.__name__ == "<lambda>":
+        raise TypeError("a lambda cannot be told from another: use a named function in cached transforms")
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
+        return f"{value.__module__}.{value.__qualname__}"
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    return (name, _describe(_state(value), parents)) if hasattr(value, "__dict__") else (name, repr(value))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the dataset
+# ---------------------------------------------------------------------------------------------------------------------
+class ScanDataset(Dataset):
+    """Items of a split with their volumes: cached preprocessing, then augmentation.
+
+    Only the volume is cached, under a key made of the scan's path and fingerprint and of the preprocessing's settings.
+    Labels, groups and augmentation may change freely; a changed scan or setting never meets a stale volume. Splits,
+    folds and runs share one ``cache_dir``.
+
+    Args:
+        data: items with ``image`` (path) and anything else that should reach the batch.
+        preprocessing: deterministic dictionary transforms of ``image``, cached.
+        augmentation: dictionary transforms applied at every access (random ones in training, the crop in validation).
+        cache_dir: folder of MONAI's ``PersistentDataset``; None or "" keeps no cache on disk.
+        in_memory: also hold the volumes in memory (MONAI's ``CacheDataset``), from :meth:`prepare` on.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[Hashable, Any]],
+        preprocessing: Sequence[Callable] | Callable,
+        augmentation: Sequence[Callable] | Callable = (),
+        cache_dir: str | Path | None = None,
+        in_memory: bool = False,
+    ) -> None:
+        super().__init__(data=data, transform=Compose(augmentation))
+        self.in_memory = in_memory
+        self.volumes: Dataset = PersistentDataset(
+            data=[{"image": str(item["image"]), "fingerprint": scan_fingerprint(item["image"])} for item in data],
+            transform=Compose(preprocessing),
+            cache_dir=cache_dir or None,
+            hash_transform=transform_digest,
+        )
+
+    def prepare(self, num_workers: int = 0, description: str = "reading scans") -> None:
+        """Read every scan once, with a progress bar, so that a broken one shows before training starts.
+
+        Args:
+            num_workers: processes that read; the cache on disk carries their work over.
+
+        Raises:
+            UnreadableScansError: lists all scans that fail.
+        """
+        if not self.in_memory and getattr(self.volumes, "cache_dir", None) is None:
+            return  # nothing would be kept
+        if not is_primary():
+            barrier()  # the first process fills the cache on disk, the others find it filled
+        loader = DataLoader(_Attempts(self.volumes), num_workers=num_workers, batch_size=None)
+        failed = [
+            message
+            for message in tqdm(loader, desc=description, unit="scan", leave=False, disable=not is_primary())
+            if message
+        ]
+        if failed:
+            raise UnreadableScansError(f"{len(failed)} of {len(self)} scans cannot be read:\n  " + "\n  ".join(failed))
+        if is_primary():
+            barrier()
+        if self.in_memory:
+            self.volumes = CacheDataset(self.volumes, transform=Compose([]), copy_cache=False, progress=False)
+
+    def _transform(self, index: int) -> Any:
+        return self.transform({**self.data[index], "image": self.volumes[index]["image"]})
+
+
+class _Attempts(torch.utils.data.Dataset):
+    """Reads items for their side effect (the cache) and yields why one failed, or an empty string."""
+
+    def __init__(self, volumes: Dataset) -> None:
+        self.volumes = volumes
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            self.volumes[index]
+        except Exception as error:
+            return failure_reason(error)
+        return ""
+
+
+def failure_reason(error: BaseException) -> str:
+    """One line that says why a transform failed: the innermost cause, without MONAI's wrapping."""
+    while error.__cause__ is not None and "applying transform" in str(error):
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [""]
+    return lines[0] if isinstance(error, ValueError) else f"{type(error).__name__}: {lines[0]}"
+
+
+class NewScanDataset(Dataset):
+    """Unlabelled scans for inference: one that cannot be read becomes an item that says why, not an exception.
+
+    Args:
+        data: ``{"image": path, "scan": name}`` a scan.
+        transform: the bundle's preprocessing.
+        image_shape: shape [1, D, H, W] of the volume that stands in for a failed scan (its output is discarded).
+
+    Items have ``image``, ``scan`` and ``reason`` (empty when all went well).
+    """
+
+    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable, image_shape: Sequence[int]) -> None:
+        super().__init__(data=data, transform=transform)
+        self.image_shape = tuple(image_shape)
+
+    def _transform(self, index: int) -> Any:
+        item = self.data[index]
+        try:
+            image = torch.as_tensor(self.transform({"image": item["image"]})["image"])
+            if tuple(image.shape) != self.image_shape:
+                raise ValueError(f"{item['image']}: preprocessing gave {tuple(image.shape)}, not {self.image_shape}")
+        except Exception as error:
+            return {"image": torch.zeros(self.image_shape), "scan": item["scan"], "reason": failure_reason(error)}
+        return {"image": image, "scan": item["scan"], "reason": ""}
+
+
+def default_num_workers() -> int:
+    """Loader processes that fit this machine: one a core, at most 8."""
+    return min(8, os.cpu_count() or 1)

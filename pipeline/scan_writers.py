@@ -1,0 +1,228 @@
+"""Write one HU volume as a JPG folder, a DICOM series, NIfTI, NRRD or MHA.
+
+Every writer takes ``hu``, an integer array (D, H, W) whose axes grow towards superior, posterior and patient left
+(the axes of LPS, slowest first), and ``spacing`` = (dz, dy, dx) in millimetres. The centre of the volume is the origin
+of patient space in all formats, so the same array written twice in two formats describes the same voxels at the same
+places: a reader that reorients to LPS returns the array that went in. JPG is the exception: it keeps neither geometry
+nor the full HU range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["volume_origin", "write_dicom_series", "write_jpg_folder", "write_nifti", "write_nrrd_or_mha"]
+
+JPG_WINDOW = (-1350.0, 150.0)
+_DICOM_SEX = {"male": "M", "female": "F"}
+
+
+def volume_origin(shape: Sequence[int], spacing: Sequence[float]) -> tuple[float, float, float]:
+    """Position (x, y, z) in mm, LPS, of the centre of voxel (0, 0, 0); the volume is centred on (0, 0, 0)."""
+    depth, height, width = (-(n - 1) / 2 * step for n, step in zip(shape, spacing, strict=True))
+    return width, height, depth
+
+
+def write_jpg_folder(
+    folder: Path | str,
+    hu: NDArray[Any],
+    window: tuple[float, float] = JPG_WINDOW,
+    *,
+    quality: int = 95,
+) -> Path:
+    """Write ``0.jpg`` ... ``D-1.jpg`` (8-bit grey), slice 0 the most inferior; HU outside ``window`` is clipped.
+
+    ``window`` is (lower, upper) in HU and maps to 0..255; ``quality`` is 1..100. Spacing is lost, as it is in the
+    public data sets that come in this form. Raises ValueError for a wrong volume, window or quality, and
+    FileExistsError when the folder already holds something.
+    """
+    from PIL import Image
+
+    volume = _checked_volume(hu)
+    lower, upper = window
+    if not lower < upper:
+        raise ValueError(f"window must be (lower, upper) with lower < upper, got {window}")
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality must be in [1, 100], got {quality}")
+    folder = _empty_folder(folder)
+    for number, plane in enumerate(volume):
+        grey = np.clip((plane.astype(np.float32) - lower) * (255.0 / (upper - lower)), 0, 255)
+        Image.fromarray(np.rint(grey).astype(np.uint8)).save(folder / f"{number}.jpg", quality=quality)
+    return folder
+
+
+def write_dicom_series(
+    folder: Path | str,
+    hu: NDArray[Any],
+    spacing: Sequence[float],
+    *,
+    sex: str,
+    age: int,
+    patient_id: str = "P0000",
+    uid_seed: str = "0",
+    series_description: str = "SYNTHETIC PHANTOM chest CT",
+    manufacturer: str = "fairlung phantom",
+    reverse_names: bool = False,
+    prone: bool = False,
+) -> Path:
+    """Write a CT Image Storage series (explicit VR little endian, 16 bit, rescale 1 / -1024), one file per slice.
+
+    ``sex`` is male or female, ``age`` in years [0, 120]. All UIDs follow from ``uid_seed`` and ``patient_id``, so
+    a rerun gives identical files; give different volumes different values. ``reverse_names`` numbers files and
+    InstanceNumber from superior to inferior. ``prone`` stores the planes turned by 180 degrees with orientation and
+    position to match (HFP): pixels differ, patient space does not. Raises ValueError for anything out of range and
+    FileExistsError when the folder already holds something.
+    """
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    volume = _checked_volume(hu, lowest=-1024)  # stored unsigned with an intercept of -1024
+    dz, dy, dx = _checked_spacing(spacing)
+    if sex not in _DICOM_SEX:
+        raise ValueError(f"sex must be male or female, got {sex!r}")
+    if not 0 <= age <= 120:
+        raise ValueError(f"age must be in [0, 120], got {age}")
+    if "SYNTHETIC PHANTOM" not in series_description:
+        # The one place a viewer shows to a reader: a synthetic scan must never pass for a patient's.
+        raise ValueError(f"series_description must contain 'SYNTHETIC PHANTOM', got {series_description!r}")
+    folder = _empty_folder(folder)
+
+    def uid(*what: object) -> UID:
+        return generate_uid(entropy_srcs=["fairlung-phantom", uid_seed, patient_id, *map(str, what)])
+
+    x0, y0, z0 = volume_origin(volume.shape, (dz, dy, dx))
+    depth, height, width = volume.shape
+    turn = -1 if prone else 1
+    stored = np.clip(volume.astype(np.int32) + 1024, 0, 65535).astype("<u2")[:, ::turn, ::turn]
+
+    ds = Dataset()
+    ds.SpecificCharacterSet = "ISO_IR 100"
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    ds.SOPClassUID = CTImageStorage
+    ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = ds.ContentDate = "20000101"
+    ds.StudyTime = ds.SeriesTime = ds.AcquisitionTime = ds.ContentTime = "000000"
+    ds.AccessionNumber = ds.ReferringPhysicianName = ds.PatientBirthDate = ds.StudyID = ""
+    ds.Modality = "CT"
+    ds.Manufacturer = manufacturer
+    ds.StudyDescription = "SYNTHETIC PHANTOM"
+    ds.SeriesDescription = series_description
+    ds.PatientName = "PHANTOM^SYNTHETIC"
+    ds.PatientID = patient_id
+    ds.PatientSex = _DICOM_SEX[sex]
+    ds.PatientAge = f"{int(age):03d}Y"
+    ds.BodyPartExamined = "CHEST"
+    ds.KVP = "120"
+    ds.SliceThickness = ds.SpacingBetweenSlices = _ds(dz)
+    ds.PatientPosition = "HFP" if prone else "HFS"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = uid("study"), uid("series")
+    ds.FrameOfReferenceUID = uid("frame")
+    ds.SeriesNumber, ds.AcquisitionNumber = 1, 1
+    ds.PositionReferenceIndicator = ""
+    ds.ImageOrientationPatient = [turn, 0, 0, 0, turn, 0]
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.Rows, ds.Columns = height, width
+    ds.PixelSpacing = [_ds(dy), _ds(dx)]
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
+    ds.BurnedInAnnotation = "NO"
+    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "-1024", "1", "HU"
+    ds.WindowCenter, ds.WindowWidth = "-600", "1500"
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    for index in range(depth):
+        number = depth - index if reverse_names else index + 1
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = uid("instance", index)
+        ds.InstanceNumber = number
+        ds.ImagePositionPatient = [_ds(turn * x0), _ds(turn * y0), _ds(z0 + index * dz)]
+        ds.SliceLocation = _ds(z0 + index * dz)
+        ds.PixelData = np.ascontiguousarray(stored[index]).tobytes()
+        ds["PixelData"].VR = "OW"
+        ds.save_as(folder / f"IM-{number:04d}.dcm", enforce_file_format=True)
+    return folder
+
+
+def write_nifti(path: Path | str, hu: NDArray[Any], spacing: Sequence[float]) -> Path:
+    """Write int16 NIfTI-1 (``.nii`` or ``.nii.gz``), data (W, H, D), affine in RAS mm, qform and sform both set.
+
+    Raises ValueError for another suffix or a wrong volume, FileExistsError when the file exists.
+    """
+    import nibabel
+
+    volume = _checked_volume(hu)
+    dz, dy, dx = _checked_spacing(spacing)
+    path = _new_file(path, (".nii", ".nii.gz"))
+    x0, y0, z0 = volume_origin(volume.shape, (dz, dy, dx))
+    affine = np.diag([-dx, -dy, dz, 1.0])  # left and posterior are the negative directions of RAS
+    affine[:3, 3] = -x0, -y0, z0
+    image = nibabel.Nifti1Image(np.ascontiguousarray(volume.transpose(2, 1, 0)), affine)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = b"SYNTHETIC PHANTOM"
+    image.set_qform(affine, code="scanner")
+    image.set_sform(affine, code="scanner")
+    nibabel.save(image, path)
+    return path
+
+
+def write_nrrd_or_mha(path: Path | str, hu: NDArray[Any], spacing: Sequence[float]) -> Path:
+    """Write a compressed int16 ``.nrrd`` or ``.mha`` through SimpleITK, direction identity (LPS).
+
+    Raises ValueError for another suffix or a wrong volume, FileExistsError when the file exists.
+    """
+    import SimpleITK as sitk
+
+    volume = _checked_volume(hu)
+    dz, dy, dx = _checked_spacing(spacing)
+    path = _new_file(path, (".nrrd", ".mha"))
+    image = sitk.GetImageFromArray(volume)
+    image.SetSpacing((dx, dy, dz))
+    image.SetOrigin(volume_origin(volume.shape, (dz, dy, dx)))
+    image.SetMetaData("SeriesDescription", "SYNTHETIC PHANTOM")
+    sitk.WriteImage(image, str(path), useCompression=True)
+    return path
+
+
+def _checked_volume(hu: NDArray[Any], lowest: int = -32768) -> NDArray[np.int16]:
+    if hu.ndim != 3 or min(hu.shape) < 1:
+        raise ValueError(f"hu must have shape (D, H, W) without empty axes, got {hu.shape}")
+    if hu.dtype.kind not in "iu":
+        raise ValueError(f"hu must be an integer array, got {hu.dtype}")
+    low, high = int(hu.min()), int(hu.max())
+    if low < lowest or high > 32767:
+        raise ValueError(f"hu must be in [{lowest}, 32767], got [{low}, {high}]")
+    return np.ascontiguousarray(hu, dtype=np.int16)
+
+
+def _checked_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
+    if len(spacing) != 3 or not all(np.isfinite(step) and step > 0 for step in spacing):
+        raise ValueError(f"spacing must be three positive millimetres (dz, dy, dx), got {tuple(spacing)}")
+    dz, dy, dx = (float(step) for step in spacing)
+    return dz, dy, dx
+
+
+def _ds(value: float) -> str:
+    """Format for a DICOM decimal string, which has room for 16 characters only."""
+    text = f"{value + 0.0:.10g}"
+    return text if len(text) <= 16 else f"{value:.8g}"
+
+
+def _empty_folder(folder: Path | str) -> Path:
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; a scan is written into a folder of its own")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _new_file(path: Path | str, suffixes: tuple[str, ...]) -> Path:
+    path = Path(path)
+    if not path.name.endswith(suffixes):
+        raise ValueError(f"file name must end in {' or '.join(suffixes)}, got {path.name!r}")
+    if path.exists():
+        raise FileExistsError(f"{path} already exists")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,79 @@
+"""Several processes give the single process's gradient, metrics and files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import torch.multiprocessing
+from workflows import SHRUNK, run_statuses
+
+from fairlung.pipeline.losses import FairLACVaRLoss
+
+COUNTS = [250, 84, 200, 200]
+BATCH = 6  # of the whole group, dealt out to 2 or 3 processes
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    image, weight = torch.randn(BATCH, 5, generator=generator), torch.randn(4, 5, generator=generator)
+    # with 3 processes the first sees no group 1 at all
+    return image, weight, {"label": torch.tensor([0, 1, 2, 3, 1, 0]), "group": torch.tensor([0, 0, 1, 0, -1, 1])}
+
+
+def gradient(image: torch.Tensor, weight: torch.Tensor, target: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
+    weight = weight.double().requires_grad_()
+    FairLACVaRLoss(COUNTS, alpha=0.8, gradient=kind)(image.double() @ weight.T, target).backward()
+    assert weight.grad is not None
+    return weight.grad
+
+
+def worker(rank: int, world: int, kind: str, folder: str) -> None:
+    store = torch.distributed.FileStore(f"{folder}/store", world)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    image, weight, target = batch()
+    mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    part = gradient(image[mine], weight, {name: value[mine] for name, value in target.items()}, kind)
+    torch.distributed.all_reduce(part)
+    torch.save(part / world, f"{folder}/{rank}.pt")  # DistributedDataParallel averages
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "kind"), [(2, "exact"), (3, "exact"), (3, "published")])
+def test_the_gradient_is_that_of_the_global_batch(world: int, kind: str, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(worker, (world, kind, str(tmp_path)), nprocs=world)
+    for rank in range(world):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), gradient(*batch(), kind), atol=1e-9, rtol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_train_through_the_overlay(bundle_dir: Path, small_cohort: Path, tmp_path: Path) -> None:
+    configs = bundle_dir / "configs"
+    settings = SHRUNK | {"batch_size": 2, "bundle_root": bundle_dir, "cohort": small_cohort, "output_dir": "run"}
+    settings |= {"pretrained": False, "model_file": "model.pt", "tracking_uri": f"sqlite:///{tmp_path}/m.db"}
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+            "-m", "monai.bundle", "run",
+            "--config_file", str([str(configs / "train.yaml"), str(configs / "multi_gpu_train.yaml")]),
+            *(f"--{name}={value}" for name, value in settings.items()),
+        ],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    cohort = pd.read_csv(small_cohort)
+    predictions = pd.read_csv(tmp_path / "run" / "val" / "predictions.csv")
+    assert list(predictions["scan"]) == list(cohort[cohort["split"] == "val"]["scan"])  # once each, in order
+    metrics = json.loads((tmp_path / "run" / "val" / "metrics.json").read_text())
+    assert sum(sum(row) for matrix in metrics["confusion"] for row in matrix) == len(predictions)
+    assert not list((tmp_path / "run" / "val").glob("*.part*"))
+    state = torch.load(tmp_path / "model.pt", weights_only=True)["model"]
+    assert not any(name.startswith("module.") for name in state)  # loads without DistributedDataParallel
+    assert run_statuses(tmp_path / "m.db") == ["FINISHED"]

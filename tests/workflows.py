@@ -1,0 +1,47 @@
+"""The shipped configs as workflows, shrunk so that a training takes seconds."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+SHRUNK = {"num_slices": 8, "image_size": 32, "crop_size": 24, "epochs": 2, "batch_size": 4, "num_workers": 0}
+CLASSES = ["adenocarcinoma", "squamous_cell", "covid19", "normal"]
+
+Start = Callable[..., ConfigWorkflow]
+
+
+def starter(bundle: Path, cache: Path) -> Start:
+    """A function that makes a workflow from config names and overrides; nothing of it is run."""
+
+    def start(*names: str, **overrides: Any) -> ConfigWorkflow:
+        files = [str(bundle / "configs" / f"{name}.yaml") for name in names]
+        settings: dict[str, Any] = {"bundle_root": str(bundle), "num_workers": 0}
+        if names != ("inference",):
+            settings |= {**SHRUNK, "pretrained": False, "model_file": "", "cache_dir": str(cache), "tracking_uri": ""}
+        if "evaluate" in names:  # the checkpoint says how it was trained
+            for name in ("num_slices", "image_size", "crop_size"):
+                del settings[name]
+        workflow_type = "infer" if names == ("inference",) else "train"
+        return ConfigWorkflow(files, logging_file=False, workflow_type=workflow_type, **settings | overrides)
+
+    return start
+
+
+def run_statuses(store: Path) -> list[str]:
+    """Statuses of the runs in MLflow's SQLite file, oldest first."""
+    with closing(sqlite3.connect(store)) as connection:
+        return [status for (status,) in connection.execute("select status from runs order by start_time")]
+
+
+def run(workflow: ConfigWorkflow) -> ConfigWorkflow:
+    """All of a workflow, as `python -m monai.bundle run` does it."""
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+    return workflow

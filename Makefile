@@ -1,7 +1,7 @@
 # make setup   the environment in .venv, exact versions from requirements.lock
 # make demo    the main job on a synthetic cohort and a real CT
 # make ui      MLflow on the runs of this folder
-# make test    the tests; make lint: style and types; make lock: refresh requirements.lock
+# make test    the tests (WORKERS=2 processes); make lint: style and types; make lock: refresh requirements.lock
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -41,7 +41,7 @@ ui: $(READY)
 	$(BIN)/mlflow ui --port $(or $(PORT),5000) $(if $(MLFLOW_TRACKING_URI),--backend-store-uri $(MLFLOW_TRACKING_URI))
 
 test: $(READY)
-	$(BIN)/python -m pytest --cov --cov-report=term --durations=10 $(ARGS)
+	$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadfile --cov --cov-report=term --durations=10 $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

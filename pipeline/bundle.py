@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY, MERGE_KEY
 
+from .distributed import is_primary
 from .errors import UserError, show_user_errors
+from .tracking_journal import without_login
 
 
 class UnknownSettingError(UserError, ValueError):
@@ -141,6 +144,14 @@ def resolved_settings() -> dict[str, Any]:
         if _is_plain(content):
             settings[key] = content
     return settings
+
+
+def write_settings(path: str | Path) -> None:
+    """Write :func:`resolved_settings` as JSON, logins of addresses left out: what a training was, tracked or not."""
+    if is_primary():
+        settings = {k: without_login(v) if isinstance(v, str) else v for k, v in resolved_settings().items()}
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _is_plain(value: Any) -> bool:

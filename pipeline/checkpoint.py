@@ -14,7 +14,7 @@ import yaml
 from .cohort import SPLITS
 from .distributed import barrier, is_primary
 from .errors import UserError
-from .predictions import EVALUATION_FILES
+from .predictions import EVALUATION_FILES, REVIEW_FILES
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,8 @@ def discard_previous(output_dir: str | Path) -> None:
         written = list(Path(output_dir, "models").glob("checkpoint_epoch=*.pt"))
         written += [Path(output_dir, "models", "best.pt"), Path(output_dir, "val", "latest.csv")]
         for folder in ("val", *(f"{split}/evaluation" for split in SPLITS)):
-            written += [Path(output_dir, folder, name) for name in EVALUATION_FILES]
+            for pattern in (*EVALUATION_FILES, *REVIEW_FILES):
+                written += Path(output_dir, folder).glob(pattern)
         for path in written:
             path.unlink(missing_ok=True)
     barrier()

@@ -40,6 +40,21 @@ class PhantomFormat(StrEnum):
     mixed = "mixed"
 
 
+class PostprocessMethod(StrEnum):
+    """Post-processing of probabilities."""
+
+    temperature = "temperature"
+    offsets = "offsets"
+    prior = "prior"
+
+
+class OffsetObjective(StrEnum):
+    """What offsets are chosen for."""
+
+    score = "score"
+    gap = "gap"
+
+
 class Layout(StrEnum):
     """Folder layouts of the benchmark; ``auto`` takes both."""
 
@@ -154,6 +169,419 @@ def results(
         _stop(ValueError(f"{folder} holds no evaluation"))
     for path in found:
         _show_evaluation(json.loads(path.read_text()))
+
+
+@app.command()
+def audit(
+    source: Annotated[
+        str,
+        typer.Argument(help="A table of predictions, the output_dir of an evaluation, or an MLflow run (runs:/ID)."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Also write the audit to this JSON file.")
+    ] = None,
+    group_by: Annotated[
+        list[str] | None, typer.Option(help="Group column, by default sex; repeat it for every combination.")
+    ] = None,
+    group_name: Annotated[list[str] | None, typer.Option(help="Groups in order; repeat the option.")] = None,
+    class_name: Annotated[list[str] | None, typer.Option(help="Classes in order; repeat the option.")] = None,
+    label_column: Annotated[str, typer.Option(help="Column of the true class.")] = "label",
+    prediction_column: Annotated[str, typer.Option(help="Column of the predicted class.")] = "prediction",
+    split: Annotated[str | None, typer.Option(help="Split, where the source has several.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store of the run.")] = None,
+    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    resamples: Annotated[int, typer.Option(help="Bootstrap draws, and permutations.")] = 10_000,
+    method: Annotated[
+        str, typer.Option(help="Bootstrap: smoothed, or percentile (the plain one, too narrow for small cells).")
+    ] = "smoothed",
+    seed: Annotated[int, typer.Option(help="Same seed, same audit.")] = 0,
+) -> None:
+    """Say what the fairness numbers of any model's predictions can bear: verdicts, intervals, tests, calibration.
+
+    The table has a row a scan: label, group columns, and prediction or one prob_CLASS column a class.
+    """
+    from .audit import audit as audit_of
+    from .errors import UserError
+    from .labelled_predictions import load_predictions
+    from .prediction_sources import find_predictions
+
+    try:
+        paths = find_predictions(source, split, tracking_uri)
+        if len(paths) > 1:
+            _stop(ValueError(f"{source} is {len(paths)} tables; an audit takes one (fairlung compare takes several)"))
+        table = load_predictions(
+            paths[0],
+            class_name,
+            group_name,
+            group_by,
+            label_column=label_column,
+            prediction_column=prediction_column,
+        )
+        result = audit_of(table, resamples, resamples, confidence, method, seed)  # type: ignore[arg-type]
+    except (UserError, ValueError) as error:
+        _stop(error)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=2) + "\n")
+    _show_audit(result)
+
+
+@app.command()
+def compare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]SOURCE...",
+            help="Systems, the reference first: a table of predictions, a quoted pattern of several (its runs), the "
+            "output_dir of an evaluation, or an MLflow run (runs:/ID). Repeat a NAME to give it more runs.",
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Also write the comparison to this JSON file.")
+    ] = None,
+    group_by: Annotated[
+        list[str] | None, typer.Option(help="Group column, by default sex; repeat it for every combination.")
+    ] = None,
+    group_name: Annotated[list[str] | None, typer.Option(help="Groups in order; repeat the option.")] = None,
+    class_name: Annotated[list[str] | None, typer.Option(help="Classes in order; repeat the option.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split, where a source has several.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store of the runs.")] = None,
+    confidence: Annotated[float, typer.Option(help="Of the intervals; tests are at the level 1 - this.")] = 0.95,
+    resamples: Annotated[int, typer.Option(help="Bootstrap draws, and permutations.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Same seed, same comparison.")] = 0,
+) -> None:
+    """Say whether a system is better than the first one on the same scans: verdicts, intervals, tests, power."""
+    from .compare import compare as compare_systems
+    from .errors import UserError
+    from .labelled_predictions import load_predictions
+    from .prediction_sources import find_predictions, named_sources
+
+    try:
+        systems = {
+            name: [
+                load_predictions(path, class_name, group_name, group_by)
+                for source in given
+                for path in find_predictions(source, split, tracking_uri)
+            ]
+            for name, given in named_sources(sources).items()
+        }
+        result = compare_systems(systems, resamples, resamples, confidence, seed)
+    except (UserError, ValueError) as error:
+        _stop(error)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=2) + "\n")
+    _show_comparison(result)
+
+
+@app.command()
+def report(
+    source: Annotated[
+        str | None,
+        typer.Argument(help="The output_dir of an evaluation, a table of predictions, or an MLflow run (runs:/ID)."),
+    ] = None,
+    comparison: Annotated[
+        Path | None, typer.Option("--compare", help="Report on the file of fairlung compare -o instead.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The HTML file; else report.html, of an output_dir beside its evaluation."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split, where the source has several.")] = None,
+    group_by: Annotated[
+        list[str] | None, typer.Option(help="Group column of a table, by default sex; repeat it for every combination.")
+    ] = None,
+    group_name: Annotated[list[str] | None, typer.Option(help="Groups in order; repeat the option.")] = None,
+    class_name: Annotated[list[str] | None, typer.Option(help="Classes in order; repeat the option.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store of the run.")] = None,
+) -> None:
+    """Write a report that stands alone, as HTML and as Markdown: verdicts, intervals, cells, calibration, errors."""
+    from .document import write_document
+    from .errors import UserError
+    from .report import report_of_table, write_comparison_report
+
+    try:
+        if (source is None) == (comparison is None):
+            raise ValueError("give a SOURCE, or --compare with a file")
+        if comparison is not None:
+            path = write_comparison_report(comparison, output or Path("report.html"))
+        else:
+            assert source is not None
+            table = _one_table(source, split, tracking_uri)
+            beside = table.with_name("report.html") if Path(source).is_dir() else Path("report.html")
+            path = write_document(report_of_table(table, class_name, group_name, group_by), output or beside)
+    except (UserError, ValueError) as error:
+        _stop(error)
+    console.print(f"wrote {escape(str(path))}, {escape(path.with_suffix('.md').name)}", highlight=False, soft_wrap=True)
+
+
+@app.command("model-card")
+def model_card(
+    output_dir: Annotated[Path, typer.Argument(help="The output_dir of an evaluation.")],
+    split: Annotated[str | None, typer.Option(help="Split, where several were evaluated.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The Markdown file to write.")] = Path("MODEL_CARD.md"),
+    bundle_readme: Annotated[
+        Path | None, typer.Option(help="Also put the performance between the marks in this README.")
+    ] = None,
+) -> None:
+    """Write the model card of an evaluated checkpoint, and fill in the performance section of its bundle's README."""
+    from .errors import UserError
+    from .model_card import update_performance, write_model_card
+
+    try:
+        evaluation_dir = _one_table(str(output_dir), split, None).parent
+        write_model_card(evaluation_dir, output)
+        if bundle_readme is not None:
+            update_performance(bundle_readme, evaluation_dir)
+    except (UserError, ValueError) as error:
+        _stop(error)
+    for path in filter(None, (output, bundle_readme)):
+        console.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def postprocess(
+    method: Annotated[PostprocessMethod, typer.Argument(help="What to do to the probabilities.")],
+    judged: Annotated[Path, typer.Option("--apply", help="Table of labelled predictions to post-process and judge.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The table to write.")],
+    fit_on: Annotated[
+        Path | None, typer.Option("--fit", help="Table of predictions to fit on, of other scans: the validation split.")
+    ] = None,
+    load: Annotated[Path | None, typer.Option(help="A saved fit to apply instead.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Also save the fit to this JSON file.")] = None,
+    objective: Annotated[
+        OffsetObjective | None, typer.Option(help="offsets: largest P (score, the default), or smallest gap.")
+    ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(help="offsets for the gap: how much P may fall on the fitted scans, by default 0.01."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="prior: CLASS=FREQUENCY or CLASS=COUNT of the target population, for each class; or labels (the "
+            "default) or em, to count the labels of --fit or to estimate from its probabilities alone."
+        ),
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="prior: CLASS=FREQUENCY under which the model answers, for each class; by default even."),
+    ] = None,
+    group_by: Annotated[
+        list[str] | None, typer.Option(help="Group column, by default sex; repeat it for every combination.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    resamples: Annotated[int, typer.Option(help="Bootstrap draws.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Same seed, same intervals.")] = 0,
+) -> None:
+    """Post-process probabilities, fitted on other scans than those judged; always shows what it costs."""
+    from . import postprocess as post
+    from .errors import UserError
+
+    outputs = list(filter(None, (output, save)))
+    try:
+        given: dict[str, Any] = {
+            "objective": None if objective is None else objective.value,
+            "max_loss": max_loss,
+            "target": None if target is None else post.read_target(target),
+            "source": None if source is None else post.read_frequencies(source, "source"),
+        }
+        settings = {name: value for name, value in given.items() if value is not None}
+        post.refuse_overwriting(filter(None, (judged, fit_on, load)), outputs)
+        if load is not None:
+            if fit_on is not None or settings:
+                raise ValueError("--load takes a fit as it was saved: leave out --fit and the settings of the method")
+            fitted = post.load_fitted(load)
+            if fitted.method != method.value:
+                raise ValueError(f"{load} holds a fit of {fitted.method}, not of {method.value}")
+        else:
+            if fit_on is None and not isinstance(settings.get("target"), dict):
+                raise ValueError("give --fit with a table, --load with a saved fit, or for prior --target by name")
+            unlabelled = settings.get("target") == "em"
+            table = None
+            if fit_on is not None:
+                table = post.load_unlabelled(fit_on) if unlabelled else post.load_table(fit_on, group_by)
+            fitted = post.fit(method.value, table, **settings)
+        before = post.load_table(judged, group_by)
+        after = post.apply(fitted, before)
+        result = post.before_after(before, after, resamples, confidence, seed)
+        for path in outputs:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        post.write_table(output, judged, after, fitted.method)
+        if save is not None:
+            fitted.save(save)
+    except (UserError, ValueError) as error:
+        _stop(error)
+    console.print(escape(post.describe(fitted)), highlight=False, soft_wrap=True)
+    _show_before_after(result)
+    for path in outputs:
+        console.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
+
+
+def _one_table(source: str, split: str | None, tracking_uri: str | None) -> Path:
+    from .prediction_sources import find_predictions
+
+    paths = find_predictions(source, split, tracking_uri)
+    if len(paths) > 1:
+        raise ValueError(f"{source} is {len(paths)} tables; this takes one (fairlung compare takes several)")
+    return paths[0]
+
+
+@app.command("mlflow-sync")
+def mlflow_sync(
+    output_dir: Annotated[Path, typer.Argument(help="The output_dir of a training or evaluation.")],
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="Where to send to, if not to where the run was meant to go.")
+    ] = None,
+) -> None:
+    """Send what MLflow did not take while it was away; twice changes nothing."""
+    from .tracking_journal import TrackingError, sync
+
+    try:
+        done = sync(output_dir, tracking_uri)
+    except TrackingError as error:
+        _stop(error)
+    if not done:
+        console.print(f"nothing to send in {escape(str(output_dir))}", highlight=False, soft_wrap=True)
+    for run in done:
+        state = f"run {run.run_id}, {run.status}" if run.run_id else "[yellow]left alone[/], its process still runs"
+        console.print(f"{escape(run.name)}: {state}", highlight=False, soft_wrap=True)
+        for reason in run.refused:
+            console.print(f"[yellow]not sent[/] {escape(reason)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def register(
+    output_dir: Annotated[Path, typer.Argument(help="The output_dir of a tracked training that was evaluated.")],
+    name: Annotated[str, typer.Option(help="Name of the registered model.")],
+    split: Annotated[str, typer.Option(help="Split whose evaluation judges the version.")] = "test",
+    checkpoint: Annotated[Path | None, typer.Option(help="The checkpoint; else the evaluated one.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store; else the one the training used.")] = None,
+    bundle_root: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("bundles/fair_lung_ct"),
+) -> None:
+    """Register an evaluated checkpoint in MLflow; it becomes `champion` when its P is higher and its gap not worse."""
+    from .errors import UserError
+    from .mlflow_model import register_output
+
+    try:
+        registered = register_output(output_dir, name, bundle_root, split, checkpoint, tracking_uri)
+    except UserError as error:
+        _stop(error)
+    outcome = "now the champion" if registered.decision.champion else "not the champion"
+    text = f"{name} version {registered.version}: {outcome} ({registered.decision.reason})"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+SIGNS = {"finding": "[red]finding[/]", "inconclusive": "[yellow]inconclusive[/]", "no-statement": "no statement"}
+
+
+def _show_verdicts(verdicts: list[dict[str, str]]) -> None:
+    for verdict in verdicts:
+        sign = SIGNS.get(verdict["level"], verdict["level"])
+        console.print(f"{sign}: {escape(verdict['text'])}", highlight=False, soft_wrap=True)
+    console.print()
+
+
+def _span(estimate: dict[str, float] | None, sign: str = "") -> str:
+    if estimate is None:
+        return "-"
+    return "{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})".format(**estimate, sign=sign)
+
+
+def _show_audit(result: dict[str, Any]) -> None:
+    _show_verdicts(result["verdicts"])
+    overall, groups = result["overall"], result["group_names"]
+    percent = f"{100 * result['settings']['confidence']:g} %"
+    table = Table(title=f"{result['n']} scans, {percent} intervals")
+    headings = {"score": "P", "gap": f"gap ({' - '.join(groups)})", "abs_gap": "|gap|", "f1_macro": "pooled macro F1"}
+    shown = {name: heading for name, heading in headings.items() if name in overall}
+    for heading in shown.values():
+        table.add_column(heading, justify="right")
+    table.add_row(*(_span(overall[name], "+" if name == "gap" else "") for name in shown))
+    console.print(table)
+
+    table = Table(title="Groups")
+    table.add_column("group", no_wrap=True)
+    table.add_column("scans", justify="right")
+    headings = {"f1": "macro F1", "accuracy": "accuracy", "auc": "AUC", "ece": "ECE", "brier": "Brier"}
+    shown = {name: heading for name, heading in headings.items() if any(group.get(name) for group in result["groups"])}
+    for heading in shown.values():
+        table.add_column(heading, justify="right")
+    for group in result["groups"]:
+        table.add_row(escape(group["group"]), str(group["n"]), *(_span(group.get(name)) for name in shown))
+    console.print(table)
+
+    table = Table(title="Cells")
+    for heading in ("class", "group", "scans", "precision", "recall", "F1"):
+        name = heading in ("class", "group")
+        table.add_column(heading, justify="left" if name else "right", no_wrap=name)
+    for cell in sorted(result["cells"], key=lambda cell: result["class_names"].index(cell["class"])):
+        numbers = (_span(cell[name]) for name in ("precision", "recall", "f1"))
+        table.add_row(escape(cell["class"]), escape(cell["group"]), str(cell["n"]), *numbers)
+    console.print(table)
+
+
+def _show_comparison(result: dict[str, Any]) -> None:
+    _show_verdicts(result["verdicts"])
+    groups = result["group_names"]
+    headings = {"score": "P", "gap": f"gap ({' - '.join(groups)})", "abs_gap": "|gap|"}
+    headings |= {f"f1_{group}": f"F1 {group}" for group in groups}
+    headings |= {"worst_cell_f1": "worst cell F1", "f1_macro": "pooled macro F1"}
+    shown = {name: heading for name, heading in headings.items() if name in result["systems"][0]["values"]}
+    table = Table(title=f"{result['n']} scans, mean (standard deviation over runs)")
+    for heading in ("system", "runs", *shown.values()):
+        table.add_column(escape(heading), justify="left" if heading == "system" else "right")
+    for system in result["systems"]:
+        values, spread = system["values"], system["sd"]
+        numbers = [
+            f"{values[name]:{'+' if name == 'gap' else ''}.3f}" + (f" ({spread[name]:.3f})" if spread else "")
+            for name in shown
+        ]
+        table.add_row(escape(system["name"]), str(len(system["runs"])), *numbers)
+    console.print(table)
+
+    percent = f"{100 * result['settings']['confidence']:g} %"
+    table = Table(title=f"Difference from {escape(result['reference'])}, {percent} intervals")
+    table.add_column("")
+    for comparison in result["comparisons"]:
+        table.add_column(escape(comparison["system"]), justify="right")
+    for name, heading in shown.items():
+        table.add_row(escape(heading), *(_span(found["differences"][name], "+") for found in result["comparisons"]))
+    for name, text in (("score", "higher P"), ("abs_gap", "smaller |gap|")):
+        shares = (found["probability_better"][name] for found in result["comparisons"])
+        table.add_row(f"{text}, share of resamples", *(f"{share:.3f}" for share in shares))
+    for name, text in (("score", "P"), ("abs_gap", "|gap|")):
+        tests = [found["tests"][name] for found in result["comparisons"]]
+        table.add_row(f"p of {text} (after Holm)", *(f"{test['p_value']:.3g} ({test['p_holm']:.3g})" for test in tests))
+    console.print(table)
+
+
+def _show_before_after(result: dict[str, Any]) -> None:
+    percent = f"{100 * result['settings']['confidence']:g} %"
+    table = Table(title=f"Before and after, {result['n']} scans")
+    for heading in ("", "before", "after", f"change ({percent} interval)"):
+        table.add_column(heading, justify="right" if heading else "left")
+    headings = {"score": "P", "gap": f"gap ({' - '.join(result['group_names'])})", "abs_gap": "|gap|", "f1": "F1"}
+    headings |= {"nll": "NLL", "brier": "Brier", "ece": "ECE"}
+
+    def add(name: str, number: dict[str, Any], group: str = "") -> None:
+        sign = "+" if name == "gap" else ""
+        values = (f"{number[when]:{sign}.3f}" for when in ("before", "after"))
+        table.add_row(escape(f"{headings[name]} {group}".strip()), *values, _span(number["change"], "+"))
+
+    for name in headings:
+        if name in result["overall"]:
+            add(name, result["overall"][name])
+        for group in result["groups"]:
+            if name in group:
+                add(name, group[name], group["group"])
+    console.print(table)
+    parts = [f"{group['changed']} of {group['n']} {group['group']}" for group in result["groups"]]
+    console.print(escape(f"Predictions that changed: {', '.join(parts)}."), highlight=False, soft_wrap=True)
+    console.print("[yellow]cost[/]")
+    for sentence in result["cost"]:
+        console.print(escape(f"  {sentence}"), highlight=False, soft_wrap=True)
+    console.print()
 
 
 def _show_evaluation(result: dict[str, Any]) -> None:

@@ -60,9 +60,9 @@ def cohort_chart(cells: pd.DataFrame, path: str | os.PathLike[str] | None = None
     count = cells.groupby(["split", "label", "group"])["n"].sum()
 
     largest = len(str(cells["n"].max()))
-    class_width = max(_label_width(labels), len(groups) * (largest + 1) * CHARACTER) + 0.15
+    class_width = max(label_width(labels), len(groups) * (largest + 1) * CHARACTER) + 0.15
     panel_width = max(len(labels) * class_width, 2.0) + 0.6
-    figure = _new_figure(panel_width * len(splits), 3.9)
+    figure = new_figure(panel_width * len(splits), 3.9)
     styles = [_bar_style(group, index) for index, group in enumerate(groups)]
     bar_width = 0.84 / len(groups)
     for ax, split in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits, strict=True):
@@ -75,7 +75,7 @@ def cohort_chart(cells: pd.DataFrame, path: str | os.PathLike[str] | None = None
                 np.arange(len(labels)) + offset, heights, bar_width, edgecolor="black", linewidth=0.6, **style
             )
             ax.bar_label(bars, fontsize=8, padding=1)
-        ax.set_xticks(range(len(labels)), [_wrapped(label) for label in labels], fontsize=9)
+        ax.set_xticks(range(len(labels)), [wrapped(label) for label in labels], fontsize=9)
         ax.set_xlim(-0.55, len(labels) - 0.45)
         ax.set_ylim(0, tallest * HEADROOM)
         ax.yaxis.get_major_locator().set_params(integer=True)
@@ -83,12 +83,12 @@ def cohort_chart(cells: pd.DataFrame, path: str | os.PathLike[str] | None = None
         ax.tick_params(axis="y", labelsize=8)
         ax.spines[["top", "right"]].set_visible(False)
         total = int(cells.loc[cells["split"] == split, "n"].sum())
-        ax.set_title(f"{_plain(SPLIT_TITLES.get(split, split))} (n = {total})", fontsize=10)
+        ax.set_title(f"{plain(SPLIT_TITLES.get(split, split))} (n = {total})", fontsize=10)
         ax.set_ylabel("scans", fontsize=9)
     _set_heading(figure, f"Scans by class and group (n = {int(cells['n'].sum())})")
     handles = [Patch(edgecolor="black", linewidth=0.6, **style) for style in styles]
-    columns = max(1, int(figure.get_figwidth() / (_label_width(groups) + 0.7)))
-    names = [_wrapped(group) for group in groups]
+    columns = max(1, int(figure.get_figwidth() / (label_width(groups) + 0.7)))
+    names = [wrapped(group) for group in groups]
     figure.legend(
         handles, names, loc="outside lower center", ncols=min(len(groups), columns), frameon=False, fontsize=9
     )
@@ -127,13 +127,13 @@ def confusion_figure(
     if len(counts) > len(groups):
         groups, counts = (groups, counts[:-1]) if not counts[-1].any() else ([*groups, UNKNOWN], counts)
 
-    cell = max(_label_width(class_names), (len(str(counts.max())) + 1) * CHARACTER, 0.55)
+    cell = max(label_width(class_names), (len(str(counts.max())) + 1) * CHARACTER, 0.55)
     side = max(cell * classes, 1.6)
-    names = [_wrapped(name) for name in class_names]
+    names = [wrapped(name) for name in class_names]
     label_height = 0.18 * max(name.count("\n") + 1 for name in names)
-    title_height = 0.2 * max(_wrapped(group).count("\n") + 1 for group in groups)
-    margin = _label_width(class_names) + 0.5
-    figure = _new_figure((side + 0.25) * len(groups) + margin + 0.9, side + label_height + title_height + 1.1)
+    title_height = 0.2 * max(wrapped(group).count("\n") + 1 for group in groups)
+    margin = label_width(class_names) + 0.5
+    figure = new_figure((side + 0.25) * len(groups) + margin + 0.9, side + label_height + title_height + 1.1)
     axes = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     for ax, matrix, group in zip(axes, counts, groups, strict=True):
         image = _draw_confusion(ax, matrix)
@@ -142,7 +142,7 @@ def confusion_figure(
         ax.tick_params(length=0)
         title = f"{group} (n = {matrix.sum()})"
         fits = len(title) * CHARACTER < side
-        ax.set_title(_plain(title) if fits else f"{_wrapped(group)}\n(n = {matrix.sum()})", fontsize=10)
+        ax.set_title(plain(title) if fits else f"{wrapped(group)}\n(n = {matrix.sum()})", fontsize=10)
         ax.set_xlabel("predicted", fontsize=9)
     axes[0].set_ylabel("true", fontsize=9)
     bar = figure.colorbar(image, ax=list(axes), fraction=0.04, pad=0.02)
@@ -166,7 +166,7 @@ def _draw_confusion(ax: Axes, matrix: np.ndarray) -> AxesImage:
     return image
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -188,7 +188,7 @@ def _bar_style(group: str, index: int) -> dict[str, Any]:
     return {"facecolor": PALETTE[colour], "hatch": HATCHES[(colour + round_) % len(HATCHES)]}
 
 
-def _wrapped(name: str) -> str:
+def wrapped(name: str) -> str:
     """A name on lines of at most NAME_WIDTH characters, broken after ``_``, ``-``, ``/`` or a space if it has them."""
     pieces = re.findall(r"[^_\-/ ]*[_\-/ ]?", name)
     lines = [""]
@@ -198,14 +198,14 @@ def _wrapped(name: str) -> str:
         lines[-1] += piece
     # A word of one or two letters more is left whole: better a slightly wider label than "adenocarcinom-a".
     whole = [textwrap.wrap(line, NAME_WIDTH + 3) or [""] for line in lines]
-    return _plain("\n".join(part for parts in whole for part in parts))
+    return plain("\n".join(part for parts in whole for part in parts))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """``text`` with dollar signs kept from starting mathematics."""
     return text.replace("$", r"\$")
 
 
-def _label_width(names: Sequence[str]) -> float:
+def label_width(names: Sequence[str]) -> float:
     """Inches that the widest wrapped name needs."""
-    return max(len(line) for name in names for line in _wrapped(name).split("\n")) * CHARACTER
+    return max(len(line) for name in names for line in wrapped(name).split("\n")) * CHARACTER

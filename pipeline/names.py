@@ -7,4 +7,6 @@ from __future__ import annotations
 
 CLASS_NAMES = ("adenocarcinoma", "squamous_cell", "covid19", "normal")
 SEXES = ("male", "female")
+# settings that say in a line what was trained
+TRAINING_SETTINGS = ("system", "alpha", "tau", "gradient", "seed", "fold")
 UNKNOWN_GROUP = -1  # of a scan whose group is not known

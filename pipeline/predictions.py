@@ -11,19 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from ignite.engine import Engine, Events
 
 from .distributed import gather_interleaved, is_primary, rank, world_size
-from .metrics import fairness_summary, group_confusion
+from .labelled_predictions import load_predictions
+from .metrics import fairness_summary
 from .names import UNKNOWN_GROUP
 
 logger = logging.getLogger(__name__)
 
 # a file name need not be Unicode; it must not stop the others' answers
 TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
-EVALUATION_FILES = ("predictions.csv", "metrics.json", "confusion.png")
+EVALUATION_FILES = ("predictions.csv", "metrics.json", "audit.json", "confusion.png")
+# patterns of what is made of them later; with the files above, all that an evaluation leaves
+REVIEW_FILES = ("cells.csv", "report.html", "report.md", "report_files/*.png", "errors/errors.json", "errors/*.png")
 EXIT_SOME_FAILED = 3  # exit code of an inference in which some scans failed and the others are done
 
 
@@ -123,32 +125,6 @@ class PredictionWriter:
             sys.exit(EXIT_SOME_FAILED)
 
 
-def read_predictions(path: str | Path) -> pd.DataFrame:
-    """A labelled prediction table, all columns as strings."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
-def confusion_of(
-    table: pd.DataFrame, class_names: Sequence[str], group_names: Sequence[str], group_column: str = "sex"
-) -> torch.Tensor:
-    """Confusion tensor [G + 1, C, C] of a labelled prediction table."""
-
-    def index(column: str, names: Sequence[str], other: int | None = None) -> torch.Tensor:
-        position = {name: i for i, name in enumerate(names)}
-        unknown = sorted(set(table[column]) - set(position)) if other is None else []
-        if unknown:
-            raise ValueError(f"column {column!r} holds {unknown[0]!r}, which is none of {', '.join(names)}")
-        return torch.tensor([position.get(value, other) for value in table[column]], dtype=torch.long)
-
-    return group_confusion(
-        index("prediction", class_names),
-        index("label", class_names),
-        index(group_column, group_names, UNKNOWN_GROUP),
-        len(group_names),
-        len(class_names),
-    )
-
-
 def write_evaluation(
     predictions: str | Path,
     class_names: Sequence[str],
@@ -165,7 +141,9 @@ def write_evaluation(
         confusion counts, and ``metrics`` (:func:`~.metrics.fairness_summary`).
     """
     predictions = Path(predictions)
-    confusion = confusion_of(read_predictions(predictions), class_names, group_names, group_column)
+    # one scan whose output is not finite must not lose the others: what counts here is the predicted class
+    table = load_predictions(predictions, class_names, group_names, [group_column], with_probabilities=False)
+    confusion = torch.from_numpy(table.confusion())
     result = {
         "split": split,
         "checkpoint": checkpoint,

@@ -1,7 +1,9 @@
-"""MLflow runs that say everything about a training or an evaluation, and never merge or stay open.
+"""MLflow runs that say everything about a training or an evaluation, and never merge, stay open or stop a training.
 
 MONAI's ``MLFlowHandler`` joins unfinished runs, leaves crashed ones RUNNING, and logs neither settings nor pictures;
-this speaks to MLflow's client instead. mlflow is imported only when a run is tracked.
+this speaks to MLflow's client instead. mlflow is imported only when a run is tracked. Whatever is said to MLflow is
+written down first (:mod:`~.tracking_journal`): when MLflow cannot be reached or its disk is full, the run goes on and
+``fairlung mlflow-sync OUTPUT_DIR`` sends it later.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import os
+import platform
 import re
 import signal
 import subprocess
@@ -16,16 +20,21 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 from ignite.engine import Engine, Events
 
+from . import tracking_journal as journals
+from .cohort import SPLITS
 from .distributed import is_primary
+from .names import TRAINING_SETTINGS
 from .predictions import EVALUATION_FILES, write_evaluation
+from .tracking_journal import Journal, TrackingError, impatient, without_login
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -34,8 +43,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_PARAM_LENGTH = 6000  # MLflow's limit
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows runs of training, not of agents
+MAX_PARAM_LENGTH = 6000  # MLflow's limits
+MAX_NOTE_LENGTH = 8000
+SAMPLING_SECONDS = 10.0  # of the machine's load, unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says otherwise
 
 
 class RunTracker:
@@ -46,9 +56,14 @@ class RunTracker:
             store in the working directory); "" tracks nothing.
         experiment: MLflow experiment, made when it does not exist.
         run_name: readable name; a suffix makes it unique.
-        output_dir: the job's output folder; ``mlflow_run.json`` in it says which run it belongs to.
+        output_dir: the job's output folder; ``mlflow_run.json`` in it says which run it belongs to, and
+            ``mlflow_pending`` keeps what is not sent yet.
         source_dir: a folder in the git checkout whose commit the run states.
-        kind: ``train`` or ``evaluate``, a tag.
+        kind: ``train`` or ``evaluate``, a tag. An evaluation is nested under the training of its checkpoint.
+        parent_run: id of the MLflow run to nest a training under, such as a study's.
+        tags: more tags.
+        system_metrics: log the load of CPU, memory, disk, network and GPU.
+        device: whose name the run states.
     """
 
     def __init__(
@@ -59,120 +74,363 @@ class RunTracker:
         output_dir: str | Path,
         source_dir: str | Path = ".",
         kind: str = "train",
+        parent_run: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+        system_metrics: bool = False,
+        device: str | torch.device = "cpu",
     ) -> None:
         self.tracking_uri = tracking_uri
         self.experiment = experiment
-        self.run_name = f"{run_name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+        self.run_name = f"{run_name} {time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
         self.output_dir = Path(output_dir)
         self.source_dir = Path(source_dir)
         self.kind = kind
-        self.run_id: str | None = None
-        self._client: Any = None
+        self.parent_run = parent_run
+        self.tags = dict(tags or {})
+        self.system_metrics = system_metrics
+        self.device = torch.device(device)
+        self.run_id: str | None = None  # None too while a run has not reached MLflow
+        self.best_epoch: int | None = None
+        self._uri = ""
+        self._client: Any = None  # None while MLflow is not reached
+        self._experiment_id = ""
+        self._journal: Journal | None = None
+        self._lock = threading.RLock()
+        self._warned = self._warned_of_copy = False
+        self._group_names: tuple[str, ...] = ()
+        self._about = ""
+        self._metric_names: set[str] = set()
+        self._training: dict[str, Any] = {}  # the record of the training that an evaluation judges
+        self._monitor: _SystemMonitor | None = None
 
     @property
     def active(self) -> bool:
         """Whether a run is open."""
-        return self.run_id is not None
+        return self._journal is not None
 
     def start(self, settings: Mapping[str, Any], config: Mapping[str, Any], cohort: Cohort) -> None:
         """Open the run and log what is known before the first step.
 
         Args:
-            settings: plain settings, logged as parameters.
+            settings: plain settings, logged as parameters. Those of an evaluation's training replace its own.
             config: the merged config, logged as ``config/config.yaml``.
             cohort: logged as a data set with its digest, and as the table of its cells. Scan names, patients and other
                 columns of the cohort are not logged.
+
+        Raises:
+            TrackingError: a mistyped address, a deleted experiment, an unknown parent run. A server that is away or a
+                full disk is a warning.
         """
-        if self.tracking_uri == "" or not is_primary():
+        if not is_primary():
+            return
+        if self.kind == "train":  # an earlier training's
+            with suppress(OSError):
+                (self.output_dir / journals.RECORD).unlink(missing_ok=True)
+        if self.tracking_uri == "":
             return
         import mlflow
-        from mlflow.entities import DatasetInput, InputTag, Param
 
-        uri = self.tracking_uri or mlflow.get_tracking_uri()
-        with _first_access(uri):
-            self._client = mlflow.MlflowClient(tracking_uri=uri)
-            experiment_id = self._experiment_id()
+        self._uri = journals.absolute(self.tracking_uri or mlflow.get_tracking_uri())
+        self._group_names = tuple(cohort.group_names)
+        away = self._connect()
+        if self.kind != "train":
+            self._training = _training_record(settings, self.output_dir)
+            known = self._training.get("settings", {})
+            settings = {k: v for k, v in settings.items() if k not in TRAINING_SETTINGS} | known
+        self._about = _about(settings, self.kind, cohort)
+        uid = uuid.uuid4().hex
+        self._journal = Journal(self.output_dir, uid)
+        atexit.register(self.finish, "FAILED")  # however the process ends, short of a kill -9: the run is closed
+        _exit_on_sigterm()
+        if away is not None:
+            self._go_offline(away)
+        self._submit(
+            "create",
+            uri=self._uri if without_login(self._uri) == self._uri else None,
+            experiment=self.experiment,
+            name=self.run_name,
+            tags=self._start_tags(settings, cohort) | {journals.MARK: uid},
+            training={key: self._training.get(key) for key in ("run_id", "journal")} if self._training else None,
+        )
+        if self.kind == "train":
+            self._write_record({key: settings[key] for key in TRAINING_SETTINGS if settings.get(key) is not None})
+        self._submit("params", values={name: _param(value) for name, value in settings.items()})
+        self._log_cohort(cohort)
+        self.log_text(yaml.safe_dump(_loggable(config), sort_keys=False), "config/config.yaml")
+        self.log_text(json.dumps(_loggable(settings), indent=2), "config/settings.json")
+        if self.system_metrics:
+            self._monitor = _SystemMonitor(self)
+        logger.info("MLflow run %s (%s)", self.run_name, self.run_id or "not sent yet")
+
+    def _connect(self) -> Exception | None:
+        """Reach MLflow; the reason why not, unless the settings are at fault."""
+        try:
+            self._client, self._experiment_id = journals.connect(self._uri, self.experiment)
+            if self.parent_run and self.kind == "train" and journals.living_run(self._client, self.parent_run) is None:
+                raise TrackingError(f"parent_run: MLflow has no run {self.parent_run!r}")
+        except TrackingError:
+            raise
+        except Exception as error:
+            self._client = None
+            return error
+        return None
+
+    def _start_tags(self, settings: Mapping[str, Any], cohort: Cohort) -> dict[str, str]:
         tags = {"mlflow.source.name": self.source_dir.resolve().name, "mlflow.source.type": "LOCAL"}
         tags |= {"fairlung.kind": self.kind, "fairlung.cohort_digest": cohort.digest, **_git_tags(self.source_dir)}
         tags |= {"fairlung.synthetic": "true"} if cohort.synthetic else {}
-        tags |= _training_run_tag(self.output_dir) if self.kind != "train" else {}
-        self.run_id = self._client.create_run(experiment_id, run_name=self.run_name, tags=tags).info.run_id
-        atexit.register(self.finish, "FAILED")  # however the process ends, short of a kill -9: the run is closed
-        _exit_on_sigterm()
-        params = [Param(name, _param(value)) for name, value in settings.items()]
-        self._client.log_batch(self.run_id, params=params)
+        for name in ("system", "alpha", "seed", "fold"):
+            if settings.get(name) is not None:
+                tags[f"fairlung.{name}"] = _param(settings[name])
+        tags["fairlung.device"] = device_name(self.device)
+        tags["mlflow.note.content"] = self._about
+        if self.parent_run:
+            tags["mlflow.parentRunId"] = self.parent_run
+        return tags | {str(name): _param(value) for name, value in self.tags.items()}
+
+    def _log_cohort(self, cohort: Cohort) -> None:
+        import mlflow
+
         cells = cohort.cells()
         source = mlflow.data.from_pandas(cells, name="cohort", digest=cohort.digest[:36])
-        context = [InputTag("mlflow.data.context", self.kind)]
-        self._client.log_inputs(self.run_id, datasets=[DatasetInput(source._to_mlflow_entity(), tags=context)])
+        entity = {key: value for key, value in dict(source._to_mlflow_entity()).items() if value is not None}
+        entity |= {"source_type": "code", "source": json.dumps({"tags": {}})}  # MLflow's names the user and a path
+        self._submit("dataset", dataset=entity, context=self.kind)
         self.log_text(cells.to_csv(index=False), "cohort/cells.csv")
-        self.log_text(yaml.safe_dump(_loggable(config), sort_keys=False), "config/config.yaml")
-        self.log_text(json.dumps(_loggable(settings), indent=2), "config/settings.json")
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        if self.kind == "train":
-            (self.output_dir / "mlflow_run.json").write_text(
-                json.dumps(_loggable({"tracking_uri": uri, "run_id": self.run_id, "run_name": self.run_name}), indent=2)
-            )
-        logger.info("MLflow run %s (%s)", self.run_name, self.run_id)
 
-    def _experiment_id(self) -> str:
-        from mlflow.exceptions import MlflowException
-
-        found = self._client.get_experiment_by_name(self.experiment)
-        if found is not None:
-            if found.lifecycle_stage != "active":
-                raise ValueError(f"MLflow experiment {self.experiment!r} is deleted; restore it or choose another")
-            return found.experiment_id
+    def _write_record(self, training: Mapping[str, Any]) -> None:
+        assert self._journal is not None
+        content: dict[str, Any] = {"tracking_uri": self._uri, "run_id": self.run_id, "run_name": self.run_name}
+        content |= {"journal": self._journal.uid, "settings": training}
         try:
-            return self._client.create_experiment(self.experiment, tags=EXPERIMENT_TAGS)
-        except MlflowException:  # another process made it meanwhile
-            found = self._client.get_experiment_by_name(self.experiment)
-            if found is None:
-                raise
-            return found.experiment_id
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            (self.output_dir / journals.RECORD).write_text(json.dumps(_loggable(content), indent=2))
+        except OSError as error:
+            self._warn_of_copy(error)
+
+    def _submit(self, op: str, **content: Any) -> None:
+        """Write an entry down and send it, unless MLflow was away already."""
+        with self._lock:
+            journal = self._journal
+            if journal is None:
+                return
+            entry = journal.add(op, **content)
+            if self._client is not None:
+                try:
+                    with impatient():
+                        self._send(journal, [entry])
+                except Exception as error:  # a training must not end on it
+                    self._client = None
+                    self._go_offline(error)
+            if self._client is None:
+                if op == "file":
+                    journal.keep_file(entry)
+                if journal.problem is not None:
+                    self._warn_of_copy(journal.problem)
+
+    def _send(self, journal: Journal, entries: list[dict[str, Any]]) -> None:
+        if entries[0]["op"] == "create":
+            self.run_id = journals.create_run(self._client, self._experiment_id, entries[0])
+            journal.is_run(self.run_id)
+        else:
+            assert self.run_id is not None
+            try:
+                journals.send(self._client, self.run_id, entries, journal.folder)
+            except Exception as error:
+                if not journals.is_refusal(self._client, self.run_id, error):
+                    raise
+                self._warn("MLflow refused something about run %r, which goes on: %s", self.run_name, error)
+        journal.sent(entries)
+
+    def _go_offline(self, error: Exception) -> None:
+        self._warn(
+            "MLflow does not answer (%s); the run goes on and is kept here. Send it later: fairlung mlflow-sync %s",
+            error,
+            self.output_dir,
+        )
+
+    def _warn(self, message: str, *values: Any) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(message, *(_short(v) if isinstance(v, Exception) else v for v in values))
+
+    def _warn_of_copy(self, error: OSError) -> None:
+        if not self._warned_of_copy:
+            self._warned_of_copy = True
+            logger.warning("what MLflow did not take cannot be kept either, and will be missing: %s", _short(error))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log numbers of an epoch."""
+        """Log numbers of an epoch; the headline ones under a grouped name too (:func:`with_grouped_names`)."""
         if self.active:
-            from mlflow.entities import Metric
-
+            named = with_grouped_names(metrics, self._group_names)
+            self._metric_names.update(named)
             now = int(time.time() * 1000)
-            entries = [Metric(_metric_name(name), float(value), now, step) for name, value in metrics.items()]
-            self._client.log_batch(self.run_id, metrics=entries)
+            self._submit("metrics", values=[[_metric_name(k), float(v), now, step] for k, v in named.items()])
 
     def log_text(self, text: str, name: str) -> None:
         """Log a text file under the artifacts."""
-        if self.active:
-            self._client.log_text(self.run_id, text, name)
+        self._submit("text", text=text, name=name)
 
     def log_file(self, path: str | Path, folder: str | None = None) -> None:
         """Log a file under the artifacts; a missing one is an error."""
         if self.active:
-            self._client.log_artifact(self.run_id, str(path), folder)
+            path = Path(path).absolute()
+            self._submit("file", source=str(path), folder=folder, **journals.stamp(path))
 
-    def log_evaluation(self, predictions: str | Path, split: str, **summary: Any) -> dict[str, Any]:
-        """Summarise a prediction table (:func:`~.predictions.write_evaluation`) and log it with its pictures."""
+    def log_evaluation(
+        self, predictions: str | Path, split: str, audit: Mapping[str, Any] | None = None, **summary: Any
+    ) -> dict[str, Any]:
+        """Summarise a prediction table (:func:`~.predictions.write_evaluation`) and log it with its pictures.
+
+        With an audit (:func:`~.audit.write_audit`) its verdicts stand first in the description, which becomes
+        :func:`note_markdown`. A training's headline metrics of its best epoch are logged as ``<split>/best_<name>``:
+        what runs are compared by, where the curves end with the last epoch.
+        """
         if not is_primary():
             return {}
         result = write_evaluation(predictions, split=split, **summary)
         folder = f"evaluation/{split}"
         for name in EVALUATION_FILES:
             path = Path(predictions).with_name(name)
-            if path.exists() or name != "confusion.png":  # without matplotlib there is no picture
+            if path.exists():  # no audit of a training's best epoch; without matplotlib no picture
                 self.log_file(path, folder)
+        if self.active:
+            self.log_result({**result, "audit": audit})
         return result
 
+    def log_review(self, evaluation_dir: str | Path, split: str) -> None:
+        """Log an evaluation's report and the pictures of its worst errors beside its tables, where there are any."""
+        folder = Path(evaluation_dir)
+        if self.active and (folder / "report.html").exists():
+            self.log_file(folder / "report.html", f"evaluation/{split}")
+        for path in sorted(folder.glob("errors/*")) if self.active else []:
+            self.log_file(path, f"evaluation/{split}/errors")
+
+    def log_result(self, result: Mapping[str, Any]) -> None:
+        """Log an evaluation's headline: the run's description, and for a training the best epoch's numbers."""
+        epoch = self.best_epoch
+        record = _read_json(self.output_dir / journals.RECORD)
+        if self.kind == "train":
+            names = with_grouped_names(
+                {f"{result['split']}_{k}": v for k, v in result["metrics"].items()}, self._group_names
+            )
+            best = {k.replace("/", "/best_"): v for k, v in names.items() if "/" in k}
+            self.log_metrics({k: v for k, v in best.items() if k not in self._metric_names}, epoch or 0)
+            if record and epoch is not None:
+                with suppress(OSError):
+                    (self.output_dir / journals.RECORD).write_text(json.dumps(record | {"best_epoch": epoch}, indent=2))
+        else:
+            epoch = self._training.get("best_epoch")
+        note = note_markdown({"about": self._about, "epoch": epoch, **result})
+        self._submit("tags", values={"mlflow.note.content": note[:MAX_NOTE_LENGTH]})
+
     def finish(self, status: str = "FINISHED") -> None:
-        """Close the run; does nothing when it is closed already."""
-        if self.active:
-            run_id, self.run_id = self.run_id, None
+        """Close the run, and try once more to send what MLflow did not take; does nothing when it is closed already."""
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            monitor.stop()
+        with self._lock:
+            journal = self._journal
+            if journal is None:
+                return
+            self._submit("end", status=status)
+            self._journal = None
             atexit.unregister(self.finish)
-            self._client.set_terminated(run_id, status)
+            if journal.unsent:
+                self._send_rest(journal)
+            journal.close()
+            self.run_id = None
+
+    def _send_rest(self, journal: Journal) -> None:
+        try:
+            with impatient():
+                self._client, self._experiment_id = journals.connect(self._uri, self.experiment)
+                if self.run_id is None:  # a creation whose answer was lost
+                    self.run_id = journals.find_run(self._client, self._experiment_id, journal.uid)
+                if self.run_id is None:
+                    self._send(journal, journal.unsent[:1])
+                assert self.run_id is not None
+                journals.note_run_id(self.output_dir, journal.uid, self.run_id)
+                for batch in journals.batches(journal.unsent):
+                    self._send(journal, batch)
+                journal.sent(journal.unsent)
+        except Exception as error:
+            logger.info(
+                "MLflow run %s is not sent (%s). Send it later: fairlung mlflow-sync %s",
+                self.run_name,
+                _short(error),
+                self.output_dir,
+            )
+        else:
+            logger.info("MLflow run %s was sent after all", self.run_name)
 
     def fail(self, engine: Engine, error: BaseException) -> None:
         """Ignite handler: close the run as FAILED (KILLED when interrupted) and pass the exception on."""
         self.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise error
+
+
+class _SystemMonitor:
+    """Logs the machine's load as ``system/...`` from a thread of its own.
+
+    Reads MLflow's own monitors. MLflow's ``SystemMetricsMonitor`` around them is not used: it sends by itself, past the
+    journal, and ends at the first request that fails.
+    """
+
+    def __init__(self, tracker: RunTracker) -> None:
+        self._tracker = tracker
+        self._sources = _load_sources()
+        self._samples = 0
+        self._stop = threading.Event()
+        given = os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "")
+        self._interval = float(given) if given.replace(".", "", 1).isdigit() and float(given) > 0 else SAMPLING_SECONDS
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="fairlung-system-metrics")
+        if self._sources:
+            self._sample()  # the load since the last reading: the first reading is none
+            self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval):
+            self._log()
+
+    def _sample(self) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for source in list(self._sources):
+            try:
+                source.collect_metrics()
+                values |= source.aggregate_metrics()
+                source.clear_metrics()
+            except Exception as error:  # a counter that this machine does not have
+                logger.debug("%s: %s", type(source).__name__, error)
+                self._sources.remove(source)
+        return values
+
+    def _log(self) -> None:
+        now = int(time.time() * 1000)
+        values = [[f"system/{name}", float(value), now, self._samples] for name, value in self._sample().items()]
+        self._samples += 1
+        if values:
+            self._tracker._submit("metrics", values=values)
+
+    def stop(self) -> None:
+        """Log a last point, so that a short run has one too, and end the thread."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(60)  # a request that hangs gives up sooner
+            self._log()
+
+
+def _load_sources() -> list[Any]:
+    from importlib import import_module
+
+    sources = []
+    for kind in ("CPU", "Disk", "Network", "GPU"):
+        try:
+            module = import_module(f"mlflow.system_metrics.metrics.{kind.lower()}_monitor")
+            sources.append(getattr(module, f"{kind}Monitor")())
+        except Exception as error:  # no psutil, no NVIDIA driver, another MLflow
+            logger.debug("no %s load: %s", kind, error)
+    return sources
 
 
 class TrackTraining:
@@ -209,6 +467,7 @@ class TrackEvaluation:
 
     def _log_epoch(self, engine: Engine) -> None:
         best = {} if self.fail else {f"best_{engine.state.key_metric_name}": engine.state.best_metric}
+        self.tracker.best_epoch = None if self.fail else engine.state.best_metric_epoch
         self.tracker.log_metrics({**engine.state.metrics, **best}, engine.state.epoch)
 
 
@@ -225,23 +484,87 @@ def _git_tags(folder: Path) -> dict[str, str]:
     return {"mlflow.source.git.commit": commit, "fairlung.uncommitted_changes": str(changed).lower()}
 
 
-def _training_run_tag(output_dir: Path) -> dict[str, str]:
-    record = output_dir / "mlflow_run.json"
-    return {"fairlung.training_run_id": json.loads(record.read_text())["run_id"]} if record.is_file() else {}
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
-@contextmanager
-def _first_access(uri: str) -> Iterator[None]:
-    """One process at a time: two that create the tables of the same SQLite file at once ruin it."""
-    if not uri.startswith("sqlite:///"):
-        yield
-        return
-    from filelock import FileLock
+def _training_record(settings: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
+    """What the training of an evaluation's checkpoint noted beside its folder ``models``."""
+    checkpoint = settings.get("checkpoint")
+    return _read_json((Path(checkpoint).parent.parent if checkpoint else output_dir) / journals.RECORD)
 
-    path = Path(uri.removeprefix("sqlite:///"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        yield
+
+def _about(settings: Mapping[str, Any], kind: str, cohort: Cohort) -> str:
+    """A run in one line."""
+    named = [f"{name} {_param(settings[name])}" for name in TRAINING_SETTINGS[1:] if settings.get(name) is not None]
+    what = ", ".join([f"**{settings.get('system') or 'unknown system'}**", *named])
+    scans = "SYNTHETIC scans (phantoms)" if cohort.synthetic else "scans"
+    return f"{'Training' if kind == 'train' else 'Evaluation'} of {what}, on {len(cohort.table)} {scans}."
+
+
+def note_markdown(result: Mapping[str, Any]) -> str:
+    """An evaluation as the Markdown of an MLflow description: verdicts, headline, F1 of each class and group.
+
+    Args:
+        result: what :func:`~.predictions.write_evaluation` returns. Optionally ``audit`` with ``verdicts``, a list of
+            ``{"level", "text"}``; ``epoch`` of the checkpoint; ``about``, a line on the run.
+    """
+    scores, classes, groups = result["metrics"], result["class_names"], result["group_names"]
+    lines = [f"- {verdict['text']}" for verdict in (result.get("audit") or {}).get("verdicts", [])]
+    lines += [""] if lines else []
+    lines += [result["about"], ""] if result.get("about") else []
+    columns = {"score": "P", "gap": f"gap ({' - '.join(groups)})", "abs_gap": "|gap|"}
+    columns |= {f"f1_{group}": f"F1 {group}" for group in groups} | {"f1_macro": "pooled macro F1"}
+    columns = {name: heading for name, heading in columns.items() if name in scores}
+    lines += _table(
+        [*columns.values()], [[f"{scores[name]:+.4f}" if name == "gap" else f"{scores[name]:.4f}" for name in columns]]
+    )
+    supports = [[sum(row) for row in matrix] for matrix in result["confusion"]]
+    cells = [
+        [name, *(f"{scores[f'f1_{group}_{name}']:.4f} (n={supports[g][c]})" for g, group in enumerate(groups))]
+        for c, name in enumerate(classes)
+    ]
+    lines += ["", *_table(["F1 of class", *groups], cells), ""]
+    epoch = "" if result.get("epoch") is None else f" of epoch {result['epoch']}"
+    lines.append(f"Split {result['split']}, checkpoint {Path(result['checkpoint']).name}{epoch}.")
+    if result["synthetic"]:
+        lines.append("The scans are **SYNTHETIC** (phantoms): nothing here is about patients.")
+    return "\n".join(lines)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    listed = [headings, ["---"] * len(headings)]
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (*listed[:1], *rows)]
+    return ["| " + " | ".join(row) + " |" for row in (escaped[0], listed[1], *escaped[1:])]
+
+
+def with_grouped_names(metrics: Mapping[str, float], group_names: Sequence[str]) -> dict[str, float]:
+    """The same metrics, the headline ones under a second name too, that MLflow's page groups by: ``val/gap``.
+
+    ``val_score`` gives ``val/score``, ``best_val_score`` ``val/best_score``, ``train_loss`` ``train/loss`` and ``lr``
+    ``train/lr``; so do gap, abs_gap, f1_macro and f1_<group> of every split. F1 of single classes is not repeated.
+    """
+    headline = ["score", "gap", "abs_gap", "f1_macro", *(f"f1_{group}" for group in group_names)]
+    grouped = {"train_loss": "train/loss", "lr": "train/lr"}
+    for split in SPLITS:
+        grouped |= {f"{split}_{name}": f"{split}/{name}" for name in headline}
+        grouped |= {f"best_{split}_{name}": f"{split}/best_{name}" for name in headline}
+    return {**metrics, **{grouped[name]: value for name, value in metrics.items() if name in grouped}}
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called: the GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _exit_on_sigterm() -> None:
@@ -255,6 +578,13 @@ def _metric_name(name: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
 
 
+def _short(error: Exception) -> str:
+    """An error in one line, without logins; those of HTTP end in the cause, after addresses and a whole request."""
+    text = " ".join(without_login(str(error)).split())
+    text = text.partition("(Caused by ")[2].rstrip(")'\" ") or text
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
 def _param(value: Any) -> str:
     value = _loggable(value)
     text = value if isinstance(value, str) else json.dumps(value)
@@ -264,7 +594,7 @@ def _param(value: Any) -> str:
 def _loggable(value: Any) -> Any:
     """A setting as plain data, the user and password of an address left out wherever one stands."""
     if isinstance(value, str):
-        return re.sub(r"(?<=://)[^/@\s]+@", "", value)
+        return without_login(value)
     if isinstance(value, Mapping):
         return {str(key): _loggable(item) for key, item in value.items()}
     if isinstance(value, Sequence):

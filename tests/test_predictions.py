@@ -10,7 +10,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from fairlung.pipeline.predictions import EXIT_SOME_FAILED, PredictionWriter, confusion_of
+from fairlung.pipeline.predictions import EXIT_SOME_FAILED, PredictionWriter
 
 
 def answer(writer: PredictionWriter, batches: list[dict]) -> None:
@@ -58,11 +58,3 @@ def test_rows_of_a_broken_run_are_kept_apart(tmp_path: Path) -> None:
         answer(PredictionWriter(tmp_path / "p.csv", ["a", "b"]), [good, {"scan": ["y"]}])
     assert not (tmp_path / "p.csv").exists()
     assert len(pd.read_csv(tmp_path / "p.csv.part")) == 1
-
-
-def test_confusion_of_a_table_with_unknown_sex_and_a_wrong_class() -> None:
-    table = pd.DataFrame({"label": ["a", "b"], "prediction": ["b", "b"], "sex": ["", "male"]})
-    counts = confusion_of(table, ["a", "b"], ["male", "female"])
-    assert counts.nonzero().tolist() == [[0, 1, 1], [2, 0, 1]]
-    with pytest.raises(ValueError, match="column 'label' holds 'c', which is none of a, b"):
-        confusion_of(table.replace("a", "c"), ["a", "b"], ["male", "female"])

@@ -1,0 +1,615 @@
+"""What the numbers of one model on one set of labelled scans can bear: intervals, tests, calibration and verdicts.
+
+Everything here is conditional on the scans of each class and group that were collected (their numbers are the design,
+not chance), so resampling is stratified by class and group.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .calibration import group_calibration
+from .distributed import is_primary
+from .errors import UserError
+from .labelled_predictions import Predictions, PredictionsError, load_predictions
+from .metrics import class_scores
+
+logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
+IntervalMethod = Literal["smoothed", "percentile"]
+
+MIN_CELL = 10  # scans of a class and group below which no statement about the cell is made
+MIX_GAP = 0.02  # of a fair model, from which it is said that the groups differ in their mix of classes
+POWER = 0.8
+PERMUTATION_CHUNK = 20_000_000  # predictions shuffled at a time, which bounds memory
+
+
+class NoAuditError(UserError):
+    """The scans allow no statement on fairness; the message says why."""
+
+
+class Estimate(NamedTuple):
+    """A number and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A statement in words; ``level`` is finding, inconclusive, no-statement or note."""
+
+    level: Literal["finding", "inconclusive", "no-statement", "note"]
+    text: str
+
+
+def summaries(confusion: NDArray[Any]) -> dict[str, Floats]:
+    """P, gap, |gap|, F1 of each group and of each cell for any number of confusion tensors at once.
+
+    Args:
+        confusion: [..., G, C, C] counts (or expected counts), rows true, columns predicted.
+
+    Returns:
+        ``score`` [...], ``abs_gap`` [...], ``group_f1`` [..., G], ``cell_f1`` [..., G, C]; with two groups ``gap``
+        [...], first minus second. The formulas are :func:`~.metrics.class_scores`'s.
+    """
+    cell = class_scores(torch.from_numpy(np.ascontiguousarray(confusion)))["f1"].numpy()
+    group = cell.mean(-1)
+    found = {"score": group.mean(-1), "group_f1": group, "cell_f1": cell, "abs_gap": np.ptp(group, axis=-1)}
+    if group.shape[-1] == 2:
+        found["gap"] = group[..., 0] - group[..., 1]
+    return found
+
+
+def row_shares(confusion: NDArray[Any], method: IntervalMethod = "smoothed") -> Floats:
+    """Shares of the predictions of each true class and group that resamples are drawn from.
+
+    ``percentile`` takes the observed shares. ``smoothed`` adds one scan a row, spread evenly over the C predictions
+    (Agresti and Coull's idea for a proportion, as a Dirichlet(1/C) prior): a cell that was right 5 times out of 5 is
+    not certain to be right.
+
+    Args:
+        confusion: [G, C, C] counts.
+
+    Returns:
+        [G, C, C], rows summing to 1; an empty row is even.
+    """
+    counts = np.asarray(confusion, dtype=float)
+    classes = counts.shape[-1]
+    support = counts.sum(-1, keepdims=True)
+    if method == "percentile":
+        return np.where(support > 0, counts / np.maximum(support, 1), 1 / classes)
+    return (counts + 1 / classes) / (support + 1)
+
+
+def bootstrap_confusion(
+    confusion: NDArray[Any], resamples: int, rng: np.random.Generator, method: IntervalMethod = "smoothed"
+) -> NDArray[np.int64]:
+    """Bootstrap resamples of the scans within each class and group, as confusion counts.
+
+    Resampling n scans of a cell with replacement and counting their predictions is one multinomial draw.
+
+    Returns:
+        [B, G, C, C] counts with the row sums of ``confusion``.
+    """
+    shares = row_shares(confusion, method)
+    return rng.multinomial(np.asarray(confusion).sum(-1), shares, size=(resamples, *shares.shape[:2]))
+
+
+def interval(
+    draws: Floats, observed: Floats | float, confidence: float = 0.95, shift: Floats | float = 0.0
+) -> tuple[Floats, Floats]:
+    """Percentile interval over the first axis, moved by ``shift`` and widened to hold what was observed."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0) + shift
+    return np.minimum(low, observed), np.maximum(high, observed)
+
+
+def confusion_intervals(
+    confusion: NDArray[Any],
+    rng: np.random.Generator,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+    method: IntervalMethod = "smoothed",
+) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, Floats]]:
+    """Intervals of every number of :func:`summaries`.
+
+    ``smoothed`` draws from smoothed shares (:func:`row_shares`). That moves means over cells towards chance, so the
+    draws of P, the gap and the F1 of a group are moved back to what was observed; those of a single cell are not,
+    which is what gives a cell that was always right a lower end. ``percentile`` is the plain bootstrap. How often
+    each covers the truth: benchmarks/intervals.py, docs/statistics.md.
+
+    Returns:
+        name -> (value, low, high), and the draws behind them, name -> [B, ...].
+    """
+    observed = summaries(np.asarray(confusion, dtype=float))
+    draws = summaries(bootstrap_confusion(confusion, resamples, rng, method))
+    support = np.asarray(confusion).sum(-1, keepdims=True)
+    centre = summaries(row_shares(confusion, method) * support)
+    found: dict[str, tuple[Any, Any, Any]] = {}
+    for name, value in observed.items():
+        recentre = method == "smoothed" and name in ("score", "gap", "group_f1")
+        shift = value - centre[name] if recentre else 0.0
+        low, high = interval(draws[name], value, confidence, shift)
+        bottom = -1.0 if name == "gap" else 0.0
+        found[name] = (value, np.clip(low, bottom, 1), np.clip(high, bottom, 1))
+        draws[name] = draws[name] + shift
+    if "gap" in found:  # one statement in two forms must not contradict itself
+        value, low, high = found["gap"]
+        ends = np.abs([low, high])
+        found["abs_gap"] = (np.abs(value), np.float64(0) if low <= 0 <= high else ends.min(), ends.max())
+    return found, draws
+
+
+def fair_model(confusion: NDArray[Any], resamples: int, rng: np.random.Generator) -> dict[str, Floats]:
+    """What a perfectly fair model of the same overall behaviour shows on these scans, by chance alone.
+
+    Every group's predictions are drawn from the shares of all groups together, class by class. |gap| of a fair model
+    is never 0 on a finite sample: an observed |gap| means something only beside this. Its signed gap is not 0 on
+    average either where the groups have their classes in different proportions, as precision depends on them.
+
+    Args:
+        confusion: [G, C, C] counts.
+
+    Returns:
+        :func:`summaries` of [B] draws.
+    """
+    counts = np.asarray(confusion)
+    pooled = row_shares(counts.sum(0, keepdims=True), "percentile")
+    shares = np.broadcast_to(pooled, counts.shape)
+    return summaries(rng.multinomial(counts.sum(-1), shares, size=(resamples, *counts.shape[:2])))
+
+
+def permutation_test(confusion: NDArray[Any], permutations: int, rng: np.random.Generator) -> float:
+    """p-value of the gap when groups are shuffled among the scans of each class.
+
+    Under the null hypothesis the group of a scan says nothing about its prediction once its class is known. The gap of
+    two groups is held against the mean over shuffles, which is not 0 where their classes have different proportions;
+    with more groups the statistic t is |gap|. Exact up to the number of shuffles: with the observed one among them,
+    p = #{t* >= t} / (1 + permutations).
+
+    Args:
+        confusion: [G, C, C] counts.
+    """
+    counts = np.asarray(confusion, dtype=np.int64)
+    groups, classes, _ = counts.shape
+    name = "gap" if groups == 2 else "abs_gap"
+    found = [summaries(counts[None])[name]]
+    size = max(1, min(permutations, PERMUTATION_CHUNK // max(1, int(counts.sum()))))
+    for start in range(0, permutations, size):
+        b = min(size, permutations - start)
+        shuffled = np.zeros((b, groups, classes, classes), dtype=np.int64)
+        for label in range(classes):
+            predictions = np.repeat(np.arange(classes, dtype=np.int16), counts[:, label].sum(0))
+            order = rng.permuted(np.broadcast_to(predictions, (b, len(predictions))), axis=1)
+            ends = np.cumsum(counts[:, label].sum(-1))
+            for group, part in enumerate(np.split(order, ends[:-1], axis=1)):
+                for predicted in range(classes):
+                    shuffled[:, group, label, predicted] = (part == predicted).sum(1)
+        found.append(summaries(shuffled)[name])
+    statistic = np.concatenate(found)
+    if groups == 2:
+        statistic = np.abs(statistic - statistic.mean())
+    return float((statistic >= statistic[0] - 1e-12).mean())
+
+
+def power_of_gap(gap: float, standard_error: float, n: int, confidence: float = 0.95) -> dict[str, float | None]:
+    """How large a gap these scans can show, and how many scans the observed one needs (normal approximation).
+
+    Args:
+        gap: observed gap.
+        standard_error: of the gap on ``n`` scans; it falls with the root of the number of scans.
+
+    Returns:
+        ``detectable_gap``, seen in 80 % of studies of this size, and ``scans``, the number, in the same proportions,
+        with which a true gap of the observed size would be seen in 80 % of studies (None when the gap is 0).
+    """
+    from scipy.stats import norm
+
+    quantiles = float(norm.ppf(1 - (1 - confidence) / 2) + norm.ppf(POWER))
+    detectable = quantiles * standard_error
+    scans = None if gap == 0 else float(np.ceil(n * (detectable / gap) ** 2))
+    return {"detectable_gap": detectable, "scans": scans}
+
+
+def wilson(hits: float, n: float, confidence: float = 0.95) -> Estimate:
+    """A proportion with its Wilson score interval (statsmodels); no scan gives 0 in [0, 1]."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    if n == 0:
+        return Estimate(0.0, 0.0, 1.0)
+    low, high = proportion_confint(hits, n, alpha=1 - confidence, method="wilson")
+    return Estimate(hits / n, min(float(low), hits / n), max(float(high), hits / n))
+
+
+def group_differences(predictions: Predictions) -> dict[str, dict[str, float]]:
+    """Equalized-odds and demographic-parity differences of each class against the rest, by fairlearn.
+
+    Returns:
+        ``equalized_odds`` and ``demographic_parity``: class -> largest difference between two groups, in [0, 1];
+        a class with an empty or full group (no rate) is left out of the former.
+    """
+    from fairlearn.metrics import demographic_parity_difference, equalized_odds_difference
+
+    known = predictions.known()
+    group = np.array(known.group_names)[known.group]
+    found: dict[str, dict[str, float]] = {"equalized_odds": {}, "demographic_parity": {}}
+    if len(set(group)) < 2:
+        return found
+    for c, name in enumerate(known.class_names):
+        true, said = known.label == c, known.prediction == c
+        found["demographic_parity"][name] = float(demographic_parity_difference(true, said, sensitive_features=group))
+        if all(0 < true[group == g].sum() < (group == g).sum() for g in set(group)):
+            found["equalized_odds"][name] = float(equalized_odds_difference(true, said, sensitive_features=group))
+    return found
+
+
+def group_scores(predictions: Predictions) -> dict[str, dict[str, float]]:
+    """Accuracy and macro F1 of each group by scikit-learn through fairlearn's MetricFrame: the independent reading."""
+    from fairlearn.metrics import MetricFrame
+    from sklearn.metrics import accuracy_score, f1_score
+
+    known = predictions.known()
+    labels = range(len(known.class_names))
+
+    def macro_f1(true: Any, said: Any) -> float:
+        return float(f1_score(true, said, labels=labels, average="macro", zero_division=0))
+
+    frame = MetricFrame(
+        metrics={"accuracy": accuracy_score, "f1": macro_f1},
+        y_true=known.label,
+        y_pred=known.prediction,
+        sensitive_features=np.array(known.group_names)[known.group],
+    )
+    return {str(group): {name: float(value) for name, value in row.items()} for group, row in frame.by_group.iterrows()}
+
+
+def check_resampling(confidence: float, resamples: int, permutations: int | None = None) -> None:
+    """ValueError when a setting of the intervals and tests is out of range."""
+    permutations = resamples if permutations is None else permutations
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
+    if resamples < 100 or permutations < 100:
+        raise ValueError(f"resamples and permutations must be at least 100, got {resamples} and {permutations}")
+
+
+def audit(
+    predictions: Predictions,
+    resamples: int = 10_000,
+    permutations: int = 10_000,
+    confidence: float = 0.95,
+    method: IntervalMethod = "smoothed",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Everything that can be said of one table of predictions, as plain data (audit.json).
+
+    Scans of unknown group are counted (``n_unknown``) and left out: every number here is about groups. So are groups
+    without a scan (``absent_groups``).
+
+    Args:
+        predictions: labelled predictions; at least two groups with a scan.
+        resamples: bootstrap draws; 1/5 of it for what needs every scan's probability (AUC, calibration).
+        permutations: of the test of the gap.
+        confidence: of every interval.
+        method: of the bootstrap, see :func:`confusion_intervals`.
+        seed: same seed, same audit.
+
+    Returns:
+        ``overall`` (score, gap with two groups, abs_gap, f1_macro), ``groups``, ``cells``, ``worst_cell``,
+        ``fair_model``, ``permutation``, ``power``, ``differences``, ``confusion``, ``verdicts``, ``n``, names and
+        settings. An estimate is ``{"value", "low", "high"}``.
+
+    Raises:
+        NoAuditError: fewer than two groups have a scan.
+        ValueError: a setting is out of range.
+    """
+    check_resampling(confidence, resamples, permutations)
+    if method not in get_args(IntervalMethod):
+        raise ValueError(f"method must be one of {', '.join(get_args(IntervalMethod))}, got {method!r}")
+    known = predictions.known().present_groups()
+    if len(known.group_names) < 2:
+        names = ", ".join(known.group_names) or "none"
+        raise NoAuditError(f"an audit of fairness needs scans of two groups at least; there are scans of: {names}")
+    rng = np.random.default_rng(seed)
+    confusion = known.confusion()[:-1]
+    found, draws = confusion_intervals(confusion, rng, resamples, confidence, method)
+    pooled, _ = confusion_intervals(confusion.sum(0, keepdims=True), rng, resamples, confidence, method)
+    fair = fair_model(confusion, resamples, rng)
+    signed = "gap" in found
+    key = "gap" if signed else "abs_gap"
+    cells = _cells(known, confusion, found["cell_f1"], confidence)
+    scores = group_scores(known)
+    calibration = group_calibration(known, rng, max(100, resamples // 5), confidence)
+    groups = []
+    for g, name in enumerate(known.group_names):
+        counts = confusion[g]
+        f1 = _estimate(*(part[g] for part in found["group_f1"]))
+        hits = wilson(int(counts.trace()), int(counts.sum()), confidence)
+        groups.append(
+            {
+                "group": name,
+                "n": int(counts.sum()),
+                "f1": f1 | {"by_fairlearn": scores[name]["f1"]},
+                "accuracy": hits._asdict(),
+                **calibration.get(name, {}),
+            }
+        )
+    result: dict[str, Any] = {
+        "n": len(known.label),
+        "n_unknown": len(predictions.label) - len(known.label),
+        "postprocess": predictions.postprocess,
+        "class_names": list(known.class_names),
+        "group_names": list(known.group_names),
+        "absent_groups": [name for name in predictions.group_names if name not in known.group_names],
+        "group_by": list(known.group_by),
+        "settings": {
+            "resamples": resamples,
+            "permutations": permutations,
+            "confidence": confidence,
+            "method": method,
+            "seed": seed,
+        },
+        "overall": {name: _estimate(*found[name]) for name in ("score", "gap", "abs_gap") if name in found}
+        | {"f1_macro": _estimate(*pooled["score"])},
+        "groups": groups,
+        "cells": cells,
+        "worst_cell": _worst_cell(cells, draws["cell_f1"], confusion),
+        "fair_model": {
+            "abs_gap_mean": float(fair["abs_gap"].mean()),
+            "abs_gap_p95": float(np.quantile(fair["abs_gap"], 0.95)),
+        }
+        | (_signed_gap(fair["gap"]) if signed else {}),
+        "permutation": {"statistic": key, "p_value": permutation_test(confusion, permutations, rng)},
+        # the largest of several differences is not normal around 0: nothing is said of its power
+        "power": power_of_gap(float(found[key][0]), float(draws[key].std()), len(known.label), confidence)
+        if signed
+        else None,
+        "differences": group_differences(known),
+        "confusion": confusion.tolist(),
+    }
+    result["verdicts"] = [asdict(verdict) for verdict in verdicts(result)]
+    return result
+
+
+def write_audit(
+    predictions: str | Path,
+    class_names: Sequence[str],
+    group_names: Sequence[str],
+    group_column: str = "sex",
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+) -> dict[str, Any] | None:
+    """Audit a prediction table into audit.json beside it, for the end of an evaluation.
+
+    Returns:
+        the audit; None in processes other than the first, and, with a warning, where the scans allow no audit.
+    """
+    if not is_primary():
+        return None
+    path = Path(predictions).with_name("audit.json")
+    path.unlink(missing_ok=True)  # an earlier evaluation's
+    names = class_names, group_names, [group_column]
+    try:
+        try:
+            table = load_predictions(predictions, *names)
+        except PredictionsError as error:  # such as an overflow in one scan
+            logger.warning("no calibration in the audit: %s", error)
+            table = load_predictions(predictions, *names, with_probabilities=False)
+        result = audit(table, resamples, resamples, confidence)
+    except (NoAuditError, ImportError) as error:  # an evaluation must not be lost by it
+        logger.warning("no audit: %s", error)
+        return None
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _signed_gap(draws: Floats) -> dict[str, float]:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return {"gap_mean": float(draws.mean()), "gap_low": float(low), "gap_high": float(high)}
+
+
+def _cells(
+    known: Predictions, confusion: NDArray[Any], f1: Sequence[Floats], confidence: float
+) -> list[dict[str, Any]]:
+    cells = []
+    for g, group in enumerate(known.group_names):
+        for c, name in enumerate(known.class_names):
+            hits, n, predicted = confusion[g, c, c], confusion[g, c].sum(), confusion[g, :, c].sum()
+            cells.append(
+                {
+                    "group": group,
+                    "class": name,
+                    "n": int(n),
+                    "n_predicted": int(predicted),
+                    "precision": wilson(int(hits), int(predicted), confidence)._asdict(),
+                    "recall": wilson(int(hits), int(n), confidence)._asdict(),
+                    "f1": _estimate(*(part[g, c] for part in f1)),
+                    "small": bool(n < MIN_CELL),
+                }
+            )
+    return cells
+
+
+def _worst_cell(cells: list[dict[str, Any]], draws: Floats, confusion: NDArray[Any]) -> dict[str, Any]:
+    """The cell of lowest F1 among those with a scan, its interval, and in what share of resamples it is the lowest."""
+    filled = np.flatnonzero(confusion.sum(-1).ravel() > 0)
+    worst = min(filled, key=lambda index: cells[index]["f1"]["value"])
+    flat = draws.reshape(len(draws), -1)[:, filled]
+    share = float((filled[flat.argmin(1)] == worst).mean())
+    cell = cells[worst]
+    return {name: cell[name] for name in ("group", "class", "n", "f1", "small")} | {"share_of_resamples": share}
+
+
+def _estimate(value: Any, low: Any, high: Any) -> dict[str, float]:
+    return Estimate(float(value), float(low), float(high))._asdict()
+
+
+def verdicts(result: dict[str, Any]) -> list[Verdict]:
+    """What the audit says, in words, the most important first.
+
+    Args:
+        result: of :func:`audit`, without its verdicts.
+    """
+    return [
+        _gap_verdict(result),
+        *_power_verdicts(result),
+        *_origin_verdicts(result),
+        *_mix_verdicts(result),
+        *_cell_verdicts(result),
+        *_calibration_verdicts(result),
+    ]
+
+
+def _gap_verdict(result: dict[str, Any]) -> Verdict:
+    overall, fair = result["overall"], result["fair_model"]
+    level = 1 - result["settings"]["confidence"]
+    p = result["permutation"]["p_value"]
+    if "gap" in overall:
+        gap, expected = overall["gap"], fair["gap_mean"]
+        first, second = result["group_names"]
+        better, worse = (first, second) if gap["value"] > expected else (second, first)
+        what = f"The gap of {gap['value']:+.3f} ({first} minus {second}, "
+        # of a finding both agree: it is not 0, and not what the mix of classes alone gives
+        apart = gap["low"] > max(0, expected) or gap["high"] < min(0, expected)
+        sentence = f"the model serves {better} scans better than {worse} ones"
+    else:
+        gap = overall["abs_gap"]
+        what = f"The largest gap between two groups, {gap['value']:.3f} ("
+        apart = True  # a largest difference is never below 0: its interval cannot tell, the test alone does
+        sentence = "the model does not serve all groups alike"
+    what += f"{_percent(1 - level)} interval {_span(gap, signed='gap' in overall)}; p = {p:.3g})"
+    beside = (
+        f"a perfectly fair model of this score shows |gap| {fair['abs_gap_mean']:.3f} on average on scans like these, "
+        f"and above {fair['abs_gap_p95']:.3f} one time in twenty"
+    )
+    if apart and p <= level:
+        return Verdict("finding", f"{what} is larger than chance explains: {sentence}; {beside}.")
+    if "gap" in overall and (p <= level or not gap["low"] <= 0 <= gap["high"]):
+        return Verdict(
+            "inconclusive",
+            f"{what} is on the border of what chance explains: the interval and the test do not agree; {beside}.",
+        )
+    largest = overall["abs_gap"]["high"]
+    return Verdict(
+        "inconclusive",
+        f"{what}: a difference of this size cannot be told from none on these data; {beside}. It does not show that "
+        f"the model is fair either: a gap as large as {largest:.3f} is not ruled out.",
+    )
+
+
+def _power_verdicts(result: dict[str, Any]) -> list[Verdict]:
+    power, n = result["power"], result["n"]
+    if power is None:
+        return []
+    text = f"{n} scans show a gap of {power['detectable_gap']:.3f} or more in {_percent(POWER)} of studies"
+    if power["scans"] is None:
+        return [Verdict("note", f"{text}.")]
+    if power["scans"] <= n:
+        return [Verdict("note", f"{text}; the observed one is of that size.")]
+    times = power["scans"] / n
+    text += f"; one of the observed size would need about {_round(power['scans']):,} scans in the same proportions "
+    return [Verdict("note", f"{text}({times:.1f} times as many).")]
+
+
+def _origin_verdicts(result: dict[str, Any]) -> list[Verdict]:
+    if not result["postprocess"]:
+        return []
+    text = f"These are not the network's own answers: they were post-processed ({result['postprocess']})."
+    return [Verdict("note", text)]
+
+
+def _mix_verdicts(result: dict[str, Any]) -> list[Verdict]:
+    """A gap that comes of who was scanned, not of the model, where it is large enough to mislead."""
+    share = result["fair_model"].get("gap_mean", 0.0)
+    if abs(share) < MIX_GAP:
+        return []
+    first, second = result["group_names"]
+    text = (
+        f"{first} and {second} scans do not have the classes in the same proportions, which gives a perfectly fair "
+        f"model a gap of {share:+.3f} here on average. The test allows for that; the interval does not."
+    )
+    return [Verdict("note", text)]
+
+
+def _cell_verdicts(result: dict[str, Any]) -> list[Verdict]:
+    found = []
+    worst = result["worst_cell"]
+    if not worst["small"]:
+        found.append(
+            Verdict(
+                "finding" if worst["share_of_resamples"] >= 0.95 else "note",
+                f"The lowest F1 is that of {worst['group']} {worst['class']}: {worst['f1']['value']:.3f} "
+                f"({_span(worst['f1'])}, {worst['n']} scans); it is the lowest in "
+                f"{_percent(worst['share_of_resamples'])} of resamples.",
+            )
+        )
+    for name in result["absent_groups"]:
+        found.append(Verdict("no-statement", f"There is no scan of group {name}: no statement."))
+    small = []
+    for cell in result["cells"]:
+        name = f"{cell['group']} {cell['class']}"
+        if cell["n"] == 0:
+            found.append(
+                Verdict(
+                    "no-statement",
+                    f"{name} has no scan: no statement; its F1 counts as 0 in P and in the gap, as in the metrics.",
+                )
+            )
+        elif cell["small"]:
+            small.append((name, "1 scan" if cell["n"] == 1 else f"{cell['n']} scans"))
+    if len(small) == 1:
+        found.append(Verdict("no-statement", f"{small[0][0]}: this cell has {small[0][1]}: no statement."))
+    elif small:
+        cells = ", ".join(f"{name} ({scans})" for name, scans in small)
+        found.append(Verdict("no-statement", f"No statement on cells of fewer than {MIN_CELL} scans: {cells}."))
+    return found
+
+
+def _calibration_verdicts(result: dict[str, Any]) -> list[Verdict]:
+    found = []
+    for group in result["groups"]:
+        ece = group.get("ece")
+        if ece is None:
+            continue
+        far = ece["value"] > group["ece_if_calibrated"]["p95"]
+        direction = "miscalibrated"  # over-confident here and under-confident there
+        if group["mean_confidence"] > group["accuracy"]["high"]:
+            direction = "over-confident"
+        elif group["mean_confidence"] < group["accuracy"]["low"]:
+            direction = "under-confident"
+        said = f"expected calibration error {ece['value']:.3f} ({_span(ece)})"
+        threshold = group["ece_if_calibrated"]["p95"]
+        chance = f"above {threshold:.3f} one time in twenty for a calibrated model on {group['n']} scans"
+        if far:
+            text = f"Probabilities of {group['group']} scans are {direction}: {said}; it is {chance}."
+            found.append(Verdict("finding", text))
+        else:
+            text = f"No miscalibration can be seen for {group['group']} scans: {said}; it is {chance}."
+            found.append(Verdict("note", text))
+    return found
+
+
+def _span(estimate: dict[str, float], signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    return f"{estimate['low']:{sign}.3f} to {estimate['high']:{sign}.3f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _round(number: float) -> int:
+    """Two figures: a planned number of scans is no more exact than that."""
+    digits = max(0, len(str(int(number))) - 2)
+    return int(-(-number // 10**digits) * 10**digits)

@@ -1,0 +1,277 @@
+"""The worst errors of an evaluation as pictures: the middle slice, and the same slice with what the network looked at.
+
+Pictures are made of the volumes that the network saw. The overlay is Grad-CAM (Selvaraju et al. 2017, MONAI's
+implementation) of the predicted class at the last convolutional stage: the channels of the stage, weighted by the mean
+gradient of the class's logit, summed, negative values set to 0. It shows which region raised the logit, coarsely (a
+voxel of the stage is 8 slices by 16 by 16 pixels), not that the region is diseased.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .cohort import UNKNOWN
+from .data import ScanDataset
+from .distributed import is_primary
+from .labelled_predictions import Predictions, load_predictions
+from .names import UNKNOWN_GROUP
+
+if TYPE_CHECKING:
+    from monai.visualize import GradCAM
+    from PIL.Image import Image
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "errors"  # beside the predictions
+INDEX = "errors.json"
+LAST_STAGE = "backbone.layer4"  # of R3D18Classifier, before the pooling
+PANEL = 256  # pixels of the longer side of a slice in a picture, at most
+GAP = 4  # pixels between the slice and its overlay
+OPACITY = 0.65  # of the overlay, reached where the activation is FULL_AT of its maximum: the peak may be elsewhere
+FULL_AT = 0.4
+MAX_BYTES = 60_000  # of a picture: a report holds all of them
+PALETTES = (256, 128, 64)  # colours that are tried, in turn, for a picture that is larger
+
+
+def check_error_images(count: int) -> None:
+    """ValueError when a number of pictures is none."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise ValueError(f"error_images must be a whole number, 0 or more, got {count!r}")
+
+
+def write_error_gallery(
+    predictions: str | Path,
+    dataset: ScanDataset,
+    network: nn.Module,
+    class_names: Sequence[str],
+    group_names: Sequence[str],
+    group_column: str = "sex",
+    count: int = 12,
+    target_layer: str = LAST_STAGE,
+) -> list[dict[str, Any]]:
+    """Write pictures of the worst errors into ``errors`` beside a labelled prediction table, and say what they show.
+
+    The files are ``0001.png``, ... (:func:`error_picture`) and ``errors.json``, a list of ``scan``, ``label``,
+    ``group``, ``prediction``, ``confidence`` (probability of the predicted class), ``image`` (file name), ``slice``
+    (the slice shown, from 0), ``num_slices`` and ``peak_slice`` (the slice of the highest activation), worst first.
+    Those of an earlier gallery are removed. ``network`` stays as it is: a copy is explained.
+
+    An evaluation must not be lost by its pictures: what fails after the arguments are checked is a warning, and no
+    gallery is left.
+
+    Args:
+        predictions: CSV with columns scan, label, the group column, prediction and a probability a class.
+        dataset: the scans of the table, as the network sees them: items with ``image`` [1, D, H, W] in [0, 1].
+        network: classifier of [N, 1, D, H, W] with logits [N, C].
+        class_names: C names.
+        group_names: G names.
+        group_column: column of the groups.
+        count: pictures at most; 0 makes none.
+        target_layer: module of the network whose output [N, F, d, h, w] the overlay explains.
+
+    Returns:
+        the content of errors.json; empty where nothing was written.
+
+    Raises:
+        ValueError: ``count`` is negative or no whole number.
+    """
+    check_error_images(count)
+    if not is_primary():
+        return []
+    folder = Path(predictions).parent / FOLDER
+    entries: list[dict[str, Any]] = []
+    try:
+        _discard(folder)
+        if count:
+            table = load_predictions(predictions, class_names, group_names, [group_column])
+            entries = _write(folder, table, worst_errors(table, count), dataset, network, target_layer)
+    except Exception as error:  # memory, a full disk, a scan that is gone
+        logger.warning("no pictures of the worst errors: %s: %s", type(error).__name__, error)
+        _discard(folder, ignore_errors=True)
+    return entries
+
+
+def worst_errors(predictions: Predictions, count: int) -> NDArray[np.int64]:
+    """The wrong predictions with the highest probability, every group among them.
+
+    Groups (unknown is one) take turns: all groups' worst errors come before any group's second. Where ``count`` cuts a
+    turn, the more confident errors are in.
+
+    Args:
+        predictions: with probabilities.
+        count: errors at most.
+
+    Returns:
+        [K] rows of ``predictions``, K <= count, the most confident first.
+
+    Raises:
+        ValueError: there are no probabilities.
+    """
+    if predictions.probabilities is None:
+        raise ValueError("the predictions have no probabilities: errors cannot be ordered")
+    rows = np.arange(len(predictions.label))
+    table = pd.DataFrame(
+        {"group": predictions.group, "confidence": predictions.probabilities[rows, predictions.prediction]}
+    )[predictions.prediction != predictions.label].sort_values("confidence", ascending=False, kind="stable")
+    turn = table.groupby("group").cumcount().sort_values(kind="stable")
+    chosen = table.loc[turn.index[:count]].sort_values("confidence", ascending=False, kind="stable")
+    return chosen.index.to_numpy(dtype=np.int64)
+
+
+def explain_with_grad_cam(network: nn.Module, target_layer: str = LAST_STAGE) -> GradCAM:
+    """MONAI's Grad-CAM on a copy of a network in evaluation mode and single precision, upsampled and not rescaled.
+
+    A copy, because MONAI leaves its hooks in the network that it is given. Gradients start at ``target_layer``: the
+    stages before it, which need most of the memory, keep nothing for them.
+
+    Raises:
+        ValueError: the network has no module ``target_layer``.
+    """
+    from monai.visualize import GradCAM
+
+    explained = copy.deepcopy(network).float().eval().requires_grad_(False)
+    try:
+        layer = explained.get_submodule(target_layer)
+    except AttributeError:
+        raise ValueError(f"target_layer: the network has no module {target_layer!r}") from None
+    layer.register_forward_pre_hook(lambda module, arguments: arguments[0].requires_grad_())
+    return GradCAM(explained, target_layer, postprocessing=lambda activation: activation)
+
+
+def class_activation(grad_cam: GradCAM, image: Tensor, class_index: int) -> NDArray[np.float32]:
+    """Grad-CAM of a class, as a share of its maximum over the volume.
+
+    Args:
+        grad_cam: from :func:`explain_with_grad_cam`.
+        image: volume [1, D, H, W] with values in [0, 1].
+        class_index: in [0, C).
+
+    Returns:
+        [D, H, W] in [0, 1]; all 0 where nothing raises the class's logit.
+    """
+    device = next(grad_cam.nn_module.model.parameters()).device
+    with torch.enable_grad():
+        activation = grad_cam(image[None].to(device, torch.float32), class_idx=class_index)
+    activation = activation[0, 0].detach()
+    peak = activation.max()
+    return (activation / peak if peak > 0 else activation).cpu().numpy()
+
+
+def error_picture(pixels: NDArray[np.floating], activation: NDArray[np.floating]) -> Image:
+    """A slice in grey and, to its right, the same slice under the activation.
+
+    The colours are matplotlib's inferno, whose lightness rises with the activation for every kind of colour vision.
+    A small slice is enlarged by a whole factor, its pixels untouched; one larger than :data:`PANEL` is reduced.
+
+    Args:
+        pixels: slice [H, W] in [0, 1].
+        activation: [H, W] in [0, 1].
+
+    Returns:
+        RGB picture of about 2 :data:`PANEL` by :data:`PANEL` pixels.
+    """
+    from matplotlib import colormaps
+    from PIL import Image
+
+    grey = np.repeat(np.asarray(pixels, dtype=float)[..., None], 3, axis=2)
+    opacity = OPACITY * np.clip(np.asarray(activation, dtype=float)[..., None] / FULL_AT, 0, 1)
+    overlay = (1 - opacity) * grey + opacity * colormaps["inferno"](activation)[..., :3]
+    panels = [Image.fromarray(np.rint(panel * 255).astype(np.uint8)) for panel in (grey, overlay)]
+    factor = PANEL // max(panels[0].size)
+    for i, panel in enumerate(panels):
+        if factor > 1:
+            panels[i] = panel.resize((panel.width * factor, panel.height * factor), Image.Resampling.NEAREST)
+        else:
+            panel.thumbnail((PANEL, PANEL))
+    width, height = panels[0].size
+    picture = Image.new("RGB", (2 * width + GAP, height), "white")
+    picture.paste(panels[0], (0, 0))
+    picture.paste(panels[1], (width + GAP, 0))
+    return picture
+
+
+def encode_picture(picture: Image) -> bytes:
+    """A picture as PNG: exact, or with the most colours of :data:`PALETTES` that keep it under :data:`MAX_BYTES`.
+
+    A noisy slice may still be larger with the fewest colours.
+    """
+    from PIL.Image import Dither
+
+    content = _png(picture)
+    for colours in PALETTES:
+        if len(content) <= MAX_BYTES:
+            break
+        # median cut, refined by k-means: most colours are greys, as most pixels are
+        content = _png(picture.quantize(colours, kmeans=1, dither=Dither.NONE))
+    return content
+
+
+def _png(picture: Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _write(
+    folder: Path,
+    table: Predictions,
+    rows: NDArray[np.int64],
+    dataset: ScanDataset,
+    network: nn.Module,
+    target_layer: str,
+) -> list[dict[str, Any]]:
+    assert table.probabilities is not None
+    where = {item["scan"]: i for i, item in enumerate(dataset.data)}
+    grad_cam = explain_with_grad_cam(network, target_layer) if len(rows) else None
+    folder.mkdir(exist_ok=True)
+    entries: list[dict[str, Any]] = []
+    for number, row in enumerate(rows, start=1):
+        assert grad_cam is not None
+        scan, prediction, group = str(table.scan[row]), int(table.prediction[row]), int(table.group[row])
+        if scan not in where:
+            raise ValueError(f"scan {scan!r} of the predictions is not in the data set")
+        image = torch.as_tensor(dataset[where[scan]]["image"])
+        activation = class_activation(grad_cam, image, prediction)
+        middle = image.shape[1] // 2
+        name = f"{number:04d}.png"
+        picture = error_picture(image[0, middle].cpu().numpy(), activation[middle])
+        (folder / name).write_bytes(encode_picture(picture))
+        entries.append(
+            {
+                "scan": scan,
+                "label": table.class_names[table.label[row]],
+                "group": UNKNOWN if group == UNKNOWN_GROUP else table.group_names[group],
+                "prediction": table.class_names[prediction],
+                "confidence": float(table.probabilities[row, prediction]),
+                "image": name,
+                "slice": middle,
+                "num_slices": image.shape[1],
+                "peak_slice": int(activation.max((1, 2)).argmax()),
+            }
+        )
+    (folder / INDEX).write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return entries
+
+
+def _discard(folder: Path, ignore_errors: bool = False) -> None:
+    """Remove a gallery: the files by the names that we give them, and the folder when nothing else is in it."""
+    try:
+        for path in (folder / INDEX, *folder.glob("[0-9][0-9][0-9][0-9].png")):
+            path.unlink(missing_ok=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    except OSError:
+        if not ignore_errors:
+            raise

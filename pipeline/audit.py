@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -488,7 +488,7 @@ def _gap_verdict(result: dict[str, Any]) -> Verdict:
         what = f"The largest gap between two groups, {gap['value']:.3f} ("
         apart = True  # a largest difference is never below 0: its interval cannot tell, the test alone does
         sentence = "the model does not serve all groups alike"
-    what += f"{_percent(1 - level)} interval {_span(gap, signed='gap' in overall)}; p = {p:.3g})"
+    what += f"{in_percent(1 - level)} interval {span(gap, signed='gap' in overall)}; p = {p:.3g})"
     beside = (
         f"a perfectly fair model of this score shows |gap| {fair['abs_gap_mean']:.3f} on average on scans like these, "
         f"and above {fair['abs_gap_p95']:.3f} one time in twenty"
@@ -512,7 +512,7 @@ def _power_verdicts(result: dict[str, Any]) -> list[Verdict]:
     power, n = result["power"], result["n"]
     if power is None:
         return []
-    text = f"{n} scans show a gap of {power['detectable_gap']:.3f} or more in {_percent(POWER)} of studies"
+    text = f"{n} scans show a gap of {power['detectable_gap']:.3f} or more in {in_percent(POWER)} of studies"
     if power["scans"] is None:
         return [Verdict("note", f"{text}.")]
     if power["scans"] <= n:
@@ -550,8 +550,8 @@ def _cell_verdicts(result: dict[str, Any]) -> list[Verdict]:
             Verdict(
                 "finding" if worst["share_of_resamples"] >= 0.95 else "note",
                 f"The lowest F1 is that of {worst['group']} {worst['class']}: {worst['f1']['value']:.3f} "
-                f"({_span(worst['f1'])}, {worst['n']} scans); it is the lowest in "
-                f"{_percent(worst['share_of_resamples'])} of resamples.",
+                f"({span(worst['f1'])}, {worst['n']} scans); it is the lowest in "
+                f"{in_percent(worst['share_of_resamples'])} of resamples.",
             )
         )
     for name in result["absent_groups"]:
@@ -588,7 +588,7 @@ def _calibration_verdicts(result: dict[str, Any]) -> list[Verdict]:
             direction = "over-confident"
         elif group["mean_confidence"] < group["accuracy"]["low"]:
             direction = "under-confident"
-        said = f"expected calibration error {ece['value']:.3f} ({_span(ece)})"
+        said = f"expected calibration error {ece['value']:.3f} ({span(ece)})"
         threshold = group["ece_if_calibrated"]["p95"]
         chance = f"above {threshold:.3f} one time in twenty for a calibrated model on {group['n']} scans"
         if far:
@@ -600,12 +600,14 @@ def _calibration_verdicts(result: dict[str, Any]) -> list[Verdict]:
     return found
 
 
-def _span(estimate: dict[str, float], signed: bool = False) -> str:
+def span(estimate: Mapping[str, float], signed: bool = False) -> str:
+    """The interval of an estimate in words: ``0.783 to 0.906``."""
     sign = "+" if signed else ""
     return f"{estimate['low']:{sign}.3f} to {estimate['high']:{sign}.3f}"
 
 
-def _percent(share: float) -> str:
+def in_percent(share: float) -> str:
+    """A share in whole per cent: ``95 %``."""
     return f"{100 * share:.0f} %"
 
 

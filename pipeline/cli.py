@@ -203,14 +203,10 @@ def audit(
     from .audit import audit as audit_of
     from .errors import UserError
     from .labelled_predictions import load_predictions
-    from .prediction_sources import find_predictions
 
     try:
-        paths = find_predictions(source, split, tracking_uri)
-        if len(paths) > 1:
-            _stop(ValueError(f"{source} is {len(paths)} tables; an audit takes one (fairlung compare takes several)"))
         table = load_predictions(
-            paths[0],
+            _one_table(source, split, tracking_uri),
             class_name,
             group_name,
             group_by,

@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .audit import POWER, Verdict, check_resampling, confusion_intervals, interval, power_of_gap, summaries
+from .audit import (
+    POWER,
+    Verdict,
+    check_resampling,
+    confusion_intervals,
+    in_percent,
+    interval,
+    power_of_gap,
+    span,
+    summaries,
+)
 from .errors import UserError
 from .labelled_predictions import Predictions
 
@@ -564,8 +574,8 @@ def _difference_verdict(comparison: Mapping[str, Any], name: str, result: Mappin
     several = test["unit"] == "runs"
     over = " over scans and seeds" if several else ""
     what = (
-        f"{_difference(comparison, name, estimate)} ({_percent(confidence)} interval{over} {_span(estimate)}; "
-        f"p = {test['p_holm']:.3g} after Holm over {family} tests)"
+        f"{_difference(comparison, name, estimate)} ({in_percent(confidence)} interval{over} "
+        f"{span(estimate, signed=True)}; p = {test['p_holm']:.3g} after Holm over {family} tests)"
     )
     if several and _too_few(comparison, result, family):
         return Verdict("inconclusive", f"{what}: so few runs cannot tell a difference of any size from none.")
@@ -607,7 +617,7 @@ def _scans_verdict(comparison: Mapping[str, Any], result: Mapping[str, Any]) -> 
     text = "One run each: says nothing about other seeds."
     if power["scans"] is not None and power["scans"] > n:
         text += (
-            f" To see this difference in P between these models in {_percent(POWER)} of studies takes about "
+            f" To see this difference in P between these models in {in_percent(POWER)} of studies takes about "
             f"{_two_figures(power['scans'])} scans in the same proportions ({power['scans'] / n:.1f} times as many)."
         )
     return Verdict("note", text)
@@ -637,7 +647,7 @@ def _runs_verdicts(
         for name in TESTED:
             apart = _apart(given[name]) and tests[name]["p_holm"] < level
             parts.append(
-                f"{SHOWN[name][0]} {_span(given[name])}, p = {tests[name]['p_holm']:.3g} after Holm "
+                f"{SHOWN[name][0]} {span(given[name], signed=True)}, p = {tests[name]['p_holm']:.3g} after Holm "
                 f"({'larger than chance explains' if apart else 'cannot be told from none'})"
             )
         text = "These very runs, with chance in the scans only: difference in " + "; in ".join(parts)
@@ -653,7 +663,7 @@ def _runs_verdicts(
     )
     needed = comparison["power"]["runs"]
     if needed is not None and needed > min(counts):
-        text += f"; to see this difference in P in {_percent(POWER)} of studies takes "
+        text += f"; to see this difference in P in {in_percent(POWER)} of studies takes "
         text += f"about {_two_figures(needed)} runs each"
     found.append(Verdict("note", f"{text}."))
     return found
@@ -661,14 +671,6 @@ def _runs_verdicts(
 
 def _runs(runs: int) -> str:
     return "1 run" if runs == 1 else f"{runs} runs"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def _span(estimate: Mapping[str, float]) -> str:
-    return f"{estimate['low']:+.3f} to {estimate['high']:+.3f}"
 
 
 def _two_figures(number: float) -> str:

@@ -116,7 +116,7 @@ def load_predictions(
     """
     path = Path(path)
     table = read_table(path)
-    beside = evaluation_names(path)
+    beside = {} if class_names and group_by else _evaluation_names(path, list(table.columns))
     class_names = class_names or beside.get("class_names")
     if not group_by:
         group_names = group_names or beside.get("group_names")
@@ -149,15 +149,13 @@ def load_predictions(
     )
 
 
-def evaluation_names(path: str | Path) -> dict[str, list[str]]:
+def _evaluation_names(path: Path, columns: list[str]) -> dict[str, list[str]]:
     """``class_names``, ``group_names`` and ``group_by`` of a table that an evaluation of ours wrote; else nothing.
 
     They stand in metrics.json beside it and in the order of its columns: the sign of a gap is then the evaluation's.
     """
-    path = Path(path)
     try:
         metrics = json.loads(path.with_name("metrics.json").read_text())
-        columns = list(pd.read_csv(path, nrows=0).columns)
         group_by = columns[columns.index("label") + 1 : columns.index("prediction")]
         return {"class_names": metrics["class_names"], "group_names": metrics["group_names"], "group_by": group_by}
     except (OSError, ValueError, KeyError, TypeError):

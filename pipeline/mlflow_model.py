@@ -448,10 +448,10 @@ def register_output(
     require_checkpoint(chosen)
     if judged is not None and not filecmp.cmp(chosen, judged, shallow=False):
         raise RegistryError(f"{evaluation_dir} judged {judged}, whose content differs from {chosen}: evaluate that one")
-    records = [evaluation_dir / "mlflow_run.json", Path(output_dir, "mlflow_run.json")]
-    record = next((json.loads(path.read_text()) for path in records if path.is_file()), None)
-    if record is None:
+    path = Path(output_dir, "mlflow_run.json")
+    if not path.is_file():
         raise RegistryError(f"{output_dir} names no MLflow run (mlflow_run.json): it was trained without tracking")
+    record = json.loads(path.read_text())
     if record["run_id"] is None:
         raise RegistryError(f"MLflow does not have the run yet; first: fairlung mlflow-sync {output_dir}")
     uri = tracking_uri or _store(record["tracking_uri"])

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
 EVALUATION_FILES = ("predictions.csv", "metrics.json", "audit.json", "confusion.png")
 # patterns of what is made of them later; with the files above, all that an evaluation leaves
-REVIEW_FILES = ("cells.csv", "report.html", "report.md", "report_files/*.png", "errors/errors.json", "errors/*.png")
+REPORT_FILES = ("report.html", "report.md", "report_files/*.png")
+REVIEW_FILES = ("cells.csv", *REPORT_FILES, "errors/errors.json", "errors/*.png")
 EXIT_SOME_FAILED = 3  # exit code of an inference in which some scans failed and the others are done
 
 

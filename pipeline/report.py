@@ -41,6 +41,7 @@ from .evidence_figures import (
 from .figures import cohort_chart, confusion_figure
 from .labelled_predictions import load_predictions
 from .names import TRAINING_SETTINGS
+from .predictions import REPORT_FILES
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def report_evaluation(evaluation_dir: str | Path) -> Path | None:
     if not is_primary():
         return None
     folder = Path(evaluation_dir)
-    for pattern in ("report.html", "report.md", "report_files/*.png"):
+    for pattern in REPORT_FILES:
         for old in folder.glob(pattern):
             old.unlink()
     try:

@@ -11,12 +11,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .bootstrap import Estimate, check_resampling, estimate, interval
 from .calibration import group_calibration
 from .distributed import is_primary
 from .errors import UserError
@@ -36,14 +37,6 @@ PERMUTATION_CHUNK = 20_000_000  # predictions shuffled at a time, which bounds m
 
 class NoAuditError(UserError):
     """The scans allow no statement on fairness; the message says why."""
-
-
-class Estimate(NamedTuple):
-    """A number and its interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -105,15 +98,6 @@ def bootstrap_confusion(
     """
     shares = row_shares(confusion, method)
     return rng.multinomial(np.asarray(confusion).sum(-1), shares, size=(resamples, *shares.shape[:2]))
-
-
-def interval(
-    draws: Floats, observed: Floats | float, confidence: float = 0.95, shift: Floats | float = 0.0
-) -> tuple[Floats, Floats]:
-    """Percentile interval over the first axis, moved by ``shift`` and widened to hold what was observed."""
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail], axis=0) + shift
-    return np.minimum(low, observed), np.maximum(high, observed)
 
 
 def confusion_intervals(
@@ -275,15 +259,6 @@ def group_scores(predictions: Predictions) -> dict[str, dict[str, float]]:
     return {str(group): {name: float(value) for name, value in row.items()} for group, row in frame.by_group.iterrows()}
 
 
-def check_resampling(confidence: float, resamples: int, permutations: int | None = None) -> None:
-    """ValueError when a setting of the intervals and tests is out of range."""
-    permutations = resamples if permutations is None else permutations
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
-    if resamples < 100 or permutations < 100:
-        raise ValueError(f"resamples and permutations must be at least 100, got {resamples} and {permutations}")
-
-
 def audit(
     predictions: Predictions,
     resamples: int = 10_000,
@@ -308,7 +283,7 @@ def audit(
     Returns:
         ``overall`` (score, gap with two groups, abs_gap, f1_macro), ``groups``, ``cells``, ``worst_cell``,
         ``fair_model``, ``permutation``, ``power``, ``differences``, ``confusion``, ``verdicts``, ``n``, names and
-        settings. An estimate is ``{"value", "low", "high"}``.
+        settings, ``synthetic`` (the table says that scans are phantoms). An estimate is ``{"value", "low", "high"}``.
 
     Raises:
         NoAuditError: fewer than two groups have a scan.
@@ -334,7 +309,7 @@ def audit(
     groups = []
     for g, name in enumerate(known.group_names):
         counts = confusion[g]
-        f1 = _estimate(*(part[g] for part in found["group_f1"]))
+        f1 = estimate(*(part[g] for part in found["group_f1"]))
         hits = wilson(int(counts.trace()), int(counts.sum()), confidence)
         groups.append(
             {
@@ -349,6 +324,7 @@ def audit(
         "n": len(known.label),
         "n_unknown": len(predictions.label) - len(known.label),
         "postprocess": predictions.postprocess,
+        "synthetic": predictions.synthetic,
         "class_names": list(known.class_names),
         "group_names": list(known.group_names),
         "absent_groups": [name for name in predictions.group_names if name not in known.group_names],
@@ -360,8 +336,8 @@ def audit(
             "method": method,
             "seed": seed,
         },
-        "overall": {name: _estimate(*found[name]) for name in ("score", "gap", "abs_gap") if name in found}
-        | {"f1_macro": _estimate(*pooled["score"])},
+        "overall": {name: estimate(*found[name]) for name in ("score", "gap", "abs_gap") if name in found}
+        | {"f1_macro": estimate(*pooled["score"])},
         "groups": groups,
         "cells": cells,
         "worst_cell": _worst_cell(cells, draws["cell_f1"], confusion),
@@ -434,7 +410,7 @@ def _cells(
                     "n_predicted": int(predicted),
                     "precision": wilson(int(hits), int(predicted), confidence)._asdict(),
                     "recall": wilson(int(hits), int(n), confidence)._asdict(),
-                    "f1": _estimate(*(part[g, c] for part in f1)),
+                    "f1": estimate(*(part[g, c] for part in f1)),
                     "small": bool(n < MIN_CELL),
                 }
             )
@@ -449,10 +425,6 @@ def _worst_cell(cells: list[dict[str, Any]], draws: Floats, confusion: NDArray[A
     share = float((filled[flat.argmin(1)] == worst).mean())
     cell = cells[worst]
     return {name: cell[name] for name in ("group", "class", "n", "f1", "small")} | {"share_of_resamples": share}
-
-
-def _estimate(value: Any, low: Any, high: Any) -> dict[str, float]:
-    return Estimate(float(value), float(low), float(high))._asdict()
 
 
 def verdicts(result: dict[str, Any]) -> list[Verdict]:
@@ -518,7 +490,7 @@ def _power_verdicts(result: dict[str, Any]) -> list[Verdict]:
     if power["scans"] <= n:
         return [Verdict("note", f"{text}; the observed one is of that size.")]
     times = power["scans"] / n
-    text += f"; one of the observed size would need about {_round(power['scans']):,} scans in the same proportions "
+    text += f"; one of the observed size would need about {planned(power['scans'])} scans in the same proportions "
     return [Verdict("note", f"{text}({times:.1f} times as many).")]
 
 
@@ -611,7 +583,7 @@ def in_percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _round(number: float) -> int:
-    """Two figures: a planned number of scans is no more exact than that."""
+def planned(number: float) -> str:
+    """A number of scans or runs to plan with: up to two figures, as it is no more exact than that, and never fewer."""
     digits = max(0, len(str(int(number))) - 2)
-    return int(-(-number // 10**digits) * 10**digits)
+    return f"{int(-(-number // 10**digits) * 10**digits):,}"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .bootstrap import estimate, interval, resample_counts
 from .labelled_predictions import Predictions
 
 Floats = NDArray[np.float64]
@@ -51,29 +52,31 @@ def reliability_curve(
     return curve
 
 
-def resample_counts(strata: NDArray[np.int64], resamples: int, rng: np.random.Generator) -> Floats:
-    """Bootstrap resamples within strata, as how often each item was drawn: [B, N]."""
-    counts = np.zeros((resamples, len(strata)))
-    for stratum in np.unique(strata):
-        items = np.flatnonzero(strata == stratum)
-        counts[:, items] = rng.multinomial(len(items), np.full(len(items), 1 / len(items)), size=resamples)
-    return counts
-
-
-def auc_of_resamples(label: NDArray[np.int64], probabilities: Floats, counts: Floats) -> Floats:
+def auc_of_resamples(
+    label: NDArray[np.int64], probabilities: Floats, counts: Floats, rng: np.random.Generator
+) -> Floats:
     """Macro one-against-rest ROC AUC of each resample, from the Mann-Whitney statistic with repeated scans.
+
+    Resamples of a class that is perfectly separated are all separated, which would make its AUC of 1 a certainty. Its
+    k = min(positives, negatives) disjoint pairs are k independent successes without a failure: its area is drawn from
+    Beta(k, 1), whose lower quantiles are the exact bounds of Clopper and Pearson (1934). All separated classes get the
+    same chance, as classes of one group are not independent.
 
     Args:
         label: [N] true classes, every class at least once.
         probabilities: [N, C].
         counts: [B, N] of :func:`resample_counts`, stratified by class.
+        rng: of the areas of separated classes.
 
     Returns:
         [B].
     """
-    areas = []
+    areas, chance = [], rng.random(len(counts))
     for c in range(probabilities.shape[1]):
         positive, negative = np.flatnonzero(label == c), np.flatnonzero(label != c)
+        if probabilities[positive, c].min() > probabilities[negative, c].max():
+            areas.append(chance ** (1 / min(len(positive), len(negative))))
+            continue
         above = np.sign(probabilities[positive, c][:, None] - probabilities[negative, c]) / 2 + 0.5
         won = ((counts[:, positive] @ above) * counts[:, negative]).sum(1)
         areas.append(won / (counts[:, positive].sum(1) * counts[:, negative].sum(1)))
@@ -109,7 +112,7 @@ def group_calibration(
         auc = None
         if len(np.unique(label)) == classes:
             value = _macro_auc(roc_auc_score, label, probabilities)
-            auc = _estimate(value, auc_of_resamples(label, probabilities, counts), confidence)
+            auc = _estimate(value, auc_of_resamples(label, probabilities, counts, rng), confidence)
         bins = np.eye(BINS)[bin_of(sure)]
         error = float(expected_calibration_error(sure, correct))
         # the ECE of a resample is larger by the chance that was added: mirrored at the observed one (basic bootstrap)
@@ -134,6 +137,4 @@ def _macro_auc(roc_auc_score: Any, label: NDArray[np.int64], probabilities: Floa
 
 
 def _estimate(value: float, draws: Floats, confidence: float) -> dict[str, float]:
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return {"value": value, "low": min(float(low), value), "high": max(float(high), value)}
+    return estimate(value, *interval(draws, value, confidence))

@@ -129,3 +129,19 @@ def publish(checkpoint: str | Path, model_file: str | Path) -> None:
         Path(model_file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(checkpoint, model_file)
         logger.info("best checkpoint %s published as %s", checkpoint, model_file)
+
+
+def training_dir(checkpoint: str | Path | None, output_dir: Path) -> Path | None:
+    """The output_dir of the training that a checkpoint is from; None when the checkpoint's place does not say.
+
+    Args:
+        checkpoint: in the folder ``models`` of its training; None or empty stands for the training in ``output_dir``.
+        output_dir: of the evaluation; its own training counts when the checkpoint is no longer where it was, as after
+            a move of the whole folder.
+    """
+    if not checkpoint:
+        return output_dir
+    path = Path(checkpoint)
+    if path.parent.name != "models":
+        return None
+    return path.parent.parent if path.exists() else output_dir

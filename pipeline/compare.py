@@ -15,17 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .audit import (
-    POWER,
-    Verdict,
-    check_resampling,
-    confusion_intervals,
-    in_percent,
-    interval,
-    power_of_gap,
-    span,
-    summaries,
-)
+from .audit import POWER, Verdict, confusion_intervals, in_percent, planned, power_of_gap, span, summaries
+from .bootstrap import check_resampling, estimate, interval
 from .errors import UserError
 from .labelled_predictions import Predictions
 
@@ -359,6 +350,7 @@ def compare(
 
     Returns:
         - ``n``, ``n_unknown``, ``class_names``, ``group_names``, ``group_by``, ``reference`` (name), ``settings``;
+          ``synthetic``, whether a table says that scans are phantoms;
         - ``systems``, a list: ``name``; ``postprocess``, what was done to its probabilities, if anything; ``values``,
           the mean over runs of each number of :func:`headline`; ``sd``, the
           standard deviation over runs of each, None with one run; ``runs``, for each run the estimates of score, gap
@@ -416,6 +408,7 @@ def compare(
         "class_names": list(first.class_names),
         "group_names": list(first.group_names),
         "group_by": list(first.group_by),
+        "synthetic": any(table.synthetic for table in runs),
         "reference": reference,
         "settings": {"resamples": resamples, "permutations": permutations, "confidence": confidence, "seed": seed},
         "systems": [
@@ -509,20 +502,13 @@ def _run_estimates(table: Predictions, resamples: int, confidence: float, seed: 
     for g, group in enumerate(table.group_names):
         value, low, high = found["group_f1"]
         named[f"f1_{group}"] = value[g], low[g], high[g]
-    return {
-        name: {"value": float(value), "low": float(low), "high": float(high)}
-        for name, (value, low, high) in named.items()
-    }
+    return {name: estimate(*found) for name, found in named.items()}
 
 
 def _estimates(
     observed: Mapping[str, float], draws: Mapping[str, Floats], confidence: float
 ) -> dict[str, dict[str, float]]:
-    found = {}
-    for name, value in observed.items():
-        low, high = interval(draws[name], value, confidence)
-        found[name] = {"value": value, "low": float(low), "high": float(high)}
-    return found
+    return {name: estimate(value, *interval(draws[name], value, confidence)) for name, value in observed.items()}
 
 
 def _share_above(draws: Floats) -> float:
@@ -618,7 +604,7 @@ def _scans_verdict(comparison: Mapping[str, Any], result: Mapping[str, Any]) -> 
     if power["scans"] is not None and power["scans"] > n:
         text += (
             f" To see this difference in P between these models in {in_percent(POWER)} of studies takes about "
-            f"{_two_figures(power['scans'])} scans in the same proportions ({power['scans'] / n:.1f} times as many)."
+            f"{planned(power['scans'])} scans in the same proportions ({power['scans'] / n:.1f} times as many)."
         )
     return Verdict("note", text)
 
@@ -664,14 +650,10 @@ def _runs_verdicts(
     needed = comparison["power"]["runs"]
     if needed is not None and needed > min(counts):
         text += f"; to see this difference in P in {in_percent(POWER)} of studies takes "
-        text += f"about {_two_figures(needed)} runs each"
+        text += f"about {planned(needed)} runs each"
     found.append(Verdict("note", f"{text}."))
     return found
 
 
 def _runs(runs: int) -> str:
     return "1 run" if runs == 1 else f"{runs} runs"
-
-
-def _two_figures(number: float) -> str:
-    return f"{float(f'{number:.2g}'):,.0f}"

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .audit import audit
+from .checkpoint import training_dir
 from .errors import UserError
 from .labelled_predictions import Predictions, load_predictions
 from .tracking_journal import RECORD
@@ -73,7 +74,7 @@ def evidence_of_table(predictions: Predictions, source: str) -> Evidence:
     Raises:
         NoAuditError: fewer than two groups have a scan.
     """
-    return Evidence(audit(predictions), source=source)
+    return Evidence(audit(predictions), source=source, synthetic=predictions.synthetic or None)
 
 
 def read_evidence(evaluation_dir: str | Path) -> Evidence:
@@ -98,7 +99,7 @@ def read_evidence(evaluation_dir: str | Path) -> Evidence:
     if judged["confusion"] != filled or judged["class_names"] != metrics["class_names"]:
         raise EvidenceError(f"{folder}: audit.json and metrics.json are not of the same predictions: evaluate again")
     checkpoint = metrics["checkpoint"]
-    training = _training_dir(checkpoint, folder.parent.parent if folder.name == "evaluation" else folder.parent)
+    training = training_dir(checkpoint, folder.parent.parent if folder.name == "evaluation" else folder.parent)
     history = record = settings = None
     if training is not None:
         history = _table(training / "history.csv", ("epoch", "metric", "value"))
@@ -151,16 +152,6 @@ def _predictions(path: Path) -> Predictions:
     if not path.exists():
         raise EvidenceError(f"{path} is missing: evaluate again")
     return load_predictions(path)
-
-
-def _training_dir(checkpoint: str, output_dir: Path) -> Path | None:
-    """The output_dir of the training that a checkpoint is from; None when the checkpoint's place does not say."""
-    if not checkpoint:
-        return output_dir
-    path = Path(checkpoint)
-    if path.parent.name != "models":
-        return None
-    return path.parent.parent if path.exists() else output_dir  # a folder that was moved: its training lies in it
 
 
 def _checkpoint_file(checkpoint: str, training: Path | None) -> Path | None:

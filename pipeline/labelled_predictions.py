@@ -19,6 +19,7 @@ from .names import CLASS_NAMES, SEXES, UNKNOWN_GROUP
 
 PROBABILITY = "prob_"  # before the class name in the column of its probability
 POSTPROCESS = "postprocess"  # column: what was done to the probabilities
+SYNTHETIC = "synthetic"  # column: "yes" of a phantom, as in a cohort
 JOIN = " x "  # between the values of several group columns
 SUM_TOLERANCE = 0.01  # of the probabilities of a scan around 1, which tables round
 LISTED = 5  # faults shown of many
@@ -42,6 +43,7 @@ class Predictions:
         group_names: G names.
         group_by: the columns that the groups come from.
         postprocess: what was done to the probabilities after the network; empty = nothing that the table says.
+        synthetic: whether the table says that some of the scans are phantoms.
     """
 
     scan: NDArray[np.str_]
@@ -53,6 +55,7 @@ class Predictions:
     group_names: tuple[str, ...]
     group_by: tuple[str, ...]
     postprocess: str = ""
+    synthetic: bool = False
 
     def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Predictions:
         """The predictions of some scans, by mask or by index."""
@@ -143,9 +146,17 @@ def load_predictions(
     if faults:
         more = f"\n  and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
         raise PredictionsError(f"{path} cannot be judged:\n  " + "\n  ".join(faults[:LISTED]) + more)
-    done = ", ".join(sorted(set(table.get(POSTPROCESS, ())) - {""}))
     return Predictions(
-        scan.to_numpy(dtype=str), label, prediction, group, probabilities, classes, groups, tuple(group_by), done
+        scan.to_numpy(dtype=str),
+        label,
+        prediction,
+        group,
+        probabilities,
+        classes,
+        groups,
+        group_by,
+        postprocess=", ".join(sorted(set(table.get(POSTPROCESS, ())) - {""})),
+        synthetic="yes" in set(table.get(SYNTHETIC, ())),
     )
 
 

@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from . import __version__
-from .checkpoint import model_settings, require_checkpoint
+from .checkpoint import model_settings, require_checkpoint, training_dir
 from .distributed import is_primary
 from .errors import UserError
+from .tracking_journal import RECORD, without_login
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -423,15 +424,15 @@ def register_output(
     checkpoint: str | Path | None = None,
     tracking_uri: str | None = None,
 ) -> Registered:
-    """Log and register a checkpoint after its evaluation, in the run that mlflow_run.json names.
+    """Log and register a checkpoint after its evaluation, in the run of its training.
 
     Args:
-        output_dir: of the training and its evaluation.
+        output_dir: of the evaluation; the training may have another.
         name: of the registered model.
         bundle_root: folder of the bundle.
         split: whose evaluation judges the version.
         checkpoint: None takes the one that was evaluated.
-        tracking_uri: None takes the one in mlflow_run.json.
+        tracking_uri: None takes the one that the training noted.
 
     Raises:
         RegistryError: the evaluation, its checkpoint or the run is missing, or the checkpoint is not the judged one.
@@ -448,12 +449,15 @@ def register_output(
     require_checkpoint(chosen)
     if judged is not None and not filecmp.cmp(chosen, judged, shallow=False):
         raise RegistryError(f"{evaluation_dir} judged {judged}, whose content differs from {chosen}: evaluate that one")
-    path = Path(output_dir, "mlflow_run.json")
-    if not path.is_file():
-        raise RegistryError(f"{output_dir} names no MLflow run (mlflow_run.json): it was trained without tracking")
-    record = json.loads(path.read_text())
+    trainings = [training_dir(judged or chosen, Path(output_dir)), Path(output_dir)]
+    training = next((folder for folder in trainings if folder is not None and (folder / RECORD).is_file()), None)
+    if training is None:
+        raise RegistryError(
+            f"{trainings[0] or output_dir} names no MLflow run ({RECORD}): it was trained without tracking"
+        )
+    record = json.loads((training / RECORD).read_text())
     if record["run_id"] is None:
-        raise RegistryError(f"MLflow does not have the run yet; first: fairlung mlflow-sync {output_dir}")
+        raise RegistryError(f"MLflow does not have the run yet; first: fairlung mlflow-sync {training}")
     uri = tracking_uri or _store(record["tracking_uri"])
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not file.is_file():
@@ -475,7 +479,5 @@ def _judged_checkpoint(evaluation_dir: Path, output_dir: Path) -> Path | None:
 
 def _store(recorded: str) -> str:
     """The recorded address, with user and password from MLFLOW_TRACKING_URI when that is the same address."""
-    from .tracking_journal import without_login
-
     current = os.environ.get("MLFLOW_TRACKING_URI", "")
     return current if current and without_login(current) == recorded else recorded

@@ -22,13 +22,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .audit import Estimate, summaries
-from .calibration import BINS, bin_of, resample_counts
+from .audit import summaries
+from .bootstrap import check_resampling, estimate, resample_counts
+from .calibration import BINS, bin_of
 from .errors import UserError
 from .labelled_predictions import (
     LISTED,
     POSTPROCESS,
     PROBABILITY,
+    SYNTHETIC,
     Predictions,
     load_predictions,
     read_probabilities,
@@ -534,16 +536,13 @@ def before_after(
         ``overall`` (score, gap with two groups, abs_gap, nll, brier, ece) and ``groups`` (group, n, f1, nll, brier,
         ece), each number as ``{"before", "after", "change": {"value", "low", "high"}}``; ``changed`` predictions,
         ``mended`` (wrong to right) and ``broken`` (right to wrong), in all and for each group; ``cost`` in words
-        (:func:`cost`); n, n_unknown, names and settings.
+        (:func:`cost`); n, n_unknown, synthetic, names and settings.
 
     Raises:
         ValueError: a setting is out of range, or the scans, labels or groups differ.
         PostprocessError: no probabilities, or no scan of known group.
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
-    if resamples < 100:
-        raise ValueError(f"resamples must be at least 100, got {resamples}")
+    check_resampling(confidence, resamples)
     if any(
         not np.array_equal(getattr(before, name), getattr(after, name))
         for name in ("scan", "label", "group", "class_names", "group_names")
@@ -565,8 +564,8 @@ def before_after(
         old, new = (part[name] for part in numbers)
         value = float(new[0] - old[0])
         top, bottom = np.quantile((new - old)[1:], [1 - tail, tail])
-        estimate = Estimate(value, min(2 * value - float(top), value), max(2 * value - float(bottom), value))._asdict()
-        return {"before": float(old[0]), "after": float(new[0]), "change": estimate}
+        ends = min(2 * value - float(top), value), max(2 * value - float(bottom), value)
+        return {"before": float(old[0]), "after": float(new[0]), "change": estimate(value, *ends)}
 
     def moved(inside: NDArray[np.bool_]) -> dict[str, int]:
         was, now = before.prediction == before.label, after.prediction == after.label
@@ -577,6 +576,7 @@ def before_after(
     result: dict[str, Any] = {
         "n": len(before.label),
         "n_unknown": scans - len(before.label),
+        "synthetic": before.synthetic,
         "class_names": list(before.class_names),
         "group_names": list(before.group_names),
         "settings": {"resamples": resamples, "confidence": confidence, "seed": seed},
@@ -755,7 +755,7 @@ def load_unlabelled(path: str | Path) -> UnlabelledPredictions:
 
 
 def write_table(path: str | Path, original: str | Path, predictions: Predictions, method: Method) -> None:
-    """Write post-processed predictions: scan, label, groups, prediction, prob_<class>, postprocess.
+    """Write post-processed predictions: scan, label, groups, prediction, prob_<class>, postprocess, and synthetic.
 
     Args:
         path: the CSV to write.
@@ -770,6 +770,8 @@ def write_table(path: str | Path, original: str | Path, predictions: Predictions
     for c, name in enumerate(predictions.class_names):
         table[PROBABILITY + name] = [f"{value:.8g}" for value in probabilities[:, c]]
     table[POSTPROCESS] = method
+    if predictions.synthetic:
+        table[SYNTHETIC] = "yes"
     table.to_csv(path, index=False)
 
 

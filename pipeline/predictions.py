@@ -15,7 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from .distributed import gather_interleaved, is_primary, rank, world_size
-from .labelled_predictions import load_predictions
+from .labelled_predictions import SYNTHETIC, load_predictions
 from .metrics import fairness_summary
 from .names import UNKNOWN_GROUP
 
@@ -36,8 +36,9 @@ class PredictionWriter:
     Probabilities are the softmax of the raw logits: the loss carried the class prior, so they estimate the posterior
     under balanced classes.
 
-    Labelled scans (with ``group_names``) have columns scan, label, group, prediction, prob_<class>. New scans have
-    scan, prediction, prob_<class>, status (ok|failed), reason; a failed scan has no prediction.
+    Labelled scans (with ``group_names``) have columns scan, label, group, prediction, prob_<class>, and those of a
+    cohort with phantoms also ``synthetic`` (yes), which goes wherever the table goes. New scans have scan, prediction,
+    prob_<class>, status (ok|failed), reason; a failed scan has no prediction.
 
     Rows reach the disk batch by batch, in ``<path>.part``, which becomes ``path`` when the epoch is complete.
 
@@ -47,6 +48,7 @@ class PredictionWriter:
         group_names: G names; None for new scans.
         group_column: name of the group column.
         best_path: also copy the table here in epochs whose key metric is the best so far.
+        synthetic: whether labelled scans are phantoms.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class PredictionWriter:
         group_names: Sequence[str] | None = None,
         group_column: str = "sex",
         best_path: str | Path | None = None,
+        synthetic: bool = False,
     ) -> None:
         self.path = Path(path)
         self.class_names = tuple(class_names)
@@ -65,6 +68,7 @@ class PredictionWriter:
             self.columns = ["scan", "prediction", *probabilities, "status", "reason"]
         else:
             self.columns = ["scan", "label", group_column, "prediction", *probabilities]
+            self.columns += [SYNTHETIC] if synthetic else []
         self.best_path = None if best_path is None else Path(best_path)
         self.failed = 0
         self.done = 0
@@ -98,7 +102,8 @@ class PredictionWriter:
             group = int(batch["group"][i])
             name = "" if group == UNKNOWN_GROUP else self.group_names[group]
             self.done += 1
-            return [batch["scan"][i], self.class_names[int(batch["label"][i])], name, *answer]
+            mark = ["yes"] if SYNTHETIC in self.columns else []
+            return [batch["scan"][i], self.class_names[int(batch["label"][i])], name, *answer, *mark]
         reason = batch["reason"][i] or ("" if probabilities.isfinite().all() else "the network's output is not finite")
         if reason:
             self.failed += 1
@@ -133,7 +138,6 @@ def write_evaluation(
     group_column: str = "sex",
     split: str = "",
     checkpoint: str = "",
-    synthetic: bool = False,
 ) -> dict[str, Any]:
     """Summarise a labelled prediction table beside it: metrics.json, and confusion.png where matplotlib is installed.
 
@@ -148,7 +152,7 @@ def write_evaluation(
     result = {
         "split": split,
         "checkpoint": checkpoint,
-        "synthetic": synthetic,
+        "synthetic": table.synthetic,
         "class_names": list(class_names),
         "group_names": list(group_names),
         "confusion": confusion.tolist(),
@@ -158,7 +162,7 @@ def write_evaluation(
     try:
         from .figures import confusion_figure
 
-        figure = confusion_figure(confusion.numpy(), list(class_names), list(group_names), synthetic=synthetic)
+        figure = confusion_figure(confusion.numpy(), list(class_names), list(group_names), synthetic=table.synthetic)
     except ImportError as error:  # a training must not end on a missing picture
         logger.warning("no picture of the confusion matrices: %s", error)
     else:

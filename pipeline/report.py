@@ -458,9 +458,8 @@ def comparison_report(result: Mapping[str, Any]) -> Document:
         Section("How the numbers were made", _comparison_method(result, confidence)),
     )
     facts = (("Reference", result["reference"]), ("Systems", ", ".join(names)), *_scan_facts(result))
-    return Document(
-        f"Comparison: {' and '.join(names) if len(names) == 2 else f'{len(names)} systems'}", facts, sections
-    )
+    title = f"Comparison: {' and '.join(names) if len(names) == 2 else f'{len(names)} systems'}"
+    return Document(title, facts, sections, *synthetic_badge(result.get("synthetic")))
 
 
 def _trade_off_picture(result: Mapping[str, Any], confidence: str) -> Picture:

@@ -30,6 +30,7 @@ import yaml
 from ignite.engine import Engine, Events
 
 from . import tracking_journal as journals
+from .checkpoint import training_dir
 from .cohort import SPLITS
 from .distributed import is_primary
 from .names import TRAINING_SETTINGS
@@ -118,8 +119,8 @@ class RunTracker:
                 columns of the cohort are not logged.
 
         Raises:
-            TrackingError: a mistyped address, a deleted experiment, an unknown parent run. A server that is away or a
-                full disk is a warning.
+            TrackingError: a mistyped address, a deleted experiment, an unknown parent run, classes or groups that would
+                share a metric's name. A server that is away or a full disk is a warning.
         """
         if not is_primary():
             return
@@ -130,6 +131,8 @@ class RunTracker:
             return
         import mlflow
 
+        _refuse_shared_names(cohort.class_names)
+        _refuse_shared_names(cohort.group_names)
         self._uri = journals.absolute(self.tracking_uri or mlflow.get_tracking_uri())
         self._group_names = tuple(cohort.group_names)
         away = self._connect()
@@ -494,8 +497,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _training_record(settings: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
     """What the training of an evaluation's checkpoint noted beside its folder ``models``."""
-    checkpoint = settings.get("checkpoint")
-    return _read_json((Path(checkpoint).parent.parent if checkpoint else output_dir) / journals.RECORD)
+    training = training_dir(settings.get("checkpoint"), output_dir)
+    return {} if training is None else _read_json(training / journals.RECORD)
 
 
 def _about(settings: Mapping[str, Any], kind: str, cohort: Cohort) -> str:
@@ -575,7 +578,19 @@ def _exit_on_sigterm() -> None:
 
 def _metric_name(name: str) -> str:
     """A name that MLflow takes: letters, digits and ``_-. :/``; other signs of class and group names become ``_``."""
-    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def _refuse_shared_names(names: Sequence[str]) -> None:
+    """Two classes, or groups, whose metrics MLflow would hold under one name."""
+    called: dict[str, str] = {}
+    for name in names:
+        other = called.setdefault(_metric_name(name), name)
+        if other != name:
+            raise TrackingError(
+                f"{other!r} and {name!r} would both be {_metric_name(name)!r} in MLflow, which takes letters, digits "
+                "and _-. :/ only; rename one, or track nothing (--tracking_uri '')"
+            )
 
 
 def _short(error: Exception) -> str:

@@ -281,7 +281,7 @@ def test_what_allows_no_audit_says_so(tmp_path: Path, caplog: pytest.LogCaptureF
         audit(table, confidence=95)
     with pytest.raises(ValueError, match="method must be one of smoothed, percentile, got 'bca'"):
         audit(table, method="bca")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="at least 100, got 10 and 400"):
+    with pytest.raises(ValueError, match="resamples must be at least 100, got 10$"):
         audit(table, resamples=10, permutations=400)
     (tmp_path / "audit.json").write_text("stale")
     write_table(alone, tmp_path / "predictions.csv")

@@ -7,14 +7,15 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, roc_auc_score
+from statsmodels.stats.proportion import proportion_confint
 
+from fairlung.pipeline.bootstrap import resample_counts
 from fairlung.pipeline.calibration import (
     auc_of_resamples,
     bin_of,
     expected_calibration_error,
     group_calibration,
     reliability_curve,
-    resample_counts,
 )
 from fairlung.pipeline.labelled_predictions import Predictions
 
@@ -79,11 +80,31 @@ def test_the_auc_of_a_resample_is_scikit_learns_on_its_rows() -> None:
     table = calibrated(3, 60)
     probabilities = np.round(table.probabilities, 1)  # with ties
     counts = resample_counts(table.label, 5, np.random.default_rng(0))
-    found = auc_of_resamples(table.label, probabilities, counts)
+    found = auc_of_resamples(table.label, probabilities, counts, np.random.default_rng(1))
     for b, drawn in enumerate(counts.astype(int)):
         rows = np.repeat(np.arange(60), drawn)
         areas = [roc_auc_score(table.label[rows] == c, probabilities[rows, c]) for c in range(3)]
         assert found[b] == pytest.approx(np.mean(areas))
+
+
+@pytest.mark.parametrize("scans", [(3, 3), (5, 40), (40, 5), (60, 60)])
+def test_a_separated_class_is_not_taken_for_certain(scans: tuple[int, int]) -> None:
+    label = np.repeat([0, 1], scans)
+    right = np.linspace(0.6, 0.9, len(label))
+    table = Predictions(
+        np.arange(len(label)).astype(str),
+        label,
+        label,
+        np.zeros(len(label), dtype=np.int64),
+        np.where(label[:, None] == [0, 1], right[:, None], 1 - right[:, None]),
+        ("x", "y"),
+        ("male",),
+        ("sex",),
+    )
+    found = group_calibration(table, np.random.default_rng(0), 20_000)["male"]["auc"]
+    low, high = proportion_confint(min(scans), min(scans), method="beta")
+    assert (found["value"], found["high"], high) == (1, 1, 1)
+    assert found["low"] == pytest.approx(low, abs=0.01)
 
 
 def test_resamples_keep_the_size_of_every_stratum() -> None:

@@ -75,8 +75,9 @@ def test_results_shows_the_table(cli, tmp_path: Path) -> None:
     assert "SYNTHETIC" not in done.output
     val = tmp_path / "val" / "evaluation"
     val.mkdir(parents=True)
-    (folder / "predictions.csv").rename(val / "predictions.csv")
-    write_evaluation(val / "predictions.csv", ["x", "y"], ["male", "female"], split="val", synthetic=True)
+    table = pd.read_csv(folder / "predictions.csv").assign(synthetic="yes")
+    table.to_csv(val / "predictions.csv", index=False)
+    write_evaluation(val / "predictions.csv", ["x", "y"], ["male", "female"], split="val")
     both = cli("results", tmp_path)
     assert "test split, best.pt" in both.output
     assert "val split, , SYNTHETIC" in both.output

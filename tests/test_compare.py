@@ -383,7 +383,7 @@ def test_senseless_settings_are_refused() -> None:
         compare({"A": runs(0), "B": []})
     with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\), got 95"):
         compare(systems, confidence=95)
-    with pytest.raises(ValueError, match="at least 100, got 10 and 10000"):
+    with pytest.raises(ValueError, match="resamples must be at least 100, got 10$"):
         compare(systems, resamples=10)
     men = {name: [run.take(run.group == 0) for run in tables] for name, tables in systems.items()}
     with pytest.raises(CompareError, match="there are scans of: male"):

@@ -282,6 +282,8 @@ def again(store: SimpleNamespace, bundle_dir: Path, tmp_path: Path, monkeypatch:
     logged = store.client.get_run(run_id).outputs.model_outputs[0].model_id
     monkeypatch.setattr(mlflow_model, "log_bundle_model", lambda *_: logged)
     evaluation = output / "val" / "evaluation"
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    (evaluation / "metrics.json").write_text(json.dumps(metrics | {"checkpoint": str(output / "models" / "best.pt")}))
 
     def register(name: str, score: float, low: float, high: float) -> tuple[int, bool, str]:
         result = json.loads((evaluation / "metrics.json").read_text())
@@ -333,6 +335,16 @@ def test_what_is_missing_is_said(again: SimpleNamespace, bundle_dir: Path, tmp_p
     failed = CliRunner().invoke(app, ["register", str(again.output), "--name", "m"])
     assert failed.exit_code == 1
     assert "error:" in failed.output
+
+
+def test_an_evaluation_elsewhere_registers_in_the_run_of_its_training(
+    again: SimpleNamespace, bundle_dir: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "evaluations"
+    shutil.copytree(again.evaluation, own / "val" / "evaluation")
+    registered = register_output(own, "elsewhere", bundle_dir, "val")
+    run_id = json.loads((again.output / "mlflow_run.json").read_text())["run_id"]
+    assert again.client.get_model_version("elsewhere", str(registered.version)).run_id == run_id
 
 
 def test_a_folder_that_is_no_bundle_leaves_a_failed_model(store: SimpleNamespace, tmp_path: Path) -> None:

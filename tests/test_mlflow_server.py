@@ -16,7 +16,7 @@ import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pytest
@@ -26,6 +26,9 @@ from workflows import CLASSES, Start, run
 from fairlung.pipeline.cli import app
 from fairlung.pipeline.cohort import Cohort, load_cohort
 from fairlung.pipeline.tracking import RunTracker
+
+if TYPE_CHECKING:
+    from selenium.webdriver.remote.webdriver import WebDriver
 
 pytestmark = pytest.mark.slow
 
@@ -173,21 +176,50 @@ def test_training_without_a_server_from_the_start(
     assert "model/best.pt" in artifacts
 
 
-def test_the_page_in_a_browser(server: Server, start: Start, small_cohort: Path, tmp_path: Path) -> None:
+class Page:
+    """MLflow's page in a headless Chromium; every look at it leaves a screenshot."""
+
+    def __init__(self, browser: WebDriver, pictures: Path) -> None:
+        self.browser, self.pictures = browser, pictures
+
+    def wait(self, condition: Callable[[WebDriver], Any], wanted: str) -> Any:
+        from selenium.common.exceptions import WebDriverException
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        # the page redraws while it is read
+        patient = WebDriverWait(self.browser, 30, ignored_exceptions=[WebDriverException])
+        return patient.until(condition, f"the page shows no {wanted!r}")
+
+    def see(self, address: str, picture: str, *texts: str, clicks: Sequence[str] = (), frame: bool = False) -> None:
+        """Open an address, click on texts one after the other, and wait for texts (in the page's frame)."""
+        from selenium.webdriver.common.by import By
+
+        def shown(b: WebDriver) -> str:
+            return "".join(b.find_element(By.TAG_NAME, "body").text.split())
+
+        self.browser.get(address)
+        try:
+            for name in clicks:
+                spot = (By.XPATH, f"//*[normalize-space(text())='{name}']")
+                self.wait(lambda b, spot=spot: b.find_element(*spot).click() is None, name)
+            if frame:
+                self.wait(lambda b: b.switch_to.frame(b.find_element(By.TAG_NAME, "iframe")) is None, "frame")
+            for text in texts:
+                self.wait(lambda b, text=text: "".join(text.split()) in shown(b), text)
+        finally:
+            self.browser.switch_to.default_content()
+            self.browser.save_screenshot(str(self.pictures / f"{picture}.png"))
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Page]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if chromium is None or driver is None:
         pytest.skip("needs chromium and chromedriver on PATH (Debian: apt-get install chromium chromium-driver)")
     from selenium import webdriver
-    from selenium.common.exceptions import WebDriverException
     from selenium.webdriver.chrome.service import Service
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
 
-    settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path / "run"), "tracking_uri": server.uri}
-    run(start("train", **settings))
-    run(start("train", "evaluate", resamples=200, error_images=2, **settings))
-    trained, evaluated = runs_of(server.uri, "fair-lung-ct")
     pictures = Path(os.environ.get("FAIRLUNG_SCREENSHOTS") or tmp_path / "screenshots")
     pictures.mkdir(parents=True, exist_ok=True)
     options = webdriver.ChromeOptions()
@@ -199,44 +231,65 @@ def test_the_page_in_a_browser(server: Server, start: Start, small_cohort: Path,
     ):  # fmt: skip
         options.add_argument(f"--{flag}")
     browser = webdriver.Chrome(options=options, service=Service(driver))
+    yield Page(browser, pictures)
+    browser.quit()
 
-    def wait(condition: Callable[[webdriver.Chrome], Any], wanted: str) -> Any:
-        # the page redraws while it is read
-        patient = WebDriverWait(browser, 30, ignored_exceptions=[WebDriverException])
-        return patient.until(condition, f"the page shows no {wanted!r}")
 
-    def shown(b: webdriver.Chrome) -> str:
-        return "".join(b.find_element(By.TAG_NAME, "body").text.split())
+def test_the_page_in_a_browser(server: Server, page: Page, start: Start, small_cohort: Path, tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
 
-    def see(of: mlflow.entities.Run, page: str, *texts: str, clicks: Sequence[str] = (), frame: bool = False) -> None:
-        browser.get(f"{server.uri}/#/experiments/{of.info.experiment_id}/runs/{of.info.run_id}{page}")
-        try:
-            for name in clicks:
-                spot = (By.XPATH, f"//*[normalize-space(text())='{name}']")
-                wait(lambda b, spot=spot: b.find_element(*spot).click() is None, name)
-            if frame:
-                wait(lambda b: b.switch_to.frame(b.find_element(By.TAG_NAME, "iframe")) is None, "frame")
-            for text in texts:
-                wait(lambda b, text=text: "".join(text.split()) in shown(b), text)
-        finally:
-            browser.switch_to.default_content()
-            name = "_".join(["mlflow", of.data.tags["fairlung.kind"], page.strip("/") or "overview", *clicks[-1:]])
-            browser.save_screenshot(str(pictures / f"{name}.png"))
+    settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path / "run"), "tracking_uri": server.uri}
+    run(start("train", **settings))
+    run(start("train", "evaluate", resamples=200, error_images=2, **settings))
+    trained, evaluated = runs_of(server.uri, "fair-lung-ct")
 
-    try:
-        gap = trained.data.metrics["val/best_gap"]
-        texts = ["gap (male - female)", f"{gap:+.4f}", "adenocarcinoma", "val/score", "SYNTHETIC"]
-        see(trained, "", trained.info.run_name, *texts)
-        assert browser.find_elements(By.CSS_SELECTOR, "table th")  # the note's table is one
-        see(trained, "/model-metrics", "train (2)", "val (12)", "abs_gap", "best_abs_gap")  # grouped
-        folders = ["evaluation", "val"]
-        see(trained, "/artifacts", "predictions.csv", "confusion.png", clicks=[*folders, "confusion.png"])
-        score = f"{evaluated.data.metrics['val/score']:.4f}"
-        see(evaluated, "", "No statement on cells of fewer than 10 scans", score, clicks=["Show more"])
-        verdict = json.loads((tmp_path / "run/val/evaluation/audit.json").read_text())["verdicts"][0]["text"]
-        see(evaluated, "/artifacts", verdict, "No statement", clicks=[*folders, "report.html"], frame=True)
-    finally:
-        browser.quit()
+    def see(of: mlflow.entities.Run, tab: str, *texts: str, clicks: Sequence[str] = (), frame: bool = False) -> None:
+        address = f"{server.uri}/#/experiments/{of.info.experiment_id}/runs/{of.info.run_id}{tab}"
+        name = "_".join(["mlflow", of.data.tags["fairlung.kind"], tab.strip("/") or "overview", *clicks[-1:]])
+        page.see(address, name, *texts, clicks=clicks, frame=frame)
+
+    gap = trained.data.metrics["val/best_gap"]
+    texts = ["gap (male - female)", f"{gap:+.4f}", "adenocarcinoma", "val/score", "SYNTHETIC"]
+    see(trained, "", trained.info.run_name, *texts)
+    assert page.browser.find_elements(By.CSS_SELECTOR, "table th")  # the note's table is one
+    see(trained, "/model-metrics", "train (2)", "val (12)", "abs_gap", "best_abs_gap")  # grouped
+    folders = ["evaluation", "val"]
+    see(trained, "/artifacts", "predictions.csv", "confusion.png", clicks=[*folders, "confusion.png"])
+    score = f"{evaluated.data.metrics['val/score']:.4f}"
+    see(evaluated, "", "No statement on cells of fewer than 10 scans", score, clicks=["Show more"])
+    verdict = json.loads((tmp_path / "run/val/evaluation/audit.json").read_text())["verdicts"][0]["text"]
+    see(evaluated, "/artifacts", verdict, "No statement", clicks=[*folders, "report.html"], frame=True)
+
+
+def axes(page: Page) -> set[str]:
+    """Names of the axes of the plot of parallel coordinates."""
+    return {axis.text for axis in page.browser.find_elements("css selector", ".parcoords .axis-title")}
+
+
+def test_a_sweep_in_parallel_coordinates(server: Server, page: Page, cohort: Cohort, tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    study = RunTracker(server.uri, "sweep", "study", tmp_path / "study", tmp_path)
+    study.start({}, {}, cohort)
+    runs = []
+    for number, alpha in enumerate((0.6, 0.7, 0.8, 0.9)):
+        tracker = RunTracker(
+            server.uri, "sweep", f"alpha-{alpha}", tmp_path / str(alpha), tmp_path, parent_run=study.run_id
+        )
+        tracker.start({"alpha": alpha}, {}, cohort)
+        tracker.log_metrics({"val/best_score": 0.80 + 0.01 * number, "val/best_gap": 0.10 - 0.03 * number}, 1)
+        runs.append(tracker.run_id)
+        tracker.finish()
+    study.finish()
+    experiment = mlflow.MlflowClient(server.uri).get_experiment_by_name("sweep").experiment_id
+    # what the page's Compare opens for the selected runs
+    address = f"{server.uri}/#/compare-runs?runs={json.dumps(runs)}&experiments={json.dumps([experiment])}"
+    page.see(address, "mlflow_compare", "alpha-0.6", "alpha-0.9", "Parallel Coordinates Plot")
+    field = (By.XPATH, "//*[normalize-space(text())='Metrics:']/following::input[@role='combobox'][1]")
+    page.wait(lambda b: b.find_element(*field).send_keys("best_gap", Keys.ENTER) is None, "field for metrics")
+    page.wait(lambda b: axes(page) == {"alpha", "val/best_score", "val/best_gap"}, "alpha, P and gap as axes")
+    page.browser.save_screenshot(str(page.pictures / "mlflow_compare.png"))
 
 
 @pytest.mark.filterwarnings("ignore:XDG_RUNTIME_DIR is not set")

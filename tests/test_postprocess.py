@@ -17,7 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, log_loss
 from typer.testing import CliRunner
 
-from fairlung.pipeline.calibration import expected_calibration_error, resample_counts
+from fairlung.pipeline.bootstrap import resample_counts
+from fairlung.pipeline.calibration import expected_calibration_error
 from fairlung.pipeline.cli import app
 from fairlung.pipeline.errors import UserError
 from fairlung.pipeline.labelled_predictions import Predictions, load_predictions

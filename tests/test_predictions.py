@@ -10,7 +10,13 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from fairlung.pipeline.predictions import EXIT_SOME_FAILED, PredictionWriter
+from fairlung.pipeline.audit import audit
+from fairlung.pipeline.compare import compare
+from fairlung.pipeline.evidence import evidence_of_table
+from fairlung.pipeline.labelled_predictions import load_predictions
+from fairlung.pipeline.postprocess import write_table
+from fairlung.pipeline.predictions import EXIT_SOME_FAILED, PredictionWriter, write_evaluation
+from fairlung.pipeline.report import evaluation_report
 
 
 def answer(writer: PredictionWriter, batches: list[dict]) -> None:
@@ -18,6 +24,22 @@ def answer(writer: PredictionWriter, batches: list[dict]) -> None:
     writer.attach(engine)
     engine.add_event_handler(Events.STARTED, lambda: setattr(engine.state, "best_metric_epoch", -1))
     engine.run(batches)
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_a_table_says_itself_that_its_scans_are_phantoms(tmp_path: Path, synthetic: bool) -> None:
+    batch = {"logits": torch.eye(2), "scan": ["x", "y"]} | dict.fromkeys(("label", "group"), torch.tensor([0, 1]))
+    path = tmp_path / "p.csv"
+    answer(PredictionWriter(path, ["a", "b"], ["male", "female"], synthetic=synthetic), [batch])
+    table = load_predictions(path, group_by=["sex"])
+    assert table.synthetic is synthetic
+    judged = audit(table, 100, 100)
+    assert judged["synthetic"] is synthetic
+    assert compare({"A": [table], "B": [table]}, 100, 100)["synthetic"] is synthetic
+    assert write_evaluation(path, ["a", "b"], ["male", "female"])["synthetic"] is synthetic
+    write_table(tmp_path / "after.csv", path, table, "temperature")
+    assert load_predictions(tmp_path / "after.csv").synthetic is synthetic
+    assert bool(evaluation_report(evidence_of_table(table, "p.csv")).badge) is synthetic
 
 
 def test_a_name_that_is_not_unicode_costs_nobody_an_answer(tmp_path: Path) -> None:

@@ -43,7 +43,12 @@ EVIL_GROUPS = ("[x](https://example.org)", "`$y$`")
 
 
 def write_table(
-    path: Path, classes: Sequence[str], groups: Sequence[str], seed: int = 0, patients: bool = False
+    path: Path,
+    classes: Sequence[str],
+    groups: Sequence[str],
+    seed: int = 0,
+    patients: bool = False,
+    synthetic: bool = False,
 ) -> Path:
     """12 scans a cell, 3 in the last; the predictions of the second group are worse."""
     rng = np.random.default_rng(seed)
@@ -63,6 +68,7 @@ def write_table(
                 }
                 row |= {f"prob_{other}": p for other, p in zip(classes, share, strict=True)}
                 row |= {"patient": f"Jane Roe {len(rows)}", "birth": "1950-01-01"} if patients else {}
+                row |= {"synthetic": "yes"} if synthetic else {}
                 rows.append(row)
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(path, index=False)
@@ -75,11 +81,12 @@ def make_run(
     groups: Sequence[str] = SEXES,
     split: str = "test",
     extras: bool = True,
+    synthetic: bool = False,
     **settings: Any,
 ) -> Path:
     """The evaluation folder of a run as the pipeline leaves it."""
     folder = output_dir / split / "evaluation"
-    table = write_table(folder / "predictions.csv", classes, groups)
+    table = write_table(folder / "predictions.csv", classes, groups, synthetic=synthetic)
     checkpoint = str(settings.pop("checkpoint", output_dir / "models" / "best.pt"))
     write_evaluation(table, classes, groups, split=split, checkpoint=checkpoint, **settings)
     judged = audit(load_predictions(table, classes, groups), resamples=200, permutations=200)

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -343,6 +344,9 @@ def test_mistakes_are_errors_at_the_start(cohort: Cohort, tmp_path: Path, monkey
         start_run(uri, parent_run="abc")
     with pytest.raises(TrackingError, match="not a database"):
         start_run(f"sqlite:///{tmp_path}/no.db")
+    twice = replace(cohort, class_names=("COVID+", "COVID-", "COVID="), group_names=("m",))
+    with pytest.raises(TrackingError, match=r"'COVID\+' and 'COVID=' would both be 'COVID_' in MLflow"):
+        RunTracker(uri, "e", "r", tmp_path / "out", tmp_path).start({}, {}, twice)
     assert not (tmp_path / "out" / "mlflow_pending").exists()
 
 
@@ -438,11 +442,11 @@ def test_names_and_addresses_are_made_fit_to_log(
     cohort = start("train", cohort=str(small_cohort)).parser.get_parsed_content("cohort_data")
     address = "postgresql://user:secret@host/db"
     tracker.start({"tracking_uri": address}, {"tracking_uri": address}, cohort)
-    tracker.log_metrics({"val_f1_<65": 0.5, "val_f1_>=65": 0.6, "val_f1_A+B (mild)": 0.7}, 1)
+    tracker.log_metrics({"val_f1_<65": 0.5, "val_f1_>=65": 0.6, "val_f1_A+B (mild)": 0.7, "val_f1_肺癌": 0.8}, 1)
     run_id = tracker.run_id
     tracker.finish()
     logged = mlflow.MlflowClient(tracking_uri=uri).get_run(run_id)
-    assert set(logged.data.metrics) == {"val_f1__65", "val_f1___65", "val_f1_A_B _mild_"}
+    assert set(logged.data.metrics) == {"val_f1__65", "val_f1___65", "val_f1_A_B _mild_", "val_f1_肺癌"}
     assert logged.data.params["tracking_uri"] == "postgresql://host/db"
     assert logged.data.tags["fairlung.synthetic"] == "true"
     for path in tmp_path.rglob("*"):

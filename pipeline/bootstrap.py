@@ -1,0 +1,50 @@
+"""What every interval here is made of: resamples, their percentiles, and the range of its settings."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+class Estimate(NamedTuple):
+    """A number and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def estimate(value: Any, low: Any, high: Any) -> dict[str, float]:
+    """An :class:`Estimate` as plain data: ``{"value", "low", "high"}``."""
+    return Estimate(float(value), float(low), float(high))._asdict()
+
+
+def check_resampling(confidence: float, resamples: int, permutations: int | None = None) -> None:
+    """ValueError when a setting of the intervals and tests is out of range."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
+    for name, draws in (("resamples", resamples), ("permutations", permutations)):
+        if draws is not None and draws < 100:
+            raise ValueError(f"{name} must be at least 100, got {draws}")
+
+
+def resample_counts(strata: NDArray[np.int64], resamples: int, rng: np.random.Generator) -> Floats:
+    """Bootstrap resamples within strata, as how often each item was drawn: [B, N]."""
+    counts = np.zeros((resamples, len(strata)))
+    for stratum in np.unique(strata):
+        items = np.flatnonzero(strata == stratum)
+        counts[:, items] = rng.multinomial(len(items), np.full(len(items), 1 / len(items)), size=resamples)
+    return counts
+
+
+def interval(
+    draws: Floats, observed: Floats | float, confidence: float = 0.95, shift: Floats | float = 0.0
+) -> tuple[Floats, Floats]:
+    """Percentile interval over the first axis, moved by ``shift`` and widened to hold what was observed."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0) + shift
+    return np.minimum(low, observed), np.maximum(high, observed)

@@ -16,6 +16,13 @@ from .distributed import is_primary
 from .errors import UserError, show_user_errors
 from .tracking_journal import without_login
 
+# where and how a training runs, not what it computes: a training that is resumed may change them
+RUN_SETTINGS = (
+    "bundle_root", "cohort", "output_dir", "overwrite", "resume", "weights", "tracking_uri", "experiment", "run_name",
+    "parent_run", "tags", "system_metrics", "keep_checkpoints", "model_file", "device", "num_workers", "cache_dir",
+    "cache_in_memory",
+)  # fmt: skip
+
 
 class UnknownSettingError(UserError, ValueError):
     """An override or config entry that nothing reads; says the nearest valid name."""
@@ -33,6 +40,11 @@ def running_workflow() -> ConfigWorkflow:
             return owner
         frame = frame.f_back  # type: ignore[assignment]
     raise RuntimeError("running_workflow() was called outside a bundle config")
+
+
+def defined_above(entry: Any) -> Any:
+    """The entry itself: MONAI's ``check_properties`` wants a ``_target_`` in each of the trainer's handlers."""
+    return entry
 
 
 def check_schedule(epochs: int, val_interval: int) -> None:
@@ -131,6 +143,17 @@ def resolved_config() -> dict[str, Any]:
     """The running config as merged: files, overlays and overrides, expressions unevaluated."""
     parser = running_workflow().parser
     return {key: value for key, value in parser.config.items() if key != parser.meta_key}
+
+
+def training_config() -> dict[str, str]:
+    """Every entry of the running config that a training's numbers depend on, as JSON text."""
+    config = resolved_config()
+    instructions = _instructions(running_workflow())
+    return {
+        key: json.dumps(value, sort_keys=True, default=str)
+        for key, value in config.items()
+        if key not in RUN_SETTINGS and key not in instructions
+    }
 
 
 def resolved_settings() -> dict[str, Any]:

@@ -99,22 +99,43 @@ def model_settings(checkpoint: str | Path, train_config: str | Path) -> dict[str
     return dict(content["settings"])
 
 
-def require_new(output_dir: str | Path, overwrite: bool) -> None:
-    """CheckpointError when a folder already holds a training, unless it may be overwritten."""
-    if Path(output_dir, "models", "best.pt").exists() and not overwrite:
-        raise CheckpointError(
-            f"{output_dir} already holds a training; choose another --output_dir, or pass --overwrite True"
-        )
+def resume_point(output_dir: str | Path) -> Path:
+    """Where a training that is going on keeps what it needs to be resumed (:class:`~.resume.ResumePoint`)."""
+    return Path(output_dir, "models", "resume.pt")
 
 
-def discard_previous(output_dir: str | Path) -> None:
+def is_resumed(output_dir: str | Path, resume: bool) -> bool:
+    """Whether a training goes on with one that was interrupted in its folder."""
+    return resume and resume_point(output_dir).is_file()
+
+
+def require_new(output_dir: str | Path, overwrite: bool, resume: bool = False) -> None:
+    """CheckpointError when a folder already holds a training, unless it may be overwritten or is to be resumed."""
+    if overwrite and resume:
+        raise CheckpointError("--overwrite and --resume exclude each other")
+    if not Path(output_dir, "models", "best.pt").exists() or overwrite or is_resumed(output_dir, resume):
+        return
+    if resume_point(output_dir).is_file():
+        state, also = "a training that was interrupted", "--resume True to go on with it, or "
+    else:
+        state, also = "a training that is complete" if resume else "a training", ""
+    raise CheckpointError(
+        f"{output_dir} already holds {state}; choose another --output_dir, or pass {also}--overwrite True"
+    )
+
+
+def discard_previous(output_dir: str | Path, resume: bool = False) -> None:
     """Remove the files that an earlier training and its evaluations wrote: results of two models must not mix.
 
-    Only files by the names we give them; the folder may hold anything else.
+    Only files by the names we give them; the folder may hold anything else. What is resumed stays.
     """
-    if is_primary():
+    if is_primary() and not is_resumed(output_dir, resume):
         written = list(Path(output_dir, "models").glob("checkpoint_epoch=*.pt"))
-        written += [Path(output_dir, "models", "best.pt"), Path(output_dir, "val", "latest.csv")]
+        written += [
+            resume_point(output_dir),
+            Path(output_dir, "models", "best.pt"),
+            Path(output_dir, "val", "latest.csv"),
+        ]
         for folder in ("val", *(f"{split}/evaluation" for split in SPLITS)):
             for pattern in (*EVALUATION_FILES, *REVIEW_FILES):
                 written += Path(output_dir, folder).glob(pattern)

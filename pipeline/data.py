@@ -23,6 +23,7 @@ from tqdm import tqdm
 from . import __version__
 from .distributed import barrier, is_primary
 from .errors import UserError
+from .sampling import Draw
 
 
 class UnreadableScansError(UserError, ValueError):
@@ -108,6 +109,9 @@ class ScanDataset(Dataset):
     Labels, groups and augmentation may change freely; a changed scan or setting never meets a stale volume. Splits,
     folds and runs share one ``cache_dir``.
 
+    Indexed by a :class:`~.sampling.Draw`, an item is augmented by the draw's seed; by a plain index, by the random
+    state of the process.
+
     Args:
         data: items with ``image`` (path) and anything else that should reach the batch.
         preprocessing: deterministic dictionary transforms of ``image``, cached.
@@ -158,6 +162,12 @@ class ScanDataset(Dataset):
             barrier()
         if self.in_memory:
             self.volumes = CacheDataset(self.volumes, transform=Compose([]), copy_cache=False, progress=False)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, Draw):
+            self.transform.set_random_state(seed=index.seed)
+            index = index.index
+        return super().__getitem__(index)
 
     def _transform(self, index: int) -> Any:
         return self.transform({**self.data[index], "image": self.volumes[index]["image"]})

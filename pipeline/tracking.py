@@ -91,7 +91,6 @@ class RunTracker:
         self.system_metrics = system_metrics
         self.device = torch.device(device)
         self.run_id: str | None = None  # None too while a run has not reached MLflow
-        self.best_epoch: int | None = None
         self._uri = ""
         self._client: Any = None  # None while MLflow is not reached
         self._experiment_id = ""
@@ -109,7 +108,9 @@ class RunTracker:
         """Whether a run is open."""
         return self._journal is not None
 
-    def start(self, settings: Mapping[str, Any], config: Mapping[str, Any], cohort: Cohort) -> None:
+    def start(
+        self, settings: Mapping[str, Any], config: Mapping[str, Any], cohort: Cohort, resumed: bool = False
+    ) -> None:
         """Open the run and log what is known before the first step.
 
         Args:
@@ -117,6 +118,7 @@ class RunTracker:
             config: the merged config, logged as ``config/config.yaml``.
             cohort: logged as a data set with its digest, and as the table of its cells. Scan names, patients and other
                 columns of the cohort are not logged.
+            resumed: a training goes on: so does the run that its folder names, if MLflow has it.
 
         Raises:
             TrackingError: a mistyped address, a deleted experiment, an unknown parent run, classes or groups that would
@@ -124,7 +126,7 @@ class RunTracker:
         """
         if not is_primary():
             return
-        if self.kind == "train":  # an earlier training's
+        if self.kind == "train" and not resumed:  # an earlier training's
             with suppress(OSError):
                 (self.output_dir / journals.RECORD).unlink(missing_ok=True)
         if self.tracking_uri == "":
@@ -141,6 +143,8 @@ class RunTracker:
             known = self._training.get("settings", {})
             settings = {k: v for k, v in settings.items() if k not in TRAINING_SETTINGS} | known
         self._about = _about(settings, self.kind, cohort)
+        interrupted = self._interrupted() if resumed else {}
+        self.run_name = interrupted.get("run_name", self.run_name)
         uid = uuid.uuid4().hex
         self._journal = Journal(self.output_dir, uid)
         atexit.register(self.finish, "FAILED")  # however the process ends, short of a kill -9: the run is closed
@@ -154,16 +158,27 @@ class RunTracker:
             name=self.run_name,
             tags=self._start_tags(settings, cohort) | {journals.MARK: uid},
             training={key: self._training.get(key) for key in ("run_id", "journal")} if self._training else None,
+            interrupted={key: interrupted.get(key) for key in ("run_id", "journal")} if interrupted else None,
         )
         if self.kind == "train":
             self._write_record({key: settings[key] for key in TRAINING_SETTINGS if settings.get(key) is not None})
-        self._submit("params", values={name: _param(value) for name, value in settings.items()})
-        self._log_cohort(cohort)
+        if not interrupted:  # MLflow takes a parameter once; settings that may change stand in settings.json
+            self._submit("params", values={name: _param(value) for name, value in settings.items()})
+            self._log_cohort(cohort)
         self.log_text(yaml.safe_dump(_loggable(config), sort_keys=False), "config/config.yaml")
         self.log_text(json.dumps(_loggable(settings), indent=2), "config/settings.json")
         if self.system_metrics:
             self._monitor = _SystemMonitor(self)
         logger.info("MLflow run %s (%s)", self.run_name, self.run_id or "not sent yet")
+
+    def _interrupted(self) -> dict[str, Any]:
+        """The record of the training that goes on, after what it could not send itself was sent."""
+        if self._client is not None:
+            try:
+                journals.sync(self.output_dir, self._uri)
+            except Exception as error:  # sent another time
+                self._warn("what an earlier process left for MLflow is not sent: %s", error)
+        return _read_json(self.output_dir / journals.RECORD)
 
     def _connect(self) -> Exception | None:
         """Reach MLflow; the reason why not, unless the settings are at fault."""
@@ -281,13 +296,18 @@ class RunTracker:
             self._submit("file", source=str(path), folder=folder, **journals.stamp(path))
 
     def log_evaluation(
-        self, predictions: str | Path, split: str, audit: Mapping[str, Any] | None = None, **summary: Any
+        self,
+        predictions: str | Path,
+        split: str,
+        audit: Mapping[str, Any] | None = None,
+        epoch: int | None = None,
+        **summary: Any,
     ) -> dict[str, Any]:
         """Summarise a prediction table (:func:`~.predictions.write_evaluation`) and log it with its pictures.
 
         With an audit (:func:`~.audit.write_audit`) its verdicts stand first in the description, which becomes
-        :func:`note_markdown`. A training's headline metrics of its best epoch are logged as ``<split>/best_<name>``:
-        what runs are compared by, where the curves end with the last epoch.
+        :func:`note_markdown`. A training's headline metrics of its best ``epoch`` are logged as
+        ``<split>/best_<name>``: what runs are compared by, where the curves end with the last epoch.
         """
         if not is_primary():
             return {}
@@ -298,7 +318,7 @@ class RunTracker:
             if path.exists():  # no audit of a training's best epoch; without matplotlib no picture
                 self.log_file(path, folder)
         if self.active:
-            self.log_result({**result, "audit": audit})
+            self.log_result({**result, "audit": audit, "epoch": epoch})
         return result
 
     def log_review(self, evaluation_dir: str | Path, split: str) -> None:
@@ -311,7 +331,7 @@ class RunTracker:
 
     def log_result(self, result: Mapping[str, Any]) -> None:
         """Log an evaluation's headline: the run's description, and for a training the best epoch's numbers."""
-        epoch = self.best_epoch
+        epoch = result.get("epoch")
         record = _read_json(self.output_dir / journals.RECORD)
         if self.kind == "train":
             names = with_grouped_names(
@@ -324,7 +344,7 @@ class RunTracker:
                     (self.output_dir / journals.RECORD).write_text(json.dumps(record | {"best_epoch": epoch}, indent=2))
         else:
             epoch = self._training.get("best_epoch")
-        note = note_markdown({"about": self._about, "epoch": epoch, **result})
+        note = note_markdown({"about": self._about, **result, "epoch": epoch})
         self._submit("tags", values={"mlflow.note.content": note[:MAX_NOTE_LENGTH]})
 
     def finish(self, status: str = "FINISHED") -> None:
@@ -470,7 +490,6 @@ class TrackEvaluation:
 
     def _log_epoch(self, engine: Engine) -> None:
         best = {} if self.fail else {f"best_{engine.state.key_metric_name}": engine.state.best_metric}
-        self.tracker.best_epoch = None if self.fail else engine.state.best_metric_epoch
         self.tracker.log_metrics({**engine.state.metrics, **best}, engine.state.epoch)
 
 

@@ -320,8 +320,19 @@ def living_run(client: Any, run_id: str | None) -> Any:
 
 
 def create_run(client: Any, experiment: str, entry: Mapping[str, Any]) -> str:
-    """Make the run of a ``create`` entry; nested under its training's run, where that is in the same experiment."""
+    """Make the run of a ``create`` entry; nested under its training's run, where that is in the same experiment.
+
+    The run of an interrupted training is opened again, where there is one.
+    """
     tags = dict(entry["tags"])
+    interrupted = entry.get("interrupted")
+    if interrupted:
+        run = living_run(client, interrupted["run_id"])
+        run_id = run.info.run_id if run else find_run(client, experiment, interrupted["journal"])
+        if run_id:
+            client.update_run(run_id, status="RUNNING")
+            client.set_tag(run_id, MARK, tags[MARK])
+            return run_id
     training = entry.get("training")
     if training:
         parent = living_run(client, training["run_id"])

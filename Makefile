@@ -1,5 +1,6 @@
 # make setup   the environment in .venv, exact versions from requirements.lock
 # make demo    the main job on a synthetic cohort and a real CT
+# make study   a small study on the synthetic cohort, with its tables
 # make ui      MLflow on the runs of this folder
 # make test    the tests (WORKERS=2 processes); make lint: style and types; make lock: refresh requirements.lock
 
@@ -11,7 +12,7 @@ RUN := $(BIN)/python -W ignore -m monai.bundle run --bundle_root $(BUNDLE)
 READY := .venv/.ready
 SEED ?= 0
 
-.PHONY: setup demo ui test lint format lock clean
+.PHONY: setup demo study objective ui test lint format lock clean
 
 setup: $(READY)
 
@@ -36,6 +37,15 @@ demo: $(READY)
 	@$(BIN)/fairlung results demo/run
 	@echo "predictions on new scans (synthetic, and one real chest CT): demo/inference/predictions.csv"
 	@echo "everything about the run in MLflow: make ui"
+
+demo/cohort/cohort.csv: $(READY)
+	$(BIN)/fairlung phantom demo/cohort --preset demo --format mixed --seed $(SEED)
+
+study: demo/cohort/cohort.csv
+	$(BIN)/fairlung study studies/demo.yaml -o demo/study
+
+objective: demo/cohort/cohort.csv
+	$(BIN)/fairlung study studies/objective.yaml -o demo/objective
 
 ui: $(READY)
 	$(BIN)/mlflow ui --port $(or $(PORT),5000) $(if $(MLFLOW_TRACKING_URI),--backend-store-uri $(MLFLOW_TRACKING_URI))

@@ -21,6 +21,7 @@ from .bootstrap import Estimate, check_resampling, estimate, interval
 from .calibration import group_calibration
 from .distributed import is_primary
 from .errors import UserError
+from .groups import MIN_CELL, group_columns
 from .labelled_predictions import Predictions, PredictionsError, load_predictions
 from .metrics import class_scores
 
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 IntervalMethod = Literal["smoothed", "percentile"]
 
-MIN_CELL = 10  # scans of a class and group below which no statement about the cell is made
 MIX_GAP = 0.02  # of a fair model, from which it is said that the groups differ in their mix of classes
 POWER = 0.8
 PERMUTATION_CHUNK = 20_000_000  # predictions shuffled at a time, which bounds memory
@@ -266,6 +266,7 @@ def audit(
     confidence: float = 0.95,
     method: IntervalMethod = "smoothed",
     seed: int = 0,
+    min_cell: int = MIN_CELL,
 ) -> dict[str, Any]:
     """Everything that can be said of one table of predictions, as plain data (audit.json).
 
@@ -279,6 +280,7 @@ def audit(
         confidence: of every interval.
         method: of the bootstrap, see :func:`confusion_intervals`.
         seed: same seed, same audit.
+        min_cell: scans of a class and group below which no statement about the cell is made.
 
     Returns:
         ``overall`` (score, gap with two groups, abs_gap, f1_macro), ``groups``, ``cells``, ``worst_cell``,
@@ -303,7 +305,7 @@ def audit(
     fair = fair_model(confusion, resamples, rng)
     signed = "gap" in found
     key = "gap" if signed else "abs_gap"
-    cells = _cells(known, confusion, found["cell_f1"], confidence)
+    cells = _cells(known, confusion, found["cell_f1"], confidence, min_cell)
     scores = group_scores(known)
     calibration = group_calibration(known, rng, max(100, resamples // 5), confidence)
     groups = []
@@ -335,6 +337,7 @@ def audit(
             "confidence": confidence,
             "method": method,
             "seed": seed,
+            "min_cell": min_cell,
         },
         "overall": {name: estimate(*found[name]) for name in ("score", "gap", "abs_gap") if name in found}
         | {"f1_macro": estimate(*pooled["score"])},
@@ -362,9 +365,10 @@ def write_audit(
     predictions: str | Path,
     class_names: Sequence[str],
     group_names: Sequence[str],
-    group_column: str = "sex",
+    group_by: str | Sequence[str] = "sex",
     confidence: float = 0.95,
     resamples: int = 10_000,
+    min_cell: int = MIN_CELL,
 ) -> dict[str, Any] | None:
     """Audit a prediction table into audit.json beside it, for the end of an evaluation.
 
@@ -375,14 +379,14 @@ def write_audit(
         return None
     path = Path(predictions).with_name("audit.json")
     path.unlink(missing_ok=True)  # an earlier evaluation's
-    names = class_names, group_names, [group_column]
+    names = class_names, group_names, group_columns(group_by)
     try:
         try:
             table = load_predictions(predictions, *names)
         except PredictionsError as error:  # such as an overflow in one scan
             logger.warning("no calibration in the audit: %s", error)
             table = load_predictions(predictions, *names, with_probabilities=False)
-        result = audit(table, resamples, resamples, confidence)
+        result = audit(table, resamples, resamples, confidence, min_cell=min_cell)
     except (NoAuditError, ImportError) as error:  # an evaluation must not be lost by it
         logger.warning("no audit: %s", error)
         return None
@@ -396,7 +400,7 @@ def _signed_gap(draws: Floats) -> dict[str, float]:
 
 
 def _cells(
-    known: Predictions, confusion: NDArray[Any], f1: Sequence[Floats], confidence: float
+    known: Predictions, confusion: NDArray[Any], f1: Sequence[Floats], confidence: float, min_cell: int
 ) -> list[dict[str, Any]]:
     cells = []
     for g, group in enumerate(known.group_names):
@@ -411,7 +415,7 @@ def _cells(
                     "precision": wilson(int(hits), int(predicted), confidence)._asdict(),
                     "recall": wilson(int(hits), int(n), confidence)._asdict(),
                     "f1": estimate(*(part[g, c] for part in f1)),
-                    "small": bool(n < MIN_CELL),
+                    "small": bool(n < min_cell),
                 }
             )
     return cells
@@ -528,23 +532,23 @@ def _cell_verdicts(result: dict[str, Any]) -> list[Verdict]:
         )
     for name in result["absent_groups"]:
         found.append(Verdict("no-statement", f"There is no scan of group {name}: no statement."))
-    small = []
+    small, empty = [], []
     for cell in result["cells"]:
         name = f"{cell['group']} {cell['class']}"
         if cell["n"] == 0:
-            found.append(
-                Verdict(
-                    "no-statement",
-                    f"{name} has no scan: no statement; its F1 counts as 0 in P and in the gap, as in the metrics.",
-                )
-            )
+            empty.append(name)
         elif cell["small"]:
             small.append((name, "1 scan" if cell["n"] == 1 else f"{cell['n']} scans"))
+    if empty:
+        have = "has no scan: no statement; its" if len(empty) == 1 else "have no scan: no statement; their"
+        text = f"{', '.join(empty)} {have} F1 counts as 0 in P and in the gap, as in the metrics."
+        found.append(Verdict("no-statement", text))
     if len(small) == 1:
         found.append(Verdict("no-statement", f"{small[0][0]}: this cell has {small[0][1]}: no statement."))
     elif small:
         cells = ", ".join(f"{name} ({scans})" for name, scans in small)
-        found.append(Verdict("no-statement", f"No statement on cells of fewer than {MIN_CELL} scans: {cells}."))
+        least = result["settings"]["min_cell"]
+        found.append(Verdict("no-statement", f"No statement on cells of fewer than {least} scans: {cells}."))
     return found
 
 

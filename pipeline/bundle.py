@@ -12,8 +12,9 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY, MERGE_KEY
 
-from .distributed import is_primary
+from .distributed import is_primary, world_size
 from .errors import UserError, show_user_errors
+from .names import OBJECTIVE_SETTINGS
 from .tracking_journal import without_login
 
 # where and how a training runs, not what it computes: a training that is resumed may change them
@@ -53,12 +54,22 @@ def check_schedule(epochs: int, val_interval: int) -> None:
         raise ValueError(f"val_interval must be in [1, epochs = {epochs}], got {val_interval}")
 
 
+def run_name(system: str, **settings: Any) -> str:
+    """A run in a line, ``LA+CVaR alpha 0.8 tau 1.0 exact seed 42``; settings that are None are left out."""
+    shown = [
+        str(value) if name == "gradient" else f"{name} {value}" for name, value in settings.items() if value is not None
+    ]
+    return " ".join([system, *shown])
+
+
 def check_settings() -> None:
     """Stop on any entry of the running config that nothing reads, such as a mistyped override.
 
     MONAI accepts ``--lrr 1e-3``, adds an entry ``lrr`` and ignores it. Here every top-level entry, and every entry of
     the sections below it, must be referenced by another entry, be an instruction list of the workflow, or be declared
-    by one of the merged config files (not every overlay uses all of train.yaml).
+    by one of the merged config files (not every overlay uses all of train.yaml). And an objective must read the
+    settings that a run of it is named and found by: plain cross-entropy with alpha 0.8 is refused, as the run would be
+    recorded with an alpha that it never had.
 
     Also makes the process end on a user error with its message alone (:func:`~.errors.show_user_errors`).
 
@@ -77,6 +88,31 @@ def check_settings() -> None:
     if unread:
         listed = ", ".join(f"{entry!r} (did you mean {_nearest(entry, config, unread)!r}?)" for entry in unread)
         raise UnknownSettingError(f"unknown setting, nothing in the config reads it: {listed}")
+    if config.get("loss") is not None:  # inference and evaluation have none
+        read = _read_by("loss", config)
+        strange = [name for name in OBJECTIVE_SETTINGS if config.get(name) is not None and name not in read]
+        if strange:
+            listed = ", ".join(f"{name} is {config[name]}" for name in strange)
+            raise UnknownSettingError(
+                f"the objective ({config.get('system', 'loss_function')}) reads no such setting, and the run would be "
+                f"recorded with it: {listed}; leave it out, or make it null"
+            )
+
+
+def _read_by(entry: str, config: dict[str, Any]) -> set[str]:
+    """Ids of all entries that an entry refers to, directly or through others, and its own."""
+    found: set[str] = set()
+    unvisited = [entry]
+    while unvisited:
+        name = unvisited.pop()
+        if name in found:
+            continue
+        found.add(name)
+        value: Any = config
+        for part in ReferenceResolver.split_id(name):
+            value = value[int(part)] if isinstance(value, list) else (value or {}).get(part)
+        unvisited.extend(_references(value))
+    return found
 
 
 def _instructions(workflow: ConfigWorkflow) -> set[str]:
@@ -146,10 +182,10 @@ def resolved_config() -> dict[str, Any]:
 
 
 def training_config() -> dict[str, str]:
-    """Every entry of the running config that a training's numbers depend on, as JSON text."""
+    """Every entry of the running config that a training's numbers depend on, as JSON text, and how many processes."""
     config = resolved_config()
     instructions = _instructions(running_workflow())
-    return {
+    return {"processes": str(world_size())} | {
         key: json.dumps(value, sort_keys=True, default=str)
         for key, value in config.items()
         if key not in RUN_SETTINGS and key not in instructions

@@ -23,11 +23,20 @@ MODEL_SETTINGS = (
     "class_names",
     "group_by",
     "group_names",
+    "age_bands",
     "window",
     "trim_fraction",
     "num_slices",
     "image_size",
     "crop_size",
+)
+NETWORK = "network"  # saved beside them: the class of the network, which a config says with network_def
+FIRST_NETWORK = "R3D18Classifier"  # of checkpoints from before it was saved
+
+
+_OTHER_NETWORK = (
+    "\nevaluate it with the configs of its own network, such as ['train.yaml','systems/cnn_rnn.yaml','evaluate.yaml']; "
+    "inference.yaml runs R3D18Classifier alone"
 )
 
 
@@ -42,23 +51,29 @@ class ModelSettings:
     """
 
     def __init__(self, **settings: Any) -> None:
-        missing = set(MODEL_SETTINGS) - set(settings)
-        unknown = set(settings) - set(MODEL_SETTINGS)
+        names = (*MODEL_SETTINGS, NETWORK)
+        missing = set(names) - set(settings)
+        unknown = set(settings) - set(names)
         if missing or unknown:
             raise ValueError(f"model settings: missing {sorted(missing)}, unknown {sorted(unknown)}")
-        self.settings = {name: _plain(settings[name]) for name in MODEL_SETTINGS}
+        self.settings = {name: _plain(settings[name]) for name in names}
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.settings)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        state = {NETWORK: FIRST_NETWORK, **state}
         differing = [
             f"{name}: checkpoint {state.get(name)!r}, run {value!r}"
             for name, value in self.settings.items()
             if _plain(state.get(name)) != value
         ]
         if differing:
-            raise CheckpointError("the checkpoint was trained with other settings:\n  " + "\n  ".join(differing))
+            raise CheckpointError(
+                "the checkpoint was trained with other settings:\n  "
+                + "\n  ".join(differing)
+                + (_OTHER_NETWORK if state[NETWORK] != self.settings[NETWORK] else "")
+            )
 
 
 def _plain(value: Any) -> Any:
@@ -80,7 +95,7 @@ def model_settings(checkpoint: str | Path, train_config: str | Path) -> dict[str
             (for tools that only build it); running anything still needs the checkpoint.
 
     Returns:
-        a value for each of :data:`MODEL_SETTINGS`.
+        a value for each of :data:`MODEL_SETTINGS`, and of a checkpoint also ``network``.
 
     Raises:
         CheckpointError: the file is not a checkpoint of this bundle.
@@ -96,7 +111,7 @@ def model_settings(checkpoint: str | Path, train_config: str | Path) -> dict[str
         raise CheckpointError(
             f"{checkpoint} is not a checkpoint of this bundle: it holds no 'model' with its 'settings'"
         )
-    return dict(content["settings"])
+    return {"age_bands": None, **content["settings"]}  # checkpoints of the first version knew no age bands
 
 
 def resume_point(output_dir: str | Path) -> Path:
@@ -109,13 +124,19 @@ def is_resumed(output_dir: str | Path, resume: bool) -> bool:
     return resume and resume_point(output_dir).is_file()
 
 
+def is_complete(output_dir: str | Path) -> bool:
+    """Whether a folder holds a training that came to its end."""
+    return Path(output_dir, "models", "best.pt").is_file() and not resume_point(output_dir).exists()
+
+
 def require_new(output_dir: str | Path, overwrite: bool, resume: bool = False) -> None:
     """CheckpointError when a folder already holds a training, unless it may be overwritten or is to be resumed."""
     if overwrite and resume:
         raise CheckpointError("--overwrite and --resume exclude each other")
-    if not Path(output_dir, "models", "best.pt").exists() or overwrite or is_resumed(output_dir, resume):
+    interrupted = resume_point(output_dir).is_file()
+    if overwrite or (resume and interrupted) or not (interrupted or Path(output_dir, "models", "best.pt").exists()):
         return
-    if resume_point(output_dir).is_file():
+    if interrupted:
         state, also = "a training that was interrupted", "--resume True to go on with it, or "
     else:
         state, also = "a training that is complete" if resume else "a training", ""

@@ -12,7 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from . import __version__
-from .console import console, show_audit, show_before_after, show_comparison, show_evaluation
+from .console import (
+    console,
+    show_audit,
+    show_before_after,
+    show_comparison,
+    show_evaluation,
+    show_intake,
+    show_study,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,6 +62,13 @@ class OffsetObjective(StrEnum):
     gap = "gap"
 
 
+class StudyEngine(StrEnum):
+    """Where the runs of a study are carried out."""
+
+    local = "local"
+    ray = "ray"
+
+
 class Layout(StrEnum):
     """Folder layouts of the benchmark; ``auto`` takes both."""
 
@@ -79,7 +94,13 @@ def _main(
 
 @app.command()
 def cohort(
-    folder: Annotated[Path, typer.Argument(help="Root of the data, e.g. with Train/ and Val/ in it.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER_OR_ARCHIVE",
+            help="Root of the data, e.g. with Train/ and Val/ in it; a zip, tar or RAR archive; or a folder of them.",
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The cohort file to write.")] = Path("cohort.csv"),
     layout: Annotated[Layout, typer.Option(help="Folder layout.")] = Layout.auto,
     class_name: Annotated[
@@ -88,19 +109,26 @@ def cohort(
     chart: Annotated[
         Path | None, typer.Option(help="Also draw the cohort (the paper's Figure 1) to this file.")
     ] = None,
+    unpack_to: Annotated[
+        Path | None, typer.Option(help="Folder for what archives hold; else <name>_unpacked beside them.")
+    ] = None,
 ) -> None:
-    """Describe a folder tree of scans as a cohort file: scan, label, sex, split."""
-    from .cohort import CohortError, build_cohort, format_cells, load_cohort, write_cohort
+    """Describe a folder tree of scans, or archives of it, as a cohort file: scan, label, sex, split."""
+    from .archives import build_with_archives
+    from .cohort import CohortError, format_cells, load_cohort, write_cohort
+    from .errors import UserError
     from .names import CLASS_NAMES, SEXES
 
     try:
-        built = build_cohort(folder, layout=layout.value, class_names=class_name)
+        intake = build_with_archives(source, unpack_to, layout=layout.value, class_names=class_name)
+        built = intake.built
         found = set(built.table["label"])
         names = class_name or [*(n for n in CLASS_NAMES if n in found), *sorted(found - set(CLASS_NAMES))]
         output.parent.mkdir(parents=True, exist_ok=True)
-        path = write_cohort(built.table, output, root=folder)
-    except (CohortError, ValueError) as error:
+        path = write_cohort(built.table, output, root=intake.root)
+    except (UserError, ValueError) as error:
         _stop(error)
+    show_intake(intake)
     for entry in built.skipped:
         console.print(
             f"[yellow]left out[/] {escape(entry.path)}: {escape(entry.reason)}", highlight=False, soft_wrap=True
@@ -155,6 +183,27 @@ def phantom(
         _stop(error)
     console.print(format_cells(load_cohort(path, class_names=CLASS_NAMES, group_names=SEXES)))
     console.print(f"wrote {path} (synthetic scans)", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def submit(
+    predictions: Annotated[Path, typer.Argument(help="predictions.csv that inference wrote for the test scans.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the four files.")],
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Leave out scans that failed.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier submission.")] = False,
+) -> None:
+    """Write the challenge's submission: A.csv, G.csv, covid.csv and normal.csv, one scan name a line."""
+    from .errors import UserError
+    from .submission import write_submission
+
+    try:
+        written = write_submission(predictions, output, allow_missing=allow_missing, overwrite=overwrite)
+    except (UserError, OSError) as error:
+        _stop(error)
+    for text in written.missing:
+        console.print(f"[yellow]in no file[/] {escape(text)}", highlight=False, soft_wrap=True)
+    for path, count in written.files.items():
+        console.print(f"wrote {escape(str(path))}: {count} scans", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -310,6 +359,33 @@ def report(
     console.print(f"wrote {escape(str(path))}, {escape(path.with_suffix('.md').name)}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def tables(
+    studies: Annotated[
+        list[Path],
+        typer.Argument(metavar="STUDY...", help="Folder of a study; further ones (one a machine) join Table 2."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write to, by default tables/ in the first study.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the intervals; tests are at the level 1 - this.")] = 0.95,
+    resamples: Annotated[int, typer.Option(help="Bootstrap draws, and permutations.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Same seed, same tables.")] = 0,
+) -> None:
+    """Write the tables and figures of a study, finished or not: index.html, Markdown, CSV, LaTeX, PNG and SVG."""
+    from .errors import UserError
+    from .study_tables import write_tables
+
+    try:
+        written = write_tables(studies, output, confidence, resamples, seed)
+    except (UserError, ValueError) as error:
+        _stop(error)
+    show_study(written.table, written.verdicts)
+    folder = written.paths[0].parent
+    names = ", ".join(path.name for path in written.paths)
+    console.print(f"wrote {escape(str(folder))}: {escape(names)}", highlight=False, soft_wrap=True)
+
+
 @app.command("model-card")
 def model_card(
     output_dir: Annotated[Path, typer.Argument(help="The output_dir of an evaluation.")],
@@ -420,6 +496,83 @@ def _one_table(source: str, split: str | None, tracking_uri: str | None) -> Path
     if len(paths) > 1:
         raise ValueError(f"{source} is {len(paths)} tables; this takes one (fairlung compare takes several)")
     return paths[0]
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="The study's YAML, such as studies/paper.yaml.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Its folder; else runs/NAME.")] = None,
+    cohort: Annotated[str | None, typer.Option(help="The cohort file, instead of the study's.")] = None,
+    bundle_root: Annotated[str | None, typer.Option(help="Folder of the bundle, instead of the study's.")] = None,
+    engine: Annotated[StudyEngine, typer.Option(help="Run here, or on a Ray cluster.")] = StudyEngine.local,
+    workers: Annotated[int, typer.Option(help="local: runs at a time.")] = 1,
+    address: Annotated[str | None, typer.Option(help="ray: of the cluster; else one is started here.")] = None,
+    cpus: Annotated[float, typer.Option(help="ray: CPUs of a run.")] = 1,
+    gpus: Annotated[float, typer.Option(help="ray: GPUs of a run.")] = 0,
+    final: Annotated[
+        str | None,
+        typer.Option(help="Once the study is finished: judge this configuration on the cohort's held-out test split."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
+) -> None:
+    """Train and judge a grid of systems, seeds and folds; what is finished stays, what was killed goes on."""
+    from filelock import FileLock, Timeout
+
+    from . import study_engines, study_tracking
+    from .errors import UserError
+    from .study import StudyError, StudyFolder, final_study, plan, read_study
+    from .study_progress import show_progress
+
+    try:
+        written = read_study(file, cohort=cohort, bundle_root=bundle_root)
+        place = output or Path("runs", written.name)
+        if final is not None:
+            written, place = final_study(written, place, final)
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(place / "study.lock", blocking=False):
+            folder = StudyFolder(place, written, plan(written, place, final), write=not dry_run)
+            waiting = [folder.run_file(run.id) for run in folder.to_run()]
+            console.print(
+                f"{written.name}: {len(waiting)} of {len(folder.planned)} runs to do, in {escape(str(place))}"
+            )
+            if dry_run:
+                for run in folder.to_run():
+                    console.print(escape(run.id), highlight=False, soft_wrap=True)
+                return
+            study_tracking.open_study_run(written, folder)
+            tables_at = None
+            try:
+                with show_progress(folder) as (begins, ends):
+                    if engine is StudyEngine.ray:
+                        study_engines.run_by_ray(waiting, begins, ends, address, cpus, gpus)
+                    else:
+                        study_engines.run_locally(waiting, begins, ends, workers)
+                tables_at = _tables_of(place)
+            finally:  # interrupted too
+                study_tracking.close_study_run(written, folder, tables_at)
+    except Timeout:
+        _stop(StudyError(f"{place} is being run by another process"))
+    except (UserError, ValueError) as error:
+        _stop(error)
+    counts = folder.counts()
+    if counts["finished"] < len(folder.planned):
+        _stop(
+            StudyError(f"{counts['failed']} of {len(folder.planned)} runs failed; run the study again to repeat them")
+        )
+
+
+def _tables_of(place: Path) -> Path | None:
+    """A study's tables, written; None, with a word why, where nothing can be said yet."""
+    from .errors import UserError
+    from .study_tables import write_tables
+
+    try:
+        written = write_tables([place])
+    except (UserError, ValueError) as error:
+        console.print(f"[yellow]no tables[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
+        return None
+    show_study(written.table, written.verdicts)
+    return written.paths[0].parent
 
 
 @app.command("mlflow-sync")

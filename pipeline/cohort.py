@@ -1,10 +1,11 @@
 """The cohort: one CSV file that describes a data set, read strictly, counted by cell, and built from folders.
 
 A row is a scan. Columns: ``scan`` (folder or file, relative to the CSV file's folder or absolute), ``label`` (class
-name), a group column (``sex`` unless told otherwise; empty means unknown), and optionally ``split`` (train, val, test)
-and ``patient``. Other columns are kept as they are. Which classes and groups there are is the caller's to say.
+name), one or several group columns (``sex`` unless told otherwise; empty or "unknown" means unknown), and optionally
+``split`` (train, val, test) and ``patient``. Other columns are kept as they are. Which classes there are is the
+caller's to say; which groups, the caller's or the cohort's.
 
-Patient ids never reach a message, a log or a repr.
+Patient ids and ages never reach a message, a log or a repr.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import difflib
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 from collections import Counter, defaultdict
@@ -21,21 +23,44 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
+import numpy as np
 import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
 from .errors import UserError
-from .names import CLASS_NAMES, SEXES, UNKNOWN_GROUP
+from .groups import (
+    AGE,
+    AGE_BAND,
+    JOIN,
+    MAX_AGE,
+    MIN_CELL,
+    SmallGroups,
+    UnknownGroups,
+    age_bands,
+    check_age_bands,
+    group_columns,
+    group_ids,
+    group_values,
+    joined,
+    occurring_groups,
+    parent_groups,
+)
+from .names import CLASS_NAMES, SEXES, UNKNOWN, UNKNOWN_GROUP
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 UNSPLIT = "all"  # what a file without a split column is called as a whole
-UNKNOWN = "unknown"  # how scans of unknown group are called in tables
 KNOWN_COLUMNS = ("scan", "label", "sex", "split", "patient", "site", "age")
+# no groups: they say something else, are patients' own, or are what predictions.csv says beside the groups
+NO_GROUPS = ("", "scan", "label", "split", "patient", AGE, "prediction", "synthetic", "postprocess")
+MAX_GROUPS = 100  # that a cohort may give by itself; more are no groups but a mistaken column
 MAX_PROBLEMS = 50
 MAX_LINES_NAMED = 10
+MAX_CELLS_NAMED = 12
 MAX_VALUE_LENGTH = 120
 
 CHALLENGE_CLASSES = dict(zip(("a", "g", "covid", "normal"), CLASS_NAMES, strict=True))
@@ -60,15 +85,16 @@ class Cohort:
         table: every column of the file as text, in its order, index 0..n-1. Not in the repr: it may name patients.
         root: absolute folder of the CSV file; relative scans start here.
         class_names: class ``i`` is ``class_names[i]``.
-        group_names: group ``i`` is ``group_names[i]``; an empty cell is unknown, -1.
-        group_column: the column that holds the group.
+        group_names: group ``i`` is ``group_names[i]``. A scan of unknown group is -1, or has the group "unknown" when
+            that is one of the names.
+        group_by: the columns whose values make the group; of several, a group is a combination.
     """
 
     table: pd.DataFrame = field(repr=False)
     root: Path
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
-    group_column: str
+    group_by: tuple[str, ...]
 
     def splits(self) -> tuple[str, ...]:
         """Splits with a scan, in the order train, val, test; ``("all",)`` for a file without a split column."""
@@ -79,22 +105,64 @@ class Cohort:
         """What a data loader needs of each scan of a split, in the file's order.
 
         Returns:
-            Dictionaries of ``image`` (absolute path), ``label`` (class index), ``group`` (group index, -1 unknown) and
-            ``scan`` (as written in the file).
+            Dictionaries of ``image`` (absolute path), ``label`` (class index), ``group`` (group index, -1 unknown),
+            ``group_values`` (its value in each group column, "" unknown) and ``scan`` (as written in the file).
 
         Raises:
             ValueError: no scan is in ``split``; names the splits that there are.
         """
         rows = self._rows(split)
+        values = group_values(rows, self.group_by)
+        ids, _ = group_ids(joined(values), self.group_names)
         return [
             {
                 "image": str(self.root / scan),
-                "label": self._label_id(label),
-                "group": self._group_id(group),
+                "label": self.class_names.index(label),
+                "group": int(group),
+                "group_values": list(of_columns),
                 "scan": scan,
             }
-            for scan, label, group in zip(rows["scan"], rows["label"], rows[self.group_column], strict=True)
+            for scan, label, group, of_columns in zip(
+                rows["scan"], rows["label"], ids, values.itertuples(index=False, name=None), strict=True
+            )
         ]
+
+    def training_items(self, min_cell: int = MIN_CELL, small_groups: SmallGroups = "keep") -> list[dict[str, Any]]:
+        """:meth:`items` of the training split; with ``leave_out`` scans of a group of :meth:`small_groups` have none.
+
+        Raises:
+            CohortError: no group is left.
+            ValueError: an argument makes no sense, or there is no training split.
+        """
+        small = self._left_out(min_cell, small_groups)
+        items = self.items("train")
+        if small and not {item["group"] for item in items} - {UNKNOWN_GROUP, *small}:
+            raise CohortError(
+                f"small_groups leave_out leaves no group: every one has fewer than min_cell = {min_cell} training scans"
+            )
+        return [item | {"group": UNKNOWN_GROUP} if item["group"] in small else item for item in items]
+
+    def small_groups(self, min_cell: int = MIN_CELL) -> dict[str, int]:
+        """Groups with fewer than ``min_cell`` scans in the training split, and how many they have."""
+        if isinstance(min_cell, bool) or not isinstance(min_cell, int) or min_cell < 0:
+            raise ValueError(f"min_cell must be a whole number, 0 or more, got {min_cell!r}")
+        ids = Counter(item["group"] for item in self.items("train"))
+        return {name: ids[g] for g, name in enumerate(self.group_names) if ids[g] < min_cell}
+
+    def _left_out(self, min_cell: int, small_groups: SmallGroups) -> set[int]:
+        if small_groups not in get_args(SmallGroups):
+            raise ValueError(f"small_groups must be one of {', '.join(get_args(SmallGroups))}, got {small_groups!r}")
+        small = self.small_groups(min_cell)
+        return {self.group_names.index(name) for name in small} if small_groups == "leave_out" else set()
+
+    @property
+    def group_parents(self) -> list[int]:
+        """The parent of each group: its value in the first group column, for an aggregation in two levels.
+
+        A list of G ids, in the order in which the parents appear in ``group_names``. With one column every group is
+        its own parent; the group "unknown" always is.
+        """
+        return parent_groups(self.group_names, self.group_by)
 
     def class_counts(self, split: str) -> dict[str, int]:
         """Scans of each class in a split, in the order of ``class_names``, zeros included. Raises as :meth:`items`."""
@@ -111,15 +179,12 @@ class Cohort:
 
         Returns:
             Columns ``split``, ``label``, ``group``, ``n``: every combination, zeros included. The group ``unknown`` has
-            rows only when some scan of the cohort is of unknown group.
+            rows only when some scan of the cohort is of unknown group, or when it is a group of its own.
         """
-        groups = self.table[self.group_column]
+        groups = self._groups().replace("", UNKNOWN)
         count = Counter(zip(self._split_of_rows(), self.table["label"], groups, strict=True))
-        named = {name: name for name in self.group_names} | ({UNKNOWN: ""} if (groups == "").any() else {})
-        rows = [
-            (split, label, group, count[split, label, written])
-            for split, label, (group, written) in product(self.splits(), self.class_names, named.items())
-        ]
+        names = dict.fromkeys((*self.group_names, *([UNKNOWN] if (groups == UNKNOWN).any() else [])))
+        rows = [(*cell, count[cell]) for cell in product(self.splits(), self.class_names, names)]
         return pd.DataFrame(rows, columns=["split", "label", "group", "n"])
 
     @property
@@ -130,7 +195,7 @@ class Cohort:
         relative or absolute make no difference.
         """
         split = self.table["split"] if "split" in self.table else [""] * len(self.table)
-        rows = zip(self.table["scan"], self.table["label"], self.table[self.group_column], split, strict=True)
+        rows = zip(self.table["scan"], self.table["label"], self._groups(), split, strict=True)
         content = sorted([self._canonical(scan), *rest] for scan, *rest in rows)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -148,19 +213,19 @@ class Cohort:
             raise ValueError(f"no scan is in split {split!r}; splits of this cohort: {', '.join(self.splits())}")
         return self.table[[value == split for value in self._split_of_rows()]]
 
-    def _label_id(self, label: str) -> int:
-        return self.class_names.index(label)
-
-    def _group_id(self, group: str) -> int:
-        return self.group_names.index(group) if group else UNKNOWN_GROUP
+    def _groups(self) -> pd.Series:
+        """The name of each scan's group, "" where it is unknown."""
+        return joined(group_values(self.table, self.group_by))
 
 
 def load_cohort(
     path: str | os.PathLike[str],
     *,
     class_names: Sequence[str],
-    group_names: Sequence[str],
-    group_column: str = "sex",
+    group_names: Sequence[str] | None = None,
+    group_by: str | Sequence[str] = "sex",
+    unknown_groups: UnknownGroups = "leave_out",
+    age_bands: Sequence[int] | None = None,
     allow_empty_cells: bool = False,
     require_splits: Sequence[str] = (),
 ) -> Cohort:
@@ -169,8 +234,13 @@ def load_cohort(
     Args:
         path: the CSV file (UTF-8, comma).
         class_names: the classes, in the order of their ids; at least one.
-        group_names: the groups, in the order of their ids; at least one.
-        group_column: the column that holds the group.
+        group_names: the groups, in the order of their ids; at least one. Of several columns a group is called as its
+            values joined, such as "male x <65". None takes the groups that occur, male before female, others in
+            natural order; the column ``sex`` then holds male and female only.
+        group_by: the column that holds the group, or several, whose combinations are the groups.
+        unknown_groups: ``leave_out``: a scan of unknown group has none, -1. ``own_group``: such scans, if there are
+            any, are one more group, "unknown"; of several columns one unknown part is enough.
+        age_bands: edges in years that make the column ``age_band`` of the column ``age``; None makes none.
         allow_empty_cells: accept a class and group without a scan in some split. A class without any scan in train is
             an error even so: its prior would be zero.
         require_splits: splits that must have at least one scan.
@@ -181,39 +251,98 @@ def load_cohort(
         ValueError: an argument makes no sense.
     """
     class_names = _checked_names(class_names, "class_names")
-    group_names = _checked_names(group_names, "group_names")
-    if UNKNOWN in group_names:
-        raise ValueError(f"group_names: {UNKNOWN!r} is reserved; leave the cell empty where the group is unknown")
-    if group_column in ("", "scan", "label", "split", "patient"):
-        raise ValueError(f"group_column: {group_column!r} cannot hold the group")
+    columns = group_columns(group_by)
+    for column in columns:
+        if column == AGE:
+            raise ValueError("group_by: ages are no groups; set age_bands, such as [65], and group by age_band")
+        if column in NO_GROUPS or column.startswith("prob_"):
+            raise ValueError(f"group_by: {column!r} cannot hold the group")
+    if unknown_groups not in get_args(UnknownGroups):
+        raise ValueError(f"unknown_groups must be one of {', '.join(get_args(UnknownGroups))}, got {unknown_groups!r}")
+    names = None if group_names is None else _checked_group_names(group_names, columns, unknown_groups)
+    edges = None if age_bands is None else check_age_bands(age_bands)
     if isinstance(require_splits, str) or not set(require_splits) <= set(SPLITS):
         raise ValueError(f"require_splits: {require_splits!r} is not a list of {', '.join(SPLITS)}")
     path = Path(os.path.abspath(path))
     table, lines, ragged = _read(path)
 
-    problems = _column_problems(table, group_column)
+    problems = _column_problems(table, columns, edges)
     in_rows = list(ragged)
+    resolved: tuple[str, ...] = ()
     if not problems:
         in_rows += _value_problems(table, lines, "label", class_names)
-        in_rows += _value_problems(table, lines, group_column, group_names, may_be_empty=True)
+        if edges is not None:
+            in_rows += _add_age_bands(table, lines, edges)
+        values = group_values(table, columns)
+        in_rows += _group_problems(values, lines, names)
+        resolved = _resolved_groups(values, names, unknown_groups)
+        if not set(resolved) - {UNKNOWN}:
+            problems.append(f"no scan has a group by {', '.join(columns)}: a value is missing in every row")
+        elif names is None and len(resolved) > MAX_GROUPS:
+            problems.append(
+                f"{len(resolved)} groups by {', '.join(columns)}: is it the right column? More than {MAX_GROUPS} must "
+                "be listed in group_names"
+            )
+            resolved = ()
         if "split" in table:
             in_rows += _value_problems(table, lines, "split", SPLITS)
         in_rows += _scan_problems(table, lines, path.parent)
         if {"patient", "split"} <= set(table):
             in_rows += _patient_problems(table, lines)
         problems += _split_problems(table, require_splits)
-        problems += _cell_problems(table, class_names, group_names, group_column, allow_empty_cells)
+        problems += _cell_problems(table, joined(values), class_names, resolved, len(columns), allow_empty_cells)
     problems += [text for _, text in sorted(in_rows, key=lambda problem: problem[0])]
     if problems:
         raise CohortError(_report(path, problems))
-    return Cohort(table, path.parent, class_names, group_names, group_column)
+    return Cohort(table, path.parent, class_names, resolved, columns)
+
+
+def warn_of_small_cells(cohort: Cohort, min_cell: int = MIN_CELL, small_groups: SmallGroups = "keep") -> None:
+    """One warning that lists the groups and cells of the training split with fewer than ``min_cell`` scans.
+
+    What is said once at the start is that a group's loss is then that of few scans, and what can be done.
+
+    Raises:
+        ValueError: an argument makes no sense.
+    """
+    from .distributed import is_primary
+
+    left_out = bool(cohort._left_out(min_cell, small_groups))
+    small = cohort.small_groups(min_cell)
+    cells = cohort.cells()
+    # the cells of a group that is left out, or that has few scans in all, say nothing more
+    rows = cells[(cells["split"] == "train") & (cells["n"] < min_cell) & cells["group"].isin(cohort.group_names)]
+    rows = rows[~rows["group"].isin(small)].sort_values("n", kind="stable")
+    parts = []
+    if small:
+        what = (
+            "left out of the aggregation over groups (small_groups: leave_out); evaluations report them"
+            if left_out
+            else "small_groups: leave_out takes them out of the aggregation; evaluations would still report them"
+        )
+        parts.append(f"groups: {_listed([f'{name} {n}' for name, n in small.items()])} ({what})")
+    if len(rows):
+        parts.append(f"cells: {_listed([f'{row.group} {row.label} {row.n}' for row in rows.itertuples()])}")
+    if parts and is_primary():
+        logger.warning(
+            "fewer than %d training scans (min_cell) in %s. The loss of such a group or cell is that of a few scans, "
+            "seen again and again: an aggregation that follows the worst group (CVaR) can chase their noise, and what "
+            "they gain need not carry over to other scans.",
+            min_cell,
+            "; ".join(parts),
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_CELLS_NAMED} more" if len(names) > MAX_CELLS_NAMED else ""
+    return ", ".join(names[:MAX_CELLS_NAMED]) + more
 
 
 def format_cells(cohort: Cohort) -> Table:
     """A rich table of the scans of each split, class and group, with totals."""
     cells = cohort.cells()
     groups = list(dict.fromkeys(cells["group"]))
-    out = Table(title=escape(f"{len(cohort.table)} scans by split, class and {cohort.group_column}"))
+    out = Table(title=escape(f"{len(cohort.table)} scans by split, class and {JOIN.join(cohort.group_by)}"))
     for heading in ("split", "class"):
         out.add_column(heading)
     for heading in (*groups, "total"):
@@ -242,6 +371,22 @@ def _checked_names(names: Sequence[str], argument: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"{argument}: {list(names)!r} names something twice")
     return tuple(names)
+
+
+def _checked_group_names(
+    names: Sequence[str], columns: tuple[str, ...], unknown_groups: UnknownGroups
+) -> tuple[str, ...]:
+    names = _checked_names(names, "group_names")
+    if UNKNOWN in names and unknown_groups != "own_group":
+        raise ValueError(
+            f"group_names: {UNKNOWN!r} is reserved; leave the cell empty where the group is unknown, and set "
+            "unknown_groups to own_group to make such scans a group"
+        )
+    for name in names:
+        if name != UNKNOWN and len(columns) > 1 and len(name.split(JOIN)) != len(columns):
+            example = JOIN.join(f"<{column}>" for column in columns)
+            raise ValueError(f"group_names: {name!r} is no group by {', '.join(columns)}: they are called {example!r}")
+    return names
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, list[int], list[Problem]]:
@@ -294,11 +439,17 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[int], list[Problem]]:
     return table, [line for line, _ in fitting], ragged
 
 
-def _column_problems(table: pd.DataFrame, group_column: str) -> list[str]:
+def _column_problems(table: pd.DataFrame, columns: tuple[str, ...], edges: tuple[int, ...] | None) -> list[str]:
     problems = []
-    for name in ("scan", "label", group_column):
-        if name not in table:
-            problems.append(f"no column {name!r} in the first line{_near_column(name, list(table.columns))}")
+    if edges is not None and AGE_BAND in table:
+        problems.append(f"there is a column {AGE_BAND!r} already; leave out age_bands, or the column")
+    derived = () if edges is None else (AGE_BAND,)
+    for name in ("scan", "label", *columns, *(() if edges is None else (AGE,))):
+        if name not in table and name not in derived:
+            hint = _near_column(name, list(table.columns))
+            if name == AGE_BAND and AGE in table:
+                hint = "; age_bands, such as [65], makes it of the column 'age'"
+            problems.append(f"no column {name!r} in the first line{hint}")
     if problems and len(table.columns) == 1 and re.search(r"[;\t|]", table.columns[0]):
         problems.append("the header is one single column: separate the columns with commas")
     return problems
@@ -321,6 +472,58 @@ def _value_problems(
         else:
             hint = _did_you_mean(value, valid)
             yield line, f"line {line}: {column} {_shown(value)} is unknown{hint}; valid: {', '.join(valid)}"
+
+
+def _add_age_bands(table: pd.DataFrame, lines: list[int], edges: tuple[int, ...]) -> list[Problem]:
+    """Add the column age_band; what is no age is a problem, and is not shown: it may be anything of a patient."""
+    written = group_values(table, [AGE])[AGE]
+    years = pd.to_numeric(written, errors="coerce").to_numpy(dtype=float)
+    wrong = (written != "").to_numpy() & ~((years >= 0) & (years <= MAX_AGE))
+    table[AGE_BAND] = age_bands(np.where(wrong, np.nan, years), edges)
+    said = f"age is not a number from 0 to {MAX_AGE}; leave it empty where it is unknown"
+    return [(lines[i], f"line {lines[i]}: {said}") for i in np.flatnonzero(wrong)]
+
+
+def _group_problems(values: pd.DataFrame, lines: list[int], names: tuple[str, ...] | None) -> Iterator[Problem]:
+    columns = list(values.columns)
+    if names is None:
+        for column in columns:
+            if column == "sex":
+                yield from _value_problems(values, lines, column, SEXES, may_be_empty=True)
+            else:
+                yield from _spelling_problems(values[column], lines)
+    if len(columns) == 1:
+        if names is not None:
+            yield from _value_problems(values, lines, columns[0], names, may_be_empty=True)
+        return
+    for column in columns:
+        for line, value in zip(lines, values[column], strict=True):
+            if JOIN in value:
+                yield line, f"line {line}: {column} {_shown(value)} holds {JOIN!r}, which joins the values of a group"
+    if names is not None:
+        group = JOIN.join(columns)
+        yield from _value_problems(joined(values).to_frame(group), lines, group, names, may_be_empty=True)
+
+
+def _spelling_problems(values: pd.Series, lines: list[int]) -> Iterator[Problem]:
+    """Values that differ in case alone: most likely one group."""
+    first: dict[str, tuple[str, int]] = {}
+    for line, value in zip(lines, values, strict=True):
+        other, there = first.setdefault(value.casefold(), (value, line))
+        if other != value:
+            yield line, f"line {line}: {values.name} {_shown(value)} is written {_shown(other)} in line {there}"
+
+
+def _resolved_groups(
+    values: pd.DataFrame, names: tuple[str, ...] | None, unknown_groups: UnknownGroups
+) -> tuple[str, ...]:
+    found = names
+    if found is None:
+        valid = values.assign(sex=values["sex"].where(values["sex"].isin(SEXES), "")) if "sex" in values else values
+        # where no sex is known there are two of them even so
+        found = occurring_groups(valid) or (SEXES if list(values) == ["sex"] else ())
+    unknown = bool((values == "").any(axis=1).any())
+    return (*found, UNKNOWN) if unknown and unknown_groups == "own_group" and UNKNOWN not in found else found
 
 
 def _scan_problems(table: pd.DataFrame, lines: list[int], root: Path) -> Iterator[Problem]:
@@ -357,22 +560,32 @@ def _split_problems(table: pd.DataFrame, require_splits: Sequence[str]) -> list[
 
 def _cell_problems(
     table: pd.DataFrame,
+    groups: pd.Series,
     class_names: tuple[str, ...],
     group_names: tuple[str, ...],
-    group_column: str,
+    num_columns: int,
     allow_empty_cells: bool,
 ) -> list[str]:
     splits = table["split"].tolist() if "split" in table else [UNSPLIT] * len(table)
-    filled = set(zip(splits, table["label"], table[group_column], strict=True))
+    filled = set(zip(splits, table["label"], groups.replace("", UNKNOWN), strict=True))
     classes_of = {split: {label for its, label, _ in filled if its == split} for split in splits}
     groups_known = any(group in group_names for _, _, group in filled)
     problems = []
-    for split, label in product([split for split in (*SPLITS, UNSPLIT) if split in classes_of], class_names):
-        if split == "train" and label not in classes_of[split]:
-            problems.append(f"{split}: no {label} scan at all")
-        elif groups_known and not allow_empty_cells:
-            empty = [group for group in group_names if (split, label, group) not in filled]
-            problems += [f"{split}: no {group} {label} scan" for group in empty]
+    for split in [split for split in (*SPLITS, UNSPLIT) if split in classes_of]:
+        empty = []
+        for label in class_names:
+            if split == "train" and label not in classes_of[split]:
+                problems.append(f"{split}: no {label} scan at all")
+            elif groups_known and not allow_empty_cells:
+                empty += [f"{group} {label}" for group in group_names if (split, label, group) not in filled]
+        if num_columns == 1:
+            problems += [f"{split}: no {cell} scan" for cell in empty]
+        elif empty:
+            problems.append(
+                f"{split}: {len(empty)} of {len(group_names) * len(class_names)} cells have no scan: {_listed(empty)}; "
+                "combinations often have none: set allow_empty_cells to true, and F1 counts as 0 there; or take fewer "
+                "columns, wider bands"
+            )
     return problems
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from . import document
+    from .archives import Intake
+    from .audit import Verdict
 
 console = Console()
 
@@ -32,6 +39,24 @@ def _span(estimate: dict[str, float] | None, sign: str = "") -> str:
     if estimate is None:
         return "-"
     return "{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})".format(**estimate, sign=sign)
+
+
+def show_intake(intake: Intake) -> None:
+    """What was unpacked, and what was left."""
+    from .archives import readable_bytes
+
+    for done in intake.unpacked:
+        how = "unpacked before" if done.reused else "unpacked"
+        text = f"{how}: {done.archive.name}, {done.files:,} files, {readable_bytes(done.bytes)}, to {done.folder}"
+        console.print(escape(text), highlight=False, soft_wrap=True)
+        for name in done.left_packed:
+            _show_left(f"{done.archive.name}: {name}: an archive in an archive in an archive")
+    for archive in intake.left_packed:
+        _show_left(f"{archive.name}: an archive beside scans that are unpacked; --unpack-to takes it too")
+
+
+def _show_left(text: str) -> None:
+    console.print(f"[yellow]left packed[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def show_audit(result: dict[str, Any]) -> None:
@@ -150,3 +175,14 @@ def show_evaluation(result: dict[str, Any]) -> None:
     chance = 1 / len(classes)
     above = scores["score"] - chance
     console.print(f"Guessing evenly gives P of about {chance:.2f}; this is {above:+.2f} from it.\n", highlight=False)
+
+
+def show_study(found: document.Table, verdicts: Sequence[Verdict]) -> None:
+    _show_verdicts([asdict(verdict) for verdict in verdicts])
+    table = Table(title=escape(found.caption))
+    for index, heading in enumerate(found.columns):
+        table.add_column(escape(heading), justify="right" if index else "left")
+    for number, row in enumerate(found.rows):
+        cells = [escape(value) for value in row]
+        table.add_row(*(f"[bold]{c}[/]" if (number, i) in found.strong else c for i, c in enumerate(cells)))
+    console.print(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,8 @@ class Table:
     Args:
         caption: says what the table shows.
         columns: headings, as many as a row has values.
-        rows: values as text.
+        rows: values as text; a line feed in one is a line break, and a space in Markdown.
+        strong: (row, column) of the values in bold.
 
     Raises:
         ValueError: a row has another number of values than there are columns.
@@ -60,6 +62,7 @@ class Table:
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    strong: frozenset[tuple[int, int]] = frozenset()
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -235,10 +238,80 @@ def escape_markdown(text: str) -> str:
 
 def markdown_table(table: Table) -> str:
     """A table in GitHub's Markdown, its caption in bold above."""
-    rows = [table.columns, *table.rows]
-    lines = [f"| {' | '.join(map(escape_markdown, row))} |" for row in rows]
+    rows = [list(map(escape_markdown, row)) for row in (table.columns, *table.rows)]
+    for row, column in table.strong:
+        rows[row + 1][column] = f"**{rows[row + 1][column]}**"
+    lines = [f"| {' | '.join(row)} |" for row in rows]
     rule = "|".join(["", " --- ", *[" ---: "] * (len(table.columns) - 1), ""])
     return "\n".join([f"**{escape_markdown(table.caption)}**", "", lines[0], rule, *lines[1:]])
+
+
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "\u2013": "--",
+        "\u2212": "$-$",
+        "\u00b1": r"$\pm$",
+        "\u00d7": r"$\times$",
+        "\u03b1": r"$\alpha$",
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+        **{sign: f"{{{sign}}}" for sign in "[]*`'"},  # after a line break [ and * are arguments of it
+    }
+)
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX shows as it is, on one line: no command, and no letter that pdflatex lacks."""
+    spaced = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    return "".join(sign if _in_latex(sign) else f"[U+{ord(sign):04X}]" for sign in spaced).translate(LATEX)
+
+
+def _in_latex(sign: str) -> bool:
+    """ASCII, what LATEX replaces, and Latin letters with or without an accent."""
+    return ord(sign) in LATEX or unicodedata.normalize("NFD", sign)[0].isascii() or sign in "ßøØæÆœŒ"
+
+
+def latex_table(table: Table, label: str, notes: Sequence[str] = ()) -> str:
+    """A table in LaTeX, over both columns of a page; it needs the package booktabs.
+
+    Args:
+        table: values that hold a line feed become two lines, the second smaller.
+        label: for ``\\ref``.
+        notes: below the table.
+    """
+    import pandas as pd
+
+    rows = [list(map(_latex_cell, row)) for row in table.rows]
+    for row, column in table.strong:
+        rows[row][column] = rf"{{\boldmath\bfseries {rows[row][column]}}}"
+    head = list(map(escape_latex, table.columns))
+    frame = pd.DataFrame(rows, columns=range(len(head)), dtype=str).set_axis(head, axis=1)
+    tabular = frame.style.hide(axis="index").to_latex(hrules=True, column_format=f"l{'r' * (len(head) - 1)}")
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        r"\begin{table*}",
+        r"\centering",
+        r"\scriptsize",
+        r"\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{escape_latex(table.caption)}}}",
+        rf"\label{{{label}}}",
+        tabular.strip(),
+        *(rf"\par\smallskip\raggedright {escape_latex(note)}" for note in notes),
+        r"\end{table*}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_cell(text: str) -> str:
+    first, *more = map(escape_latex, text.split("\n"))
+    if not more:
+        return first
+    return rf"\shortstack[r]{{{first}\\{{\tiny {' '.join(more)}}}}}"
 
 
 def squeezed(text: str) -> str:

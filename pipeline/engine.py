@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .distributed import is_primary
 from .losses import TwoLevelLoss
+from .names import LEFT_OUT
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ class GroupLoss(Metric):
 
     ``train_loss`` is the mean of the batches' losses, ``train_loss_<group>`` the mean loss of the group's scans, and
     ``train_cvar_weight_<group>`` the share of the objective that the group had, averaged over batches; the shares of
-    all groups (and of scans of unknown group) sum to 1 with the exact gradient.
+    all groups (and of ``left_out``, the scans of no group) sum to 1 with the exact gradient; with a running estimate on
+    average.
 
     Args:
         loss: the objective in training; its parts are evaluated again, on the outputs of the step, without gradient.
@@ -57,6 +59,8 @@ class GroupLoss(Metric):
         output_transform: Callable[[Any], Any] = lambda output: (output["pred"], output["label"], output["loss"]),
         device: str | torch.device = "cpu",
     ) -> None:
+        if LEFT_OUT in group_names:
+            raise ValueError(f"group_names: {LEFT_OUT!r} is reserved for the scans of no group")
         self.loss = loss
         self.group_names = tuple(group_names)
         super().__init__(
@@ -89,7 +93,7 @@ class GroupLoss(Metric):
         loss, scans, weight = self.sums.cpu()
         batches = self.batches.cpu()
         result = {"train_loss": (batches[0] / batches[1]).item()}
-        for g, name in enumerate((*self.group_names, "unknown")):
+        for g, name in enumerate((*self.group_names, LEFT_OUT)):
             if scans[g] > 0:
                 result[f"train_loss_{name}"] = (loss[g] / scans[g]).item()
                 result[f"train_cvar_weight_{name}"] = (weight[g] / batches[1]).item()

@@ -3,7 +3,7 @@
 Pictures are made of the volumes that the network saw. The overlay is Grad-CAM (Selvaraju et al. 2017, MONAI's
 implementation) of the predicted class at the last convolutional stage: the channels of the stage, weighted by the mean
 gradient of the class's logit, summed, negative values set to 0. It shows which region raised the logit, coarsely (a
-voxel of the stage is 8 slices by 16 by 16 pixels), not that the region is diseased.
+voxel of the R3D-18's stage is 8 slices by 16 by 16 pixels), not that the region is diseased.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .cohort import UNKNOWN
+from .cnn_rnn import slice_counts
 from .data import ScanDataset
 from .distributed import is_primary
+from .groups import group_columns
 from .labelled_predictions import Predictions, load_predictions
-from .names import UNKNOWN_GROUP
+from .names import UNKNOWN, UNKNOWN_GROUP
 
 if TYPE_CHECKING:
     from monai.visualize import GradCAM
@@ -57,9 +58,9 @@ def write_error_gallery(
     network: nn.Module,
     class_names: Sequence[str],
     group_names: Sequence[str],
-    group_column: str = "sex",
+    group_by: str | Sequence[str] = "sex",
     count: int = 12,
-    target_layer: str = LAST_STAGE,
+    target_layer: str | None = None,
 ) -> list[dict[str, Any]]:
     """Write pictures of the worst errors into ``errors`` beside a labelled prediction table, and say what they show.
 
@@ -72,14 +73,15 @@ def write_error_gallery(
     gallery is left.
 
     Args:
-        predictions: CSV with columns scan, label, the group column, prediction and a probability a class.
+        predictions: CSV with columns scan, label, the group columns, prediction and a probability a class.
         dataset: the scans of the table, as the network sees them: items with ``image`` [1, D, H, W] in [0, 1].
         network: classifier of [N, 1, D, H, W] with logits [N, C].
         class_names: C names.
         group_names: G names.
-        group_column: column of the groups.
+        group_by: column of the groups, or columns.
         count: pictures at most; 0 makes none.
-        target_layer: module of the network whose output [N, F, d, h, w] the overlay explains.
+        target_layer: module of the network whose output [N, F, d, h, w] the overlay explains; None takes the one that
+            the network names (``explained_layer``), or the last stage of R3D18Classifier.
 
     Returns:
         the content of errors.json; empty where nothing was written.
@@ -95,7 +97,8 @@ def write_error_gallery(
     try:
         _discard(folder)
         if count:
-            table = load_predictions(predictions, class_names, group_names, [group_column])
+            table = load_predictions(predictions, class_names, group_names, group_columns(group_by))
+            target_layer = target_layer or str(getattr(network, "explained_layer", LAST_STAGE))
             entries = _write(folder, table, worst_errors(table, count), dataset, network, target_layer)
     except Exception as error:  # memory, a full disk, a scan that is gone
         logger.warning("no pictures of the worst errors: %s: %s", type(error).__name__, error)
@@ -244,7 +247,8 @@ def _write(
             raise ValueError(f"scan {scan!r} of the predictions is not in the data set")
         image = torch.as_tensor(dataset[where[scan]]["image"])
         activation = class_activation(grad_cam, image, prediction)
-        middle = image.shape[1] // 2
+        depth = slice_counts(image[None])[0]
+        middle = depth // 2
         name = f"{number:04d}.png"
         picture = error_picture(image[0, middle].cpu().numpy(), activation[middle])
         (folder / name).write_bytes(encode_picture(picture))
@@ -257,7 +261,7 @@ def _write(
                 "confidence": float(table.probabilities[row, prediction]),
                 "image": name,
                 "slice": middle,
-                "num_slices": image.shape[1],
+                "num_slices": depth,
                 "peak_slice": int(activation.max((1, 2)).argmax()),
             }
         )

@@ -89,10 +89,10 @@ def read_evidence(evaluation_dir: str | Path) -> Evidence:
         NoAuditError: fewer than two groups have a scan.
     """
     folder = Path(evaluation_dir)
-    metrics = _json(folder / "metrics.json")
+    metrics = optional_json(folder / "metrics.json")
     if metrics is None:
         raise EvidenceError(f"{folder} holds no evaluation (metrics.json is missing): evaluate first")
-    judged = _json(folder / "audit.json")
+    judged = optional_json(folder / "audit.json")
     if judged is None:
         judged = audit(_predictions(folder / "predictions.csv"))
     filled = [matrix for matrix in metrics["confusion"][:-1] if np.any(matrix)]
@@ -102,9 +102,9 @@ def read_evidence(evaluation_dir: str | Path) -> Evidence:
     training = training_dir(checkpoint, folder.parent.parent if folder.name == "evaluation" else folder.parent)
     history = record = settings = None
     if training is not None:
-        history = _table(training / "history.csv", ("epoch", "metric", "value"))
-        record = _json(training / RECORD)
-        settings = _json(training / "settings.json")
+        history = optional_table(training / "history.csv", ("epoch", "metric", "value"))
+        record = optional_json(training / RECORD)
+        settings = optional_json(training / "settings.json")
     epoch, known_by = _marked_epoch(checkpoint, record or {}, history)
     return Evidence(
         judged,
@@ -114,14 +114,14 @@ def read_evidence(evaluation_dir: str | Path) -> Evidence:
         history=history,
         marked_epoch=epoch,
         marked_by=known_by,
-        cells=_table(folder / "cells.csv", ("split", "label", "group", "n")),
+        cells=optional_table(folder / "cells.csv", ("split", "label", "group", "n")),
         errors=_errors(folder / "errors"),
         settings=settings or {},
         checkpoint_file=_checkpoint_file(checkpoint, training),
     )
 
 
-def _json(path: Path) -> Any:
+def optional_json(path: Path) -> Any:
     """Content of a JSON file; None when there is no such file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -131,7 +131,7 @@ def _json(path: Path) -> Any:
         raise EvidenceError(f"{path} cannot be read: {error}") from error
 
 
-def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
+def optional_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
     """A CSV with these columns, the last (and an epoch) as numbers; None when there is no such file, or no row."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -174,7 +174,7 @@ def _marked_epoch(checkpoint: str, record: Mapping[str, Any], history: pd.DataFr
 
 
 def _errors(folder: Path) -> tuple[ErrorImage, ...] | None:
-    entries = _json(folder / "errors.json")
+    entries = optional_json(folder / "errors.json")
     if entries is None:
         return None
     found = []

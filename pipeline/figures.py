@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from .names import UNKNOWN
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "+++")
 UNKNOWN_COLOUR = "#BBBBBB"
-UNKNOWN = "unknown"
 SPLIT_TITLES = {"train": "Training", "val": "Validation", "test": "Test", "all": "All scans"}
 NAME_WIDTH = 12  # characters of a class name on one line
 CHARACTER = 0.085  # inches of one character at the font size of the tick labels, rounded up
@@ -31,12 +32,13 @@ HEADROOM = 1.18  # of the tallest bar, so that its count stays inside the axes
 DARK = 0.55  # row share from which a count is written in white
 
 
-def cohort_chart(cells: pd.DataFrame, path: str | os.PathLike[str] | None = None) -> Figure:
+def cohort_chart(cells: pd.DataFrame, path: str | os.PathLike[str] | None = None, *, synthetic: bool = False) -> Figure:
     """Scans of each class and group as grouped bars, a panel for each split (the paper's Fig. 1, training first).
 
     Args:
         cells: columns ``split``, ``label``, ``group``, ``n`` of ``Cohort.cells()``; a combination not listed counts 0.
         path: where to save the figure as well; the suffix chooses the format.
+        synthetic: say in the heading that the scans are phantoms.
 
     Returns:
         The figure. Each panel has its own scale; counts stand on the bars, and every title says n.
@@ -85,7 +87,8 @@ def cohort_chart(cells: pd.DataFrame, path: str | os.PathLike[str] | None = None
         total = int(cells.loc[cells["split"] == split, "n"].sum())
         ax.set_title(f"{plain(SPLIT_TITLES.get(split, split))} (n = {total})", fontsize=10)
         ax.set_ylabel("scans", fontsize=9)
-    _set_heading(figure, f"Scans by class and group (n = {int(cells['n'].sum())})")
+    kind = "SYNTHETIC scans" if synthetic else "Scans"
+    set_heading(figure, f"{kind} by class and group (n = {int(cells['n'].sum())})")
     handles = [Patch(edgecolor="black", linewidth=0.6, **style) for style in styles]
     columns = max(1, int(figure.get_figwidth() / (label_width(groups) + 0.7)))
     names = [wrapped(group) for group in groups]
@@ -149,7 +152,7 @@ def confusion_figure(
     bar.set_label("share of the true class", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     kind = " on SYNTHETIC scans" if synthetic else ""
-    _set_heading(figure, f"Confusion by group{kind} (n = {counts.sum()})")
+    set_heading(figure, f"Confusion by group{kind} (n = {counts.sum()})")
     return figure
 
 
@@ -175,7 +178,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _set_heading(figure: Figure, text: str) -> None:
+def set_heading(figure: Figure, text: str) -> None:
     columns = int(figure.get_figwidth() / (1.3 * CHARACTER))  # bold and a size larger than a tick label
     figure.suptitle(textwrap.fill(text, columns), fontsize=11, fontweight="bold")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from .errors import UserError
+from .groups import JOIN, group_ids, group_values, joined, natural_order, occurring_groups
 from .metrics import group_confusion
-from .names import CLASS_NAMES, SEXES, UNKNOWN_GROUP
+from .names import CLASS_NAMES, UNKNOWN_GROUP
 
 PROBABILITY = "prob_"  # before the class name in the column of its probability
 POSTPROCESS = "postprocess"  # column: what was done to the probabilities
 SYNTHETIC = "synthetic"  # column: "yes" of a phantom, as in a cohort
-JOIN = " x "  # between the values of several group columns
 SUM_TOLERANCE = 0.01  # of the probabilities of a scan around 1, which tables round
 LISTED = 5  # faults shown of many
 
@@ -108,7 +107,7 @@ def load_predictions(
         group_names: groups in order; else those that occur (male before female, others sorted). With two, the gap is
             the first minus the second.
         group_by: group columns, by default ``sex``; several make a group of each combination that occurs. An empty
-            value, or "unknown", is an unknown group.
+            value, or "unknown", is an unknown group: one of its own where ``group_names`` has "unknown", else -1.
         scan_column: names the scans; without this column a scan is called by its line.
         label_column: the true class.
         prediction_column: the predicted class; without this column it is the most probable one.
@@ -192,11 +191,7 @@ def _classes(path: Path, table: pd.DataFrame, label_column: str, prediction_colu
     present = set(table[label_column]) | set(table.get(prediction_column, ())) - {""}
     if len(present) < 2:
         raise PredictionsError(f"{path}: only one class occurs ({next(iter(present), 'none')}); name them all")
-    return CLASS_NAMES if present <= set(CLASS_NAMES) else tuple(sorted(present, key=_natural))
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name)]
+    return CLASS_NAMES if present <= set(CLASS_NAMES) else tuple(sorted(present, key=natural_order))
 
 
 def _index(
@@ -233,25 +228,19 @@ def _groups(
     group_names: Sequence[str] | None,
     faults: list[str],
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    parts = table[list(group_by)].apply(lambda column: column.str.strip())
-    unknown = (parts.eq("") | parts.apply(lambda column: column.str.lower()).eq("unknown")).any(axis=1)
-    values = parts.agg(JOIN.join, axis=1)
-    if group_names:
-        names = tuple(group_names)
-    else:
-        orders = []
+    values = group_values(table, group_by)
+    if len(group_by) > 1:
         for column in group_by:
-            present = set(parts.loc[~unknown, column])
-            orders.append([*SEXES] if present <= set(SEXES) else sorted(present, key=_natural))
-        occurring = set(values[~unknown])
-        products = pd.MultiIndex.from_product(orders)
-        names = tuple(name for name in map(JOIN.join, products) if name in occurring)
-        if not names:
-            raise PredictionsError(f"{path}: no scan has a group in column {', '.join(group_by)}")
-        if set(names) <= set(SEXES):
-            names = SEXES
-    group = np.full(len(table), UNKNOWN_GROUP, dtype=np.int64)
-    inside = np.flatnonzero(~unknown)
+            inside = scan[values[column].str.contains(JOIN, regex=False)]
+            faults += [f"{name}: column {column!r} holds {JOIN!r}, which joins the names of groups" for name in inside]
+    names = tuple(group_names) if group_names else occurring_groups(values)
+    if not names:
+        raise PredictionsError(f"{path}: no scan has a group in column {', '.join(group_by)}")
+    rows = joined(values)
+    group, none_of_them = group_ids(rows, names)
     where = f"column {', '.join(repr(column) for column in group_by)}"
-    group[inside] = _index(values.iloc[inside], names, scan.iloc[inside], where, faults)
+    faults += [
+        f"{scan.iloc[i]}: {where} holds {rows.iloc[i]!r}, which is none of {', '.join(names)}"
+        for i in np.flatnonzero(none_of_them)
+    ]
     return group, names

@@ -1,4 +1,4 @@
-"""The two-level objective: a per-sample loss inside, an aggregation over groups outside.
+"""The two-level objective: a loss a sample inside, an aggregation over groups (:mod:`~.aggregation`) outside.
 
 The maths are pure functions; the modules only hold settings and call them. Nothing here reads a value back from the
 device, so a training step never waits for the loss.
@@ -8,21 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import torch
+from monai.losses.focal_loss import softmax_focal_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .distributed import gather_batch, local_part, world_size
+from .aggregation import Aggregation, GroupCVaR
 
-_BISECTION_STEPS = 32  # what the published code runs; its gradient depends on it
+ClassCounts = Sequence[float] | Mapping[str, float]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the sample level
+# what is known of the classes
 # ---------------------------------------------------------------------------------------------------------------------
-def log_class_prior(class_counts: Sequence[float] | Mapping[str, float]) -> Tensor:
+def _counts(class_counts: ClassCounts) -> Tensor:
+    """[C] float64; ValueError, with the class's name, for fewer than two classes or a count that is not positive."""
+    named = class_counts if isinstance(class_counts, Mapping) else {str(i): n for i, n in enumerate(class_counts)}
+    if len(named) < 2:
+        raise ValueError(f"class_counts must name at least 2 classes, got {dict(named)}")
+    bad = {name: n for name, n in named.items() if not float(n) > 0 or float(n) == float("inf")}
+    if bad:
+        listed = ", ".join(f"class {name!r} has {n}" for name, n in bad.items())
+        raise ValueError(f"class_counts must be positive and finite: {listed}")
+    return torch.tensor([float(n) for n in named.values()], dtype=torch.float64)
+
+
+def log_class_prior(class_counts: ClassCounts) -> Tensor:
     """log pi_y, the logarithm of the empirical class frequencies.
 
     Args:
@@ -34,23 +46,47 @@ def log_class_prior(class_counts: Sequence[float] | Mapping[str, float]) -> Tens
     Raises:
         ValueError: fewer than two classes, or a count that is not positive (log 0 turns every loss into NaN).
     """
-    named = class_counts if isinstance(class_counts, Mapping) else {str(i): n for i, n in enumerate(class_counts)}
-    if len(named) < 2:
-        raise ValueError(f"class_counts must name at least 2 classes, got {dict(named)}")
-    bad = {name: n for name, n in named.items() if not float(n) > 0 or float(n) == float("inf")}
-    if bad:
-        listed = ", ".join(f"class {name!r} has {n}" for name, n in bad.items())
-        raise ValueError(f"class_counts must be positive and finite: {listed}")
-    counts = torch.tensor([float(n) for n in named.values()], dtype=torch.float64)
+    counts = _counts(class_counts)
     return torch.log(counts / counts.sum())
 
 
+def inverse_frequency_weights(class_counts: ClassCounts) -> Tensor:
+    """n / (C n_y) for each class y, scikit-learn's ``balanced``: the mean weight of the n training scans is 1.
+
+    Args:
+        class_counts: as of :func:`log_class_prior`.
+
+    Returns:
+        float64 tensor of shape [C].
+    """
+    counts = _counts(class_counts)
+    return counts.sum() / (len(counts) * counts)
+
+
+def ldam_margins(class_counts: ClassCounts, max_margin: float = 0.5) -> Tensor:
+    """Margins C / n_y^(1/4), with C such that the rarest class has ``max_margin`` (Cao et al. 2019).
+
+    Args:
+        class_counts: as of :func:`log_class_prior`.
+        max_margin: of the rarest class, in units of a logit.
+
+    Returns:
+        float64 tensor of shape [C].
+    """
+    counts = _counts(class_counts)
+    return max_margin * (counts.min() / counts) ** 0.25
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the sample level
+# ---------------------------------------------------------------------------------------------------------------------
 def logit_adjusted_cross_entropy(logits: Tensor, label: Tensor, log_prior: Tensor, tau: float = 1.0) -> Tensor:
     r"""Cross-entropy on logits shifted by the class prior (paper, Eq. 2; Menon et al. 2021).
 
     .. math:: \ell(x, y) = -\log \frac{\exp(f_y(x) + \tau \log \pi_y)}{\sum_{y'} \exp(f_{y'}(x) + \tau \log \pi_{y'})}
 
     The shift is in the loss only: predictions use the raw logits, which then estimate the class-balanced posterior.
+    With ``tau = 1`` it is the balanced softmax (Ren et al. 2020), whose class counts n_y stand for pi_y.
 
     Args:
         logits: [N, C], any floating type; half precision is promoted to float32.
@@ -65,100 +101,69 @@ def logit_adjusted_cross_entropy(logits: Tensor, label: Tensor, log_prior: Tenso
     return F.cross_entropy(logits + tau * log_prior.to(logits), label.long(), reduction="none")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the group level
-# ---------------------------------------------------------------------------------------------------------------------
-class GroupMeans(NamedTuple):
-    """Mean loss of each group of a batch, in *slots*: one slot a sample, filled where a group is seen first.
+def weighted_cross_entropy(logits: Tensor, label: Tensor, class_weights: Tensor) -> Tensor:
+    r"""Cross-entropy times the weight of the sample's class: :math:`\ell(x, y) = -w_y \log p_y(x)`.
 
-    Slots let any number of groups with any ids be averaged without asking the device how many there are.
-    """
-
-    losses: Tensor  # [N], the group's mean loss in its slot, 0 in unused slots
-    used: Tensor  # [N] bool, True in slots that hold a group
-    share: Tensor  # [N, N], share[s, i] = 1/n_g where sample i belongs to the group in slot s, else 0
-
-
-def group_means(sample_losses: Tensor, group: Tensor) -> GroupMeans:
-    """Mean loss over the samples of each group present in the batch (paper, Eq. 3).
+    The weights are not normalised again in each batch, as PyTorch's weighted mean does: with
+    :func:`inverse_frequency_weights` the mean over batches is then the mean of the classes' losses. They change how
+    much a class counts but not its margin, and a network that can separate its training set ends up much as without
+    them (Byrd & Lipton 2019).
 
     Args:
-        sample_losses: [N].
-        group: [N] integer group ids; :data:`~.names.UNKNOWN_GROUP` (-1) belongs to no group.
-    """
-    same = (group[:, None] == group[None, :]) & (group >= 0)[:, None]
-    first = ~torch.tril(same, diagonal=-1).any(dim=1) & (group >= 0)
-    share = same.to(sample_losses) / same.sum(dim=1, keepdim=True).clamp(min=1)
-    share = share * first[:, None].to(share)
-    return GroupMeans(share @ sample_losses, first, share)
-
-
-def cvar_weights(group_losses: Tensor, alpha: float, used: Tensor | None = None) -> Tensor:
-    r"""Group weights whose weighted mean is the CVaR of the group losses, with the exact (sub)gradient.
-
-    CVaR's dual form (Rockafellar & Uryasev 2000) of the paper's Eq. 4:
-
-    .. math:: \min_\lambda \lambda + \frac{1}{\alpha G} \sum_g [L_g - \lambda]_+
-              = \max_w \sum_g w_g L_g \quad\text{s.t. } 0 \le w_g \le \tfrac{1}{\alpha G}, \sum_g w_g = 1
-
-    The maximum fills the worst groups up to the cap until the weights sum to 1; tied groups share equally. As w is an
-    optimum, the gradient of the loss is that of ``sum w_g L_g`` with w held constant. ``alpha = 1`` is the mean over
-    groups, ``alpha <= 1/G`` the worst group.
-
-    Args:
-        group_losses: [G].
-        alpha: in (0, 1].
-        used: [G] bool, which entries hold a group (default: all). Others get weight 0.
+        logits: [N, C].
+        label: [N] class indices.
+        class_weights: [C].
 
     Returns:
-        [G] detached weights, summing to 1 (all 0 when no entry is used).
+        [N] losses, one a sample.
     """
-    losses = group_losses.detach()
-    used = torch.ones_like(losses, dtype=torch.bool) if used is None else used
-    cap = _weight_cap(alpha, used, losses)
-    losses = losses.masked_fill(~used, -torch.inf)
-    order = torch.argsort(losses, descending=True)
-    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    weights = torch.minimum((1 - rank * cap).clamp(min=0), cap) * used
-    tied = ((losses[:, None] == losses[None, :]) & used[None, :]).to(losses)
-    return (tied @ weights) / tied.sum(dim=1).clamp(min=1) * used
+    logits = _promote(logits)
+    return F.cross_entropy(logits, label.long(), weight=class_weights.to(logits), reduction="none")
 
 
-def published_cvar_weights(group_losses: Tensor, alpha: float, used: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    r"""Group weights and lambda as the authors' published code has them: right in value, wrong in gradient.
+def focal_loss(logits: Tensor, label: Tensor, gamma: float = 2.0) -> Tensor:
+    r"""Cross-entropy that counts less the surer the network is (Lin et al. 2017), by MONAI's ``softmax_focal_loss``.
 
-    It finds lambda by bisection between the smallest and the largest group loss, detaches it and differentiates
-    ``lambda + 1/(alpha G) sum [L_g - lambda]_+``. The gradient through lambda is lost: groups at or below lambda get
-    none, those above get 1/(alpha G) each, so the weights do not sum to 1. Kept to reproduce published runs.
+    .. math:: \ell(x, y) = -(1 - p_y(x))^\gamma \log p_y(x)
 
     Args:
-        group_losses: [G].
-        alpha: in (0, 1]; 1 gives the mean over groups.
-        used: [G] bool, which entries hold a group.
+        logits: [N, C].
+        label: [N] class indices.
+        gamma: 0 gives cross-entropy.
 
     Returns:
-        ([G] detached weights, scalar lambda). With one group, or ``alpha = 1``: equal weights and lambda 0.
+        [N] losses, one a sample.
     """
-    losses = group_losses.detach()
-    used = torch.ones_like(losses, dtype=torch.bool) if used is None else used
-    cap = _weight_cap(alpha, used, losses)
-    # as theirs: the ends of the search are Python floats, the comparisons are made in the losses' own type
-    low = losses.masked_fill(~used, torch.inf).amin().double()
-    high = losses.masked_fill(~used, -torch.inf).amax().double()
-    for _ in range(_BISECTION_STEPS):
-        middle = (low + high) / 2
-        above = ((losses > middle.to(losses)) & used).sum()
-        rising = above <= alpha * used.sum().double()  # the slope 1 - |{L_g > lambda}| / (alpha G) is not negative
-        low, high = torch.where(rising, low, middle), torch.where(rising, middle, high)
-    lambda_ = ((low + high) / 2).to(losses)
-    plain = (used.sum() <= 1) if alpha < 1 else torch.ones_like(used).any()
-    equal = used.to(losses) / used.sum().clamp(min=1)
-    weights = torch.where(plain, equal, cap * ((losses > lambda_) & used))
-    return weights, torch.where(plain | ~used.any(), torch.zeros_like(lambda_), lambda_)
+    logits = _promote(logits)
+    return softmax_focal_loss(logits, _one_hot(label, logits), gamma).sum(dim=1)
 
 
-def _weight_cap(alpha: float, used: Tensor, like: Tensor) -> Tensor:
-    return 1 / (alpha * used.sum().clamp(min=1).to(like))
+def ldam_loss(logits: Tensor, label: Tensor, margins: Tensor, scale: float = 30.0) -> Tensor:
+    r"""Cross-entropy that asks of rare classes a larger margin (LDAM, Cao et al. 2019).
+
+    .. math:: \ell(x, y) = -\log \frac{\exp(s (f_y(x) - \Delta_y))}
+              {\exp(s (f_y(x) - \Delta_y)) + \sum_{y' \ne y} \exp(s f_{y'}(x))}
+
+    Their schedule that turns class weights on late in training (deferred re-weighting) is not part of it.
+
+    Args:
+        logits: [N, C]. The authors' are cosines, of normalised features and normalised weights.
+        label: [N] class indices.
+        margins: [C], see :func:`ldam_margins`.
+        scale: s. 30 is the authors', for cosines. Without a normalised last layer it is a temperature: the network's
+            own probabilities, the softmax of f, are then less sure by this factor than what is trained; 1 keeps them.
+
+    Returns:
+        [N] losses, one a sample.
+    """
+    logits = _promote(logits)
+    return F.cross_entropy(
+        scale * (logits - margins.to(logits) * _one_hot(label, logits)), label.long(), reduction="none"
+    )
+
+
+def _one_hot(label: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros_like(like).scatter(1, label.long()[:, None], 1.0)
 
 
 def _promote(logits: Tensor) -> Tensor:
@@ -188,12 +193,12 @@ class LogitAdjustedCrossEntropy(nn.Module):
 
     Args:
         class_counts: training scans of each class, in class order (a mapping names them in errors).
-        tau: strength of the adjustment, at least 0.
+        tau: strength of the adjustment, at least 0; 1 is also the balanced softmax.
     """
 
     log_prior: Tensor
 
-    def __init__(self, class_counts: Sequence[float] | Mapping[str, float], tau: float = 1.0) -> None:
+    def __init__(self, class_counts: ClassCounts, tau: float = 1.0) -> None:
         super().__init__()
         if not 0 <= tau < float("inf"):
             raise ValueError(f"tau must be in [0, inf), got {tau}")
@@ -202,72 +207,73 @@ class LogitAdjustedCrossEntropy(nn.Module):
         self.register_buffer("log_prior", log_class_prior(class_counts), persistent=False)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        if logits.shape[1] != len(self.log_prior):
-            raise ValueError(f"logits have {logits.shape[1]} classes, class_counts has {len(self.log_prior)}")
+        _require_classes(logits, self.log_prior)
         return logit_adjusted_cross_entropy(logits, label, self.log_prior, self.tau)
 
 
-class Aggregation(nn.Module):
-    """The outer level: a scalar loss out of sample losses [N] and groups [N], as a weighted sum."""
-
-    def weights(self, sample_losses: Tensor, group: Tensor) -> Tensor:
-        """[N] detached weight of each sample in the aggregated loss."""
-        raise NotImplementedError
-
-
-class MeanAggregation(Aggregation):
-    """The mean over samples, blind to groups: the outer level of the CE and LA-only systems."""
-
-    def weights(self, sample_losses: Tensor, group: Tensor) -> Tensor:
-        return torch.full_like(sample_losses.detach(), 1 / len(sample_losses))
-
-    def forward(self, sample_losses: Tensor, group: Tensor) -> Tensor:
-        return sample_losses.mean()
-
-
-class GroupCVaR(Aggregation):
-    """CVaR over the mean losses of the groups present in the batch (paper, Eq. 3-4).
-
-    Samples of unknown group (-1) have a class to learn from but no group to compare: they take part as in a plain mean,
-    ``loss = (n_known CVaR(known) + sum(unknown losses)) / n``, at their share of the batch and outside the CVaR.
-
-    In a process group the groups are those of the global batch: losses are gathered without gradient, each process
-    weighs its own samples, and the processes' mean gradient (DistributedDataParallel) is that of the global batch.
+class WeightedCrossEntropy(nn.Module):
+    """:func:`weighted_cross_entropy` with the inverse class frequencies of the training split.
 
     Args:
-        alpha: in (0, 1]; 1 is the mean over groups, towards 0 the worst group.
-        gradient: ``exact`` (:func:`cvar_weights`) or ``published`` (:func:`published_cvar_weights`).
+        class_counts: training scans of each class, in class order (a mapping names them in errors).
     """
 
-    def __init__(self, alpha: float = 0.8, gradient: str = "exact") -> None:
+    class_weights: Tensor
+
+    def __init__(self, class_counts: ClassCounts) -> None:
         super().__init__()
-        if not 0 < alpha <= 1:
-            raise ValueError(f"alpha must be in (0, 1], got {alpha}")
-        if gradient not in ("exact", "published"):
-            raise ValueError(f"gradient must be 'exact' or 'published', got {gradient!r}")
-        self.alpha = float(alpha)
-        self.gradient = gradient
+        self.register_buffer("class_weights", inverse_frequency_weights(class_counts), persistent=False)
 
-    def weights(self, sample_losses: Tensor, group: Tensor) -> Tensor:
-        return self._weights_and_constant(sample_losses, group)[0]
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        _require_classes(logits, self.class_weights)
+        return weighted_cross_entropy(logits, label, self.class_weights)
 
-    def forward(self, sample_losses: Tensor, group: Tensor) -> Tensor:
-        weights, constant = self._weights_and_constant(sample_losses, group)
-        return weights @ sample_losses + constant
 
-    def _weights_and_constant(self, sample_losses: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample weights, and what must be added to the weighted sum to give the CVaR's value."""
-        sample_losses, group = gather_batch(sample_losses), gather_batch(group)
-        means = group_means(sample_losses, group)
-        if self.gradient == "exact":
-            group_weights, constant = cvar_weights(means.losses, self.alpha, means.used), means.losses.new_zeros(())
-        else:
-            group_weights, lambda_ = published_cvar_weights(means.losses, self.alpha, means.used)
-            constant = lambda_ * (1 - group_weights.sum())
-        known = (group >= 0).to(sample_losses)
-        weights = (group_weights @ means.share) * known.mean() + (1 - known) / len(known)
-        # every process gets its own samples' part; the mean over processes, as of their gradients, is the whole
-        return world_size() * local_part(weights), known.mean() * constant
+class FocalLoss(nn.Module):
+    """:func:`focal_loss`, one loss a sample.
+
+    Args:
+        gamma: 0, or at least 1: between them the gradient is not finite where the network is certain.
+    """
+
+    def __init__(self, gamma: float = 2.0) -> None:
+        super().__init__()
+        if not (gamma == 0 or 1 <= gamma < float("inf")):
+            raise ValueError(f"gamma must be 0 or in [1, inf), got {gamma}")
+        self.gamma = float(gamma)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        return focal_loss(logits, label, self.gamma)
+
+
+class LDAMLoss(nn.Module):
+    """:func:`ldam_loss` with the margins of the training split.
+
+    Args:
+        class_counts: training scans of each class, in class order (a mapping names them in errors).
+        max_margin: of the rarest class, at least 0.
+        scale: of the logits, positive.
+    """
+
+    margins: Tensor
+
+    def __init__(self, class_counts: ClassCounts, max_margin: float = 0.5, scale: float = 30.0) -> None:
+        super().__init__()
+        if not 0 <= max_margin < float("inf"):
+            raise ValueError(f"max_margin must be in [0, inf), got {max_margin}")
+        if not 0 < scale < float("inf"):
+            raise ValueError(f"scale must be positive and finite, got {scale}")
+        self.scale = float(scale)
+        self.register_buffer("margins", ldam_margins(class_counts, max_margin), persistent=False)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        _require_classes(logits, self.margins)
+        return ldam_loss(logits, label, self.margins, self.scale)
+
+
+def _require_classes(logits: Tensor, of_classes: Tensor) -> None:
+    if logits.shape[1] != len(of_classes):
+        raise ValueError(f"logits have {logits.shape[1]} classes, class_counts has {len(of_classes)}")
 
 
 class TwoLevelLoss(nn.Module):
@@ -275,7 +281,8 @@ class TwoLevelLoss(nn.Module):
 
     Args:
         sample_loss: module ``(logits [N, C], label [N]) -> [N]``.
-        aggregation: how sample losses and groups become one loss.
+        aggregation: how sample losses and groups become one loss. What it remembers of earlier batches is in the
+            ``state_dict`` and moves with each call in training mode with gradients enabled.
     """
 
     def __init__(self, sample_loss: nn.Module, aggregation: Aggregation) -> None:
@@ -296,7 +303,10 @@ class TwoLevelLoss(nn.Module):
 
     @torch.no_grad()
     def explain(self, logits: Tensor, target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """[N] loss and [N] weight of each sample; their product sums to the loss (with the exact gradient)."""
+        """[N] loss and [N] weight of each sample; their product sums to the loss (with the exact gradient).
+
+        Changes nothing. Asked about a step's batch before the next step, it gives the losses and weights of that step.
+        """
         with _full_precision(logits):
             losses = self.sample_loss(_promote(logits), target["label"])
             return losses, self.aggregation.weights(losses, target["group"])
@@ -310,6 +320,9 @@ class FairLACVaRLoss(TwoLevelLoss):
         alpha: CVaR level in (0, 1].
         tau: strength of the logit adjustment.
         gradient: ``exact``, or ``published`` to reproduce the authors' code.
+        estimator: of the groups' losses: ``batch``, the paper's, or ``running`` (:class:`~.aggregation.GroupCVaR`).
+        momentum: of the running estimate.
+        num_groups: which the running estimate needs.
 
     Example:
         >>> loss = FairLACVaRLoss({"a": 250, "g": 84}, alpha=0.8)
@@ -320,9 +333,13 @@ class FairLACVaRLoss(TwoLevelLoss):
 
     def __init__(
         self,
-        class_counts: Sequence[float] | Mapping[str, float],
+        class_counts: ClassCounts,
         alpha: float = 0.8,
         tau: float = 1.0,
         gradient: str = "exact",
+        estimator: str = "batch",
+        momentum: float = 0.9,
+        num_groups: int | None = None,
     ) -> None:
-        super().__init__(LogitAdjustedCrossEntropy(class_counts, tau), GroupCVaR(alpha, gradient))
+        cvar = GroupCVaR(alpha, gradient, estimator, momentum, num_groups)
+        super().__init__(LogitAdjustedCrossEntropy(class_counts, tau), cvar)

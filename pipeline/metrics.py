@@ -63,6 +63,8 @@ def fairness_summary(confusion: Tensor, class_names: Sequence[str], group_names:
     With two groups the gap is the paper's: first minus second group, signed (``gap > 0``: the first is served better).
     With more, ``gap`` is left out and ``abs_gap`` is the largest difference between two groups.
 
+    A group without a single scan says nothing: it is left out of ``score`` and of the gaps, and its own numbers are 0.
+
     Args:
         confusion: [G + 1, C, C] of :func:`group_confusion`; the last (unknown group) counts in ``f1_macro`` only.
         class_names: C names.
@@ -79,10 +81,12 @@ def fairness_summary(confusion: Tensor, class_names: Sequence[str], group_names:
         )
     by_group = class_scores(confusion[:-1])
     f1 = by_group["f1"].mean(-1)
-    summary = {"score": f1.mean().item()}
-    if len(group_names) == 2:
+    present = confusion[:-1].sum((-1, -2)) > 0
+    judged = f1[present] if present.any() else f1  # without any scan all of them, which are 0
+    summary = {"score": judged.mean().item()}
+    if len(group_names) == 2 and present.all():
         summary["gap"] = (f1[0] - f1[1]).item()
-    summary["abs_gap"] = (f1.max() - f1.min()).item()
+    summary["abs_gap"] = (judged.max() - judged.min()).item()
     summary["f1_macro"] = class_scores(confusion.sum(0))["f1"].mean().item()
     by_name = [(f"f1_{group}", f1[g].item()) for g, group in enumerate(group_names)]
     by_name += [

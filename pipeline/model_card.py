@@ -13,6 +13,7 @@ from .document import LEVELS, Table, markdown_environment, squeezed, verdicts_of
 from .errors import UserError
 from .evidence import Evidence, read_evidence
 from .evidence_figures import span_text
+from .names import OBJECTIVE_SETTINGS
 from .report import (
     OPTIMISTIC,
     calibration_table,
@@ -172,7 +173,8 @@ def _training_facts(evidence: Evidence) -> list[tuple[str, str]]:
     named = {"system": "Objective", "alpha": "alpha (CVaR over groups)", "tau": "tau (logit adjustment)"}
     named |= {"gradient": "Gradient of the CVaR", "seed": "Seed", "pretrained": "Kinetics-400 weights at first"}
     named |= {"batch_size": "Batch size", "weight_decay": "Weight decay"}
-    facts = [(heading, _text(settings.get(name))) for name, heading in named.items()]
+    absent = [name for name in OBJECTIVE_SETTINGS if name in settings and settings[name] is None]
+    facts = [(heading, "none" if name in absent else _text(settings.get(name))) for name, heading in named.items()]
     facts.append(("Epochs", NOT_STATED if history is None else str(int(history["epoch"].max()))))
     marked = NOT_STATED if evidence.marked_epoch is None else f"{evidence.marked_epoch} ({evidence.marked_by})"
     facts.append(("Epoch of the checkpoint", marked))

@@ -1,4 +1,4 @@
-"""The paper's network: a video R3D-18 turned into a single-channel CT classifier."""
+"""The paper's network, a video R3D-18 turned into a single-channel CT classifier; loading of published weights."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 from torchvision.models.video import R3D_18_Weights, r3d_18
 
 from .errors import UserError
 
 KINETICS_CLASSES = 400
-_HOW_TO_GET = (
-    f"Download {R3D_18_Weights.KINETICS400_V1.url} on a machine with internet access and pass it with "
-    "`--weights FILE`, or train from scratch with `--pretrained False`."
-)
 
 
 class PretrainedWeightsError(UserError, RuntimeError):
-    """The Kinetics-400 weights cannot be had or do not fit; says how to get them or to do without."""
+    """Published weights cannot be had or do not fit; says how to get them or to do without."""
 
 
 def collapse_input_channels(weight: Tensor) -> Tensor:
@@ -54,11 +51,10 @@ class R3D18Classifier(nn.Module):
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        if weights is not None and not pretrained:
-            raise ValueError(f"weights={str(weights)!r} was given but pretrained is off; set pretrained to True")
+        refuse_unused_weights(pretrained, weights)
         backbone = r3d_18(weights=None, num_classes=KINETICS_CLASSES)
         if pretrained:
-            _load_kinetics(backbone, weights)
+            load_published_weights(backbone, R3D_18_Weights.KINETICS400_V1, "R3D-18", "Kinetics-400", weights)
         rgb = backbone.stem[0]
         grey = nn.Conv3d(1, rgb.out_channels, rgb.kernel_size, rgb.stride, rgb.padding, bias=False)
         with torch.no_grad():
@@ -74,26 +70,46 @@ class R3D18Classifier(nn.Module):
         return self.backbone(image)
 
 
-def _load_kinetics(backbone: nn.Module, weights: str | Path | None) -> None:
-    if weights is None:
+def refuse_unused_weights(pretrained: bool, weights: str | Path | None) -> None:
+    """ValueError when a weights file is named that would not be read."""
+    if weights is not None and not pretrained:
+        raise ValueError(f"weights={str(weights)!r} was given but pretrained is off; set pretrained to True")
+
+
+def load_published_weights(
+    network: nn.Module, published: WeightsEnum, architecture: str, data: str, file: str | Path | None = None
+) -> None:
+    """Load torchvision's weights into its own network.
+
+    Args:
+        network: as torchvision builds it for ``published``, in place.
+        published: what is downloaded where there is no file.
+        architecture: name of the network in errors.
+        data: name of what it was trained on in errors.
+        file: state dict of that network on this machine; None lets torchvision find or download it.
+
+    Raises:
+        PretrainedWeightsError: the weights cannot be had or do not fit.
+    """
+    how_to_get = (
+        f"Download {published.url} on a machine with internet access and pass it with "
+        "`--weights FILE`, or train from scratch with `--pretrained False`."
+    )
+    if file is None:
         try:
-            state = R3D_18_Weights.KINETICS400_V1.get_state_dict(progress=True, check_hash=True)
+            state = published.get_state_dict(progress=True, check_hash=True)
         except Exception as error:
-            raise PretrainedWeightsError(
-                f"Kinetics-400 weights cannot be downloaded ({error}). {_HOW_TO_GET}"
-            ) from error
+            raise PretrainedWeightsError(f"{data} weights cannot be downloaded ({error}). {how_to_get}") from error
     else:
-        if not Path(weights).is_file():
-            raise PretrainedWeightsError(f"no weights file at {weights}. {_HOW_TO_GET}")
+        if not Path(file).is_file():
+            raise PretrainedWeightsError(f"no weights file at {file}. {how_to_get}")
         try:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise PretrainedWeightsError(
-                f"{weights} cannot be read as a state dict ({error}). {_HOW_TO_GET}"
-            ) from error
+            raise PretrainedWeightsError(f"{file} cannot be read as a state dict ({error}). {how_to_get}") from error
     try:
-        backbone.load_state_dict(state)
+        network.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise PretrainedWeightsError(
-            f"{weights or 'the downloaded file'} is not torchvision's R3D-18 ({str(error)[:200]}...). {_HOW_TO_GET}"
+            f"{file or 'the downloaded file'} is not torchvision's {architecture} ({str(error)[:200]}...). {how_to_get}"
         ) from error

@@ -15,9 +15,9 @@ import torch
 from ignite.engine import Engine, Events
 
 from .distributed import gather_interleaved, is_primary, rank, world_size
+from .groups import group_columns
 from .labelled_predictions import SYNTHETIC, load_predictions
 from .metrics import fairness_summary
-from .names import UNKNOWN_GROUP
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,9 @@ class PredictionWriter:
     Probabilities are the softmax of the raw logits: the loss carried the class prior, so they estimate the posterior
     under balanced classes.
 
-    Labelled scans (with ``group_names``) have columns scan, label, group, prediction, prob_<class>, and those of a
-    cohort with phantoms also ``synthetic`` (yes), which goes wherever the table goes. New scans have scan, prediction,
+    Labelled scans (with ``group_by``) have columns scan, label, the group columns, prediction, prob_<class>, and those
+    of a cohort with phantoms also ``synthetic`` (yes), which goes wherever the table goes. A group column holds what
+    the cohort says, so that the table can be judged by any of them later. New scans have scan, prediction,
     prob_<class>, status (ok|failed), reason; a failed scan has no prediction.
 
     Rows reach the disk batch by batch, in ``<path>.part``, which becomes ``path`` when the epoch is complete.
@@ -45,8 +46,8 @@ class PredictionWriter:
     Args:
         path: the CSV.
         class_names: C names.
-        group_names: G names; None for new scans.
-        group_column: name of the group column.
+        group_by: name of the group column, or names of several; None for new scans. The batch has their values as
+            ``group_values``, a list of N values a column.
         best_path: also copy the table here in epochs whose key metric is the best so far.
         synthetic: whether labelled scans are phantoms.
     """
@@ -55,19 +56,18 @@ class PredictionWriter:
         self,
         path: str | Path,
         class_names: Sequence[str],
-        group_names: Sequence[str] | None = None,
-        group_column: str = "sex",
+        group_by: str | Sequence[str] | None = None,
         best_path: str | Path | None = None,
         synthetic: bool = False,
     ) -> None:
         self.path = Path(path)
         self.class_names = tuple(class_names)
-        self.group_names = None if group_names is None else tuple(group_names)
+        self.group_columns = None if group_by is None else group_columns(group_by)
         probabilities = [f"prob_{name}" for name in self.class_names]
-        if self.group_names is None:
+        if self.group_columns is None:
             self.columns = ["scan", "prediction", *probabilities, "status", "reason"]
         else:
-            self.columns = ["scan", "label", group_column, "prediction", *probabilities]
+            self.columns = ["scan", "label", *self.group_columns, "prediction", *probabilities]
             self.columns += [SYNTHETIC] if synthetic else []
         self.best_path = None if best_path is None else Path(best_path)
         self.failed = 0
@@ -98,12 +98,11 @@ class PredictionWriter:
     def _row(self, batch: dict[str, Any], i: int, probabilities: torch.Tensor) -> list[str]:
         prediction = self.class_names[int(probabilities.argmax())]
         answer = [prediction, *(f"{p:.6f}" for p in probabilities.tolist())]
-        if self.group_names is not None:
-            group = int(batch["group"][i])
-            name = "" if group == UNKNOWN_GROUP else self.group_names[group]
+        if self.group_columns is not None:
+            groups = [column[i] for column in batch["group_values"]]
             self.done += 1
             mark = ["yes"] if SYNTHETIC in self.columns else []
-            return [batch["scan"][i], self.class_names[int(batch["label"][i])], name, *answer, *mark]
+            return [batch["scan"][i], self.class_names[int(batch["label"][i])], *groups, *answer, *mark]
         reason = batch["reason"][i] or ("" if probabilities.isfinite().all() else "the network's output is not finite")
         if reason:
             self.failed += 1
@@ -135,19 +134,20 @@ def write_evaluation(
     predictions: str | Path,
     class_names: Sequence[str],
     group_names: Sequence[str],
-    group_column: str = "sex",
+    group_by: str | Sequence[str] = "sex",
     split: str = "",
     checkpoint: str = "",
 ) -> dict[str, Any]:
     """Summarise a labelled prediction table beside it: metrics.json, and confusion.png where matplotlib is installed.
 
     Returns:
-        the content of metrics.json: split, checkpoint, whether the scans are synthetic, class and group names,
-        confusion counts, and ``metrics`` (:func:`~.metrics.fairness_summary`).
+        the content of metrics.json: split, checkpoint, whether the scans are synthetic, class and group names, the
+        group columns, confusion counts, and ``metrics`` (:func:`~.metrics.fairness_summary`).
     """
     predictions = Path(predictions)
+    columns = group_columns(group_by)
     # one scan whose output is not finite must not lose the others: what counts here is the predicted class
-    table = load_predictions(predictions, class_names, group_names, [group_column], with_probabilities=False)
+    table = load_predictions(predictions, class_names, group_names, columns, with_probabilities=False)
     confusion = torch.from_numpy(table.confusion())
     result = {
         "split": split,
@@ -155,6 +155,7 @@ def write_evaluation(
         "synthetic": table.synthetic,
         "class_names": list(class_names),
         "group_names": list(group_names),
+        "group_by": list(columns),
         "confusion": confusion.tolist(),
         "metrics": fairness_summary(confusion, class_names, group_names),
     }

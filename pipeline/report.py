@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from . import __version__
-from .audit import MIN_CELL, NoAuditError
+from .audit import NoAuditError
 from .distributed import is_primary
 from .document import (
     Document,
@@ -39,6 +39,7 @@ from .evidence_figures import (
     trade_off_figure,
 )
 from .figures import cohort_chart, confusion_figure
+from .groups import MIN_CELL
 from .labelled_predictions import load_predictions
 from .names import TRAINING_SETTINGS
 from .predictions import REPORT_FILES
@@ -276,6 +277,10 @@ def _estimates_picture(audit: Mapping[str, Any], confidence: str) -> Picture:
     return figure_picture(estimates_figure(audit), "estimates", alt, caption)
 
 
+def _min_cell(audit: Mapping[str, Any]) -> int:
+    return audit["settings"].get("min_cell", MIN_CELL)  # audits of earlier versions had no other
+
+
 def _cell_blocks(audit: Mapping[str, Any], confidence: str) -> tuple[Picture, Table]:
     said = [
         f"{cell['class']} {cell['group']} {span_text(cell['f1'])}, {cell['n']} scans"
@@ -283,8 +288,8 @@ def _cell_blocks(audit: Mapping[str, Any], confidence: str) -> tuple[Picture, Ta
         for cell in audit["cells"]
     ]
     caption = (
-        f"F1 of each class and group with its {confidence} interval. Hatched: fewer than {MIN_CELL} scans, of which "
-        "nothing is said."
+        f"F1 of each class and group with its {confidence} interval. Hatched: fewer than {_min_cell(audit)} scans, of "
+        "which nothing is said."
     )
     alt = f"Heat map of F1 by class and group: {'; '.join(said)}."
     return figure_picture(cells_figure(audit), "cells", alt, caption), cells_table(audit)
@@ -421,8 +426,8 @@ def _method_blocks(audit: Mapping[str, Any], left_out: list[str]) -> tuple[Parag
         f"Seed {settings['seed']}.",
         "Conventions are scikit-learn's with zero_division=0: a class never predicted has precision 0, a class without "
         "a scan in a group has F1 0 there, and both count in the macro mean. F1 of each group, computed a second time "
-        f"by scikit-learn through fairlearn: the two {agree}. Of a cell of fewer than {MIN_CELL} scans nothing is "
-        "said.",
+        f"by scikit-learn through fairlearn: the two {agree}. Of a cell of fewer than {_min_cell(audit)} scans "
+        "nothing is said.",
         f"{_versions()}.",
     ]
     texts += [f"Left out: {'; '.join(left_out)}."] if left_out else []

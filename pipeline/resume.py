@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class ResumePoint:
-    """Handler of the trainer that saves after each epoch, and goes on from there in another process.
+    """Handler of the trainer that saves before the first and after each epoch, and goes on in another process.
 
     It has to come last among the trainer's handlers: what others do at the end of an epoch belongs to the epoch.
 
@@ -53,6 +54,8 @@ class ResumePoint:
         self.resume = resume
         self.made_for = dict(made_for or {})
         self._content: dict[str, Any] | None = None  # read and not restored yet
+        for kept in self._kept():
+            _survive_kills(kept.save_handler)
 
     def attach(self, engine: SupervisedTrainer) -> None:
         engine.add_event_handler(Events.STARTED, self._restore)
@@ -85,7 +88,7 @@ class ResumePoint:
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for files that are none of its own
-            raise CheckpointError(f"{self.path} cannot be read ({error}); start anew with --overwrite True") from error
+            raise CheckpointError(f"{self.path} cannot be read ({error}); remove it to begin anew") from error
         made_for = content["made_for"]
         differing = [
             f"{name}: was {made_for.get(name)}, is {self.made_for.get(name)}"
@@ -100,6 +103,7 @@ class ResumePoint:
     def _restore(self, engine: SupervisedTrainer) -> None:
         content, self._content = self._content, None
         if content is None:
+            self._save(engine)  # so that a folder without this file holds no training that was interrupted
             return
         for name, part in self.parts.items():
             part.load_state_dict(content["parts"][name])
@@ -123,6 +127,23 @@ class ResumePoint:
         """Remove the file when the training is complete."""
         if is_primary():
             self.path.unlink(missing_ok=True)
+
+
+def _survive_kills(saver: Any) -> None:
+    """Let a saver of files write one as a whole, and forget one that is gone.
+
+    Ignite removes a checkpoint before it writes the next one. A process that is killed in between leaves neither, and
+    the resumed one would fail on removing it once more.
+    """
+    saver._atomic = True
+    remove, fixed = saver.remove, saver.filename is not None
+
+    def forgiving(filename: str) -> None:
+        if not fixed:  # a file of a fixed name is replaced, not removed
+            with suppress(FileNotFoundError):
+                remove(filename)
+
+    saver.remove = forgiving
 
 
 def _bare(part: Any) -> Any:

@@ -6,6 +6,8 @@ training that is resumed draws what it would have drawn.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +46,7 @@ def balanced_order(group: Sequence[int], batch_size: int, rng: np.random.Generat
 
     Args:
         group: [N] group ids, -1 unknown.
-        batch_size: at least the number of groups, and more when groups are unknown.
+        batch_size: at least the number of groups, and the share of unknown scans on top.
         rng: of the shuffles.
 
     Returns:
@@ -53,12 +55,12 @@ def balanced_order(group: Sequence[int], batch_size: int, rng: np.random.Generat
     ids = np.asarray(group, dtype=np.int64)
     known = [g for g in np.unique(ids) if g != UNKNOWN_GROUP]
     unknown = int((ids == UNKNOWN_GROUP).sum())
-    least = len(known) + (unknown > 0)
-    if not known or batch_size < least:
-        also = " and scans of unknown group" if unknown else ""
-        raise ValueError(
-            f"batch_size must be at least {max(least, 1)} to hold {len(known)} groups{also}, got {batch_size}"
-        )
+    if not known:
+        raise ValueError("every scan is of unknown group: there is no group to put into every batch")
+    least = -(-len(known) * len(ids) // (len(ids) - unknown))  # places for the unknown beside one for each group
+    if batch_size < least:
+        also = f" and {unknown / len(ids):.0%} of scans of unknown group" if unknown else ""
+        raise ValueError(f"batch_size must be at least {least} to hold {len(known)} groups{also}, got {batch_size}")
     batches = -(-len(ids) // batch_size)
     pools = {g: _endless(np.flatnonzero(ids == g), rng) for g in (*known, *([UNKNOWN_GROUP] if unknown else []))}
     order: list[int] = []
@@ -103,6 +105,21 @@ def balanced_class_counts(items: Sequence[Mapping[str, Any]], class_names: Seque
     if unknown:
         prior = prior + unknown * share[UNKNOWN_GROUP]
     return {name: float(len(items) * p) for name, p in zip(class_names, prior, strict=True)}
+
+
+def drawn_class_counts(
+    items: Sequence[Mapping[str, Any]], class_names: Sequence[str], every_group: bool
+) -> dict[str, float]:
+    """How often an epoch draws each class, by name: plain counts, or :func:`balanced_class_counts`."""
+    if every_group:
+        return balanced_class_counts(items, class_names)
+    counts = np.bincount([item["label"] for item in items], minlength=len(class_names))
+    return {name: int(n) for name, n in zip(class_names, counts, strict=True)}
+
+
+def order_digest(items: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 (hex) of the scans in their order: what a draw's index means."""
+    return hashlib.sha256(json.dumps([item["scan"] for item in items]).encode()).hexdigest()
 
 
 class EpochSampler(Sampler[Draw]):

@@ -597,6 +597,7 @@ def _exit_on_sigterm() -> None:
 
 def _metric_name(name: str) -> str:
     """A name that MLflow takes: letters, digits and ``_-. :/``; other signs of class and group names become ``_``."""
+    name = re.sub(r"<(?=\d)", "under ", re.sub(r">=(?=\d)", "from ", name))  # bands of age stay apart and readable
     return re.sub(r"[^\w\-. :/]", "_", name)
 
 

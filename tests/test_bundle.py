@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import re
 import shutil
 from pathlib import Path
@@ -91,35 +90,6 @@ def test_training_is_reproducible(trained: SimpleNamespace, start: Start, tmp_pa
     again = torch.load(tmp_path / "models" / "best.pt", weights_only=True)["model"]
     first = torch.load(trained.output / "models" / "best.pt", weights_only=True)["model"]
     assert all(torch.equal(first[name], value) for name, value in again.items())
-
-
-@pytest.mark.parametrize("name", ["CE", "LA", "CVaR"])
-def test_other_objectives_are_configuration(
-    start: Start, small_cohort: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    losses = "fairlung.pipeline.losses"
-    plain, adjusted = (
-        {"_target_": f"{losses}.CrossEntropy"},
-        {
-            "_target_": f"{losses}.LogitAdjustedCrossEntropy",
-            "class_counts": "@class_counts",
-            "tau": "@tau",
-        },
-    )
-    mean, cvar = (
-        {"_target_": f"{losses}.MeanAggregation"},
-        {
-            "_target_": f"{losses}.GroupCVaR",
-            "alpha": "@alpha",
-            "gradient": "@gradient",
-        },
-    )
-    parts = {"CE": (plain, mean), "LA": (adjusted, mean), "CVaR": (plain, cvar)}[name]
-    loss = {"_target_": f"{losses}.TwoLevelLoss", "sample_loss": parts[0], "aggregation": parts[1]}
-    # settings that an objective does not use are those of train.yaml, untouched: no error
-    with caplog.at_level(logging.INFO, "fairlung"):
-        run(start("train", cohort=str(small_cohort), output_dir=str(tmp_path), loss_function=loss, epochs=1))
-    assert "train_loss" in caplog.text
 
 
 # ---- inference -----------------------------------------------------------------------------------------------------
@@ -278,7 +248,7 @@ def test_three_classes_and_three_groups_of_another_column(start: Start, small_co
     metrics = workflow.evaluator.state.metrics
     assert {"val_f1_young", "val_f1_middle", "val_f1_old", "val_abs_gap", "val_score"} <= set(metrics)
     assert "val_gap" not in metrics  # signed differences need two groups
-    assert "train_loss_unknown" in workflow.trainer.state.metrics
+    assert "train_loss_left_out" in workflow.trainer.state.metrics
 
 
 # ---- errors --------------------------------------------------------------------------------------------------------
@@ -300,6 +270,7 @@ def test_a_mistyped_override_stops_with_the_nearest_name(start: Start, wrong: st
 
 
 CONFIGS = [("train",), ("train", "demo"), ("train", "evaluate"), ("train", "demo", "evaluate"), ("inference",)]
+CONFIGS += [("train", "demo", "systems/focal"), ("train", "systems/focal", "evaluate")]
 
 
 @pytest.mark.parametrize("names", CONFIGS)

@@ -26,11 +26,13 @@ SETTINGS: dict[str, Any] = {
     "class_names": ["a", "g", "covid", "normal"],
     "group_by": "sex",
     "group_names": ["male", "female"],
+    "age_bands": None,
     "window": [-1350, 150],
     "trim_fraction": 0.1,
     "num_slices": 64,
     "image_size": 256,
     "crop_size": 224,
+    "network": "R3D18Classifier",
 }
 
 
@@ -60,11 +62,13 @@ def test_a_tuple_is_a_list() -> None:
         ("class_names", ["a", "g", "normal", "covid"]),
         ("group_by", "site"),
         ("group_names", ["female", "male"]),
+        ("age_bands", [65]),
         ("window", [-1000, 400]),
         ("trim_fraction", 0.2),
         ("num_slices", 32),
         ("image_size", 128),
         ("crop_size", 112),
+        ("network", "CNNRNNClassifier"),
     ],
 )
 def test_each_difference_is_named_with_both_values(name: str, other: object) -> None:
@@ -72,7 +76,7 @@ def test_each_difference_is_named_with_both_values(name: str, other: object) -> 
     with pytest.raises(CheckpointError) as caught:
         run.load_state_dict({**SETTINGS, name: other})
     assert f"{name}: checkpoint {other!r}, run {SETTINGS[name]!r}" in str(caught.value)
-    assert not any(f"{same}:" in str(caught.value) for same in MODEL_SETTINGS if same != name)
+    assert not any(f"{same}:" in str(caught.value) for same in SETTINGS if same != name)
     assert run.state_dict() == SETTINGS  # compared, not overwritten
 
 
@@ -83,6 +87,13 @@ def test_all_differences_at_once_and_a_missing_setting() -> None:
         ModelSettings(**SETTINGS).load_state_dict(state)
     for name in ("num_slices: checkpoint 8", "image_size: checkpoint 32", "window: checkpoint None"):
         assert name in str(caught.value)
+
+
+def test_a_checkpoint_from_before_the_network_was_saved_is_of_the_first_network() -> None:
+    state = {name: value for name, value in SETTINGS.items() if name != "network"}
+    ModelSettings(**SETTINGS).load_state_dict(state)
+    with pytest.raises(CheckpointError, match="network: checkpoint 'R3D18Classifier', run 'CNNRNNClassifier'"):
+        ModelSettings(**{**SETTINGS, "network": "CNNRNNClassifier"}).load_state_dict(state)
 
 
 def test_settings_must_be_complete() -> None:
@@ -106,13 +117,20 @@ def test_settings_come_from_the_checkpoint(checkpoint: Path, bundle_dir: Path, t
     assert model_settings(str(checkpoint), tmp_path / "is not read.yaml") == other
 
 
+def test_a_checkpoint_of_before_age_bands_has_none(checkpoint: Path, bundle_dir: Path) -> None:
+    older = {name: value for name, value in SETTINGS.items() if name != "age_bands"}
+    torch.save({"model": {}, "settings": older}, checkpoint)
+    assert model_settings(checkpoint, bundle_dir / "configs/train.yaml") == SETTINGS
+    ModelSettings(**SETTINGS).load_state_dict(older)
+
+
 def test_without_a_checkpoint_they_are_the_training_configs(bundle_dir: Path, tmp_path: Path) -> None:
     train = bundle_dir / "configs/train.yaml"
     found = model_settings(tmp_path / "none.pt", train)
     config = yaml.safe_load(train.read_text())
     assert found == {name: config[name] for name in MODEL_SETTINGS}
     assert not any(str(value).startswith(("$", "@")) for value in found.values())  # plain values, as overlays need
-    ModelSettings(**found)
+    ModelSettings(network="R3D18Classifier", **found)
 
 
 @pytest.mark.parametrize("content", [{"model": {}}, {"settings": {}}, [1, 2], {"stem.0.weight": torch.zeros(1)}])
@@ -212,7 +230,7 @@ def test_a_new_training_discards_our_files_alone(tmp_path: Path) -> None:
 
 
 def test_values_that_our_code_refuses_are_user_errors_and_a_librarys_are_not() -> None:
-    from fairlung.pipeline.losses import GroupCVaR
+    from fairlung.pipeline.aggregation import GroupCVaR
 
     def wrapped(raise_: Callable[[], object]) -> BaseException:
         try:

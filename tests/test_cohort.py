@@ -58,8 +58,8 @@ def test_items_name_image_label_group_and_scan(tmp_path):
     rows.append({"scan": "s99", "label": "normal", "sex": "", "split": "train", "patient": ""})
     cohort = load(write_rows(tmp_path, rows))
     items = cohort.items("train")
-    assert items[0] == {"image": str(tmp_path / "s0"), "label": 0, "group": 0, "scan": "s0"}
-    assert items[-1] == {"image": str(tmp_path / "s99"), "label": 3, "group": -1, "scan": "s99"}
+    assert items[0] == {"image": str(tmp_path / "s0"), "label": 0, "group": 0, "group_values": ["male"], "scan": "s0"}
+    assert items[-1] == {"image": str(tmp_path / "s99"), "label": 3, "group": -1, "group_values": [""], "scan": "s99"}
     assert [(item["label"], item["group"]) for item in items[:8]] == [(c, g) for c in range(4) for g in range(2)]
     assert len(items) + len(cohort.items("val")) == len(cohort.table) == 17
     assert cohort.splits() == ("train", "val")
@@ -105,7 +105,7 @@ def test_counts_are_those_of_a_plain_count(tmp_path_factory, data):
     seen = [("train", label, groups[0]) for label in classes] + drawn
     rows = [{"scan": f"s{i}", "label": b, "site": c, "split": a} for i, (a, b, c) in enumerate(seen)]
     path = write_rows(tmp_path_factory.mktemp("cohort"), rows)
-    cohort = load(path, class_names=classes, group_names=groups, group_column="site", allow_empty_cells=True)
+    cohort = load(path, class_names=classes, group_names=groups, group_by="site", allow_empty_cells=True)
 
     expected, splits = Counter(seen), [s for s in ("train", "val", "test") if s in {split for split, _, _ in seen}]
     unknown = any(group == "" for _, _, group in seen)
@@ -287,7 +287,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
         ({"class_names": ["a", "a"]}, "class_names"),
         ({"class_names": ["a", " b"]}, "class_names"),
         ({"group_names": ["male", "unknown"]}, "group_names"),
-        ({"group_column": "label"}, "group_column"),
+        ({"group_by": "label"}, "group_by"),
         ({"require_splits": ["training"]}, "require_splits"),
         ({"require_splits": "train"}, "require_splits"),
     ],
@@ -303,7 +303,7 @@ def test_arguments_without_sense_are_named(tmp_path, options, named):
 @pytest.mark.parametrize("groups", [("all",), SEXES, ("s1", "s2", "s3", "s4", "s5")])
 def test_any_number_of_classes_and_groups_in_any_column(tmp_path, classes, groups):
     path = write_rows(tmp_path, full_rows(classes, groups, column="site"))
-    cohort = load(path, class_names=classes, group_names=groups, group_column="site")
+    cohort = load(path, class_names=classes, group_names=groups, group_by="site")
     assert cohort.cells()["n"].tolist() == [1] * (2 * len(classes) * len(groups))
     assert {item["group"] for item in cohort.items("val")} == set(range(len(groups)))
 

@@ -129,7 +129,7 @@ def test_the_overlay_is_that_of_the_predicted_class(judged: SimpleNamespace) -> 
 
 
 def test_cells_of_the_cohort_lie_beside_the_predictions(judged: SimpleNamespace, small_cohort: Path) -> None:
-    cells = load_cohort(small_cohort, class_names=CLASSES, group_names=SEXES, group_column="sex").cells()
+    cells = load_cohort(small_cohort, class_names=CLASSES, group_names=SEXES, group_by="sex").cells()
     pd.testing.assert_frame_equal(pd.read_csv(judged.folder / "cells.csv"), cells)
 
 

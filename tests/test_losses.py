@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +15,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize_scalar
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from torch.nn import functional as F
 
+from fairlung.pipeline.aggregation import (
+    GroupCVaR,
+    MeanAggregation,
+    cvar_weights,
+    group_means,
+    published_cvar_weights,
+)
 from fairlung.pipeline.losses import (
     CrossEntropy,
     FairLACVaRLoss,
-    GroupCVaR,
+    FocalLoss,
+    LDAMLoss,
     LogitAdjustedCrossEntropy,
-    MeanAggregation,
     TwoLevelLoss,
-    cvar_weights,
-    group_means,
+    WeightedCrossEntropy,
+    inverse_frequency_weights,
+    ldam_margins,
     log_class_prior,
     logit_adjusted_cross_entropy,
-    published_cvar_weights,
 )
 
 GOLDEN = json.loads((Path(__file__).parent / "data/golden/loss_table.json").read_text())
@@ -365,6 +376,96 @@ def test_labels_of_any_integer_type(dtype: torch.dtype) -> None:
     assert FairLACVaRLoss(COUNTS)(logits, {**target, "label": target["label"].to(dtype)}) == expected
 
 
+def samples(loss: torch.nn.Module, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    logits, target = batch(seed)
+    return loss(logits, target["label"]), logits, target["label"]
+
+
+def test_balanced_softmax_is_logit_adjustment_with_tau_one() -> None:
+    """Ren et al. 2020, Eq. 3: n_y e^{f_y} over the sum of n_y' e^{f_y'}."""
+    found, logits, label = samples(LogitAdjustedCrossEntropy(COUNTS, tau=1.0))
+    weighted = torch.tensor([250, 84, 200, 200]) * logits.exp()
+    expected = -(weighted.gather(1, label[:, None])[:, 0] / weighted.sum(1)).log()
+    close(found.detach(), expected.detach())
+
+
+def test_inverse_frequency_weights_are_scikit_learns() -> None:
+    labels = np.repeat(np.arange(4), list(COUNTS.values()))
+    expected = compute_class_weight("balanced", classes=np.arange(4), y=labels)
+    weights = inverse_frequency_weights(COUNTS)
+    close(weights, expected)
+    close(weights[labels].mean(), 1.0)
+    found, logits, label = samples(WeightedCrossEntropy(COUNTS))
+    close(found.detach(), (weights[label] * F.cross_entropy(logits, label, reduction="none")).detach())
+
+
+def test_equal_counts_leave_cross_entropy_as_it_is() -> None:
+    found, logits, label = samples(WeightedCrossEntropy([7, 7, 7, 7]))
+    close(found.detach(), F.cross_entropy(logits, label, reduction="none").detach())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 3.5])
+def test_focal_loss_is_its_formula(gamma: float) -> None:
+    found, logits, label = samples(FocalLoss(gamma))
+    p = logits.softmax(1).gather(1, label[:, None])[:, 0]
+    close(found.detach(), (-((1 - p) ** gamma) * p.log()).detach())
+    if gamma == 0:
+        close(found.detach(), F.cross_entropy(logits, label, reduction="none").detach())
+    (ours,) = torch.autograd.grad(found.sum(), logits)
+    (expected,) = torch.autograd.grad((-((1 - p) ** gamma) * p.log()).sum(), logits)
+    close(ours, expected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
+def test_focal_loss_of_a_certain_answer_has_a_finite_gradient(gamma: float) -> None:
+    logits = torch.tensor([[200.0, 0, 0], [0, 200.0, 0]], requires_grad=True)
+    value = FocalLoss(gamma)(logits, torch.tensor([0, 0]))
+    value.sum().backward()
+    assert value.tolist() == [0, 200]
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+def test_ldam_is_its_formula() -> None:
+    margins = 0.5 * (84 / torch.tensor([250.0, 84, 200, 200], dtype=torch.float64)) ** 0.25
+    close(ldam_margins(COUNTS), margins)
+    assert ldam_margins(COUNTS).argmax() == 1  # the rarest class
+    found, logits, label = samples(LDAMLoss(COUNTS, scale=3.0))
+    for i, y in enumerate(label.tolist()):
+        own = torch.exp(3 * (logits[i, y] - margins[y]))
+        others = torch.exp(3 * logits[i]).sum() - torch.exp(3 * logits[i, y])
+        close(found[i].detach(), -torch.log(own / (own + others)).detach())
+
+
+def test_ldam_without_margin_is_cross_entropy_at_a_temperature() -> None:
+    for scale in (1.0, 30.0):
+        found, logits, label = samples(LDAMLoss(COUNTS, max_margin=0.0, scale=scale))
+        close(found.detach(), F.cross_entropy(scale * logits, label, reduction="none").detach())
+
+
+SAMPLE_LOSSES = [
+    CrossEntropy(),
+    LogitAdjustedCrossEntropy(COUNTS, 0.7),
+    WeightedCrossEntropy(COUNTS),
+    FocalLoss(),
+    LDAMLoss(COUNTS, scale=2.0),
+]
+
+
+@pytest.mark.parametrize("loss", SAMPLE_LOSSES, ids=lambda loss: type(loss).__name__)
+def test_every_sample_loss(loss: torch.nn.Module) -> None:
+    """Gradients agree with finite differences, half precision is promoted, no value is read back, no state is kept."""
+    logits, target = batch(seed=2)
+    label = target["label"]
+    assert torch.autograd.gradcheck(lambda values: loss(values, label), logits)
+    half = loss(logits.detach().half(), label.to(torch.uint8))
+    assert half.dtype == torch.float32 and half.shape == (8,)
+    close(half, loss(logits.detach().half().double(), label), 1e-4)
+    assert loss.state_dict() == {}
+    on_meta = copy.deepcopy(loss).to("meta")
+    values = torch.empty(6, 4, device="meta", requires_grad=True)
+    on_meta(values, torch.empty(6, dtype=torch.long, device="meta")).sum().backward()
+
+
 # --- combinations ----------------------------------------------------------------------------------------------------
 
 
@@ -454,8 +555,26 @@ def test_bad_gradient_and_class_mismatch_are_named() -> None:
     with pytest.raises(ValueError, match="gradient must be 'exact' or 'published', got 'detached'"):
         FairLACVaRLoss(COUNTS, gradient="detached")
     logits, target = batch(classes=3)
-    with pytest.raises(ValueError, match="logits have 3 classes, class_counts has 4"):
-        FairLACVaRLoss(COUNTS)(logits, target)
+    for loss in (FairLACVaRLoss(COUNTS).sample_loss, WeightedCrossEntropy(COUNTS), LDAMLoss(COUNTS)):
+        with pytest.raises(ValueError, match="logits have 3 classes, class_counts has 4"):
+            loss(logits, target["label"])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: FocalLoss(gamma=0.5), r"gamma must be 0 or in [1, inf), got 0.5"),
+        (lambda: FocalLoss(gamma=math.nan), r"gamma must be 0 or in [1, inf), got nan"),
+        (lambda: LDAMLoss(COUNTS, max_margin=-1), r"max_margin must be in [0, inf), got -1"),
+        (lambda: LDAMLoss(COUNTS, scale=0), r"scale must be positive and finite, got 0"),
+        (lambda: WeightedCrossEntropy([3, 0]), r"class '1' has 0"),
+        (lambda: LDAMLoss({"a": 5}), r"at least 2 classes, got {'a': 5}"),
+        (lambda: FairLACVaRLoss(COUNTS, estimator="running"), r"estimator 'running' needs num_groups"),
+    ],
+)
+def test_values_out_of_range_are_named(make: Callable[[], torch.nn.Module], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        make()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

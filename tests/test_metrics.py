@@ -13,8 +13,9 @@ from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_score
 
+from fairlung.pipeline.aggregation import MeanAggregation
 from fairlung.pipeline.engine import GroupLoss
-from fairlung.pipeline.losses import CrossEntropy, FairLACVaRLoss, MeanAggregation, TwoLevelLoss
+from fairlung.pipeline.losses import CrossEntropy, FairLACVaRLoss, TwoLevelLoss
 from fairlung.pipeline.metrics import GroupConfusion, class_scores, fairness_summary, group_confusion
 
 CLASSES = ("a", "g", "covid", "normal")
@@ -42,18 +43,19 @@ def check_against_scikit_learn(rows: Table, groups: int, classes: int) -> None:
     for g, name in enumerate(GROUPS[:groups]):
         inside = group == g
         if not inside.any():  # scikit-learn has no answer for no scans; all counts are 0 here
-            macro.append(0.0)
-        else:
-            macro.append(f1_score(label[inside], prediction[inside], average="macro", **how))
-            for (score, function), (c, named) in product(SCORES.items(), enumerate(CLASSES[:classes])):
-                expected = function(label[inside], prediction[inside], average=None, **how)[c]
-                assert found[f"{score}_{name}_{named}"] == pytest.approx(expected, abs=1e-12)
+            assert found[f"f1_{name}"] == 0
+            continue
+        macro.append(f1_score(label[inside], prediction[inside], average="macro", **how))
+        for (score, function), (c, named) in product(SCORES.items(), enumerate(CLASSES[:classes])):
+            expected = function(label[inside], prediction[inside], average=None, **how)[c]
+            assert found[f"{score}_{name}_{named}"] == pytest.approx(expected, abs=1e-12)
         assert found[f"f1_{name}"] == pytest.approx(macro[-1], abs=1e-12)
-    assert found["score"] == pytest.approx(np.mean(macro), abs=1e-12)
+    present, macro = len(macro), macro or [0.0]
+    assert found["score"] == pytest.approx(np.mean(macro), abs=1e-12)  # over the groups that have a scan
     assert found["abs_gap"] == pytest.approx(max(macro) - min(macro), abs=1e-12)
     pooled = f1_score(label, prediction, average="macro", **how)
     assert found["f1_macro"] == pytest.approx(pooled, abs=1e-12)
-    if groups == 2:
+    if groups == present == 2:
         assert found["gap"] == pytest.approx(macro[0] - macro[1], abs=1e-12)
     else:
         assert "gap" not in found
@@ -202,10 +204,10 @@ def test_group_loss_equals_a_hand_computation() -> None:
         "train_loss": sum(batch_losses) / 2,
         "train_loss_male": l1[0],
         "train_loss_female": (l1[1] + sum(l2)) / 4,
-        "train_loss_unknown": l1[2],
+        "train_loss_left_out": l1[2],
         "train_cvar_weight_male": (0.625 * 2 / 3 + 0) / 2,
         "train_cvar_weight_female": (0.375 * 2 / 3 + 1) / 2,
-        "train_cvar_weight_unknown": (1 / 3 + 0) / 2,
+        "train_cvar_weight_left_out": (1 / 3 + 0) / 2,
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
 
@@ -227,6 +229,28 @@ def test_group_loss_of_a_loss_blind_to_groups() -> None:
     assert found["train_loss"] == pytest.approx(np.mean([batch["loss"].item() for batch in batches]))
     shares = [(batch["label"]["group"] == 0).float().mean().item() for batch in batches]
     assert found["train_cvar_weight_male"] == pytest.approx(np.mean(shares))
+
+
+def test_group_loss_reports_the_weights_that_steps_of_a_remembering_loss_had() -> None:
+    """The second step has men alone: their CVaR weight .625 over their share of the scans so far, 3 of 4."""
+    loss = FairLACVaRLoss([1, 1, 1, 1], alpha=0.8, estimator="running", num_groups=2)
+    men = {"label": torch.tensor([1, 1]), "group": torch.tensor([0, 0])}
+    both = {"label": torch.tensor([1, 0]), "group": torch.tensor([0, 1])}
+    logits = torch.tensor([[2.0, 0, 0, 0], [2.0, 0, 0, 0]])  # right on the woman, wrong on the men
+
+    def step(engine: Engine, target: dict) -> dict:
+        with torch.enable_grad():
+            return {"pred": logits, "label": target, "loss": loss(logits, target)}
+
+    engine = Engine(step)
+    GroupLoss(loss, GROUPS[:2]).attach(engine, "train_loss")
+    engine.run([both, men], max_epochs=1)
+    wrong, right = (torch.nn.functional.cross_entropy(logits[:1], torch.tensor([y])).item() for y in (1, 0))
+    found = engine.state.metrics
+    assert found["train_cvar_weight_male"] == pytest.approx((0.625 + 0.625 / 0.75) / 2, abs=1e-6)
+    assert found["train_cvar_weight_female"] == pytest.approx(0.375 / 2, abs=1e-6)
+    expected = (0.625 * wrong + 0.375 * right + 0.625 / 0.75 * wrong) / 2
+    assert found["train_loss"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_group_loss_keeps_no_graph_and_an_empty_epoch_has_no_metrics() -> None:

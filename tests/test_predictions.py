@@ -14,6 +14,7 @@ from fairlung.pipeline.audit import audit
 from fairlung.pipeline.compare import compare
 from fairlung.pipeline.evidence import evidence_of_table
 from fairlung.pipeline.labelled_predictions import load_predictions
+from fairlung.pipeline.names import SEXES
 from fairlung.pipeline.postprocess import write_table
 from fairlung.pipeline.predictions import EXIT_SOME_FAILED, PredictionWriter, write_evaluation
 from fairlung.pipeline.report import evaluation_report
@@ -28,9 +29,9 @@ def answer(writer: PredictionWriter, batches: list[dict]) -> None:
 
 @pytest.mark.parametrize("synthetic", [False, True])
 def test_a_table_says_itself_that_its_scans_are_phantoms(tmp_path: Path, synthetic: bool) -> None:
-    batch = {"logits": torch.eye(2), "scan": ["x", "y"]} | dict.fromkeys(("label", "group"), torch.tensor([0, 1]))
+    batch = {"logits": torch.eye(2), "scan": ["x", "y"], "label": torch.tensor([0, 1]), "group_values": [SEXES]}
     path = tmp_path / "p.csv"
-    answer(PredictionWriter(path, ["a", "b"], ["male", "female"], synthetic=synthetic), [batch])
+    answer(PredictionWriter(path, ["a", "b"], "sex", synthetic=synthetic), [batch])
     table = load_predictions(path, group_by=["sex"])
     assert table.synthetic is synthetic
     judged = audit(table, 100, 100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,11 +10,17 @@ import mlflow
 import pandas as pd
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
+from ignite.handlers import DiskSaver
 from workflows import Start, run
 
 from fairlung.pipeline.checkpoint import CheckpointError, resume_point
 from fairlung.pipeline.errors import user_error
+from fairlung.pipeline.resume import ResumePoint
+
+# in place of 33 million parameters
+SMALL = {"_target_": "DenseNet", "spatial_dims": 3, "in_channels": 1, "out_channels": "$len(@class_names)"}
+SMALL |= {"init_features": 8, "growth_rate": 8, "block_config": [2, 2]}
 
 
 class Interrupted(Exception):
@@ -33,6 +40,48 @@ def interrupt(start: Start, **settings: object) -> None:
     with pytest.raises(RuntimeError) as caught:  # MONAI wraps it
         workflow.run()
     assert isinstance(caught.value.__cause__, Interrupted)
+
+
+@pytest.mark.parametrize("place", ["resume point", "best checkpoint"])
+def test_a_kill_between_two_files_costs_nothing(
+    start: Start, small_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Killed when the epoch's checkpoint is written and the resume point is not, or while the best one is written."""
+    settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path), "epochs": 2, "keep_checkpoints": 1}
+    # the same score in every epoch, which is a new best one each time
+    settings |= {"network_def": SMALL, "learning_rate": 1e-12, "best_saver::key_metric_greater_or_equal": True}
+    with monkeypatch.context() as patch:
+        if place == "resume point":
+            patch.setattr(ResumePoint, "_save", stop_at(2, ResumePoint._save))
+        else:
+            patch.setattr(DiskSaver, "_save_func", stop_writing("best.pt", DiskSaver._save_func))
+        with pytest.raises(RuntimeError):
+            run(start("train", **settings))
+    run(start("train", **settings, resume=True))
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["best.pt", "checkpoint_epoch=2.pt"]
+    assert weights(tmp_path / "models" / "best.pt")
+
+
+def stop_at(epoch: int, save: Callable) -> Callable:
+    def stopping(self: ResumePoint, engine: Engine) -> None:
+        if engine.state.epoch == epoch:
+            raise Interrupted
+        save(self, engine)
+
+    return stopping
+
+
+def stop_writing(name: str, write: Callable) -> Callable:
+    """Stop while a file is written for the second time."""
+    written: list[str] = []
+
+    def stopping(self: DiskSaver, checkpoint: object, path: Path, func: Callable) -> None:
+        written.append(path.name)
+        if path.name == name and written.count(name) == 2:
+            raise Interrupted
+        write(self, checkpoint, path, func)
+
+    return stopping
 
 
 def refusal(start: Start, **settings: object) -> str:

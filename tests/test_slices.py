@@ -11,14 +11,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlung.transforms import SampleSlices, SampleSlicesd, SliceSelector, TrimSlices, TrimSlicesd
+from fairlung.transforms import (
+    FirstSlices,
+    FirstSlicesd,
+    SampleSlices,
+    SampleSlicesd,
+    SliceSelector,
+    TrimSlices,
+    TrimSlicesd,
+)
 from fairlung.transforms.slices import sample_indices, trim_indices
 
 GOLDEN = json.loads((Path(__file__).parent / "data/golden/slice_indices.json").read_text())
 
 depths = st.integers(1, 1500)
 fractions = st.floats(0, 0.5, exclude_max=True)
-selectors = st.one_of(st.builds(TrimSlices, fractions), st.builds(SampleSlices, st.integers(1, 100)))
+selectors = st.one_of(
+    st.builds(TrimSlices, fractions),
+    st.builds(SampleSlices, st.integers(1, 100)),
+    st.builds(FirstSlices, st.integers(1, 800)),
+)
 
 
 @pytest.mark.parametrize("depth", GOLDEN)
@@ -67,6 +79,20 @@ def test_sample_keeps_both_ends_and_spreads_evenly(depth: int, number: int) -> N
         assert indices.tolist() == list(range(depth))
     if number <= depth:
         assert len(set(indices.tolist())) == number  # nothing twice while there is enough
+
+
+@given(depths, st.integers(1, 800))
+def test_first_slices_keep_all_up_to_the_maximum(depth: int, number: int) -> None:
+    assert FirstSlices(number).indices(depth).tolist() == list(range(depth))[:number]
+
+
+def test_first_slices_by_key() -> None:
+    volume = np.arange(5.0).reshape(1, 5, 1, 1)
+    assert FirstSlicesd("image", 3)({"image": volume})["image"].ravel().tolist() == [0, 1, 2]
+    assert FirstSlicesd("image", 9)({"image": volume})["image"].ravel().tolist() == [0, 1, 2, 3, 4]
+    for number in (0, -3, 2.5):
+        with pytest.raises(ValueError, match=f"max_slices must be a whole number of at least 1, got {number}"):
+            FirstSlices(number)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("selector", [TrimSlices(0.2), SampleSlices(7), SampleSlices(30)])

@@ -364,7 +364,7 @@ def test_a_run_is_nested_and_shows_the_load(cohort: Cohort, tmp_path: Path, monk
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     uri = f"sqlite:///{tmp_path}/m.db"
     study = RunTracker(uri, "e", "study", tmp_path / "study", tmp_path)
-    study.start({}, {}, cohort)
+    study.start({"system": "CE", "alpha": None}, {}, cohort)
     settings = {"parent_run": study.run_id, "tags": {"study": 7}, "system_metrics": True}
     tracker = RunTracker(uri, "e", "r", tmp_path / "out", tmp_path, **settings)
     tracker.start({"system": "LA", "alpha": 1.0, "seed": 3, "fold": 2}, {}, cohort)
@@ -378,6 +378,7 @@ def test_a_run_is_nested_and_shows_the_load(cohort: Cohort, tmp_path: Path, monk
     tags = {"fairlung.system": "LA", "fairlung.alpha": "1.0", "fairlung.seed": "3", "fairlung.fold": "2"}
     tags |= {"mlflow.parentRunId": settings["parent_run"], "study": "7"}
     assert tags.items() <= run.data.tags.items()
+    assert "fairlung.alpha" not in client.get_run(settings["parent_run"]).data.tags  # plain cross-entropy has none
     assert run.data.tags["fairlung.device"]
     assert len(client.get_metric_history(run_id, "system/cpu_utilization_percentage")) >= 2
     assert "system/system_memory_usage_percentage" in run.data.metrics
@@ -446,7 +447,7 @@ def test_names_and_addresses_are_made_fit_to_log(
     run_id = tracker.run_id
     tracker.finish()
     logged = mlflow.MlflowClient(tracking_uri=uri).get_run(run_id)
-    assert set(logged.data.metrics) == {"val_f1__65", "val_f1___65", "val_f1_A_B _mild_", "val_f1_肺癌"}
+    assert set(logged.data.metrics) == {"val_f1_under 65", "val_f1_from 65", "val_f1_A_B _mild_", "val_f1_肺癌"}
     assert logged.data.params["tracking_uri"] == "postgresql://host/db"
     assert logged.data.tags["fairlung.synthetic"] == "true"
     for path in tmp_path.rglob("*"):

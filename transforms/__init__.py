@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from .load_scan import LoadScan, LoadScand, ScanError, find_scans
-from .slices import SampleSlices, SampleSlicesd, SliceSelector, TrimSlices, TrimSlicesd
+from .slices import FirstSlices, FirstSlicesd, SampleSlices, SampleSlicesd, SliceSelector, TrimSlices, TrimSlicesd
 
 __all__ = [
+    "FirstSlices",
+    "FirstSlicesd",
     "LoadScan",
     "LoadScand",
     "SampleSlices",

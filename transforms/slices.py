@@ -1,6 +1,6 @@
-"""Choosing axial slices: trim the ends, sample a fixed number.
+"""Choosing axial slices: trim the ends, sample a fixed number, or keep all up to a maximum.
 
-Both rules are those of the published loader, to the index.
+Trimming and sampling are the published loader's rules, to the index.
 """
 
 from __future__ import annotations
@@ -102,6 +102,31 @@ class SampleSlices(SliceSelector):
         return sample_indices(_checked(depth), self.num_slices)
 
 
+class FirstSlices(SliceSelector):
+    """Keep a scan as it is, up to a number of slices; of a longer one, what comes after them is cut.
+
+    Cut is the superior end of a volume with a geometry (LPS: the first slice is the most inferior), and the last files
+    of a slice folder.
+
+    Args:
+        max_slices: at least 1.
+
+    Example:
+        >>> FirstSlices(4).indices(10)
+        array([0, 1, 2, 3])
+        >>> FirstSlices(4).indices(3)
+        array([0, 1, 2])
+    """
+
+    def __init__(self, max_slices: int) -> None:
+        if not isinstance(max_slices, int) or max_slices < 1:
+            raise ValueError(f"max_slices must be a whole number of at least 1, got {max_slices}")
+        self.max_slices = max_slices
+
+    def indices(self, depth: int) -> np.ndarray:
+        return np.arange(min(_checked(depth), self.max_slices))
+
+
 def _checked(depth: int) -> int:
     if depth < 1:
         raise ValueError(f"a volume needs at least 1 slice, got {depth}")
@@ -134,3 +159,10 @@ class SampleSlicesd(_SelectSlicesd):
 
     def __init__(self, keys: KeysCollection, num_slices: int, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, SampleSlices(num_slices), allow_missing_keys)
+
+
+class FirstSlicesd(_SelectSlicesd):
+    """Dictionary version of :class:`FirstSlices`."""
+
+    def __init__(self, keys: KeysCollection, max_slices: int, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, FirstSlices(max_slices), allow_missing_keys)

@@ -1,0 +1,593 @@
+"""Archives of scans, as challenges hand them out, unpacked safely: zip, tar, RAR.
+
+Whatever an archive says, nothing is written outside the target folder, no more than the limits allow, and the target
+is there only when it is complete. Zip and tar are unpacked by the standard library, RAR by the first of
+:data:`RAR_PROGRAMS` that is installed and can.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tarfile
+import tempfile
+import time
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from .cohort import SPLITS, BuiltCohort, CohortError, build_cohort
+from .rar_headers import PART, ArchiveError, RarMember, read_rar
+
+MAX_ENTRIES = 2_000_000
+MAX_BYTES = 500 << 30
+MAX_RATIO = 200.0
+HARMLESS_BYTES = 100 << 20  # up to here the ratio is not looked at: empty slices compress well
+MARKER = ".fairlung-unpacked.json"
+SUFFIXES = (".zip", ".rar", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+APPLE_JUNK = "__MACOSX"
+WATCH_SECONDS = 1.0  # between two looks at what a program has written
+LISTED = 5
+
+# Program: its command line, from the archive and an existing folder. The order is that of trust in their decoders;
+# bsdtar comes last, because it does not know every kind of RAR.
+RAR_PROGRAMS: dict[str, Callable[[str, str], list[str]]] = {
+    "unrar": lambda archive, to: ["x", "-p-", "-c-", "-cfg-", "-o+", "-y", "-idq", archive, f"{to}/"],
+    "unar": lambda archive, to: ["-q", "-f", "-D", "-nr", "-k", "skip", "-o", to, archive],
+    "7z": lambda archive, to: ["x", "-y", "-bso0", "-bsp0", f"-o{to}", archive],
+    "7zz": lambda archive, to: ["x", "-y", "-bso0", "-bsp0", f"-o{to}", archive],
+    "bsdtar": lambda archive, to: ["-x", "-f", archive, "-C", to],
+}
+INSTALL = (
+    "install one (Debian, Ubuntu: apt install unar; macOS: brew install unar; or unrar from rarlab.com), "
+    "or unpack the archive yourself and give the folder"
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an archive may unpack to, the archives inside it included.
+
+    Args:
+        entries: number of files and folders.
+        bytes: size of all files.
+        ratio: size unpacked over size of the archive, from :data:`HARMLESS_BYTES` on.
+    """
+
+    entries: int = MAX_ENTRIES
+    bytes: int = MAX_BYTES
+    ratio: float = MAX_RATIO
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+
+
+class Unpacked(NamedTuple):
+    """What :func:`unpack` did: ``files`` and ``bytes`` in ``folder``; ``left_packed`` names archives left inside."""
+
+    archive: Path
+    folder: Path
+    files: int
+    bytes: int
+    reused: bool
+    left_packed: tuple[str, ...]
+
+
+class Intake(NamedTuple):
+    """What :func:`build_with_archives` found; ``built.table`` has scans relative to ``root``."""
+
+    built: BuiltCohort
+    root: Path
+    unpacked: list[Unpacked]
+    left_packed: list[Path]
+
+
+class _Content(NamedTuple):
+    files: int
+    folders: int
+    bytes: int
+
+
+@dataclass
+class _Budget:
+    """Counts what is to be unpacked against the limits, over an archive and those in it."""
+
+    archive: Path
+    limits: Limits
+    packed: int
+    entries: int = 0
+    bytes: int = 0
+
+    def add(self, name: str, size: int) -> None:
+        if size < 0:
+            raise ArchiveError(f"{self.archive}: damaged: {name!r} has a negative size")
+        self.entries += 1
+        self.bytes += size
+        self.check(self.entries, self.bytes)
+
+    def check(self, entries: int, size: int) -> None:
+        limits = self.limits
+        if entries > limits.entries:
+            raise ArchiveError(f"{self.archive}: more than {limits.entries:,} files and folders, the limit")
+        if size > limits.bytes:
+            raise ArchiveError(f"{self.archive}: unpacks to more than {readable_bytes(limits.bytes)}, the limit")
+        if size > max(HARMLESS_BYTES, limits.ratio * self.packed):
+            raise ArchiveError(
+                f"{self.archive}: its {readable_bytes(self.packed)} unpack to more than {limits.ratio:g} times as "
+                "much, the limit: it is made to fill the disk, or its files are all but empty"
+            )
+
+    def check_disk(self, folder: Path) -> None:
+        free = shutil.disk_usage(folder).free
+        if self.bytes > free:
+            raise ArchiveError(
+                f"{self.archive}: unpacks to {readable_bytes(self.bytes)}, but only {readable_bytes(free)} are free"
+            )
+
+
+def readable_bytes(size: float) -> str:
+    """A size for people: ``12.3 MB``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is an archive by its name; of a multi-volume RAR only the first volume is."""
+    if not path.name.casefold().endswith(SUFFIXES) or path.name.startswith(".") or not path.is_file():
+        return False
+    part = PART.fullmatch(path.name)
+    return part is None or int(part["number"]) == 1
+
+
+def archive_stem(path: Path) -> str:
+    """The name of an archive without its suffix (``train1.tar.gz`` and ``train1.part1.rar``: ``train1``)."""
+    part = PART.fullmatch(path.name)
+    if part:
+        return part["stem"]
+    suffix = max((s for s in SUFFIXES if path.name.casefold().endswith(s)), key=len, default="")
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def archives_in(folder: Path) -> list[Path]:
+    """The archives in a folder tree, in the order of their paths, without hidden ones and linked folders.
+
+    Raises:
+        ArchiveError: a volume of a RAR lies there without the first.
+    """
+    found = []
+    for here, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        parts = [part for part in map(PART.fullmatch, files) if part and not part.string.startswith(".")]
+        firsts = {part["stem"].casefold() for part in parts if int(part["number"]) == 1}
+        for part in parts:
+            if part["stem"].casefold() not in firsts:
+                raise ArchiveError(f"{os.path.join(here, part.string)}: a volume, but part 1 is not beside it")
+        found += [path for path in (Path(here, name) for name in files) if is_archive(path)]
+    return sorted(found)
+
+
+def build_with_archives(
+    source: str | os.PathLike[str],
+    unpack_to: str | os.PathLike[str] | None = None,
+    *,
+    layout: str = "auto",
+    class_names: Sequence[str] | None = None,
+    limits: Limits | None = None,
+) -> Intake:
+    """:func:`.cohort.build_cohort` of a folder, of an archive, or of a folder with archives in it.
+
+    Archives are unpacked when ``source`` is one, when ``unpack_to`` is given, or when the folder holds no usable scan
+    beside them; else they are left and named in the result.
+
+    Args:
+        source: folder or archive.
+        unpack_to: the folder for what is unpacked, one folder an archive; by default ``<name>_unpacked`` beside it.
+        layout, class_names: as in :func:`.cohort.build_cohort`.
+        limits: of each archive.
+
+    Raises:
+        ArchiveError: as :func:`unpack`; or ``unpack_to`` holds something else.
+        CohortError, ValueError: as :func:`.cohort.build_cohort`.
+    """
+    source = Path(os.path.abspath(source))
+    single = source.is_file()
+    archives = [source] if single else archives_in(source) if source.is_dir() else []
+    plain: BuiltCohort | None = None
+    if not single:
+        try:
+            plain = build_cohort(source, layout=layout, class_names=class_names)
+        except CohortError:
+            if not archives:
+                raise
+        if plain is not None and (unpack_to is None or not archives):
+            return Intake(plain, source, [], archives)
+    stem = archive_stem(source) if single else source.name
+    base = source.with_name(f"{stem}_unpacked") if unpack_to is None else Path(os.path.abspath(unpack_to))
+    archives = [archive for archive in archives if not archive.is_relative_to(base)]
+    unpacked = _unpack_all(archives, source.parent if single else source, base, limits)
+    root = source if plain is not None and base.is_relative_to(source) else _root_of_splits(base)
+    built = build_cohort(root, layout=layout, class_names=class_names)
+    if plain is None or root == source:
+        return Intake(built, root, unpacked, [])
+    away = [Path(os.path.relpath(root / scan, source)).as_posix() for scan in built.table["scan"]]
+    table = pd.concat([plain.table, built.table.assign(scan=away)], ignore_index=True)
+    return Intake(BuiltCohort(table, plain.skipped + built.skipped), source, unpacked, [])
+
+
+def unpack(archive: str | os.PathLike[str], target: str | os.PathLike[str], limits: Limits | None = None) -> Unpacked:
+    """Unpack an archive, and the archives in it, into a folder that exists only once it is complete.
+
+    An archive inside becomes a folder of its name in its place; archives inside that one are left as they are. A single
+    top folder of the archive's own name is left out: ``train1.rar`` with ``train1/A/...`` gives ``target/A/...``.
+    A target that was unpacked from the same archive (sizes and times unchanged) is kept as it is.
+
+    Args:
+        archive: zip, tar (plain, gz, bz2, xz) or RAR; of a multi-volume RAR the first volume.
+        target: the folder; must not exist, be empty, or be the result of an earlier call.
+        limits: what it may unpack to; by default :class:`Limits`.
+
+    Raises:
+        ArchiveError: no such archive, damaged, truncated, encrypted, beyond the limits; a path out of the target, a
+            symbolic link or a device in it; no program for RAR; or ``target`` holds something else.
+    """
+    archive, target = Path(os.path.abspath(archive)), Path(os.path.abspath(target))
+    if not archive.is_file():
+        raise ArchiveError(f"{archive}: no such file")
+    if not archive.name.casefold().endswith(SUFFIXES):
+        raise ArchiveError(f"{archive}: neither a folder nor an archive; archives end in {', '.join(SUFFIXES)}")
+    part = PART.fullmatch(archive.name)
+    if part and int(part["number"]) != 1:
+        raise ArchiveError(f"{archive}: not the first volume; give part 1")
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            return _reuse(archive, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as work:
+            content = Path(work, "content")
+            content.mkdir()
+            try:
+                volumes, left_packed = _unpack_nested(archive, content, limits or Limits())
+                found = _examine(content)
+            except ArchiveError as error:  # an archive inside is called by its place in the outer one
+                raise ArchiveError(str(error).replace(f"{content}{os.sep}", f"{archive}: ")) from error
+            if not found.files:
+                raise ArchiveError(f"{archive}: holds no file")
+            record = {
+                "volumes": [_identity(volume) for volume in volumes],
+                "files": found.files,
+                "bytes": found.bytes,
+                "left_packed": left_packed,
+            }
+            (content / MARKER).write_text(json.dumps(record) + "\n")
+            content.rename(target)
+            return Unpacked(archive, target, found.files, found.bytes, False, left_packed)
+    except OSError as error:
+        raise ArchiveError(f"{archive}: cannot be unpacked to {target}: {error.strerror or error}") from error
+
+
+def _unpack_all(archives: list[Path], root: Path, base: Path, limits: Limits | None) -> list[Unpacked]:
+    """Each archive under ``root`` to the folder of its name at its place under ``base``."""
+    targets: dict[Path, Path] = {}
+    for archive in archives:
+        target = base / archive.parent.relative_to(root) / archive_stem(archive)
+        if target in targets:
+            raise ArchiveError(f"{targets[target]} and {archive} would both become {target}; take one of them away")
+        targets[target] = archive
+    ours = {target.relative_to(base).parts[0] for target in targets}
+    others = sorted(entry.name for entry in _visible(base) if entry.name not in ours) if base.is_dir() else []
+    if others:
+        raise ArchiveError(f"{base}: holds {', '.join(others[:LISTED])} already; choose another folder to unpack to")
+    return [unpack(archive, target, limits) for target, archive in targets.items()]
+
+
+def _root_of_splits(folder: Path) -> Path:
+    """The folder that holds the splits, past folders that hold nothing but one other folder."""
+    while True:
+        inside = _visible(folder)
+        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.casefold().startswith(SPLITS):
+            return folder
+        folder = inside[0]
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+
+
+def _identity(archive: Path) -> dict[str, Any]:
+    status = archive.stat()
+    return {"name": archive.name, "size": status.st_size, "time_ns": status.st_mtime_ns}
+
+
+def _reuse(archive: Path, target: Path) -> Unpacked:
+    try:
+        record = json.loads((target / MARKER).read_text())
+    except (OSError, ValueError):
+        raise ArchiveError(
+            f"{target}: not empty, and not unpacked from {archive.name}; choose another folder"
+        ) from None
+    volumes = [archive, *(archive.with_name(volume["name"]) for volume in record["volumes"][1:])]
+    if not all(map(Path.is_file, volumes)) or [_identity(volume) for volume in volumes] != record["volumes"]:
+        raise ArchiveError(f"{target}: unpacked from another state of {archive.name}; remove it to unpack anew")
+    found = _examine(target)
+    marker = (target / MARKER).stat().st_size
+    if found.files - 1 < record["files"] or found.bytes - marker < record["bytes"]:
+        raise ArchiveError(f"{target}: part of what {archive.name} held is gone; remove it to unpack anew")
+    return Unpacked(archive, target, record["files"], record["bytes"], True, tuple(record["left_packed"]))
+
+
+# --- one archive, and those in it -----------------------------------------------------------------------------------
+
+
+def _unpack_nested(archive: Path, content: Path, limits: Limits) -> tuple[list[Path], tuple[str, ...]]:
+    """Unpack an archive and those in it; return its volumes and the archives that are left, by place."""
+    budget = _Budget(archive, limits, archive.stat().st_size)
+    volumes = _unpack_one(archive, content, budget)
+    for path in archives_in(content):
+        folder = path.parent / archive_stem(path)
+        if os.path.lexists(folder):
+            raise ArchiveError(f"{path}: a folder of its name is beside it; which one is meant?")
+        folder.mkdir()
+        for volume in _unpack_one(path, folder, budget):
+            volume.unlink()
+    return volumes, tuple(path.relative_to(content).as_posix() for path in archives_in(content))
+
+
+def _unpack_one(archive: Path, folder: Path, budget: _Budget) -> list[Path]:
+    """Unpack one archive into an empty folder, check what is on the disk then, and return its volumes."""
+    name = archive.name.casefold()
+    volumes = [archive]
+    if name.endswith(".zip"):
+        _unpack_zip(archive, folder, budget)
+    elif name.endswith(".rar"):
+        volumes = _unpack_rar(archive, folder, budget)
+    else:
+        _unpack_tar(archive, folder, budget)
+    found = _examine(folder)
+    budget.check(found.files + found.folders, found.bytes)
+    inside = _visible(folder)
+    if len(inside) == 1 and inside[0].is_dir() and inside[0].name.casefold() == archive_stem(archive).casefold():
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            top = inside[0].rename(Path(aside, "top"))
+            for entry in list(top.iterdir()):
+                entry.rename(folder / entry.name)
+    return volumes
+
+
+def _examine(folder: Path) -> _Content:
+    """Count what is on the disk. A link or device is an error, whatever the archive said; modes are made usable."""
+    files = folders = size = 0
+    waiting = [folder]
+    while waiting:
+        with os.scandir(waiting.pop()) as found:
+            for entry in found:
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    needed = stat.S_IRWXU
+                    folders += 1
+                    waiting.append(Path(entry.path))
+                elif stat.S_ISREG(status.st_mode):
+                    needed = stat.S_IRUSR | stat.S_IWUSR
+                    files += 1
+                    size += status.st_size
+                else:
+                    raise ArchiveError(f"{entry.path}: {_what(status.st_mode)}; pack without links and devices")
+                if status.st_mode & needed != needed:
+                    os.chmod(entry.path, stat.S_IMODE(status.st_mode) | needed)
+    return _Content(files, folders, size)
+
+
+def _what(mode: int) -> str:
+    return "a symbolic link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
+
+
+def _check_name(archive: Path, name: str) -> None:
+    parts = name.split("/")
+    reason = ""
+    if not name.strip("/") or not name.isprintable():
+        reason = "cannot be the name of a file"
+    elif name.startswith("/") or re.match("[A-Za-z]:", name):
+        reason = "an absolute path, outside the target folder"
+    elif ".." in parts:
+        reason = "leads outside the target folder"
+    elif "\\" in name:
+        reason = "has backslashes: folders or not? Pack it again with another program"
+    if reason:
+        raise ArchiveError(f"{archive}: {name!r} {reason}")
+
+
+def _unpack_zip(archive: Path, folder: Path, budget: _Budget) -> None:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = [info for info in file.infolist() if info.filename.split("/")[0] != APPLE_JUNK]
+            for info in members:
+                _check_name(archive, info.filename)
+                mode = info.external_attr >> 16
+                if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                    raise ArchiveError(f"{archive}: {info.filename!r} is {_what(mode)}; pack without links and devices")
+                if info.flag_bits & 1:
+                    raise _encrypted(archive)
+                budget.add(info.filename, info.file_size)
+            budget.check_disk(folder)
+            for info in members:
+                file.extract(info, folder)
+    except NotImplementedError as error:
+        raise ArchiveError(f"{archive}: packed in a way that is not known here: {error}") from error
+    except (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+        raise _broken(archive, error) from error
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """A header that is cut off or damaged is an error; tarfile takes it for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> _StrictTarInfo:
+        try:
+            return super().fromtarfile(tar)  # type: ignore[return-value]
+        except tarfile.HeaderError as error:
+            if isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+                raise
+            raise tarfile.ReadError(f"at byte {tar.offset}: {error}") from error
+
+
+def _unpack_tar(archive: Path, folder: Path, budget: _Budget) -> None:
+    try:
+        with tarfile.open(archive, "r:*", tarinfo=_StrictTarInfo) as file:
+            while (member := file.next()) is not None:
+                file.members.clear()  # type: ignore[attr-defined]  # a million of them need gigabytes
+                if member.name == ".":
+                    continue
+                _check_name(archive, member.name)
+                if not (member.isreg() or member.isdir() or member.islnk()):
+                    kind = "a symbolic link" if member.issym() else "neither a file nor a folder"
+                    raise ArchiveError(f"{archive}: {member.name!r} is {kind}; pack with tar --dereference")
+                budget.add(member.name, member.size if member.isreg() else 0)
+                file.extract(member, folder, filter="data")
+            while file.fileobj.read(1 << 20):  # type: ignore[union-attr]  # the checksum comes at the very end
+                pass
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, KeyError) as error:
+        raise _broken(archive, error) from error
+
+
+def _encrypted(archive: Path) -> ArchiveError:
+    return ArchiveError(f"{archive}: encrypted; unpack it yourself with its password and give the folder")
+
+
+def _broken(archive: Path, error: Exception) -> ArchiveError:
+    return ArchiveError(f"{archive}: damaged, truncated, or no such archive: {error}; get it again")
+
+
+# --- RAR ------------------------------------------------------------------------------------------------------------
+
+
+def _unpack_rar(archive: Path, folder: Path, budget: _Budget) -> list[Path]:
+    members, volumes = read_rar(archive)
+    budget.packed += sum(volume.stat().st_size for volume in volumes[1:])
+    listed: dict[str, RarMember] = {}
+    for member in members:
+        _check_name(archive, member.name)
+        if member.link:
+            raise ArchiveError(f"{archive}: {member.name!r} is a link; pack without links")
+        if member.encrypted:
+            raise _encrypted(archive)
+        budget.add(member.name, member.size)
+        if not member.directory:
+            listed[member.name] = member
+    budget.check_disk(folder)
+    programs = {name: found for name in RAR_PROGRAMS if (found := shutil.which(name))}
+    if not programs:
+        raise ArchiveError(f"{archive}: no program for RAR here ({', '.join(RAR_PROGRAMS)}): {INSTALL}")
+    failures = []
+    for name, program in programs.items():
+        failure = _run(program, RAR_PROGRAMS[name], volumes, folder, budget)
+        failure = failure or _difference(folder, listed)
+        if not failure:
+            return volumes
+        failures.append(f"{name}: {failure}")
+        for entry in folder.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    raise ArchiveError(
+        f"{archive}: damaged, or of a kind that no program here can unpack:\n  "
+        + "\n  ".join(failures)
+        + f"\n{INSTALL}"
+    )
+
+
+def _difference(folder: Path, listed: dict[str, RarMember]) -> str:
+    """How the files on the disk differ from the archive's list; empty where they do not.
+
+    Sizes and checksums are compared, not names: those of old archives are in no known encoding. The programs' word is
+    not enough: bsdtar and others that use libarchive do not look at the checksums.
+    """
+    try:
+        _examine(folder)
+    except ArchiveError as error:
+        return str(error)
+    files = [Path(here, name) for here, _, names in os.walk(folder) for name in names]
+    expected = Counter(member.size for member in listed.values())
+    if Counter(path.stat().st_size for path in files) != expected:
+        return (
+            f"unpacked {len(files)} files, but the archive lists {len(listed)}, or their sizes are not as it lists them"
+        )
+    wanted = Counter((member.size, member.checksum) for member in listed.values() if member.checksum is not None)
+    if wanted - Counter((path.stat().st_size, _checksum(path)) for path in files):
+        return "the checksum of what it unpacked is wrong"
+    return ""
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _run(
+    program: str, command: Callable[[str, str], list[str]], volumes: list[Path], folder: Path, budget: _Budget
+) -> str:
+    """Unpack with a program, stop it beyond the limits, and return what it said when it failed.
+
+    It is given links of plain names in a folder of their own: some programs take ``train1.rar`` and ``train2.rar`` for
+    volumes of one archive, or a name that begins with a dash for an option.
+    """
+    with tempfile.TemporaryDirectory() as links, tempfile.TemporaryFile() as said:
+        paths = []
+        for volume in volumes:
+            part = PART.fullmatch(volume.name)
+            paths.append(
+                Path(links, f"archive.part{part['number']}.rar" if part else f"archive{volume.suffix.lower()}")
+            )
+            paths[-1].symlink_to(volume)
+        process = subprocess.Popen(
+            [program, *command(str(paths[0]), str(folder))],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"LC_ALL": "C.UTF-8"},  # names are Unicode
+        )
+        pause = WATCH_SECONDS
+        try:
+            while True:
+                try:
+                    code = process.wait(pause)
+                    break
+                except subprocess.TimeoutExpired:
+                    started = time.monotonic()
+                    budget.check(*_written(folder))
+                    pause = max(WATCH_SECONDS, 20 * (time.monotonic() - started))
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        said.seek(0)
+        lines = [line.strip() for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+    return "" if code == 0 else f"exit code {code}: {'; '.join(lines[-LISTED:]) or 'no message'}"
+
+
+def _written(folder: Path) -> tuple[int, int]:
+    """Entries and bytes in a folder that is being written to."""
+    entries = size = 0
+    for here, folders, files in os.walk(folder):
+        entries += len(folders) + len(files)
+        for name in files:
+            try:
+                size += os.lstat(os.path.join(here, name)).st_size
+            except FileNotFoundError:  # a temporary name of the program's
+                continue
+    return entries, size

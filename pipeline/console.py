@@ -180,9 +180,11 @@ def show_evaluation(result: dict[str, Any]) -> None:
 def show_study(found: document.Table, verdicts: Sequence[Verdict]) -> None:
     _show_verdicts([asdict(verdict) for verdict in verdicts])
     table = Table(title=escape(found.caption))
-    for index, heading in enumerate(found.columns):
-        table.add_column(escape(heading), justify="right" if index else "left")
+    # what needs a wide page is in the files
+    shown = [i for i, h in enumerate(found.columns) if not h.startswith(("quoted", "interval over"))]
+    for index in shown:
+        table.add_column(escape(found.columns[index]), justify="right" if index else "left", no_wrap=not index)
     for number, row in enumerate(found.rows):
-        cells = [escape(value) for value in row]
+        cells = [escape(row[index]) for index in shown]
         table.add_row(*(f"[bold]{c}[/]" if (number, i) in found.strong else c for i, c in enumerate(cells)))
     console.print(table)

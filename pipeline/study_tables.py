@@ -67,7 +67,7 @@ def optimism_text(tables: StudyTables) -> str:
         f"({study.judged_on}). Of configurations that are all alike, with a standard deviation of P of {low:.3f} to "
         f"{high:.3f} between runs as with the paper's recipe, the best of 6 looks better than it is by "
         f"{expected_best(6, low):.3f} to {expected_best(6, high):.3f}, the best of 30 by "
-        f" {expected_best(30, low):.3f} to {expected_best(30, high):.3f}."
+        f"{expected_best(30, low):.3f} to {expected_best(30, high):.3f}."
     )
     for selection in tables.selections:
         if selection.optimism is not None:
@@ -209,22 +209,24 @@ def table_2(tables: StudyTables) -> tuple[Table, tuple[str, ...]]:
             for key in keys
         ]  # fmt: skip
         p = [f"{line[f'p_{key}']:.3g}" if difference else NONE for key in TESTED] if "p_score" in found else []
-        rows.append((line["configuration"], line["device"], *spans, str(line["seeds"]), line["over"], *p))
+        device = line["device"].replace(" minus ", "\nminus ") if difference else line["device"]
+        rows.append((line["configuration"], device, str(line["seeds"]), *spans, *p))
     names = [number_name(key, groups) for key in keys]
-    columns: tuple[str, ...] = ("configuration", "device", *names, "seeds", "interval over")
+    columns: tuple[str, ...] = ("configuration", "device", "seeds", *names)
     columns += ("p of P", "p of |gap|") if "p_score" in found else ()
     text = "Table 2. The same configurations and seeds on different devices: value and "
     table = Table(_caption(tables, f"{text}{percent(tables.confidence)} interval"), columns, tuple(rows))
     devices = dict.fromkeys(found.loc[found["kind"] == "device", "device"])
+    over = "Intervals of a device are over its seeds, with one seed over scans."
     if "difference" in set(found["kind"]):
         return table, (
-            "Differences are over the seeds that both devices have, paired over scans; with several seeds chance in "
-            "the seeds counts too. p by permutation, adjusted by Holm over the table.",
+            f"{over} Differences are over the seeds that both devices have, paired over scans; with several seeds "
+            "chance in the seeds counts too. p by permutation, adjusted by Holm over the table.",
         )
     if len(devices) == 1:
         note = f"All finished runs are of one device ({next(iter(devices))}): there is no other to compare it with. "
         return table, (f"{note}Run the study on another one and give both folders to fairlung tables.",)
-    return table, ("No configuration ran with the same seed on two devices: there is no difference to show.",)
+    return table, (f"{over} No configuration ran with the same seed on two devices: there is no difference to show.",)
 
 
 def quoted_table_2() -> Table:

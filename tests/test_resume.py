@@ -101,7 +101,7 @@ def pair(start: Start, small_cohort: Path, tmp_path_factory: pytest.TempPathFact
     """Two trainings of three epochs, one of which was interrupted and resumed. Read-only."""
     folder = tmp_path_factory.mktemp("resume")
     settings = {"cohort": str(small_cohort), "epochs": 3, "keep_checkpoints": 2, "learning_rate": 1e-3}
-    settings |= {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "experiment": "e"}
+    settings |= {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "experiment": "e", "network_def": SMALL}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run(start("train", output_dir=str(folder / "whole"), **settings))
@@ -146,7 +146,7 @@ def test_what_is_complete_is_not_resumed(pair: SimpleNamespace, start: Start) ->
 
 
 def test_where_there_is_nothing_a_resumed_training_begins(start: Start, small_cohort: Path, tmp_path: Path) -> None:
-    settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path), "epochs": 1}
+    settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path), "epochs": 1, "network_def": SMALL}
     run(start("train", **settings, resume=True))
     assert not resume_point(tmp_path).exists()
     resume_point(tmp_path).write_bytes(b"no checkpoint")

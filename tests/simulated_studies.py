@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fairlung.pipeline.predictions import write_evaluation
+from fairlung.pipeline.labelled_predictions import load_predictions
 
 CLASSES = ("adenocarcinoma", "squamous_cell", "covid19", "normal")
 SEXES = ("male", "female")
@@ -49,17 +49,19 @@ def write_run(
     evaluation.mkdir(parents=True)
     table = table.assign(synthetic="yes") if synthetic else table
     table.to_csv(evaluation / "predictions.csv", index=False)
-    write_evaluation(evaluation / "predictions.csv", classes, groups, split=split, checkpoint="best.pt")
+    confusion = load_predictions(evaluation / "predictions.csv", classes, groups).confusion()
+    metrics = {"split": split, "class_names": list(classes), "group_names": list(groups)}  # no picture: it takes long
+    (evaluation / "metrics.json").write_text(json.dumps(metrics | {"confusion": confusion.tolist()}))
     if cells is not None:
         cells.to_csv(evaluation / "cells.csv", index=False)
     (folder / "val").mkdir(exist_ok=True)
     (folder / "val" / "metrics.json").write_text(json.dumps({"metrics": {"score": val_score}}))
     epochs = np.arange(1, 13)
     score = val_score - 0.4 * np.exp(-epochs / 3) + rng.normal(0, 0.02, len(epochs))
-    metrics = {"val_score": score, "val_gap": 0.25 * np.exp(-epochs / 5) + rng.normal(0, 0.03, len(epochs))}
-    metrics["train_loss"] = np.exp(-epochs / 6)
+    curves = {"val_score": score, "val_gap": 0.25 * np.exp(-epochs / 5) + rng.normal(0, 0.03, len(epochs))}
+    curves["train_loss"] = np.exp(-epochs / 6)
     history = pd.concat(
-        [pd.DataFrame({"epoch": epochs, "metric": name, "value": values}) for name, values in metrics.items()]
+        [pd.DataFrame({"epoch": epochs, "metric": name, "value": values}) for name, values in curves.items()]
     )
     history.to_csv(folder / "history.csv", index=False)
 

@@ -107,16 +107,6 @@ def balanced_class_counts(items: Sequence[Mapping[str, Any]], class_names: Seque
     return {name: float(len(items) * p) for name, p in zip(class_names, prior, strict=True)}
 
 
-def drawn_class_counts(
-    items: Sequence[Mapping[str, Any]], class_names: Sequence[str], every_group: bool
-) -> dict[str, float]:
-    """How often an epoch draws each class, by name: plain counts, or :func:`balanced_class_counts`."""
-    if every_group:
-        return balanced_class_counts(items, class_names)
-    counts = np.bincount([item["label"] for item in items], minlength=len(class_names))
-    return {name: int(n) for name, n in zip(class_names, counts, strict=True)}
-
-
 def order_digest(items: Sequence[Mapping[str, Any]]) -> str:
     """SHA-256 (hex) of the scans in their order: what a draw's index means."""
     return hashlib.sha256(json.dumps([item["scan"] for item in items]).encode()).hexdigest()

@@ -22,7 +22,7 @@ import yaml
 from .cohort import Cohort, load_cohort
 from .folds import fold_tables, fold_warnings, write_folds
 from .study_results import STUDY_FILE, StudyError
-from .study_worker import DONE, FAILED, LOG
+from .study_worker import DONE, FAILED, LOG, write_json
 
 Protocol = Literal["given", "nested", "final"]  # the last one only as the end of a study
 Status = Literal["pending", "running", "finished", "failed"]
@@ -175,7 +175,7 @@ def plan(study: Study, folder: str | Path, only: str | None = None) -> list[Plan
         CohortError: the cohort cannot be used.
     """
     root = Path(study.bundle_root)
-    parts = _parts(study, root, Path(folder))
+    parts = _parts(study, Path(folder))
     found: list[Planned] = []
     configurations = list(_configurations(study, root))
     labels = list(dict.fromkeys(label for label, *_ in configurations))
@@ -245,29 +245,24 @@ def final_study(study: Study, folder: Path, label: str) -> tuple[Study, Path]:
     return replace(study, name=f"{study.name} final", protocol="final"), folder / "final"
 
 
-def _parts(study: Study, root: Path, folder: Path) -> list[tuple[int | None, int | None, str, str]]:
+def _parts(study: Study, folder: Path) -> list[tuple[int | None, int | None, str, str]]:
     """Repeat, fold, cohort file and its digest of every part that is trained on."""
     needed = ("train", "val", "test") if study.protocol != "given" else ("train", "val")
+    settings = cohort_settings(study)
     if study.protocol != "nested":
-        digest = read_cohort(study, study.cohort, needed).digest
+        digest = load_cohort(study.cohort, require_splits=needed, **settings).digest
         return [(None, None, str(Path(study.cohort).resolve()), digest)]
-    cohort = read_cohort(study, study.cohort)
+    cohort = read_whole(study.cohort, settings)
     folds = fold_tables(cohort, study.folds, study.repeats, study.fold_seed)
     paths = write_folds(cohort, folds, folder / "folds")
     return [
-        (fold.repeat, fold.fold, str(path.resolve()), read_cohort(study, path, needed).digest)
+        (fold.repeat, fold.fold, str(path.resolve()), load_cohort(path, require_splits=needed, **settings).digest)
         for fold, path in zip(folds, paths, strict=True)
     ]
 
 
-def read_cohort(study: Study, path: str | Path, splits: Sequence[str] = ()) -> Cohort:
-    """A cohort file as the study's runs read it.
-
-    Args:
-        study: whose systems must read it alike.
-        path: of the file.
-        splits: that it must have for a run; none asks what there is, empty cells included.
-    """
+def cohort_settings(study: Study) -> dict[str, Any]:
+    """How a study's runs read a cohort file; StudyError when its systems differ in that."""
     root = Path(study.bundle_root)
     found: list[dict[str, Any]] = []
     for _, _, _, names, settings in _configurations(study, root):
@@ -275,8 +270,12 @@ def read_cohort(study: Study, path: str | Path, splits: Sequence[str] = ()) -> C
         found.append({name: merged[name] for name in COHORT_SETTINGS})
     if any(other != found[0] for other in found):
         raise StudyError(f"the systems of a study must have the same {', '.join(COHORT_SETTINGS)}")
-    settings = found[0] if splits else found[0] | {"allow_empty_cells": True}
-    return load_cohort(path, require_splits=splits, **settings)
+    return found[0]
+
+
+def read_whole(path: str | Path, settings: Mapping[str, Any]) -> Cohort:
+    """A cohort file for a look at what there is, empty cells included; ``settings`` of :func:`cohort_settings`."""
+    return load_cohort(path, **{**settings, "allow_empty_cells": True})
 
 
 def _digest(root: Path, names: Sequence[str]) -> str:
@@ -368,7 +367,7 @@ class StudyFolder:
                 )
         self.parent_run: str | None = earlier.get("parent_run")
         self._tracking_uri: str | None = None
-        cohort = read_cohort(study, study.cohort)
+        cohort = read_whole(study.cohort, cohort_settings(study))
         self.synthetic = cohort.synthetic
         self.warnings = fold_warnings(cohort, study.folds) if study.protocol == "nested" else []
         for run in planned:
@@ -382,15 +381,14 @@ class StudyFolder:
         path = self.run_file(run.id)
         if not path.with_name(LOG).exists() and not path.with_name(DONE).exists():
             return
-        content, earlier = _plain(run), _read(path)
-        ways = [(content, earlier)] + [
-            (c[k], e.get(k, {})) for c, e in [(content, earlier)] for k in ("settings", "evaluation")
-        ]
+        planned, begun = _plain(run), _read(path)
+        overrides = ("settings", "evaluation")
+        pairs = [(planned, begun), *((planned[name], begun.get(name, {})) for name in overrides)]
         differing = [
             name
-            for now, then in ways
+            for now, then in pairs
             for name in {**then, **now}
-            if name not in (*NOT_COMPARED, "settings", "evaluation") and now.get(name) != then.get(name)
+            if name not in (*NOT_COMPARED, *overrides) and now.get(name) != then.get(name)
         ]
         if differing:
             raise StudyError(
@@ -402,7 +400,7 @@ class StudyFolder:
             path = self.run_file(run.id)
             path.parent.mkdir(parents=True, exist_ok=True)
             at = {"parent_run": self.parent_run, "tracking_uri": self._tracking_uri}
-            _write(path, _plain(run) | at)
+            write_json(path, _plain(run) | at)
 
     def run_file(self, run_id: str) -> Path:
         """The run.json of a run."""
@@ -458,12 +456,12 @@ class StudyFolder:
     def write(self) -> None:
         """Write study.json."""
         with self._lock:
-            self._write_state()
+            write_json(self.folder / STUDY_FILE, self._state())
 
-    def _write_state(self) -> None:
+    def _state(self) -> dict[str, Any]:
         study = self.study
         split, chosen, judged = PROTOCOLS[study.protocol]
-        content: dict[str, Any] = {
+        return {
             "name": study.name,
             "synthetic": self.synthetic,
             "protocol": study.protocol,
@@ -491,18 +489,11 @@ class StudyFolder:
                 for run in self.planned.values()
             ],
         }
-        _write(self.folder / STUDY_FILE, content)
 
 
 def _plain(run: Planned) -> dict[str, Any]:
     """A run as it is after a way through JSON."""
     return json.loads(json.dumps({f.name: getattr(run, f.name) for f in fields(run)}, default=dict))
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2))
-    part.replace(path)
 
 
 def _read(path: Path) -> dict[str, Any]:

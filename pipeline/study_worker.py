@@ -43,9 +43,9 @@ def main(path: str) -> int:
             traceback.print_exc()
             known = user_error(error)
             reason = str(known) if known else traceback.format_exception_only(_root(error))[-1].strip()
-            _write(folder / FAILED, {"reason": reason})
+            write_json(folder / FAILED, {"reason": reason})
             return 1
-        _write(folder / DONE, {"device": device, "seconds": round(time.monotonic() - begin, 1)})
+        write_json(folder / DONE, {"device": device, "seconds": round(time.monotonic() - begin, 1)})
     return 0
 
 
@@ -80,9 +80,10 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file as a whole, never half."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content))
+    part.write_text(json.dumps(content, indent=2))
     part.replace(path)
 
 

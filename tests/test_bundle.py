@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from sklearn.metrics import f1_score
-from workflows import CLASSES, SHRUNK, Start, run
+from workflows import CLASSES, SHRUNK, Start, cause, run
 
 from fairlung.pipeline.bundle import UnknownSettingError
 from fairlung.pipeline.checkpoint import MODEL_SETTINGS, CheckpointError
@@ -26,15 +26,6 @@ from fairlung.pipeline.errors import user_error
 from fairlung.pipeline.network import PretrainedWeightsError
 from fairlung.pipeline.predictions import EXIT_SOME_FAILED
 from fairlung.transforms import LoadScan
-
-
-def cause(workflow: ConfigWorkflow) -> BaseException:
-    """The user error that a run ends with."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011  (MONAI wraps every kind)
-        run(workflow)
-    found = user_error(caught.value)
-    assert found is not None, caught.value
-    return found
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,11 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.transforms.v2.functional import normalize
-from workflows import SHRUNK, Start, run
+from workflows import SHRUNK, Start, cause, run
 
 from fairlung.pipeline.checkpoint import CheckpointError, ModelSettings
 from fairlung.pipeline.cnn_rnn import (
@@ -32,7 +32,7 @@ from fairlung.pipeline.cnn_rnn import (
     slice_counts,
 )
 from fairlung.pipeline.error_gallery import class_activation, explain_with_grad_cam
-from fairlung.pipeline.errors import UserError, user_error
+from fairlung.pipeline.errors import UserError
 from fairlung.pipeline.network import PretrainedWeightsError, R3D18Classifier
 from fairlung.transforms import FirstSlices, LoadScan
 
@@ -368,14 +368,6 @@ def class_activation_of(grad_cam: object, image: Tensor, index: int) -> Tensor:
 
 
 # ---- the shipped config ---------------------------------------------------------------------------------------------
-def cause(workflow: ConfigWorkflow) -> BaseException:
-    with pytest.raises(Exception) as caught:  # noqa: PT011  (MONAI wraps every kind)
-        run(workflow)
-    found = user_error(caught.value)
-    assert found is not None, caught.value
-    return found
-
-
 @pytest.fixture(scope="module")
 def trained(start: Start, small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     output = tmp_path_factory.mktemp("cnn_rnn")

@@ -12,15 +12,10 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
-from workflows import Start, run
+from workflows import SMALL_NETWORK, Start, cause, run
 
 from fairlung.pipeline.checkpoint import CheckpointError, resume_point
-from fairlung.pipeline.errors import user_error
 from fairlung.pipeline.resume import ResumePoint
-
-# in place of 33 million parameters
-SMALL = {"_target_": "DenseNet", "spatial_dims": 3, "in_channels": 1, "out_channels": "$len(@class_names)"}
-SMALL |= {"init_features": 8, "growth_rate": 8, "block_config": [2, 2]}
 
 
 class Interrupted(Exception):
@@ -49,7 +44,7 @@ def test_a_kill_between_two_files_costs_nothing(
     """Killed when the epoch's checkpoint is written and the resume point is not, or while the best one is written."""
     settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path), "epochs": 2, "keep_checkpoints": 1}
     # the same score in every epoch, which is a new best one each time
-    settings |= {"network_def": SMALL, "learning_rate": 1e-12, "best_saver::key_metric_greater_or_equal": True}
+    settings |= {"network_def": SMALL_NETWORK, "learning_rate": 1e-12, "best_saver::key_metric_greater_or_equal": True}
     with monkeypatch.context() as patch:
         if place == "resume point":
             patch.setattr(ResumePoint, "_save", stop_at(2, ResumePoint._save))
@@ -85,9 +80,7 @@ def stop_writing(name: str, write: Callable) -> Callable:
 
 
 def refusal(start: Start, **settings: object) -> str:
-    with pytest.raises(RuntimeError) as caught:
-        run(start("train", **settings))
-    error = user_error(caught.value)
+    error = cause(start("train", **settings))
     assert isinstance(error, CheckpointError)
     return str(error)
 
@@ -101,7 +94,7 @@ def pair(start: Start, small_cohort: Path, tmp_path_factory: pytest.TempPathFact
     """Two trainings of three epochs, one of which was interrupted and resumed. Read-only."""
     folder = tmp_path_factory.mktemp("resume")
     settings = {"cohort": str(small_cohort), "epochs": 3, "keep_checkpoints": 2, "learning_rate": 1e-3}
-    settings |= {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "experiment": "e", "network_def": SMALL}
+    settings |= {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "experiment": "e", "network_def": SMALL_NETWORK}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run(start("train", output_dir=str(folder / "whole"), **settings))
@@ -146,7 +139,7 @@ def test_what_is_complete_is_not_resumed(pair: SimpleNamespace, start: Start) ->
 
 
 def test_where_there_is_nothing_a_resumed_training_begins(start: Start, small_cohort: Path, tmp_path: Path) -> None:
-    settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path), "epochs": 1, "network_def": SMALL}
+    settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path), "epochs": 1, "network_def": SMALL_NETWORK}
     run(start("train", **settings, resume=True))
     assert not resume_point(tmp_path).exists()
     resume_point(tmp_path).write_bytes(b"no checkpoint")

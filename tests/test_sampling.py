@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +16,7 @@ from monai.transforms import RandFlipd, RandScaleIntensityd
 from workflows import Start
 
 from fairlung.pipeline.data import ScanDataset
-from fairlung.pipeline.sampling import EpochSampler, balanced_class_counts, balanced_order, drawn_class_counts
+from fairlung.pipeline.sampling import EpochSampler, balanced_class_counts, balanced_order
 
 CELLS = {(0, 0): 125, (0, 1): 125, (1, 0): 79, (1, 1): 5, (2, 0): 100, (2, 1): 100, (3, 0): 100, (3, 1): 100}
 PAPER = [{"label": label, "group": group} for (label, group), n in CELLS.items() for _ in range(n)]
@@ -61,8 +62,7 @@ def test_a_batch_too_small_for_the_groups_is_refused(group: list[int]) -> None:
 
 def test_class_counts_are_what_is_drawn() -> None:
     items = [*PAPER, *[{"label": 1, "group": -1}] * 80]
-    counts = drawn_class_counts(items, "agcn", every_group=True)
-    assert counts == balanced_class_counts(items, "agcn")
+    counts = balanced_class_counts(items, "agcn")
     assert sum(counts.values()) == pytest.approx(len(items))
     sampler, drawn = EpochSampler(items, 8, every_group=True), np.zeros(4)
     for epoch in range(1, 21):
@@ -74,7 +74,6 @@ def test_class_counts_are_what_is_drawn() -> None:
 def test_groups_of_one_mix_keep_the_plain_counts() -> None:
     items = [{"label": label, "group": group} for label in (0, 0, 0, 1) for group in (0, 1, 1)]
     assert balanced_class_counts(items, "ab") == pytest.approx({"a": 9, "b": 3})
-    assert drawn_class_counts(items, "ab", every_group=False) == {"a": 9, "b": 3}
 
 
 def test_an_epoch_is_a_function_of_seed_and_epoch() -> None:
@@ -136,3 +135,20 @@ def test_a_training_puts_every_group_into_every_batch(start: Start, small_cohort
     workflow.run()
     workflow.finalize()
     assert seen and all(sorted(group) == [0, 1] for group in seen)
+
+
+def test_the_prior_is_of_what_is_drawn(start: Start, small_cohort: Path, tmp_path: Path) -> None:
+    unequal = pd.read_csv(small_cohort)
+    unequal["scan"] = [str(small_cohort.parent / scan) for scan in unequal["scan"]]
+    rare = (unequal["split"] == "train") & (unequal["label"] == "squamous_cell") & (unequal["sex"] == "female")
+    unequal.drop(unequal.index[rare][:1]).to_csv(tmp_path / "cohort.csv", index=False)
+    counts = {}
+    for every_group in (False, True):
+        workflow = start("train", cohort=str(tmp_path / "cohort.csv"), every_group=every_group)
+        workflow.parser.parse(reset=True)
+        counts[every_group] = workflow.parser.get_parsed_content("class_counts")
+        items = workflow.parser.get_parsed_content("cohort_data").items("train")
+    plain = np.bincount([item["label"] for item in items], minlength=4)
+    assert list(counts[False].values()) == plain.tolist() == [4, 3, 4, 4]
+    # of the men's 8 and the women's 7 scans, half the weight each
+    assert list(counts[True].values()) == pytest.approx([15 * (2 / 8 + n / 7) / 2 for n in (2, 1, 2, 2)])

@@ -18,16 +18,13 @@ import pytest
 import yaml
 from filelock import FileLock
 from typer.testing import CliRunner
-from workflows import SHRUNK
+from workflows import SHRUNK, SMALL_NETWORK
 
 from fairlung.pipeline import study_worker
 from fairlung.pipeline.cli import app
 from fairlung.pipeline.study import StudyError, StudyFolder, final_study, plan, read_study
 
-# in place of 33 million parameters: the runs, not the network, are in question
-SMALL = {"_target_": "DenseNet", "spatial_dims": 3, "in_channels": 1, "out_channels": "$len(@class_names)"}
-SMALL |= {"init_features": 8, "growth_rate": 8, "block_config": [2, 2]}
-TINY = SHRUNK | {"pretrained": False, "epochs": 1, "network_def": SMALL}
+TINY = SHRUNK | {"pretrained": False, "epochs": 1, "network_def": SMALL_NETWORK}
 
 
 @pytest.fixture

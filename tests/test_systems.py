@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow
-from workflows import Start
+from workflows import SMALL_NETWORK, Start
 
 from fairlung.pipeline.bundle import UnknownSettingError
 from fairlung.pipeline.errors import user_error
@@ -34,9 +34,6 @@ NAMED = {
     "cnn_rnn": "CNN-RNN seed 42",
     "recommended": "LA+CVaR recommended alpha 0.8 tau 1.0 exact seed 42",
 }
-# in place of 33 million parameters: the objective is in question
-SMALL = {"_target_": "DenseNet", "spatial_dims": 3, "in_channels": 1, "out_channels": "$len(@class_names)"}
-SMALL |= {"init_features": 8, "growth_rate": 8, "block_config": [2, 2]}
 # the same volumes in every epoch, so that a few steps show
 MEMORISE = {"epochs": 10, "val_interval": 10, "learning_rate": 2e-2, "image_size": 24}
 MEMORISE |= {"flip_prob": 0, "rotation_prob": 0, "brightness": 0}
@@ -76,7 +73,7 @@ def test_every_system_trains_and_lowers_its_loss(
         f"systems/{name}",
         cohort=str(unequal_cohort),
         output_dir=str(tmp_path / "run"),
-        network_def=SMALL,
+        network_def=SMALL_NETWORK,
         **MEMORISE,
         **settings,
     )

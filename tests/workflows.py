@@ -8,9 +8,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
 from monai.bundle import ConfigWorkflow
 
+from fairlung.pipeline.errors import user_error
+
 SHRUNK = {"num_slices": 8, "image_size": 32, "crop_size": 24, "epochs": 2, "batch_size": 4, "num_workers": 0}
+# in place of 33 million parameters, where the network is not in question
+SMALL_NETWORK = {"_target_": "DenseNet", "spatial_dims": 3, "in_channels": 1, "out_channels": "$len(@class_names)"}
+SMALL_NETWORK |= {"init_features": 8, "growth_rate": 8, "block_config": [2, 2]}
 CLASSES = ["adenocarcinoma", "squamous_cell", "covid19", "normal"]
 
 Start = Callable[..., ConfigWorkflow]
@@ -45,3 +51,12 @@ def run(workflow: ConfigWorkflow) -> ConfigWorkflow:
     workflow.run()
     workflow.finalize()
     return workflow
+
+
+def cause(workflow: ConfigWorkflow) -> BaseException:
+    """The user error that a run ends with."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (MONAI wraps every kind)
+        run(workflow)
+    found = user_error(caught.value)
+    assert found is not None, caught.value
+    return found

@@ -17,11 +17,12 @@ import subprocess
 import tarfile
 import tempfile
 import time
+import unicodedata
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ MAX_ENTRIES = 2_000_000
 MAX_BYTES = 500 << 30
 MAX_RATIO = 200.0
 HARMLESS_BYTES = 100 << 20  # up to here the ratio is not looked at: empty slices compress well
+MAX_DEPTH = 100  # folders one in another; walking through a thousand of them is beyond Python's recursion
+MAX_TAR_HEADER = 10 << 20  # bytes of a long name or of extended attributes, which are read into memory
 MARKER = ".fairlung-unpacked.json"
 SUFFIXES = (".zip", ".rar", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 APPLE_JUNK = "__MACOSX"
@@ -110,11 +113,18 @@ class _Budget:
     packed: int
     entries: int = 0
     bytes: int = 0
+    folders: set[int] = field(default_factory=set)  # hashes, as millions of names take gigabytes
 
     def add(self, name: str, size: int) -> None:
+        """Count a file, or a folder if the name ends in a slash, and the folders above it that were not seen yet."""
         if size < 0:
             raise ArchiveError(f"{self.archive}: damaged: {name!r} has a negative size")
-        self.entries += 1
+        folder, _, file = name.rpartition("/")
+        self.entries += bool(file)
+        while folder and hash(folder) not in self.folders:
+            self.folders.add(hash(folder))
+            self.entries += 1
+            folder = folder.rpartition("/")[0]
         self.bytes += size
         self.check(self.entries, self.bytes)
 
@@ -261,13 +271,17 @@ def unpack(archive: str | os.PathLike[str], target: str | os.PathLike[str], limi
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as work:
             content = Path(work, "content")
             content.mkdir()
+            begun = _identity(archive)
             try:
                 volumes, left_packed = _unpack_nested(archive, content, limits or Limits())
+                (content / MARKER).unlink(missing_ok=True)  # of a folder that was unpacked, and packed again
                 found = _examine(content)
             except ArchiveError as error:  # an archive inside is called by its place in the outer one
                 raise ArchiveError(str(error).replace(f"{content}{os.sep}", f"{archive}: ")) from error
             if not found.files:
                 raise ArchiveError(f"{archive}: holds no file")
+            if _identity(archive) != begun:
+                raise ArchiveError(f"{archive}: changed while it was unpacked; wait until it is whole")
             record = {
                 "volumes": [_identity(volume) for volume in volumes],
                 "files": found.files,
@@ -352,6 +366,7 @@ def _unpack_one(archive: Path, folder: Path, budget: _Budget) -> list[Path]:
     """Unpack one archive into an empty folder, check what is on the disk then, and return its volumes."""
     name = archive.name.casefold()
     volumes = [archive]
+    budget.folders.clear()  # those of another archive
     if name.endswith(".zip"):
         _unpack_zip(archive, folder, budget)
     elif name.endswith(".rar"):
@@ -399,12 +414,14 @@ def _what(mode: int) -> str:
 def _check_name(archive: Path, name: str) -> None:
     parts = name.split("/")
     reason = ""
-    if not name.strip("/") or not name.isprintable():
+    if not name.strip("/") or not all(sign.isprintable() or unicodedata.category(sign) == "Zs" for sign in name):
         reason = "cannot be the name of a file"
     elif name.startswith("/") or re.match("[A-Za-z]:", name):
         reason = "an absolute path, outside the target folder"
     elif ".." in parts:
         reason = "leads outside the target folder"
+    elif len(parts) > MAX_DEPTH:
+        reason = f"lies more than {MAX_DEPTH} folders deep"
     elif "\\" in name:
         reason = "has backslashes: folders or not? Pack it again with another program"
     if reason:
@@ -432,8 +449,25 @@ def _unpack_zip(archive: Path, folder: Path, budget: _Budget) -> None:
         raise _broken(archive, error) from error
 
 
+TAR_EXTENSIONS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+
+
 class _StrictTarInfo(tarfile.TarInfo):
-    """A header that is cut off or damaged is an error; tarfile takes it for the end of the archive."""
+    """A header that is cut off or damaged is an error; tarfile takes it for the end of the archive.
+
+    So is a size that leads back, which tarfile follows for ever, or fills the memory.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
+        header = super().frombuf(buf, encoding, errors)
+        most = MAX_TAR_HEADER if header.type in TAR_EXTENSIONS else header.size
+        if not 0 <= header.size <= most:
+            raise tarfile.InvalidHeaderError(f"a size of {header.size}")  # type: ignore[attr-defined]
+        return header  # type: ignore[return-value]
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> _StrictTarInfo:
@@ -456,11 +490,16 @@ def _unpack_tar(archive: Path, folder: Path, budget: _Budget) -> None:
                 if not (member.isreg() or member.isdir() or member.islnk()):
                     kind = "a symbolic link" if member.issym() else "neither a file nor a folder"
                     raise ArchiveError(f"{archive}: {member.name!r} is {kind}; pack with tar --dereference")
-                budget.add(member.name, member.size if member.isreg() else 0)
+                budget.add(f"{member.name}/" if member.isdir() else member.name, member.size if member.isreg() else 0)
+                if member.isreg():  # a hard link to one of the same name keeps what it has
+                    (folder / member.name).unlink(missing_ok=True)
                 file.extract(member, folder, filter="data")
             while file.fileobj.read(1 << 20):  # type: ignore[union-attr]  # the checksum comes at the very end
                 pass
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, KeyError) as error:
+    except (
+        *(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError),
+        *(KeyError, ValueError, OverflowError, RecursionError),  # tarfile's own, from headers without sense
+    ) as error:
         raise _broken(archive, error) from error
 
 
@@ -485,7 +524,7 @@ def _unpack_rar(archive: Path, folder: Path, budget: _Budget) -> list[Path]:
             raise ArchiveError(f"{archive}: {member.name!r} is a link; pack without links")
         if member.encrypted:
             raise _encrypted(archive)
-        budget.add(member.name, member.size)
+        budget.add(f"{member.name}/" if member.directory else member.name, member.size)
         if not member.directory:
             listed[member.name] = member
     budget.check_disk(folder)

@@ -153,6 +153,46 @@ def cohort(
 
 
 @app.command()
+def check(
+    scans: Annotated[str, typer.Argument(help="A folder tree, a scan, an archive, or a CSV of paths.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for tables, pictures and the page.")] = Path(
+        "check"
+    ),
+    all_series: Annotated[bool, typer.Option("--all-series", help="Look at every DICOM series of a folder.")] = False,
+    min_slices: Annotated[int | None, typer.Option(help="Fewer slices are refused; else the bundle's.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read; else the bundle's.")] = None,
+    bundle_root: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("bundles/fair_lung_ct"),
+) -> None:
+    """Look at scans as inference would read them, without a network: what is refused or doubtful, and why.
+
+    Exit code 3: some scans are refused.
+    """
+    from monai.bundle import ConfigWorkflow
+
+    from .errors import user_error
+
+    configs = [str(bundle_root / "configs" / name) for name in ("inference.yaml", "check.yaml")]
+    settings: dict[str, Any] = {"scans": scans, "output_dir": str(output), "bundle_root": str(bundle_root)}
+    settings |= {"all_series": all_series}
+    settings |= {
+        name: value for name, value in (("min_slices", min_slices), ("num_workers", workers)) if value is not None
+    }
+    try:
+        for config in configs:
+            if not Path(config).is_file():
+                raise FileNotFoundError(f"no {config}: name the bundle's folder with --bundle-root")
+        workflow = ConfigWorkflow(configs, workflow_type="infer", **settings)
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    except Exception as error:  # MONAI wraps every kind
+        found = user_error(error)
+        if found is None:
+            raise
+        _stop(found)
+
+
+@app.command()
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder for scans/ and cohort.csv.")],
     preset: Annotated[PresetName, typer.Option(help="Size of the cohort.")] = PresetName.demo,

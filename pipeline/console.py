@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -188,3 +188,43 @@ def show_study(found: document.Table, verdicts: Sequence[Verdict]) -> None:
         cells = [escape(row[index]) for index in shown]
         table.add_row(*(f"[bold]{c}[/]" if (number, i) in found.strong else c for i, c in enumerate(cells)))
     console.print(table)
+
+
+def show_check(records: Sequence[Mapping[str, Any]], fine: int = 30) -> None:
+    """What the intake says of scans: refused ones first, then those with warnings; up to ``fine`` of the others."""
+    from .intake_report import GROUPS, group_counts, group_of, warning_counts
+    from .overlay import spacing_text
+
+    colours = {"refused": "red", "warnings": "yellow", "fine": "green", "skipped": "dim"}
+    counts = group_counts(records)
+    table = Table(title=f"{len(records)} scans")
+    table.add_column("scan", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    table.add_column("slices", justify="right", no_wrap=True)
+    table.add_column("voxel (mm)", no_wrap=True)
+    table.add_column("said", overflow="fold")
+    for group, colour in colours.items():
+        members = [record for record in records if group_of(record) == group]
+        for record in members if group in ("refused", "warnings") else members[:fine]:
+            table.add_row(
+                escape(_printable(record["scan"])),
+                f"[{colour}]{GROUPS[group].lower()}[/]",
+                f"{record['slices_used']}/{record['slices_found']}" if record["slices_found"] else "-",
+                spacing_text(record["spacing"]) if record["spacing"] else "-",
+                escape(_printable("\n".join(filter(None, [record["reason"], *record["warnings"]])))) or "-",
+            )
+    console.print(table)
+    left = {group: counts[group] - fine for group in ("fine", "skipped") if counts[group] > fine}
+    if left:
+        console.print(f"not shown: {', '.join(f'{n} {group}' for group, n in left.items())}", highlight=False)
+    if codes := warning_counts(records):
+        told = ", ".join(f"{count} {code}" for code, count in codes.items())
+        console.print(escape(f"Warnings: {told}."), highlight=False, soft_wrap=True)
+    told = ", ".join(f"{count} {GROUPS[group].lower()}" for group, count in counts.items())
+    console.print(f"{len(records)} scans: {told}.", highlight=False, soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would obey, and what has no letter: a file name may hold anything."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in text)

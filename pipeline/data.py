@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
 import re
 import threading
 import types
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from . import __version__
 from .distributed import barrier, is_primary
 from .errors import UserError
 from .sampling import Draw
+
+logger = logging.getLogger(__name__)
 
 
 class UnreadableScansError(UserError, ValueError):
@@ -132,16 +136,18 @@ class ScanDataset(Dataset):
         self.in_memory = in_memory
         self.volumes: Dataset = PersistentDataset(
             data=[{"image": str(item["image"]), "fingerprint": scan_fingerprint(item["image"])} for item in data],
-            transform=Compose(preprocessing),
+            transform=Compose([*_listed(preprocessing), without_paths]),
             cache_dir=cache_dir or None,
             hash_transform=transform_digest,
         )
 
-    def prepare(self, num_workers: int = 0, description: str = "reading scans") -> None:
+    def prepare(self, num_workers: int = 0, description: str = "reading scans", intake: str | Path = "") -> None:
         """Read every scan once, with a progress bar, so that a broken one shows before training starts.
 
         Args:
             num_workers: processes that read; the cache on disk carries their work over.
+            intake: table for the intake records of all scans (:func:`~.intake_report.write_intake`), whose warnings
+                are also counted in the log; "" = none.
 
         Raises:
             UnreadableScansError: lists all scans that fail.
@@ -151,11 +157,16 @@ class ScanDataset(Dataset):
         if not is_primary():
             barrier()  # the first process fills the cache on disk, the others find it filled
         loader = DataLoader(_Attempts(self.volumes), num_workers=num_workers, batch_size=None)
-        failed = [
-            message
-            for message in tqdm(loader, desc=description, unit="scan", leave=False, disable=not is_primary())
-            if message
-        ]
+        progress = tqdm(loader, desc=description, unit="scan", leave=False, disable=not is_primary())
+        failed, records = [], []
+        for item, (message, record) in zip(self.data, progress, strict=True):
+            failed += [message] if message else []
+            records += [{"scan": item.get("scan", item["image"]), **record}] if record else []
+        if intake and records and is_primary():
+            from .intake_report import write_intake
+
+            write_intake(records, Path(intake))
+            _tell_warnings(records, intake)
         if failed:
             raise UnreadableScansError(f"{len(failed)} of {len(self)} scans cannot be read:\n  " + "\n  ".join(failed))
         if is_primary():
@@ -174,7 +185,7 @@ class ScanDataset(Dataset):
 
 
 class _Attempts(torch.utils.data.Dataset):
-    """Reads items for their side effect (the cache) and yields why one failed, or an empty string."""
+    """Reads items for their side effect (the cache) and yields why one failed, or "", and its intake record, if any."""
 
     def __init__(self, volumes: Dataset) -> None:
         self.volumes = volumes
@@ -182,12 +193,32 @@ class _Attempts(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.volumes)
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> tuple[str, Mapping[str, Any]]:
         try:
-            self.volumes[index]
+            return "", self.volumes[index].get("intake") or {}
         except Exception as error:
-            return failure_reason(error)
-        return ""
+            return failure_reason(error), _record_of(error) or {}
+
+
+def _listed(transforms: Sequence[Callable] | Callable) -> Sequence[Callable]:
+    if isinstance(transforms, Compose):
+        return transforms.transforms
+    return transforms if isinstance(transforms, Sequence) else [transforms]
+
+
+def without_paths(item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    """An item whose intake record names no files: paths may name patients, and the item is cached."""
+    if "intake" not in item:
+        return dict(item)
+    return {**item, "intake": {**item["intake"], "files": []}}
+
+
+def _tell_warnings(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """One line with how many scans have each warning."""
+    counts = Counter(warning.partition(":")[0] for record in records for warning in record["warnings"])
+    if counts:
+        told = ", ".join(f"{count} {code}" for code, count in counts.most_common())
+        logger.warning("of %d scans read: %s (%s)", len(records), told, path)
 
 
 def failure_reason(error: BaseException) -> str:
@@ -198,30 +229,74 @@ def failure_reason(error: BaseException) -> str:
     return lines[0] if isinstance(error, ValueError) else f"{type(error).__name__}: {lines[0]}"
 
 
+def _record_of(error: BaseException | None) -> Mapping[str, Any] | None:
+    """The intake record that an exception, or one it was raised from, carries as its attribute ``record``."""
+    while error is not None:
+        record = getattr(error, "record", None)
+        if isinstance(record, Mapping):
+            return record
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _empty_record(status: str, reason: str = "") -> dict[str, Any]:
+    """The intake record of a scan of which nothing else is known, with the keys that a transform gives it."""
+    texts = dict.fromkeys(("kind", "series", "orientation", "decoder"), "")
+    counts = dict.fromkeys(("slices_found", "slices_used"), 0)
+    unknown = dict.fromkeys(("shape", "spacing", "affine", "value_range", "tilt_degrees"))
+    lists: dict[str, list[Any]] = {"warnings": [], "indices": [], "files": []}
+    return {"status": status, "reason": reason, **texts, **counts, **unknown, **lists}
+
+
 class NewScanDataset(Dataset):
     """Unlabelled scans for inference: one that cannot be read becomes an item that says why, not an exception.
 
+    Items have ``image``, ``scan``, ``reason`` (empty when all went well) and ``intake``, the record of how the scan was
+    read: what the transform puts under that key or, of a scan that is refused, what the exception carries as its
+    attribute ``record``. A scan whose record has the status ``skipped`` is no failure; its reason says what it is.
+
     Args:
-        data: ``{"image": path, "scan": name}`` a scan.
+        data: ``{"image": path or source, "scan": name}`` a scan.
         transform: the bundle's preprocessing.
         image_shape: shape [1, D, H, W] of the volume that stands in for a failed scan (its output is discarded).
-
-    Items have ``image``, ``scan`` and ``reason`` (empty when all went well).
     """
 
     def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable, image_shape: Sequence[int]) -> None:
         super().__init__(data=data, transform=transform)
         self.image_shape = tuple(image_shape)
 
+    def with_data(self, data: Sequence[Mapping[str, Any]]) -> NewScanDataset:
+        """The same for other scans."""
+        return type(self)(data, self.transform, self.image_shape)
+
+    def failed(self, index: int, reason: str, record: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The item of a scan that has no volume.
+
+        Args:
+            index: of the scan.
+            reason: why, in one line.
+            record: the intake record as far as it is known.
+        """
+        intake = _empty_record("refused", reason) | dict(record or {})
+        if intake["status"] == "skipped":
+            reason = intake["reason"] or reason
+        elif intake["status"] == "ok":  # it was read, and failed later
+            intake |= {"status": "refused", "reason": reason}
+        image = torch.zeros(self.image_shape)
+        return {"image": image, "scan": self.data[index]["scan"], "reason": reason, "intake": intake}
+
     def _transform(self, index: int) -> Any:
         item = self.data[index]
+        record: Mapping[str, Any] | None = None
         try:
-            image = torch.as_tensor(self.transform({"image": item["image"]})["image"])
+            read = self.transform({"image": item["image"]})
+            record = read.get("intake")
+            image = torch.as_tensor(read["image"])
             if tuple(image.shape) != self.image_shape:
                 raise ValueError(f"{item['image']}: preprocessing gave {tuple(image.shape)}, not {self.image_shape}")
         except Exception as error:
-            return {"image": torch.zeros(self.image_shape), "scan": item["scan"], "reason": failure_reason(error)}
-        return {"image": image, "scan": item["scan"], "reason": ""}
+            return self.failed(index, failure_reason(error), _record_of(error) or record)
+        return {"image": image, "scan": item["scan"], "reason": "", "intake": record or _empty_record("ok")}
 
 
 def default_num_workers() -> int:

@@ -81,10 +81,13 @@ def _in_order(values: set[str]) -> list[str]:
     return [*SEXES] if values <= set(SEXES) else sorted(values, key=natural_order)
 
 
-def natural_order(name: str) -> tuple[int, list[tuple[int, int | str]]]:
-    """Sort key: numbers by value, what is below a number ("<65") first, what is above one (">=65") last."""
+def natural_order(name: str) -> tuple[int, list[tuple[int, int | str]], str]:
+    """Sort key: numbers by value, what is below a number ("<65") first, what is above one (">=65") last.
+
+    Ties ("1" and "01") by the exact text: ids of groups and the sign of a gap hang on the order.
+    """
     rank = {"<": -1, ">": 1}.get(name[:1], 0)
-    return rank, [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name)]
+    return rank, [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name)], name
 
 
 def group_ids(names: pd.Series, group_names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

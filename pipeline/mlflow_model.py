@@ -213,7 +213,7 @@ def signature(class_names: Iterable[str]) -> ModelSignature:
 
     outputs = [ColSpec("string", "scan"), ColSpec("string", "prediction", required=False)]
     outputs += [ColSpec("double", f"prob_{name}", required=False) for name in class_names]
-    outputs += [ColSpec("string", "status"), ColSpec("string", "reason")]
+    outputs += [ColSpec("string", name) for name in ("status", "reason", "warnings")]
     return ModelSignature(
         inputs=Schema([ColSpec("string", "scan")]),
         outputs=Schema(outputs),

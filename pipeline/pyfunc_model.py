@@ -37,7 +37,7 @@ class ScanClassifier(PythonModel):
         content = torch.load(context.artifacts["checkpoint"], map_location=device, weights_only=True)
         network.load_state_dict(content["model"])
         self.network = network.eval()
-        self.class_names = list(content["settings"]["class_names"])
+        self.writer = parser.get_parsed_content("predictions")  # says how an answer is made; nothing is written
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -50,12 +50,12 @@ class ScanClassifier(PythonModel):
             params: ``batch_size`` in place of inference.yaml's.
 
         Returns:
-            Columns scan, prediction, prob_<class>, status (ok|failed), reason. A failed scan has neither prediction nor
-            probabilities (None).
+            The columns of inference's predictions.csv: scan, prediction, prob_<class>, status (ok|failed|skipped),
+            reason, warnings. A scan that failed or was skipped has neither prediction nor probabilities (None).
         """
         paths = model_input["scan"].tolist()
         given = [isinstance(path, str) and bool(path) for path in paths]
-        answers = _Answers(self.class_names)
+        answers = _Answers(self.writer)
         # a path is no part of the config: MONAI would run one that begins with "$". A tuple it leaves alone.
         scans = tuple({"image": path, "scan": path} for path, is_given in zip(paths, given, strict=True) if is_given)
         if scans:
@@ -64,32 +64,30 @@ class ScanClassifier(PythonModel):
             config |= {name: int(value) for name, value in (params or {}).items() if name == "batch_size"}
             ConfigParser(config).get_parsed_content("evaluator").run()
         rows = iter(answers.rows)
-        table = [next(rows) if is_given else answers.failed("", "no path") for is_given in given]
+        table = [next(rows) if is_given else answers.no_path() for is_given in given]
         # object: pandas would turn None into NaN, which is no JSON, and a server answers in JSON
-        return pd.DataFrame(table, columns=answers.columns, dtype=object)
+        return pd.DataFrame(table, columns=self.writer.columns, dtype=object)
 
 
 class _Answers:
-    """Ignite handler that collects rows."""
+    """Ignite handler that collects rows, as inference's writer makes them."""
 
-    def __init__(self, class_names: list[str]) -> None:
-        self.class_names = class_names
-        self.columns = ["scan", "prediction", *(f"prob_{name}" for name in class_names), "status", "reason"]
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
         self.rows: list[list[Any]] = []
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._append)
 
     def _append(self, engine: Engine) -> None:
-        batch = engine.state.batch
-        probabilities = torch.softmax(engine.state.output["pred"].float(), dim=1).cpu()
-        for scan, reason, row in zip(batch["scan"], batch["reason"], probabilities, strict=True):
-            answer = [scan, self.class_names[int(row.argmax())], *row.tolist(), "ok", ""]
-            self.rows.append(self.failed(scan, reason) if reason else answer)
+        for answer in self.writer.answer(engine.state.batch, engine.state.output["pred"]):
+            if answer.status == "failed":
+                logger.warning("%s failed: %s", answer.scan, answer.reason)
+            self.rows.append(self.writer.cells(answer))
 
-    def failed(self, scan: str, reason: str) -> list[Any]:
-        logger.warning("%s failed: %s", scan, reason)
-        return [scan, *[None] * (1 + len(self.class_names)), "failed", reason]
+    def no_path(self) -> list[Any]:
+        row = dict.fromkeys(self.writer.columns) | {"scan": "", "warnings": ""}
+        return list((row | {"status": "failed", "reason": "no path"}).values())
 
 
 def require_fairlung(made_by: str, source: str) -> None:

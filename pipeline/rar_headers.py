@@ -219,7 +219,7 @@ def _member_5(fields: _Fields, extra: bytes) -> RarMember:
     encrypted = False
     link = host == UNIX_5 and stat.S_ISLNK(attributes)
     records = _Fields(extra)
-    while records.rest():
+    while records.at < len(extra):
         record = _Fields(records.take(records.number()))
         kind = record.number()
         encrypted |= kind == 1

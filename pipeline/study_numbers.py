@@ -89,7 +89,7 @@ class Selection:
         name: of the row, ``<configuration>, alpha chosen``.
         alphas: among which was chosen.
         choices: a row a choice: ``seed``, ``repeat``, ``fold``, ``device``, ``alpha``, ``score_choosing``, ``score``,
-            ``gap`` (two groups), ``abs_gap``.
+            ``gap`` (two groups), ``abs_gap``; the gaps are NaN of a fold that has scans of one group only.
         row: of the chosen ones; None when no seed has all folds and alphas.
         lacking: choices that cannot be made, as a run is missing.
         optimism: expected gain of P by choosing the best of as many equal ones, at this study's spread between seeds;
@@ -135,9 +135,21 @@ class StudyTables:
 # numbers
 # ---------------------------------------------------------------------------------------------------------------------
 def number_keys(table: Predictions) -> tuple[str, ...]:
-    """The numbers of a row in their order: F1 of each group, P, the signed gap where there are two groups, |gap|."""
+    """The numbers of a row in their order: F1 of each group, P, the signed gap where there are two groups, |gap|.
+
+    A group without a scan has none.
+
+    Raises:
+        StudyError: fewer than two groups have a scan.
+    """
+    present = table.present_groups().group_names
+    if len(present) < 2:
+        raise StudyError(
+            f"a study of fairness needs judged scans of two groups at least; there are scans of: "
+            f"{', '.join(present) or 'none'}"
+        )
     signed = ("gap",) if len(table.group_names) == 2 else ()
-    return (*(f"f1_{name}" for name in table.group_names), "score", *signed, "abs_gap")
+    return (*(f"f1_{name}" for name in present), "score", *signed, "abs_gap")
 
 
 def over_seeds(values: Sequence[float], number: str, confidence: float = 0.95) -> Estimate:
@@ -164,7 +176,8 @@ def over_seeds(values: Sequence[float], number: str, confidence: float = 0.95) -
 
 
 def over_scans(table: Predictions, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
-    """The audit's intervals of one table: number -> :class:`Estimate`."""
+    """The audit's intervals of one table: number -> :class:`Estimate`. Groups without a scan have none."""
+    table = table.present_groups()
     found, _ = confusion_intervals(table.confusion()[:-1], np.random.default_rng(seed), resamples, confidence)
     numbers = {name: Estimate(*map(float, found[name])) for name in ("score", "gap", "abs_gap") if name in found}
     value, low, high = found["group_f1"]
@@ -322,7 +335,7 @@ def _selection(
     seed: int,
 ) -> Selection:
     study = results.study
-    keys = number_keys(results.any_table)
+    keys = number_keys(results.judged)
     situations: dict[tuple[Any, ...], list[StudyRun]] = {}
     for (_, *key), group in replicate_groups(study, runs).items():
         for run in group:
@@ -339,6 +352,8 @@ def _selection(
         run = candidates[best]
         taken.setdefault(tuple(key), []).append(run)
         numbers = numbers_of(results.tables[run.id])
+        if len(results.tables[run.id].present_groups().group_names) < 2:  # of this fold
+            numbers = numbers | dict.fromkeys(("gap", "abs_gap"), float("nan"))
         choices.append(
             {"seed": run.seed, "repeat": run.repeat, "fold": fold, "device": run.device, "alpha": run.alpha}
             | {"score_choosing": scores[best]}
@@ -366,7 +381,7 @@ def device_table(
     """The same configurations and seeds on different devices (the paper's Table 2).
 
     Args:
-        found: of one study or several, joined by label, seed and repeat.
+        found: of one study or several, joined by label, seed and repeat, and fold where each is a replicate.
 
     Returns:
         a row a configuration and device (``kind`` "device"), and, where a configuration ran on several, a row for each
@@ -438,7 +453,7 @@ def _joinable(found: Sequence[Results]) -> None:
 
 
 def _common(a: Sequence[Replicate], b: Sequence[Replicate]) -> list[tuple[Replicate, Replicate]]:
-    return [(x, y) for x in a for y in b if (x.seed, x.repeat) == (y.seed, y.repeat)]
+    return [(x, y) for x in a for y in b if (x.seed, x.repeat, x.fold) == (y.seed, y.repeat, y.fold)]
 
 
 def columns_of(estimates: Mapping[str, Estimate]) -> dict[str, float]:
@@ -498,7 +513,7 @@ def fair_gap(tables: StudyTables) -> tuple[str, float]:
     best = max(tables.rows, key=lambda row: row.estimates["score"].value)
     rng = np.random.default_rng(tables.seed)
     draws = [
-        fair_model(replicate.predictions.confusion()[:-1], FAIR_SAMPLES, rng)["abs_gap"].mean()
+        fair_model(replicate.predictions.present_groups().confusion()[:-1], FAIR_SAMPLES, rng)["abs_gap"].mean()
         for replicate in tables.results.replicates[best.label]
     ]
     return best.label, float(np.mean(draws))

@@ -125,6 +125,7 @@ class Replicate:
         device: of the runs; several are joined by a comma.
         predictions: on all scans that judge.
         numbers: of :func:`~.metrics.fairness_summary`.
+        fold: of the run where each fold is a replicate of its own; else None.
     """
 
     label: str
@@ -133,6 +134,7 @@ class Replicate:
     device: str
     predictions: Predictions
     numbers: Mapping[str, float]
+    fold: int | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,11 @@ class Results:
     def any_table(self) -> Predictions:
         """One of the tables: all have the same classes and groups."""
         return next(iter(self.tables.values()))
+
+    @property
+    def judged(self) -> Predictions:
+        """All the scans that judge, as one of the replicates, of which there must be one, predicts them."""
+        return next(replicate.predictions for made in self.replicates.values() for replicate in made)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -344,14 +351,14 @@ def replicates_of(
         return ()
     first, parts = done[0], [tables[run.id] for run in done]
 
-    def made(table: Predictions, of: Sequence[StudyRun]) -> Replicate:
+    def made(table: Predictions, of: Sequence[StudyRun], fold: int | None = None) -> Replicate:
         devices = ", ".join(dict.fromkeys(run.device or UNKNOWN_DEVICE for run in of))
-        return Replicate(label or first.label, first.seed, first.repeat, devices, table, numbers_of(table))
+        return Replicate(label or first.label, first.seed, first.repeat, devices, table, numbers_of(table), fold)
 
     folds = {run.fold for run in study.runs} - {None}
     scans = [set(part.scan.tolist()) for part in parts]
     if len(parts) > 1 and all(part == scans[0] for part in scans):
-        return tuple(made(part, [run]) for part, run in zip(parts, done, strict=True))
+        return tuple(made(part, [run], run.fold) for part, run in zip(parts, done, strict=True))
     if sum(map(len, scans)) > len(set().union(*scans)):
         raise StudyError(f"{study.folder}: folds of {first.label}, seed {first.seed} judge some scans twice")
     if folds and len(done) < max(len(folds), study.folds):

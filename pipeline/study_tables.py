@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from . import __version__
@@ -121,9 +122,16 @@ def table_notes(tables: StudyTables, alone: bool = True) -> tuple[str, ...]:
             if results.planned[label] > len(made)
         )
         notes.append(f"{status_text(study)}. Seeds that are not in the table: {left or 'none'}.")
+    present = results.judged.present_groups().group_names
+    absent = [name for name in results.judged.group_names if name not in present]
+    if absent:
+        notes.append(f"No scan that judges is of group {', '.join(absent)}: no statement.")
     devices = dict.fromkeys(run.device or UNKNOWN_DEVICE for run in study.runs if run.id in results.tables)
     if len(devices) > 1:
-        notes.append(f"The seeds ran on several devices ({', '.join(devices)}), which Table 2 tells apart.")
+        text = f"The seeds ran on several devices ({', '.join(devices)}), which Table 2 tells apart."
+        if any(len({(r.seed, r.repeat, r.fold) for r in made}) < len(made) for made in results.replicates.values()):
+            text += " One seed on two devices counts as two, though they may be alike: intervals are then too narrow."
+        notes.append(text)
     if tables.quoted:
         paper = quoted_paper()
         source = f"{paper['source']}; {paper['conditions']}" if study.quoted is None else "as the study gives them"
@@ -145,7 +153,7 @@ def _caption(tables: StudyTables, text: str) -> str:
 def table_1(tables: StudyTables) -> Table:
     """Table 1: a row a configuration, ours beside what is quoted."""
     results = tables.results
-    keys, groups = number_keys(results.any_table), results.any_table.group_names
+    keys, groups = number_keys(results.judged), results.any_table.group_names
     rows_shown = all_rows(tables)
     mixed = len({row.over for row in rows_shown}) > 1
     names = {key: number_name(key, groups) for key in keys}
@@ -199,7 +207,7 @@ def table_1_frame(tables: StudyTables) -> pd.DataFrame:
 def table_2(tables: StudyTables) -> tuple[Table, tuple[str, ...]]:
     """Table 2 and what is to be said below it."""
     found, groups = tables.devices, tables.results.any_table.group_names
-    keys = number_keys(tables.results.any_table)
+    keys = number_keys(tables.results.judged)
     rows = []
     for line in found.to_dict("records"):
         difference = line["kind"] == "difference"
@@ -246,7 +254,7 @@ def selection_tables(tables: StudyTables) -> tuple[Block, ...]:
     study = tables.results.study
     if not tables.selections:
         return (Paragraph("No system was run with several values of alpha: there was nothing to choose."),)
-    keys = [key for key in number_keys(tables.results.any_table) if not key.startswith("f1_")]
+    keys = [key for key in number_keys(tables.results.judged) if not key.startswith("f1_")]
     names = {key: number_name(key, tables.results.any_table.group_names) for key in keys}
     blocks: list[Block] = []
     for selection in tables.selections:
@@ -270,7 +278,7 @@ def selection_tables(tables: StudyTables) -> tuple[Block, ...]:
                 *(str(choice[name]) for name in where),
                 f"{choice['alpha']:g}",
                 f"{choice['score_choosing']:.3f}",
-                *(f"{choice[key]:{'+' if key == 'gap' else ''}.3f}" for key in keys),
+                *(NONE if np.isnan(choice[key]) else f"{choice[key]:{'+' if key == 'gap' else ''}.3f}" for key in keys),
             )
             for choice in selection.choices.to_dict("records")
         )
@@ -333,7 +341,7 @@ def study_facts(results: Results) -> tuple[tuple[str, str], ...]:
     protocol += f", {study.folds} folds" if study.folds > 1 else ""
     protocol += f" x {study.repeats} repeats" if study.repeats > 1 else ""
     devices = dict.fromkeys(run.device or UNKNOWN_DEVICE for run in study.runs if run.id in results.tables)
-    judged = len(next(r for made in results.replicates.values() for r in made).predictions.known().label)
+    judged = len(results.judged.known().label)
     return (
         ("Protocol", protocol),
         ("Chosen on", study.chosen_on),

@@ -45,8 +45,8 @@ def write_submission(
     Every scan is in exactly one file, in the order of the table; a class without a scan gets an empty file.
 
     Args:
-        predictions: a table with columns ``scan`` and ``prediction``, as inference writes it; ``status`` other than
-            ``ok``, or no prediction, is a failed scan.
+        predictions: a table with columns ``scan`` and ``prediction``, as inference writes it. A row of ``status``
+            ``skipped`` is no scan and in no file; another ``status`` than ``ok``, or no prediction, is a failed scan.
         folder: where the files go; made if need be.
         allow_missing: leave failed scans out instead of stopping.
         overwrite: replace files of an earlier submission.
@@ -62,10 +62,13 @@ def write_submission(
             raise SubmissionError(f"{predictions}: no column {column!r}; it has {', '.join(map(str, table.columns))}")
     lines: dict[str, list[str]] = {name: [] for name in FILES}
     scan_of: dict[str, str] = {}
-    faults, failed = [], []
+    faults, failed, skipped = [], [], []
     status = table["status"] if "status" in table else ["ok"] * len(table)
     reasons = table["reason"] if "reason" in table else [""] * len(table)
     for scan, answer, state, reason in zip(table["scan"], table["prediction"], status, reasons, strict=True):
+        if state == "skipped":  # no chest CT, so none of the challenge's scans
+            skipped.append(f"{scan!r}: skipped, {reason or 'no chest CT'}")
+            continue
         name = submission_name(scan)
         label = answer if answer in CLASS_NAMES else CLASS_ALIASES.get(answer.casefold())
         if not name or not name.isprintable() or '"' in name or "," in name:
@@ -95,7 +98,7 @@ def write_submission(
     folder.mkdir(parents=True, exist_ok=True)
     for path, names in files.items():
         path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", newline="\n")
-    return Submission({path: len(names) for path, names in files.items()}, failed)
+    return Submission({path: len(names) for path, names in files.items()}, [*failed, *skipped])
 
 
 def _listing(title: str, lines: list[str], every: bool = False) -> str:

@@ -8,6 +8,7 @@ import shutil
 import stat
 import struct
 import tarfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -232,6 +233,79 @@ def test_a_hard_link_inside_a_tar_is_the_file_again(tmp_path: Path) -> None:
     assert tree(tmp_path / "out") == {"x/1.jpg": b"abc", "x/2.jpg": b"abc"}
 
 
+def test_a_file_again_in_a_tar_leaves_the_hard_link_to_the_first_as_it_was(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for name, link, data in (("1.jpg", "", b"one"), ("2.jpg", "1.jpg", b""), ("1.jpg", "", b"two")):
+            member = tarfile.TarInfo(name)
+            member.size, member.linkname = len(data), link
+            member.type = tarfile.LNKTYPE if link else tarfile.REGTYPE
+            file.addfile(member, io.BytesIO(data))
+    unpack(tmp_path / "a.tar", tmp_path / "out")
+    assert tree(tmp_path / "out") == {"1.jpg": b"two", "2.jpg": b"one"}
+
+
+def tar_header(kind: bytes, size: bytes) -> bytes:
+    """A header of a kind of extension, with any bytes for its size."""
+    header = bytearray(tarfile.TarInfo("x").tobuf(tarfile.GNU_FORMAT))
+    header[124:136], header[156:157], header[148:156] = size.ljust(12, b"\0"), kind, b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K", b"S", b"0"])
+@pytest.mark.parametrize("size", [(-512).to_bytes(12, "big", signed=True), b"77777777777"])
+def test_a_tar_that_leads_back_or_fills_the_memory_is_refused(kind: bytes, size: bytes, tmp_path: Path) -> None:
+    first = pack(tmp_path / "first.tar", {"x.jpg": b"1"}).read_bytes()[:1024]
+    (tmp_path / "a.tar").write_bytes(first + tar_header(kind, size) + bytes(1024))
+    assert kind in b"0S" or "a size of" in refusal(tmp_path / "a.tar")
+    refusal(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize(
+    "told", ["mtime=nan", "mtime=inf", "GNU.sparse.size=x", "GNU.sparse.map=1,x", "size=-512", "path=../x"]
+)
+def test_a_tar_that_tells_nonsense_is_refused(told: str, tmp_path: Path) -> None:
+    name, value = told.split("=")
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as file:
+        member = tarfile.TarInfo("x.jpg")
+        member.pax_headers = {name: value}
+        file.addfile(member)
+    refusal(tmp_path / "a.tar")
+
+
+def test_a_chain_of_tar_headers_is_refused(tmp_path: Path) -> None:
+    chain = tar_header(b"x", b"0") * 3000
+    (tmp_path / "a.tar").write_bytes(chain + pack(tmp_path / "b.tar").read_bytes())
+    assert "recursion" in refusal(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "rar"])
+def test_folders_count_and_their_depth_is_limited(kind: str, tmp_path: Path) -> None:
+    """A folder that only the names of files tell of is one all the same."""
+    branches = {f"{i}/" + "/".join("abcdefghi") + "/x.jpg": b"1" for i in range(5)}  # 5 files, 50 folders
+    archive = pack(tmp_path / f"a.{kind}", branches)
+    assert "more than 54 files and folders" in refusal(archive, entries=54)
+    if kind != "rar":
+        assert unpack(archive, tmp_path / "out", Limits(entries=55)).files == 5
+    deep = pack(tmp_path / f"deep.{kind}", {"a/" * 1500 + "x.jpg": b"1"})
+    assert "folders deep" in refusal(deep)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_named_folder_is_counted_once(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "tree" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "tree" / "a" / "b" / "x.jpg").write_bytes(b"1")
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), kind, tmp_path / "tree", "a"))
+    assert unpack(archive, tmp_path / "out", Limits(entries=3)).files == 1
+
+
+def test_spaces_of_any_width_in_names(tmp_path: Path) -> None:
+    files = {"\u5f20\u3000\u4e09/Screenshot 3.00\u202fPM.png": b"1"}
+    for kind in ("zip", "tar"):
+        unpack(pack(tmp_path / f"a.{kind}", files), tmp_path / kind)
+        assert tree(tmp_path / kind) == files
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar.xz", "rar"])
 def test_limits(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = pack(tmp_path / f"a.{kind}", {f"{i}.jpg": bytes(2000) for i in range(10)})
@@ -293,6 +367,24 @@ def test_only_an_unchanged_archive_and_folder_are_reused(tmp_path: Path) -> None
     with pytest.raises(ArchiveError, match="not unpacked from a.zip"):
         unpack(archive, tmp_path / "own")
     assert tree(tmp_path / "own") == {"thesis.txt": b"mine"}
+
+
+def test_a_folder_that_was_unpacked_and_packed_again_can_be_reused(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "a.zip", {"x.jpg": b"1", archives.MARKER: b"{}"})
+    assert unpack(archive, tmp_path / "out").files == 1
+    assert unpack(archive, tmp_path / "out").reused
+
+
+def test_an_archive_that_changes_while_it_is_unpacked_is_refused(tmp_path: Path, monkeypatch) -> None:
+    archive = pack(tmp_path / "a.zip")
+    real = zipfile.ZipFile.extract
+
+    def extract(self, member, *rest, **options):
+        pack(archive, FILES | {"new.jpg": b"1"})
+        return real(self, member, *rest, **options)
+
+    monkeypatch.setattr(zipfile.ZipFile, "extract", extract)
+    refusal(archive)
 
 
 def test_a_killed_unpacking_is_not_taken_for_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -506,6 +598,16 @@ def test_links_in_real_rar_are_refused(tmp_path: Path, data_dir: Path) -> None:
     for name in ("rar5-evil-symlink-traversal", "rar3-symlink-unix", "rar5-hlink"):
         shutil.copy(data_dir / "rar" / f"{name}.rar", tmp_path)
         assert "is a link" in refusal(tmp_path / f"{name}.rar"), name
+
+
+def test_many_small_records_in_a_rar_header_take_no_time(tmp_path: Path) -> None:
+    """Each once cost a copy of those after it."""
+    name, records = b"x.jpg", number(2) + number(9) + number(0)
+    fields = number(4) + number(1) + number(0o100644) + bytes(4) + number(0) + number(1) + number(len(name)) + name
+    (tmp_path / "a.rar").write_bytes(rar([rar_block(2, fields, records * 600_000, b"1")]))
+    began = time.process_time()
+    (member,), _ = read_rar(tmp_path / "a.rar")
+    assert member.name == "x.jpg" and time.process_time() - began < 5
 
 
 def test_without_a_program(tmp_path: Path, programs) -> None:

@@ -86,7 +86,7 @@ def test_training_is_reproducible(trained: SimpleNamespace, start: Start, tmp_pa
 # ---- inference -----------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="session")
 def scans(small_cohort: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """New scans of every kind, a real one among them, and three that cannot be answered."""
+    """New scans of every kind, a real one among them, and two that cannot be answered."""
     root = tmp_path_factory.mktemp("scans")
     rows = pd.read_csv(small_cohort)
     for i, scan in enumerate(rows[rows["split"] == "val"]["scan"]):
@@ -96,7 +96,8 @@ def scans(small_cohort: Path, data_dir: Path, tmp_path_factory: pytest.TempPathF
     shutil.copytree(data_dir / "chest_ct_dicom", root / "real" / "dicom")
     shutil.copy(data_dir / "chest_ct.nrrd", root / "real" / "ct.nrrd")
     (root / "broken").mkdir()
-    (root / "broken" / "0.jpg").write_bytes(b"no picture")
+    for number in range(12):
+        (root / "broken" / f"{number}.jpg").write_bytes(b"no picture")
     (root / "broken.nii.gz").write_bytes(b"no volume")
     shutil.copytree(data_dir / "chest_ct_dicom", root / "two")
     shutil.copy(next((data_dir / "tcga_lung_slices").glob("*.dcm")), root / "two")
@@ -118,16 +119,18 @@ def answers(
 def test_inference_answers_what_it_can_and_says_why_not(answers: tuple[int, pd.DataFrame], scans: Path) -> None:
     code, table = answers
     assert code == EXIT_SOME_FAILED
-    assert list(table.columns) == ["scan", "prediction", *(f"prob_{name}" for name in CLASSES), "status", "reason"]
+    probabilities = [f"prob_{name}" for name in CLASSES]
+    assert list(table.columns) == ["scan", "prediction", *probabilities, "status", "reason", "warnings"]
     failed = table[table["status"] == "failed"].set_index("scan")
-    assert set(failed.index) == {"broken", "broken.nii.gz", "two"}
+    assert set(failed.index) == {"broken", "broken.nii.gz"}
     assert (failed["prediction"] == "").all()
     assert (failed[[f"prob_{name}" for name in CLASSES]] == "").all().all()
     assert "cannot be decoded" in failed.loc["broken", "reason"]
     assert "cannot be read as nifti" in failed.loc["broken.nii.gz", "reason"]
-    assert "2 DICOM series in one folder" in failed.loc["two", "reason"]
     done = table[table["status"] == "ok"]
-    assert len(done) == 10
+    assert len(done) == 11
+    two = table.set_index("scan").loc[["two", "real/dicom"], [f"prob_{name}" for name in CLASSES]]
+    assert two.nunique().max() == 1  # a stray slice of another series changes no answer
     assert set(done["prediction"]) <= set(CLASSES)
     assert (done["reason"] == "").all()
 
@@ -190,6 +193,7 @@ def test_preprocessing_gives_the_documented_tensor(start: Start, bundle_dir: Pat
 def test_real_slices_train_evaluate_and_infer(start: Start, data_dir: Path, tmp_path: Path) -> None:
     settings = {
         "cohort": str(data_dir / "tcga_lung_slices" / "cohort.csv"),
+        "min_slices": 1,
         "output_dir": str(tmp_path / "run"),
         "class_names": ["adenocarcinoma", "squamous_cell"],
     }
@@ -202,7 +206,7 @@ def test_real_slices_train_evaluate_and_infer(start: Start, data_dir: Path, tmp_
     for path in (data_dir / "tcga_lung_slices").glob("*.dcm"):  # a series of one slice each
         (tmp_path / "scans" / path.stem).mkdir(parents=True)
         shutil.copy(path, tmp_path / "scans" / path.stem)
-    settings = {"scans": str(tmp_path / "scans"), "output_dir": str(tmp_path / "out")}
+    settings = {"scans": str(tmp_path / "scans"), "output_dir": str(tmp_path / "out"), "min_slices": 1}
     run(start("inference", checkpoint=str(tmp_path / "model.pt"), **settings))
     table = pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert list(table["status"]) == ["ok"] * 24
@@ -261,6 +265,7 @@ def test_a_mistyped_override_stops_with_the_nearest_name(start: Start, wrong: st
 
 
 CONFIGS = [("train",), ("train", "demo"), ("train", "evaluate"), ("train", "demo", "evaluate"), ("inference",)]
+CONFIGS += [("inference", "check")]
 CONFIGS += [("train", "demo", "systems/focal"), ("train", "systems/focal", "evaluate")]
 
 
@@ -413,6 +418,6 @@ def test_metadata_versions_are_the_locked_ones(bundle_dir: Path) -> None:
 def test_inference_preprocesses_as_validation_does(bundle_dir: Path) -> None:
     train = yaml.safe_load((bundle_dir / "configs" / "train.yaml").read_text())
     infer = yaml.safe_load((bundle_dir / "configs" / "inference.yaml").read_text())
-    assert infer["preprocessing"]["transforms"] == train["volume_transforms"] + train["center_crop"]
-    for shared in ("to_unit_range", "to_tensor", "settings"):
+    assert infer["preprocessing"]["transforms"] == "$@volume_transforms + @center_crop"
+    for shared in ("volume_transforms", "center_crop", "to_unit_range", "to_tensor", "settings", "min_slices"):
         assert infer[shared] == train[shared]

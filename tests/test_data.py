@@ -36,7 +36,7 @@ from fairlung.pipeline.errors import UserError
 from fairlung.pipeline.names import CLASS_NAMES, SEXES
 from fairlung.transforms import LoadScan, LoadScand, SampleSlices, TrimSlices
 
-SMALL = {"num_slices": 8, "image_size": 32, "crop_size": 24}
+SMALL = {"num_slices": 8, "image_size": 32, "crop_size": 24, "min_slices": 1}
 Shipped = Callable[..., Any]
 
 
@@ -72,13 +72,13 @@ def of_kind(items: list[dict[str, Any]], suffix: str) -> dict[str, Any]:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths that LoadScan read, in order."""
     paths: list[str] = []
-    original = LoadScan.__call__
+    original = LoadScan.read
 
-    def counted(self: LoadScan, path: str | Path) -> torch.Tensor:
+    def counted(self: LoadScan, path: str | Path) -> tuple[torch.Tensor, dict[str, Any]]:
         paths.append(str(path))
         return original(self, path)
 
-    monkeypatch.setattr(LoadScan, "__call__", counted)
+    monkeypatch.setattr(LoadScan, "read", counted)
     return paths
 
 
@@ -177,7 +177,7 @@ def test_another_process_finds_the_cache(
         def read(self, path):
             raise AssertionError("read again")
 
-        LoadScan.__call__ = read
+        LoadScan.read = read
         parser = ConfigParser()
         parser.read_config({str(bundle_dir / "configs/train.yaml")!r})
         parser.update({SMALL!r})
@@ -376,7 +376,7 @@ def test_prepare_lists_every_unreadable_scan(
     assert isinstance(caught.value, UserError)
     assert first == "2 of 4 scans cannot be read:"
     assert len(reasons) == 2
-    assert str(jpg_scan / "5.png") in reasons[0] and "cannot be decoded" in reasons[0]
+    assert f"{jpg_scan}: 5.png: " in reasons[0] and "cannot be decoded" in reasons[0]
     assert str(empty) in reasons[1] and "holds no scan" in reasons[1]
 
 

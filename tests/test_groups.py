@@ -8,6 +8,7 @@ import re
 import sqlite3
 from collections import Counter
 from contextlib import closing
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,8 @@ def test_parents_of_names_with_an_unknown() -> None:
 def test_natural_order_knows_bands_and_numbers() -> None:
     ordered = ["<50", "50-64", "s2", "s10", ">=65"]
     assert sorted(["s10", ">=65", "50-64", "s2", "<50"], key=natural_order) == ordered
+    numbers = ["001", "01", "1", "2"]
+    assert all(sorted(names, key=natural_order) == numbers for names in permutations(numbers))
 
 
 def test_a_list_from_the_command_line_is_a_list() -> None:

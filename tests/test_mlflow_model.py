@@ -117,7 +117,7 @@ def assert_same(answers: pd.DataFrame, expected: pd.DataFrame) -> None:
     """Equal to what inference.yaml wrote, row by row."""
     answers = answers.fillna("")
     assert list(answers.columns) == list(expected.columns)
-    for name in ("scan", "prediction", "status", "reason"):
+    for name in ("scan", "prediction", "status", "reason", "warnings"):
         assert list(answers[name]) == list(expected[name])
     done = expected["status"] == "ok"
     assert done.sum() == 3
@@ -145,7 +145,9 @@ def test_the_version_says_how_it_was_judged(store: SimpleNamespace) -> None:
 def test_the_model_has_signature_and_example_and_no_pickle(store: SimpleNamespace) -> None:
     info = mlflow.models.get_model_info(str(store.model))
     assert info.signature.inputs.input_names() == ["scan"]
-    assert info.signature.outputs.input_names() == ["scan", "prediction", *PROBABILITIES, "status", "reason"]
+    assert info.signature.outputs.input_names() == [
+        *("scan", "prediction", *PROBABILITIES, "status", "reason", "warnings")
+    ]
     assert json.loads((store.model / "input_example.json").read_text())["data"] == [EXAMPLE["scan"]]
     assert info.flavors["python_function"]["loader_module"] == "mlflow.pyfunc.loaders.code_model"
     suffixes = {path.suffix for path in store.model.rglob("*") if path.is_file()}

@@ -7,7 +7,8 @@ import gc
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,19 @@ from typer.testing import CliRunner
 from fairlung.pipeline.audit import audit
 from fairlung.pipeline.cli import app
 from fairlung.pipeline.compare import compare
-from fairlung.pipeline.document import Table, escape_latex, latex_table
+from fairlung.pipeline.document import FIT, Table, escape_latex, latex_table
 from fairlung.pipeline.labelled_predictions import load_predictions
 from fairlung.pipeline.study_figures import curves_figure, pareto_front, study_trade_off_figure
-from fairlung.pipeline.study_numbers import StudyTables, expected_best, over_seeds, study_tables, tell_best
+from fairlung.pipeline.study_numbers import StudyTables, expected_best, fair_gap, over_seeds, study_tables, tell_best
 from fairlung.pipeline.study_results import StudyError, load_study, quoted_row, read_results
-from fairlung.pipeline.study_tables import optimism_text, table_1, table_2, table_notes, write_tables
+from fairlung.pipeline.study_tables import (
+    optimism_text,
+    selection_tables,
+    table_1,
+    table_2,
+    table_notes,
+    write_tables,
+)
 
 DRAWS = 300
 ROOT = Path(__file__).parents[1]
@@ -157,6 +165,56 @@ def test_one_seed_has_the_audits_interval_and_is_never_bold(tmp_path):
     assert table_1(tables).strong == frozenset()
     assert "one seed each" in tables.best[0].verdict.text
     assert any("nothing is known about other seeds" in note for note in table_notes(tables))
+
+
+def without_group(study: Path, group: str, split: str, groups: Sequence[str], fold: int | None = None) -> None:
+    """Take the scans of a group out of what judges."""
+    runs = runs_of(study)
+    for output in runs.loc[runs["fold"] == fold if fold is not None else slice(None), "output_dir"]:
+        folder = study / output / split / "evaluation"
+        table = pd.read_csv(folder / "predictions.csv")
+        table[table["sex"] != group].to_csv(folder / "predictions.csv", index=False)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        confusion = load_predictions(folder / "predictions.csv", CLASSES, groups).confusion()
+        (folder / "metrics.json").write_text(json.dumps(metrics | {"confusion": confusion.tolist()}))
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_group_without_a_scan_that_judges_is_left_out(tmp_path, seeds):
+    groups = (*SEXES, "other")
+    systems = {name: {"skill": (skill, 0.7, 0.5)} for name, skill in (("one", 0.8), ("two", 0.7))}
+    folder = write_study(tmp_path / "s", systems, seeds=range(seeds), groups=groups, per_cell=8)
+    without_group(folder, "other", "val", groups)
+    tables = study_tables([folder], resamples=DRAWS)
+    for row in tables.rows:
+        assert "f1_other" not in row.estimates
+        for key, (value, low, high) in row.estimates.items():
+            assert low <= value <= high, key
+        score, gap = row.estimates["score"], row.estimates["abs_gap"]
+        f1 = [np.array(row.values[f"f1_{sex}"]) for sex in SEXES]
+        assert score.value == pytest.approx(np.mean(f1)) and score.high > 0.7
+        assert gap.value == pytest.approx(np.abs(f1[0] - f1[1]).mean()) and gap.low < 0.3
+    assert fair_gap(tables)[1] < 0.3
+    assert any("No scan that judges is of group other: no statement" in note for note in table_notes(tables))
+    write_tables([folder], resamples=DRAWS)
+    without_group(folder, "male", "val", groups)
+    with pytest.raises(StudyError, match="judged scans of two groups at least; there are scans of: female"):
+        study_tables([folder], resamples=DRAWS)
+
+
+def test_a_fold_of_one_group_alone_has_no_gap(tmp_path):
+    systems = {
+        f"X alpha {alpha}": {"skill": (0.9, 0.6), "alpha": alpha, "system": "x"} for alpha in (0.5, 0.9)
+    }  # fmt: skip
+    folder = write_study(tmp_path / "s", systems, seeds=[1, 2], folds=2, per_cell=8)
+    without_group(folder, "female", "test", SEXES, fold=0)
+    tables = study_tables([folder], resamples=DRAWS)
+    (selection,) = tables.selections
+    choices = selection.choices.set_index("fold")
+    assert choices.loc[0, ["gap", "abs_gap"]].isna().all(axis=None) and choices.loc[1].notna().all(axis=None)
+    (_, shown) = selection_tables(tables)
+    assert isinstance(shown, Table) and [row[-2:] == ("\u2013", "\u2013") for row in shown.rows] == [True, False] * 2
+    assert selection.row is not None and np.isfinite(selection.row.values["gap"]).all()
 
 
 def test_an_interval_over_seeds():
@@ -449,9 +507,29 @@ def test_devices_within_one_study_and_one_device_alone(tmp_path, given_found):
     tables = study_tables([folder], resamples=DRAWS)
     assert list(tables.devices["device"]) == ["A100", "unknown device", "unknown device minus A100"]
     assert tables.rows[0].replicates == 4
-    assert any("several devices (A100, unknown device)" in note for note in table_notes(tables))
+    (note,) = (note for note in table_notes(tables) if "several devices (A100, unknown device)" in note)
+    assert "One seed on two devices counts as two" in note
     table, notes = table_2(given_found)
     assert len(table.rows) == 3 and "of one device (cpu)" in notes[0]
+
+
+def test_folds_that_are_replicates_are_paired_fold_by_fold_over_devices(tmp_path):
+    folder = write_study(tmp_path / "s", {"CE": {"skill": (0.8, 0.7)}}, (1, 2, 3), per_cell=8, devices=("A100", "L4"))
+
+    def as_folds(record: dict[str, Any]) -> None:
+        record["folds"] = 3
+        for run in record["runs"]:
+            run.update(fold=run["seed"], seed=1)
+            if run["device"] == "L4" and run["fold"] == 2:
+                run["status"] = "failed"
+
+    tables = study_tables([change(folder, as_folds, tmp_path / "folds")], resamples=DRAWS)
+    assert list(tables.devices["seeds"]) == [3, 2, 2]
+    runs = {(r.device, r.fold): r.numbers["score"] for r in tables.results.replicates["CE"]}
+    by_hand = np.mean([runs["L4", fold] - runs["A100", fold] for fold in (1, 3)])
+    assert tables.devices["score"].iloc[2] == pytest.approx(by_hand)
+    # of the choices of 2 among 4 runs; n x n pairs would give far smaller p
+    assert tables.devices["p_score"].iloc[2] >= 2 / 6
 
 
 def test_other_scans_on_another_device_are_an_error(tmp_path):
@@ -559,7 +637,8 @@ def test_hostile_names_come_out_inert(tmp_path):
 
 def check_latex(text: str) -> None:
     """Balanced, ASCII or accented letters, and no command that the table does not write itself."""
-    body = text.partition("\n")[2]  # without the comment
+    assert FIT in text
+    body = text.partition("\n")[2].replace(FIT, "")  # without the comment, and what makes it as wide as the page
     plain = re.sub(r"\\[\\&%$#_{}]", "", body)  # escaped signs and line ends
     depth = 0
     for sign in plain:
@@ -572,6 +651,7 @@ def check_latex(text: str) -> None:
         "begin", "end", "centering", "scriptsize", "setlength", "tabcolsep", "caption", "label", "toprule", "midrule",
         "bottomrule", "shortstack", "tiny", "par", "smallskip", "raggedright", "boldmath", "bfseries", "alpha",
         "textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar", "pm", "times",
+        "textendash", "rule", "strut",
     }  # fmt: skip
     columns = re.search(r"\\begin\{tabular\}\{(l?r+)\}", body)
     assert columns is not None
@@ -583,12 +663,44 @@ def check_latex(text: str) -> None:
 @given(st.text(max_size=30))
 def test_any_text_is_safe_in_latex(text):
     shown = escape_latex(text)
-    rest = re.sub(r"\\text[a-z]+\{\}|\\[&%$#_{}]|\$(\\alpha|\\pm|\\times|-)\$|\{[\[\]*`']\}", "", shown)
+    rest = re.sub(r"\\text[a-z]+\{\}|-\{\}|\\[&%$#_{}]|\$(\\alpha|\\pm|\\times|-)\$|\{[\[\]*`']\}", "", shown)
     assert not re.search(r"[\\&%$#_{}~^<>|\[\]*]", rest)
     assert "\n" not in shown and shown.isprintable()
     check_latex(
         latex_table(Table(text, ("a", "b"), ((text, f"1\n{text}"),), frozenset({(0, 1)})), "tab:table1", [text])
     )
+
+
+def test_letters_that_pdflatex_lacks_are_called_by_their_number():
+    assert escape_latex("Zürich, Ørsted, Łódź, Şükrü: 3 \u00b1 1") == "Zürich, Ørsted, Łódź, Şükrü: 3 $\\pm$ 1"
+    assert escape_latex("\u2260\u0105\u1ebf\u212a\u80ba") == "[U+2260][U+0105][U+1EBF][U+212A][U+80BA]".translate(
+        {91: "{[}", 93: "{]}"}
+    )
+    assert escape_latex("-0.1 (-0.2 to 0.1), a-1--b") == "$-$0.1 ($-$0.2 to 0.1), a-1-{}-b"
+
+
+def test_latex_counts_tables_itself(given_found):
+    assert re.search(r"\\caption\{a study: mean", latex_table(table_1(given_found), "tab:table1"))
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX is installed")
+def test_tables_of_awkward_names_compile_and_fit_the_page(tmp_path):
+    names = ("a_b%c&d {x} #1 $5 ~ ^ \\cmd", '[odd] *star* `q\' "dq" <a|b>', f"ß \u2260 \u03b1 \u2212 {'wide ' * 30}")
+    systems = {name: {"skill": (0.8, 0.7)} for name in names}
+    parts = [
+        write_study(tmp_path / device, systems, (1, 2), per_cell=6, devices=[f"{device}_{{}} 50% &"], name=names[0])
+        for device in ("A100", "L4")
+    ]
+    write_tables(parts, tmp_path, resamples=DRAWS)
+    (tmp_path / "page.tex").write_text(
+        r"\documentclass[twocolumn]{article}\usepackage{booktabs,graphicx}\begin{document}\sloppy"
+        r"\input{table1}\input{table2}\ref{tab:table1}\ref{tab:table2}\end{document}"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert made.returncode == 0, made.stdout
+    wide = [float(points) for points in re.findall(r"Overfull \\hbox \((.*?)pt", made.stdout)]
+    assert max(wide, default=0) < 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -19,8 +19,10 @@ from fairlung.pipeline.submission import FILES, SubmissionError, submission_name
 def write_table(folder: Path, answers: list[tuple[str, str]], failed: list[str] = ()) -> Path:  # type: ignore[assignment]
     """A table in the columns that inference writes."""
     writer = PredictionWriter(folder / "predictions.csv", CLASS_NAMES)
-    rows = [[scan, label, *(str(float(label == name)) for name in CLASS_NAMES), "ok", ""] for scan, label in answers]
-    rows += [[scan, "", *[""] * len(CLASS_NAMES), "failed", "holds no scan"] for scan in failed]
+    rows = [
+        [scan, label, *(str(float(label == name)) for name in CLASS_NAMES), "ok", "", ""] for scan, label in answers
+    ]
+    rows += [[scan, "", *[""] * len(CLASS_NAMES), "failed", "holds no scan", ""] for scan in failed]
     pd.DataFrame(rows, columns=writer.columns).to_csv(writer.path, index=False)
     return writer.path
 
@@ -77,6 +79,14 @@ def test_failed_scans_stop_it_unless_allowed(tmp_path: Path) -> None:
     assert all(name in done.output for name in failed)
     assert read(tmp_path / "out") == {"A.csv": [], "G.csv": [], "covid.csv": [], "normal.csv": ["ct_0"]}
     assert (tmp_path / "out" / "normal.csv").read_bytes() == b"ct_0\n"
+
+
+def test_what_inference_skipped_is_no_scan_of_the_challenge(tmp_path: Path) -> None:
+    path = write_table(tmp_path, [("a/ct_0", "normal")], ["b/ct_0"])
+    path.write_text(path.read_text().replace("failed,holds no scan", "skipped,a localizer"))
+    done = write_submission(path, tmp_path / "out")
+    assert read(tmp_path / "out")["normal.csv"] == ["ct_0"]
+    assert done.missing == ["'b/ct_0': skipped, a localizer"]
 
 
 def test_an_earlier_submission_is_not_overwritten_unasked(tmp_path: Path) -> None:

@@ -28,12 +28,13 @@ def starter(bundle: Path, cache: Path) -> Start:
     def start(*names: str, **overrides: Any) -> ConfigWorkflow:
         files = [str(bundle / "configs" / f"{name}.yaml") for name in names]
         settings: dict[str, Any] = {"bundle_root": str(bundle), "num_workers": 0}
-        if names != ("inference",):
+        infers = names[0] == "inference"
+        if not infers:
             settings |= {**SHRUNK, "pretrained": False, "model_file": "", "cache_dir": str(cache), "tracking_uri": ""}
         if "evaluate" in names:  # the checkpoint says how it was trained
             for name in ("num_slices", "image_size", "crop_size"):
                 del settings[name]
-        workflow_type = "infer" if names == ("inference",) else "train"
+        workflow_type = "infer" if infers else "train"
         return ConfigWorkflow(files, logging_file=False, workflow_type=workflow_type, **settings | overrides)
 
     return start

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .load_scan import LoadScan, LoadScand, ScanError, find_scans
+from .discovery import find_scans
+from .load_scan import LoadScan, LoadScand
+from .scan import ScanError, ScanSource
 from .slices import FirstSlices, FirstSlicesd, SampleSlices, SampleSlicesd, SliceSelector, TrimSlices, TrimSlicesd
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "SampleSlices",
     "SampleSlicesd",
     "ScanError",
+    "ScanSource",
     "SliceSelector",
     "TrimSlices",
     "TrimSlicesd",

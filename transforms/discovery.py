@@ -1,0 +1,251 @@
+"""What lies where: every scan of a folder tree, a file or a CSV of paths."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import logging
+import os
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .dicom_series import SeriesKey, SliceHeader, looks_like_dicom, read_folder, read_headers, series_key
+from .scan import Refusal, ScanSource, as_source
+from .slice_folder import SLICE_SUFFIXES, has_suffix, natural_key, slice_files, visible_files
+from .tolerances import MAX_PICTURES_BESIDE
+from .volume_files import ITK_SUFFIXES, NIFTI_SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+DICOM_INDEX = "DICOMDIR"
+ROOT_NAMED = (".csv", ".tsv")
+# never DICOM: files that lie beside scans and need not be opened to know it
+OTHER_SUFFIXES = (
+    *SLICE_SUFFIXES, *NIFTI_SUFFIXES, *ITK_SUFFIXES, ".raw", ".zraw", ".csv", ".tsv", ".json", ".txt", ".xml", ".pdf",
+    ".zip", ".tar", ".gz", ".tgz", ".rar", ".bz2", ".xz", ".7z", ".npy", ".npz", ".py", ".md", ".html", ".log",
+)  # fmt: skip
+
+Item = dict[str, Any]
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is taken for DICOM: by its content, or as its name says so; a DICOMDIR is an index, no image."""
+    if path.name.upper() == DICOM_INDEX or has_suffix(path, OTHER_SUFFIXES):
+        return False
+    return has_suffix(path, DICOM_SUFFIXES) or looks_like_dicom(path)
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files of a folder, in natural order."""
+    return [path for path in visible_files(folder) if is_dicom(path)]
+
+
+def scan_kind(path: Path) -> str | None:
+    """``slices``, ``dicom``, ``nifti`` or ``itk`` for a path that holds a scan, else None.
+
+    ``mixed`` is a folder with many pictures beside DICOM files: which of them is the scan cannot be told.
+    """
+    if path.is_dir():
+        files = visible_files(path)
+        pictures = sum(has_suffix(file, SLICE_SUFFIXES) for file in files)
+        if any(is_dicom(file) for file in files):
+            return "mixed" if pictures > MAX_PICTURES_BESIDE else "dicom"
+        return "slices" if pictures else None
+    if not path.is_file():
+        return None
+    if has_suffix(path, NIFTI_SUFFIXES):
+        return "nifti"
+    if has_suffix(path, ITK_SUFFIXES):
+        return "itk"
+    return "dicom" if is_dicom(path) else None
+
+
+def find_scans(roots: str | os.PathLike[str] | Sequence[tuple[str, str, str]], all_series: bool = False) -> list[Item]:
+    """Every scan at or below a path, in natural order.
+
+    A folder with slices or DICOM files in it is one scan; every NIfTI, NRRD, MHA file is one. Pictures in a folder that
+    has scans below it are no scan (a preview, most likely): a warning says so. A DICOM series that goes on in further
+    folders is one scan, named by the first.
+
+    Args:
+        roots: a folder tree, one scan, or a CSV with a column ``scan`` of paths, absolute or from the CSV on. Or
+            several of them: (prefix of the names, path, problem); of one with a problem the problem is the answer.
+        all_series: answer every series of a DICOM folder, named ``folder#1``, ``folder#2``; else the chest CT among
+            them is chosen when the folder is read.
+
+    Returns:
+        ``{"image": path or ScanSource, "scan": name}`` a scan; names are paths relative to the root.
+
+    Raises:
+        FileNotFoundError: a root does not exist, or no scan is found in any.
+    """
+    several = [("", os.fspath(roots), "")] if isinstance(roots, (str, os.PathLike)) else roots
+    found: list[Item] = []
+    for prefix, path, problem in several:
+        if problem:
+            found.append({"image": ScanSource(path, problem=problem), "scan": prefix})
+            continue
+        root = Path(path).expanduser()
+        if not root.exists():
+            raise FileNotFoundError(f"--scans: {root} does not exist")
+        items = _listed(root) if root.is_file() and has_suffix(root, ROOT_NAMED) else _found(root)
+        if prefix:
+            items = [item | {"scan": _below(prefix, root, item)} for item in items]
+            items = items or [{"image": ScanSource(path, problem="holds no scan"), "scan": prefix}]
+        found += items
+    if not found:
+        kinds = ", ".join((*SLICE_SUFFIXES, *NIFTI_SUFFIXES, *ITK_SUFFIXES))
+        looked = ", ".join(path for _, path, _ in several)
+        raise FileNotFoundError(f"--scans: no scan found in {looked} (looked for DICOM by content, and {kinds})")
+    found = _continued(found)
+    return [each for item in found for each in _series(item)] if all_series else found
+
+
+def _found(root: Path) -> list[Item]:
+    paths = _walk(root) if root.is_dir() else [root] if scan_kind(root) else []
+    return [
+        {"image": str(path), "scan": path.name if path == root else path.relative_to(root).as_posix()} for path in paths
+    ]
+
+
+def _below(prefix: str, root: Path, item: Item) -> str:
+    """The name of a scan of a root with a prefix, which is the name of a scan that is all of the root."""
+    return prefix if str(item["image"]) == str(root) else f"{prefix}/{item['scan']}"
+
+
+def _listed(file: Path) -> list[Item]:
+    """The scans that a CSV names; what cannot be found is an item that says so."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        rows = list(csv.DictReader(text.splitlines(), delimiter="\t" if file.suffix.lower() == ".tsv" else ","))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"--scans: {file} cannot be read as CSV ({error})") from error
+    if not rows or "scan" not in rows[0]:
+        raise ValueError(f"--scans: {file} has no column 'scan' with a path a row")
+    items: list[Item] = []
+    for row in rows:
+        name = (row["scan"] or "").strip()
+        if not name:
+            continue
+        path = file.parent / Path(name).expanduser()
+        below = _found(path) if path.exists() else []
+        if not below:
+            said = "holds no scan" if path.exists() else "does not exist"
+            items.append({"image": ScanSource(str(path), problem=said), "scan": name})
+        elif len(below) == 1:
+            items.append(below[0] | {"scan": name})
+        else:
+            items += [item | {"scan": f"{name}/{item['scan']}"} for item in below]
+    return items
+
+
+def _walk(folder: Path, above: frozenset[str] = frozenset()) -> list[Path]:
+    try:
+        return _walked(folder, above)
+    except OSError:  # such as a folder that nobody may list; reading it will say so
+        return [folder]
+
+
+def _walked(folder: Path, above: frozenset[str]) -> list[Path]:
+    here = os.path.realpath(folder)
+    if here in above:  # a link that leads back up
+        return []
+    below: list[Path] = []
+    for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name)):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            below += _walk(path, above | {here})
+        elif has_suffix(path, (*NIFTI_SUFFIXES, *ITK_SUFFIXES)) and path.is_file():
+            below.append(path)
+    kind = scan_kind(folder)
+    if kind == "slices" and below:
+        logger.warning("%s: the pictures in it are not taken for a scan, as there are scans below it", folder)
+        return below
+    return [folder, *below] if kind else below
+
+
+def _folder(item: Item) -> Path | None:
+    """The DICOM folder that an item is, None of anything else."""
+    try:
+        if not isinstance(item["image"], ScanSource) and os.path.isdir(item["image"]):
+            folder = Path(item["image"])
+            return folder if scan_kind(folder) == "dicom" else None
+    except OSError:  # reading it will say so
+        pass
+    return None
+
+
+def _headers(files: Iterable[Path]) -> Iterator[SliceHeader]:
+    for file in files:
+        with contextlib.suppress(Refusal):
+            yield from read_headers(file)
+
+
+def _end_series(folder: Path) -> set[SeriesKey]:
+    """The series of a folder's first and last readable file: what goes on in another folder is one of them."""
+    files = dicom_files(folder)
+    ends = (next(_headers(order), None) for order in (files, reversed(files)))
+    return {series_key(header) for header in ends if header is not None and header.series}
+
+
+def _places(folder: Path) -> set[Hashable]:
+    """Instances of a folder, and where the slices of each of its series lie."""
+    found: set[Hashable] = set()
+    for header in _headers(dicom_files(folder)):
+        found |= {(series_key(header), header.position), header.instance or header.path}
+    return found
+
+
+def _continued(items: list[Item]) -> list[Item]:
+    """Put folders in which a DICOM series goes on together; copies of a series stay scans of their own."""
+    whole: list[Item] = []
+    by_series: dict[SeriesKey, Item] = {}  # the scan to which a folder that begins or ends with it is added
+    places: dict[str, set[Hashable]] = {}
+    for item in items:
+        folder = _folder(item)
+        keys = set() if folder is None else _end_series(folder)
+        known = next((by_series[key] for key in sorted(keys) if key in by_series), None)
+        if folder is not None and known is not None:
+            here = _places(folder)
+            name = known["scan"]
+            if name not in places:
+                places[name] = _places(Path(known["image"]))
+            if not places[name] & here:
+                places[name] |= here
+                source = as_source(known["image"])
+                known["image"] = replace(source, more=(*source.more, str(folder)))
+                by_series |= dict.fromkeys(keys, known)
+                continue
+        whole.append(item)
+        by_series |= {key: item for key in keys if key not in by_series}
+    return whole
+
+
+def source_files(source: ScanSource) -> list[Path]:
+    """The DICOM files of a source."""
+    path = Path(source.path)
+    if not path.is_dir():
+        return [path]
+    return [file for folder in (path, *map(Path, source.more)) for file in dicom_files(folder)]
+
+
+def _series(item: Item) -> list[Item]:
+    source = item["image"] if isinstance(item["image"], ScanSource) else ScanSource(item["image"])
+    if source.problem or not os.path.isdir(source.path) or scan_kind(Path(source.path)) != "dicom":
+        return [item]
+    series, _ = read_folder(source_files(source))
+    if len(series) < 2:
+        return [item]
+    return [
+        {"image": ScanSource(source.path, source.more, each.number), "scan": f"{item['scan']}#{each.number}"}
+        for each in series
+    ]
+
+
+def pictures_beside(folder: Path) -> int:
+    """How many pictures lie in a DICOM folder."""
+    return len(slice_files(folder)) if folder.is_dir() else 0

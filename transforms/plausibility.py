@@ -1,0 +1,140 @@
+"""Are these values HU, and is this a chest: checks of the slices that were read."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from .scan import Refusal
+from .tolerances import (
+    AIR_BELOW_HU,
+    LUNG_SHARE,
+    MAX_FAR_OUT_OF_RANGE,
+    MAX_OUT_OF_RANGE,
+    MIN_AIR,
+    MIN_CONTRAST,
+    MIN_TISSUE,
+    PADDING_HU,
+    RANGE_HU,
+    TISSUE_HU,
+)
+
+PIXELS = 128  # of a slice's side that the checks look at, about
+
+
+def thinned(volume: np.ndarray) -> np.ndarray:
+    """Every k-th pixel of each slice: checks need the anatomy, not every voxel."""
+    steps = [max(1, round(side / PIXELS)) for side in volume.shape[1:]]
+    return volume[:, :: steps[0], :: steps[1]]
+
+
+def check_hu(hu: np.ndarray) -> list[str]:
+    """Whether values can be HU of a CT: air and soft tissue are there, and few values lie outside the range.
+
+    Padding counts for nothing: what is marked as such, and a lowest value below the range, which scanners leave in the
+    corners without saying so.
+
+    Args:
+        hu: [n, H, W], padding is :data:`PADDING_HU`.
+
+    Returns:
+        warnings.
+
+    Raises:
+        Refusal: values are not finite, all the same, or have neither air nor soft tissue where HU have them.
+    """
+    if not np.isfinite(hu).all():
+        raise Refusal("it holds voxels that are not finite numbers")
+    known = hu_of(thinned(hu))
+    if known.size == 0 or known.min() == known.max():
+        raise Refusal("all voxels are the same")
+    span = f"values are {known.min():g} to {known.max():g}; is it a CT in HU?"
+    air = float(((known > RANGE_HU[0]) & (known < AIR_BELOW_HU)).mean())
+    if air < MIN_AIR:
+        raise Refusal(f"{air:.1%} of the voxels are {RANGE_HU[0]:g} to {AIR_BELOW_HU:g} (air, lung), {span}")
+    tissue = float(((known > TISSUE_HU[0]) & (known < TISSUE_HU[1])).mean())
+    if tissue < MIN_TISSUE:
+        raise Refusal(f"{tissue:.1%} of the voxels are {TISSUE_HU[0]:g} to {TISSUE_HU[1]:g} (soft tissue), {span}")
+    outside = float(((known < RANGE_HU[0]) | (known > RANGE_HU[1])).mean())
+    said = f"{outside:.1%} of the voxels are outside {RANGE_HU[0]:g} to {RANGE_HU[1]:g} HU"
+    if outside > MAX_FAR_OUT_OF_RANGE:
+        raise Refusal(f"{said}, {span}")
+    told = [f"hu_range: {said}"] if outside > MAX_OUT_OF_RANGE else []
+    return told + _blank(int((hu.min(axis=(1, 2)) == hu.max(axis=(1, 2))).sum()))
+
+
+def _blank(slices: int) -> list[str]:
+    return [f"blank_slices: {slices} slices show nothing"] if slices else []
+
+
+def hu_of(hu: np.ndarray) -> np.ndarray:
+    """The values [k] that are no padding."""
+    known = hu[hu > PADDING_HU]
+    if known.size and known.min() < RANGE_HU[0]:
+        known = known[known > known.min()]
+    return known
+
+
+def check_grey(grey: np.ndarray) -> list[str]:
+    """Whether 8-bit slices show anything.
+
+    Returns:
+        warnings.
+
+    Raises:
+        Refusal: they are all but one grey.
+    """
+    low, high = np.percentile(thinned(grey), [1, 99])
+    if high - low < MIN_CONTRAST:
+        raise Refusal(f"its slices are all but one grey (levels {low:g} to {high:g})")
+    levels = np.percentile(thinned(grey), [1, 99], axis=(1, 2))
+    return _blank(int((levels[1] - levels[0] < MIN_CONTRAST).sum()))
+
+
+def lung_shares(air: np.ndarray) -> tuple[float, float]:
+    """How much of the body's volume is air inside it, to the right and to the left of its middle.
+
+    The body is the largest region of a slice that is not air. Outside is the air that reaches a corner of the slice: a
+    lung that a tight crop has opened to the edge is inside. Air inside is lung, airway or bowel.
+
+    Args:
+        air: [n, H, W] bool, W from right to left.
+    """
+    air = thinned(air)
+    inside = np.zeros_like(air)
+    size = 0
+    left, right = air.shape[2], 0
+    for k, plane in enumerate(air):
+        labels, count = ndimage.label(~plane)
+        if not count:
+            continue
+        body = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
+        corners = np.zeros_like(body)
+        corners[[0, 0, -1, -1], [0, -1, 0, -1]] = True
+        outside = ndimage.binary_propagation(corners & ~body, mask=~body)
+        inside[k] = plane & ~body & ~outside
+        size += int((~outside).sum())
+        columns = np.flatnonzero(body.any(axis=0))
+        left, right = min(left, int(columns[0])), max(right, int(columns[-1]) + 1)
+    if not size:
+        return 0.0, 0.0
+    middle = (left + right) // 2
+    return float(inside[..., :middle].sum() / size), float(inside[..., middle:].sum() / size)
+
+
+def check_chest(air: np.ndarray) -> list[str]:
+    """A warning where no two large regions of air are seen inside a body (:func:`lung_shares`)."""
+    if min(lung_shares(air)) >= LUNG_SHARE:
+        return []
+    return ["no_chest: no two large regions of air inside a body are seen; is it a chest?"]
+
+
+def air_of_grey(grey: np.ndarray) -> np.ndarray:
+    """Air in 8-bit slices of unknown window: darker than Otsu's threshold of all of them."""
+    counts = np.bincount(thinned(grey).ravel().astype(np.int64), minlength=256).astype(float)
+    levels = np.arange(256)
+    below, mass = np.cumsum(counts), np.cumsum(counts * levels)
+    above = below[-1] - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
+    return grey <= int(np.nanargmax(between))

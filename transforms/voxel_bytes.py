@@ -1,0 +1,121 @@
+"""Are the bytes of the voxels whole? NRRD and MetaImage readers do not look at the checksum of what they unpack.
+
+A damaged stream is then read as a volume of which a part is right. zlib and gzip streams end with a checksum of all
+they hold; voxels that are not compressed have none, and of them only the number can be compared with the header.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+from .scan import Refusal
+from .tolerances import TRAILING_BYTES
+
+PIECE = 1 << 16  # a thousand times as much when it is unpacked, at most
+EITHER_HEADER = 47  # zlib's window bits: zlib or gzip, whichever it is
+
+
+class VoxelBytes(NamedTuple):
+    """Where a header says that its voxels lie: file, offset in bytes, whether they are packed."""
+
+    file: Path
+    offset: int
+    packed: bool
+
+
+def check_voxel_bytes(path: Path, nbytes: int) -> None:
+    """Whether an NRRD or MetaImage has the voxels that its header describes.
+
+    Args:
+        path: of the header.
+        nbytes: of the unpacked voxels.
+
+    Raises:
+        Refusal: there are more or fewer, or their checksum is wrong.
+    """
+    found = (_of_nrrd if path.name.lower().endswith((".nrrd", ".nhdr")) else _of_metaimage)(path)
+    if found is not None:
+        check_number(_unpacked(found) if found.packed else found.file.stat().st_size - found.offset, nbytes)
+
+
+def check_rest(stream: gzip.GzipFile, nbytes: int) -> None:
+    """Read a gzip file to its end, where its checksum is, and compare its length with what the header describes.
+
+    Raises:
+        OSError, EOFError, zlib.error: the file is damaged.
+        Refusal: it holds more or less.
+    """
+    while stream.read(PIECE):
+        pass
+    check_number(stream.tell(), nbytes)
+
+
+def check_number(found: int, described: int) -> None:
+    """Refusal where the number of bytes found is not what the header describes."""
+    if not 0 <= found - described <= TRAILING_BYTES:
+        raise Refusal(f"holds {found} bytes of voxels, its header describes {described}")
+
+
+def _unpacked(voxels: VoxelBytes) -> int:
+    """Number of bytes in a packed stream whose checksum is right."""
+    unpack = zlib.decompressobj(EITHER_HEADER)
+    total = 0
+    with voxels.file.open("rb") as file:
+        file.seek(voxels.offset)
+        try:
+            while not unpack.eof and (piece := file.read(PIECE)):
+                total += len(unpack.decompress(piece))
+        except zlib.error as error:
+            raise Refusal("its voxels are damaged: their checksum is wrong, or they cannot be unpacked") from error
+    if not unpack.eof:
+        raise Refusal("its voxels end early")
+    return total
+
+
+def _of_nrrd(path: Path) -> VoxelBytes | None:
+    fields: dict[str, str] = {}
+    with path.open("rb") as file:
+        for line in iter(file.readline, b""):
+            text = line.decode("latin-1").rstrip("\r\n")
+            if not text:
+                break
+            name, colon, value = text.partition(": ")
+            if colon and ":=" not in name:
+                fields[re.sub(r"\s", "", name).lower()] = value.strip()
+        offset = file.tell()
+    encoding = fields.get("encoding", "").lower()
+    if encoding not in ("raw", "gzip", "gz") or any(int(fields.get(skip, 0)) for skip in ("lineskip", "byteskip")):
+        return None
+    return _placed(path, fields.get("datafile"), offset, encoding != "raw")
+
+
+def _of_metaimage(path: Path) -> VoxelBytes | None:
+    fields: dict[str, str] = {}
+    with path.open("rb") as file:
+        for line in iter(file.readline, b""):
+            name, _, value = line.decode("latin-1").partition("=")
+            fields[name.strip().lower()] = value.strip()
+            if name.strip().lower() == "elementdatafile":
+                break
+        offset = file.tell()
+    if fields.get("binarydata", "true").lower() not in ("true", "1") or fields.get("headersize", "0") != "0":
+        return None
+    packed = fields.get("compresseddata", "false").lower() in ("true", "1")
+    data = fields.get("elementdatafile")
+    found = _placed(path, None if data and data.lower() == "local" else data, offset, packed)
+    size = fields.get("compresseddatasize")
+    # the reader takes that many bytes and keeps what it could unpack of them
+    if found is not None and packed and size is not None and size != str(found.file.stat().st_size - found.offset):
+        raise Refusal("its CompressedDataSize is not the size of its voxels")
+    return found
+
+
+def _placed(path: Path, data: str | None, offset: int, packed: bool) -> VoxelBytes | None:
+    if data is None:
+        return VoxelBytes(path, offset, packed)
+    file = path.parent / data
+    return VoxelBytes(file, 0, packed) if file.is_file() else None  # a list or a pattern of several files

@@ -193,7 +193,6 @@ def show_study(found: document.Table, verdicts: Sequence[Verdict]) -> None:
 def show_check(records: Sequence[Mapping[str, Any]], fine: int = 30) -> None:
     """What the intake says of scans: refused ones first, then those with warnings; up to ``fine`` of the others."""
     from .intake_report import GROUPS, group_counts, group_of, warning_counts
-    from .overlay import spacing_text
 
     colours = {"refused": "red", "warnings": "yellow", "fine": "green", "skipped": "dim"}
     counts = group_counts(records)
@@ -201,16 +200,14 @@ def show_check(records: Sequence[Mapping[str, Any]], fine: int = 30) -> None:
     table.add_column("scan", overflow="fold")
     table.add_column("status", no_wrap=True)
     table.add_column("slices", justify="right", no_wrap=True)
-    table.add_column("voxel (mm)", no_wrap=True)
     table.add_column("said", overflow="fold")
     for group, colour in colours.items():
         members = [record for record in records if group_of(record) == group]
         for record in members if group in ("refused", "warnings") else members[:fine]:
             table.add_row(
                 escape(_printable(record["scan"])),
-                f"[{colour}]{GROUPS[group].lower()}[/]",
+                f"[{colour}]{group}[/]",
                 f"{record['slices_used']}/{record['slices_found']}" if record["slices_found"] else "-",
-                spacing_text(record["spacing"]) if record["spacing"] else "-",
                 escape(_printable("\n".join(filter(None, [record["reason"], *record["warnings"]])))) or "-",
             )
     console.print(table)

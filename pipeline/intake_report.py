@@ -46,7 +46,7 @@ LOOK = (
     "Middle slices, axial, coronal and sagittal, as the network gets them before they are cropped. The patient's right "
     "is on the left; of slice folders that is not known."
 )
-NOTE = 64  # characters of a line of a note in the page's table
+NOTE = 46  # characters of a line of a note in the page's table
 
 
 def group_of(record: Mapping[str, Any]) -> str:
@@ -181,7 +181,7 @@ def intake_document(
     blocks: list[Any] = []
     if codes := warning_counts(records):
         rows = tuple((code, str(count)) for code, count in codes.items())
-        blocks.append(Table("What scans are warned of", ("warning", "scans"), rows))
+        blocks.append(Table("Warnings", ("warning", "scans"), rows))
     blocks.append(_scans_table(ordered))
     sections = [Section("All scans", tuple(blocks))]
     left = limit
@@ -199,10 +199,10 @@ def intake_document(
 
 
 def _scans_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    columns = ("scan", "status", "kind", "slices", "voxel (mm)", "stored", "values", "said")
+    columns = ("scan", "status", "kind", "slices", "voxel (mm)", "reason or warnings")
     rows, strong = [], set()
     for number, record in enumerate(records):
-        group, low_high = group_of(record), record["value_range"]
+        group = group_of(record)
         if group in ("refused", "warnings"):
             strong.add((number, 1))
         rows.append(
@@ -212,8 +212,6 @@ def _scans_table(records: Sequence[Mapping[str, Any]]) -> Table:
                 record["kind"] or "-",
                 f"{record['slices_used']}/{record['slices_found']}" if record["slices_found"] else "-",
                 spacing_text(record["spacing"]) if record["spacing"] else "-",
-                record["orientation"] or "-",
-                "-" if low_high is None else f"{low_high[0]:.0f} to {low_high[1]:.0f}",
                 _lines([record["reason"], *record["warnings"], record["series"]]),
             )
         )
@@ -241,7 +239,7 @@ class IntakeCollector:
 
     Args:
         output_dir: folder; made when it is needed.
-        page_pictures: pictures in the page at most, of about 12 kB each. All are in the folder.
+        page_pictures: pictures in the page at most, of about 20 kB each. All are in the folder.
 
     Raises:
         ValueError: ``page_pictures`` is negative or no whole number.

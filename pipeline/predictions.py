@@ -38,7 +38,7 @@ TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "backslash
 EVALUATION_FILES = ("predictions.csv", "metrics.json", "audit.json", "confusion.png")
 # patterns of what is made of them later; with the files above, all that an evaluation leaves
 REPORT_FILES = ("report.html", "report.md", "report_files/*.png")
-REVIEW_FILES = ("cells.csv", *REPORT_FILES, "errors/errors.json", "errors/*.png")
+REVIEW_FILES = ("cells.csv", "intake.csv", "intake.json", *REPORT_FILES, "errors/errors.json", "errors/*.png")
 EXIT_SOME_FAILED = 3  # exit code of an inference in which some scans failed, or none was answered
 SPREAD = "spread_"  # before the class name in the column of the members' standard deviation
 AGREEMENT = "agreement"

@@ -53,6 +53,7 @@ class Table:
         columns: headings, as many as a row has values.
         rows: values as text; a line feed in one is a line break, and a space in Markdown.
         strong: (row, column) of the values in bold.
+        ends_in_text: the last column holds sentences, not numbers.
 
     Raises:
         ValueError: a row has another number of values than there are columns.
@@ -63,6 +64,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     strong: frozenset[tuple[int, int]] = frozenset()
+    ends_in_text: bool = False
 
     def __post_init__(self) -> None:
         for row in self.rows:

@@ -359,7 +359,7 @@ def _answered(answer: Answer, measure: _Measure) -> list[_Item]:
     kind = "Probability" if answer.uncorrected is None else "Corrected probability"
     if answer.agreement is not None:
         kind += f" \u00b1 standard deviation of the members; {100 * answer.agreement:.0f} % agree"
-    items += [_Text(kind, colour=GREY), _Gap(6)]
+    items += [*(_Text(line, colour=GREY) for line in _wrapped(kind, 9, SIDE, measure)), _Gap(6)]
     shown = sorted(answer.probabilities, key=lambda name: -answer.probabilities[name])[:MAX_BARS]
     for name, probability in answer.probabilities.items():
         if name in shown:

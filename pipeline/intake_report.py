@@ -215,7 +215,9 @@ def _scans_table(records: Sequence[Mapping[str, Any]]) -> Table:
                 _lines([record["reason"], *record["warnings"], record["series"]]),
             )
         )
-    return Table(f"{len(records)} scans, the doubtful first", columns, tuple(rows), frozenset(strong), ends_in_text=True)
+    return Table(
+        f"{len(records)} scans, the doubtful first", columns, tuple(rows), frozenset(strong), ends_in_text=True
+    )
 
 
 def _lines(notes: Sequence[str]) -> str:

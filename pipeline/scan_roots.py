@@ -62,12 +62,14 @@ def _is_orphan(path: Path) -> bool:
 
 
 def _unpacked(archive: Path, name: str, limits: Limits | None) -> Root:
+    archive = Path(os.path.abspath(archive))  # as errors name it
     folder = Path(tempfile.mkdtemp(prefix="fairlung-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
         done = unpack(archive, folder / "scans", limits)
     except (ArchiveError, OSError) as error:
-        return name, str(archive), str(error).removeprefix(f"{archive}: ")
+        said = str(error).splitlines()[0].replace(f"{archive}: ", "")
+        return name, str(archive), said.rstrip(":")
     for left in done.left_packed:
         logger.warning("%s: %s is an archive in an archive in an archive, and left packed", name, left)
     return name, str(done.folder), ""

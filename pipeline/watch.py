@@ -234,13 +234,16 @@ def watch(
         now = clock()
         folder.update(now)
         took = clock() - now
-        rounds.run(now)
+        given = rounds.run(now)
+        if stopped():
+            break
+        if given:
+            logger.info("%d scans answered; watching %s", given, root)
         # now, not the time after the round: what became quiet meanwhile is not looked for yet
         if idle_seconds is not None and now - folder.changed >= max(idle_seconds, quiet_seconds):
             logger.info("nothing new for %g s", idle_seconds)
             break
-        if not stopped():
-            sleep(max(poll_seconds, (LOOKING_SHARE - 1) * took))
+        sleep(max(poll_seconds, (LOOKING_SHARE - 1) * took))
     folder.tell_waiting(clock())
 
 
@@ -259,14 +262,15 @@ class _Rounds:
         self.done: set[str] = set()  # by this run, whatever a table says
         self.stamps: dict[str, dict[str, Stamp] | None] = {}  # files of answered scans; None: a change was told
 
-    def run(self, now: float) -> None:
+    def run(self, now: float) -> int:
+        """How many scans were given to be answered."""
         fresh = [entry for entry in self.folder.quiet(now) if not entry.settled]
         self.folder.tell_partial(now)
         if not fresh:
-            return
+            return 0
         scans = self._found()
         if scans is None:
-            return
+            return 0
         now = self.clock()
         self.folder.update(now)  # finding may take long, and a study may have gone on meanwhile
         answered = {*self.answered(), *self.done}
@@ -285,7 +289,7 @@ class _Rounds:
             self.answer(ready)
             self.done |= {scan["scan"] for scan in ready}
             self.folder.changed = self.clock()
-            logger.info("%d scans answered by this run; watching %s", len(self.done), self.folder.root)
+        return len(ready)
 
     def _found(self) -> Sequence[Scan] | None:
         try:
@@ -315,12 +319,11 @@ def run(
     quiet_seconds: float = 60.0,
     poll_seconds: float = 5.0,
     idle_seconds: float | None = None,
-    once: Collection[Callable] = (),
 ) -> None:
     """In place of ``evaluator.run()``: an epoch for each round of :func:`watch`, until a signal or idleness ends it.
 
-    SIGINT and SIGTERM end it after the running batch, and at once while it waits for a scan to be read; what is not
-    answered then, the next process answers. A second signal has its usual effect.
+    SIGINT and SIGTERM end it after the running batch, and at once while it waits for scans to come or to be read; what
+    is not answered then, the next process answers. A second signal has its usual effect.
 
     Args:
         evaluator: its data loader is a :class:`~.scan_loader.ScanLoader`; its data are replaced.
@@ -330,8 +333,6 @@ def run(
         quiet_seconds: see there.
         poll_seconds: see there.
         idle_seconds: see there.
-        once: handlers of ``Events.STARTED`` for the first round only, such as the one that loads the checkpoint: one
-            process answers by one network, whatever becomes of the file.
     """
     if not predictions.append:
         raise ValueError("predictions must be written with append, or each round would begin the table anew")
@@ -343,15 +344,12 @@ def run(
         evaluator.state.epoch_length = len(evaluator.data_loader)
         with stop.ends(evaluator.data_loader.stop):
             evaluator.run()
-        for handler in once:
-            if evaluator.has_event_handler(handler, Events.STARTED):
-                evaluator.remove_event_handler(handler, Events.STARTED)
 
     def end_if_stopped(engine: Evaluator) -> None:
         if stop.asked:
             engine.terminate_epoch()  # not terminate(): the epoch's handlers complete the table
 
-    evaluator.add_event_handler(Events.ITERATION_COMPLETED | Events.DATALOADER_STOP_ITERATION, end_if_stopped)
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, end_if_stopped)
     with stop.by_signals():
         watch(
             root,

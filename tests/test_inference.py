@@ -59,7 +59,7 @@ def _localizer(folder: Path, source: Path) -> None:
 
 @pytest.fixture(scope="module")
 def hospital(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree as it is exported: a study with a localizer in it, an archive, a folder with a localizer alone, pictures."""
+    """A tree as it is exported: a study with a localizer in it, archives, a folder with a localizer alone."""
     root = tmp_path_factory.mktemp("hospital")
     study = root / "study one"
     shutil.copytree(data_dir / "chest_ct_dicom", study)
@@ -73,6 +73,9 @@ def hospital(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (packed / "inner").mkdir(parents=True)
     shutil.copy(data_dir / "chest_ct.nrrd", packed / "inner" / "ct.nrrd")
     shutil.make_archive(str(root / "more"), "zip", packed)
+    (packed / "notes").mkdir()
+    (packed / "notes" / "viewer.txt").write_text("no scan")
+    shutil.make_archive(str(root / "viewer"), "tar", packed / "notes")
     (root / "torn.zip").write_bytes((root / "more.zip").read_bytes()[:5000])
     (root / "report.txt").write_text("not a scan")
     return root
@@ -95,16 +98,18 @@ def answered(start: Start, models: Path, hospital: Path, tmp_path_factory: pytes
 def test_every_scan_has_its_answer_or_its_reason(answered: SimpleNamespace) -> None:
     assert answered.code == 3
     status = answered.table["status"].to_dict()
-    assert status == {"scout": "skipped", "study one": "ok", "more.zip/inner/ct.nrrd": "ok", "torn.zip": "failed"}
+    expected = {"scout": "skipped", "study one": "ok", "more.zip/inner/ct.nrrd": "ok", "torn.zip": "failed"}
+    assert status == expected | {"viewer.tar": "skipped"}
     assert "localizer" in answered.table.loc["scout", "reason"]
     assert "torn.zip" in answered.entries and answered.entries["torn.zip"]["reason"]
     assert list(answered.entries) == list(answered.table.index)
 
 
-def test_the_twins_get_one_answer_from_both_checkpoints(answered: SimpleNamespace, models: Path, data_dir: Path) -> None:
+def test_the_twins_get_one_answer_of_both_models(answered: SimpleNamespace, models: Path, data_dir: Path) -> None:
     """The mean over checkpoints and mirrored volumes, corrected by Bayes' rule, recomputed without the bundle."""
-    from fairlung.transforms import LoadScan, SampleSlices, TrimSlices
     from monai.transforms import CenterSpatialCrop, Resize
+
+    from fairlung.transforms import LoadScan, SampleSlices, TrimSlices
 
     names = [f"prob_{name}" for name in CLASSES]
     found = answered.table.loc[["study one", "more.zip/inner/ct.nrrd"], names].astype(float).to_numpy()
@@ -154,7 +159,8 @@ def test_dicom_objects_refer_to_the_study_and_name_nobody(answered: SimpleNamesp
     source = pydicom.dcmread(hospital / "study one" / "IMG0001.dcm")
     report = pydicom.dcmread(folder / "study one" / "report.dcm")
     assert report.Modality == "SR" and report.StudyInstanceUID == source.StudyInstanceUID
-    assert pydicom.dcmread(folder / "study one" / "montage.dcm").SOPClassUID.name.endswith("Secondary Capture Image Storage")
+    montage = pydicom.dcmread(folder / "study one" / "montage.dcm")
+    assert montage.SOPClassUID.name.endswith("Secondary Capture Image Storage")
 
 
 def test_nobody_is_named_anywhere(answered: SimpleNamespace) -> None:
@@ -162,7 +168,7 @@ def test_nobody_is_named_anywhere(answered: SimpleNamespace) -> None:
         assert not path.is_file() or b"SECRET" not in path.read_bytes(), path
 
 
-def test_one_checkpoint_of_other_settings_is_refused(start: Start, models: Path, hospital: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_settings_is_refused(start: Start, models: Path, hospital: Path, tmp_path: Path) -> None:
     content = torch.load(models / "seed0" / "models" / "best.pt", weights_only=True)
     content["settings"]["num_slices"] = 16
     torch.save(content, tmp_path / "other.pt")
@@ -176,10 +182,9 @@ def test_a_csv_of_paths_is_answered_row_by_row(start: Start, models: Path, data_
     shutil.copy(data_dir / "chest_ct.nrrd", tmp_path / "a.nrrd")
     (tmp_path / "list.csv").write_text("scan,note\na.nrrd,here\ngone.nrrd,not here\n")
     checkpoint = str(models / "seed0" / "models" / "best.pt")
+    settings = {"checkpoint": checkpoint, "output_dir": str(tmp_path / "out")}
     with pytest.raises(SystemExit):
-        run(
-            start("inference", scans=str(tmp_path / "list.csv"), checkpoint=checkpoint, output_dir=str(tmp_path / "out"))
-        )
+        run(start("inference", scans=str(tmp_path / "list.csv"), **settings))
     table = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False).set_index("scan")
     assert table["status"].to_dict() == {"a.nrrd": "ok", "gone.nrrd": "failed"}
     assert "does not exist" in table.loc["gone.nrrd", "reason"]
@@ -198,7 +203,8 @@ def test_a_folder_that_fills_is_answered_as_it_fills(
             shutil.copy(path, scans / "second")
             time.sleep(0.03)
 
-    settings = {"watch": True, "quiet_seconds": 1.0, "poll_seconds": 0.2, "idle_seconds": 4.0, "output_dir": str(tmp_path / "out")}
+    settings = {"watch": True, "quiet_seconds": 1.0, "poll_seconds": 0.2, "idle_seconds": 4.0}
+    settings |= {"output_dir": str(tmp_path / "out")}
     settings |= {"scans": str(scans), "checkpoint": str(models / "seed0" / "models" / "best.pt")}
     copying = threading.Thread(target=slowly)
     copying.start()
@@ -222,7 +228,7 @@ def test_check_says_the_same_without_a_network(hospital: Path, bundle_dir: Path,
     assert result.exit_code == 3, result.output
     table = pd.read_csv(output / "intake.csv", keep_default_na=False).set_index("scan")
     status = {"scout": "skipped", "study one": "ok", "more.zip/inner/ct.nrrd": "ok", "torn.zip": "refused"}
-    assert table["status"].to_dict() == status
+    assert table["status"].to_dict() == status | {"viewer.tar": "skipped"}
     assert (output / "pictures" / "study one.png").is_file()
     assert "torn.zip" in (output / "index.html").read_text()
     assert "SECRET" not in (output / "index.html").read_text() + (output / "intake.json").read_text()

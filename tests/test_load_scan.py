@@ -433,7 +433,7 @@ def test_a_root_that_is_one_scan(name: str, tree: Path) -> None:
 def test_nothing_found(tree: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"--scans: .*none does not exist"):
         find_scans(tree / "none")
-    with pytest.raises(FileNotFoundError, match=r"--scans: no scan found in .*empty \(looked for DICOM .*\.jpg.*\.nii.*\)"):
+    with pytest.raises(FileNotFoundError, match=r"--scans: no scan found in .*empty \(looked for DICOM .*\.jpg.*\.nii"):
         find_scans(tree / "empty")
 
 

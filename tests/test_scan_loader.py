@@ -382,7 +382,7 @@ def test_a_process_that_ends_while_it_has_no_scan_is_replaced() -> None:
     found = [next(batches)]
     time.sleep(0.2)  # it has read one ahead, and waits
     for reader in readers():
-        reader.kill()
+        reader.send_signal(signal.SIGSEGV)
         reader.wait(5)
     found += batches
     assert [batch["reason"] for batch in found] == [[""]] * 6

@@ -18,6 +18,7 @@ from .tolerances import AIR_BELOW_HU, PADDING_HU, RANGE_HU, TRAILING_BYTES
 SECOND_DECODER = "SimpleITK"
 PIXEL_LAYOUT = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 HU_TYPES = ("", "HU", "US")  # of RescaleType; US = unspecified, which older scanners write of HU
+SPELLED_OUT = ("HOUNSFIELD", "HOUNDSFIELD")  # Houndsfield Unit, say reformats of GE
 
 
 def check_rescale(slices: Sequence[SliceHeader]) -> list[str]:
@@ -33,8 +34,7 @@ def check_rescale(slices: Sequence[SliceHeader]) -> list[str]:
     if missing:
         table = " (a lookup table is not read)" if any(header.has_lookup_table for header in slices) else ""
         raise Refusal(f"{missing} of {len(slices)} slices have no RescaleSlope and RescaleIntercept{table}: no HU")
-    other = {header.rescale_type for header in slices} - set(HU_TYPES)
-    if other:
+    if not all(header.rescale_type in HU_TYPES or header.rescale_type.startswith(SPELLED_OUT) for header in slices):
         raise Refusal("RescaleType is not HU")
     told = []
     if len({header.rescale for header in slices}) > 1:
@@ -65,8 +65,8 @@ def read_hu(slices: Sequence[SliceHeader]) -> Iterator[tuple[np.ndarray, str]]:
                 stored, by = _stored(dataset, header.frame or 0)
         except Refusal as error:
             raise Refusal(f"{header.path.name}: {error}") from error
-        except Exception as error:  # decoders raise many kinds; a value of the header must not reach the message
-            raise Refusal(f"{header.path.name}: pixels cannot be decoded ({_said(error)})") from error
+        except Exception as error:  # decoders raise many kinds; no value of the header may reach a message or traceback
+            raise Refusal(f"{header.path.name}: pixels cannot be decoded ({_said(error)})") from None
         yield _hu(header, stored), by
 
 
@@ -195,4 +195,4 @@ def _pixel_digest(header: SliceHeader) -> tuple[Any, ...]:
                 return ("frame", str(header.path), header.frame)
             return header.rescale, hashlib.sha256(dataset.get("PixelData") or b"").digest()
     except Exception as error:
-        raise Refusal(f"{header.path.name}: pixels cannot be read ({type(error).__name__})") from error
+        raise Refusal(f"{header.path.name}: pixels cannot be read ({type(error).__name__})") from None

@@ -184,7 +184,7 @@ def read_headers(path: Path) -> list[SliceHeader]:
     except Refusal:
         raise
     except Exception as error:  # pydicom raises many kinds on damaged files
-        raise Refusal(f"cannot be read as DICOM ({type(error).__name__})") from error
+        raise Refusal(f"cannot be read as DICOM ({type(error).__name__})") from None
 
 
 def _slices_of(dataset: Any, path: Path) -> list[SliceHeader]:

@@ -94,7 +94,7 @@ def find_scans(roots: str | os.PathLike[str] | Sequence[tuple[str, str, str]], a
         items = _listed(root) if root.is_file() and has_suffix(root, ROOT_NAMED) else _found(root)
         if prefix:
             items = [item | {"scan": _below(prefix, root, item)} for item in items]
-            items = items or [{"image": ScanSource(path, problem="holds no scan"), "scan": prefix}]
+            items = items or [{"image": ScanSource(path, problem="holds no scan", expected=True), "scan": prefix}]
         found += items
     if not found:
         kinds = ", ".join((*SLICE_SUFFIXES, *NIFTI_SUFFIXES, *ITK_SUFFIXES))

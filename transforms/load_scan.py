@@ -25,7 +25,7 @@ from .dicom_series import choice, choose, read_folder, too_few
 from .discovery import pictures_beside, scan_kind, source_files
 from .geometry import turn_to_lps
 from .plausibility import air_of_grey, check_chest, check_grey, check_hu, hu_of
-from .scan import OpenScan, Record, Refusal, ScanError, ScanSource, as_source, describe, new_record
+from .scan import OpenScan, Record, Refusal, ScanError, ScanSource, Skipped, as_source, describe, new_record
 from .slice_folder import open_slices
 from .slices import SliceSelector
 from .tolerances import FEW_SLICES, FIELD_MM, LUNG_BELOW_HU, MIN_EXTENT_MM, MIN_SLICES, THICK_STEP_MM
@@ -69,7 +69,7 @@ def open_scan(source: ScanSource, size: int | None = None, min_slices: int = MIN
     except Refusal:
         raise
     except Exception as error:  # readers raise many kinds; a user needs the scan and the cause
-        raise _unreadable(kind or "scan", error) from error
+        raise _unreadable(kind or "scan", error) from None  # a traceback would quote what the library says
     found = scan.shape[0]
     if found < min_slices:
         raise too_few(found, min_slices)
@@ -198,7 +198,7 @@ class LoadScan(Transform):
         indices: list[int] = []
         try:
             if source.problem:
-                raise Refusal(source.problem)
+                raise (Skipped if source.expected else Refusal)(source.problem)
             opened = open_scan(source, self.size, self.min_slices)
             indices = _selected(opened.shape[0], self.select).tolist()
             volume = self._volume(opened, indices)
@@ -215,7 +215,7 @@ class LoadScan(Transform):
         except Refusal:
             raise
         except Exception as error:
-            raise _unreadable(scan.kind, error) from error
+            raise _unreadable(scan.kind, error) from None
         if scan.kind == "slices":
             scan.value_range = float(values.min()), float(values.max())
             scan.warnings += check_grey(values)

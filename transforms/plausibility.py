@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
@@ -20,6 +22,7 @@ from .tolerances import (
 )
 
 PIXELS = 128  # of a slice's side that the checks look at, about
+CHEST_SLICES = 16  # in which lungs are looked for, at least, where there are as many
 
 
 def thinned(volume: np.ndarray) -> np.ndarray:
@@ -84,11 +87,27 @@ def check_grey(grey: np.ndarray) -> list[str]:
     Raises:
         Refusal: they are all but one grey.
     """
-    low, high = np.percentile(thinned(grey), [1, 99])
+    counts = grey_counts(thinned(grey))
+    low, high = grey_percentiles(counts.sum(axis=0), [1, 99])
     if high - low < MIN_CONTRAST:
         raise Refusal(f"its slices are all but one grey (levels {low:g} to {high:g})")
-    levels = np.percentile(thinned(grey), [1, 99], axis=(1, 2))
-    return _blank(int((levels[1] - levels[0] < MIN_CONTRAST).sum()))
+    levels = np.array([grey_percentiles(each, [1, 99]) for each in counts])
+    return _blank(int((levels[:, 1] - levels[:, 0] < MIN_CONTRAST).sum()))
+
+
+def grey_counts(grey: np.ndarray) -> np.ndarray:
+    """[n, 256] pixels of each level in each of n 8-bit slices [n, H, W]."""
+    return np.stack([np.bincount(plane.ravel(), minlength=256) for plane in grey])
+
+
+def grey_percentiles(counts: np.ndarray, percents: Sequence[float]) -> np.ndarray:
+    """``np.percentile`` of the pixels that were counted, many times faster than sorting them."""
+    up_to = np.cumsum(counts)
+    places = np.asarray(percents) / 100 * (up_to[-1] - 1)
+    below = np.floor(places).astype(np.int64)
+    low = np.searchsorted(up_to, below, side="right")
+    high = np.searchsorted(up_to, np.minimum(below + 1, up_to[-1] - 1), side="right")
+    return low + (places - below) * (high - low)
 
 
 def lung_shares(air: np.ndarray) -> tuple[float, float]:
@@ -124,14 +143,14 @@ def lung_shares(air: np.ndarray) -> tuple[float, float]:
 
 def check_chest(air: np.ndarray) -> list[str]:
     """A warning where no two large regions of air are seen inside a body (:func:`lung_shares`)."""
-    if min(lung_shares(air)) >= LUNG_SHARE:
+    if min(lung_shares(air[:: max(1, len(air) // CHEST_SLICES)])) >= LUNG_SHARE:
         return []
     return ["no_chest: no two large regions of air inside a body are seen; is it a chest?"]
 
 
 def air_of_grey(grey: np.ndarray) -> np.ndarray:
     """Air in 8-bit slices of unknown window: darker than Otsu's threshold of all of them."""
-    counts = np.bincount(thinned(grey).ravel().astype(np.int64), minlength=256).astype(float)
+    counts = grey_counts(thinned(grey)).sum(axis=0).astype(float)
     levels = np.arange(256)
     below, mass = np.cumsum(counts), np.cumsum(counts * levels)
     above = below[-1] - below

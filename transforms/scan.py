@@ -22,12 +22,14 @@ class ScanSource:
         more: further folders in which the same DICOM series goes on.
         series: which series of the folder, from 1 in the order of :func:`.dicom_series.read_folder`; None chooses.
         problem: why there is nothing to read, found out before (an archive that could not be unpacked).
+        expected: nothing is wrong with that (an archive of other things): the scan is skipped, not refused.
     """
 
     path: str
     more: tuple[str, ...] = ()
     series: int | None = None
     problem: str = ""
+    expected: bool = False
 
     def __fspath__(self) -> str:
         return self.path

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from .scan import OpenScan, Refusal
 from .tolerances import COLOUR_LEVELS, COLOUR_SHARE, GAP_STEPS, MAX_ASPECT
@@ -16,6 +19,7 @@ from .tolerances import COLOUR_LEVELS, COLOUR_SHARE, GAP_STEPS, MAX_ASPECT
 SLICE_SUFFIXES = (".jpg", ".jpeg", ".png")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 EXIF_ORIENTATION = 0x0112
+EXIF_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -39,15 +43,24 @@ def slice_files(folder: Path) -> list[Path]:
     return [path for path in visible_files(folder) if has_suffix(path, SLICE_SUFFIXES)]
 
 
-def open_slices(path: Path, size: int | None) -> OpenScan:
+def open_slices(path: Path, size: int | None, draft: bool = False) -> OpenScan:
     """A folder of slices; each is decoded, and resized to ``size`` when it is given, as it is read.
 
+    Slices are decoded in as many threads as torch may use: all cores in a process that reads alone, one in a worker.
+
     Height and width are those of the first slice that is read, and 0 before.
+
+    Args:
+        path: the folder.
+        size: slices become size x size; None keeps theirs.
+        draft: let the JPEG decoder shrink a slice by 2, 4 or 8 while it decodes, as far as it stays no smaller than
+            ``size``. About twice as fast; the mean of the pixels then stands for the bicubic filter, so grey levels
+            differ (docs/performance.md). Nothing changes for slices less than twice as large as ``size``, and for PNG.
     """
     files = slice_files(path)
 
     def read(indices: Sequence[int]) -> np.ndarray:
-        planes, (height, width), told = _read(files, indices, size)
+        planes, (height, width), told = _read([files[index] for index in indices], size, draft)
         scan.shape = (len(files), height, width)
         scan.warnings += told
         return planes
@@ -75,47 +88,69 @@ def _numbering(files: Sequence[Path]) -> list[str]:
     return told
 
 
+class _Slice(NamedTuple):
+    grey: np.ndarray  # [H, W] uint8
+    shape: tuple[int, int]  # (height, width) in the file
+    turned: bool
+    coloured: bool
+
+
 def _read(
-    files: Sequence[Path], indices: Sequence[int], size: int | None
+    files: Sequence[Path], size: int | None, draft: bool = False
 ) -> tuple[np.ndarray, tuple[int, int], list[str]]:
     """[n, H, W] uint8, (height, width) of the first slice, warnings."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    decoded: list[np.ndarray] = []
-    sizes: list[tuple[int, int]] = []
-    seen: Counter[str] = Counter()
-    for index in indices:
-        file = files[index]
-        try:
-            with Image.open(file) as image:
-                if image.mode not in EIGHT_BIT_MODES:
-                    raise Refusal(f"{file.name}: slices must be 8-bit images, got mode {image.mode}")
-                image.load()
-                upright: Any = image
-                if image.getexif().get(EXIF_ORIENTATION, 1) not in (0, 1):
-                    upright = ImageOps.exif_transpose(image)
-                    seen["exif"] += 1
-                seen["colour"] += _is_coloured(upright)
-                grey = upright.convert("L")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise Refusal(f"{file.name}: cannot be decoded ({error})") from error
-        seen["not square"] += max(grey.size) > MAX_ASPECT * min(grey.size)
-        sizes.append((grey.height, grey.width))
-        # Pillow's default filter (bicubic) on 8-bit grey, as the published loader has it, to the bit
-        decoded.append(np.asarray(grey if size is None else grey.resize((size, size))))
-    shapes = sorted({plane.shape for plane in decoded})
+    Image.preinit()  # its registration of decoders is not made for several threads
+    decode = partial(_decoded, size=size, draft=draft)
+    threads = min(torch.get_num_threads(), len(files))
+    if threads > 1:  # Pillow decodes and resizes outside of the interpreter's lock
+        with ThreadPoolExecutor(threads) as pool:
+            slices = list(pool.map(decode, files))
+    else:
+        slices = [decode(file) for file in files]
+    shapes = sorted({each.grey.shape for each in slices})
     if len(shapes) > 1:
         raise Refusal(f"slices differ in size {shapes}; give a size to resize them to")
     warnings = []
-    if len(set(sizes)) > 1:
-        warnings.append(f"mixed_sizes: slices have {len(set(sizes))} sizes and are resized to one")
-    if seen["not square"]:
-        warnings.append(f"not_square: {seen['not square']} slices are not square and are stretched")
-    if seen["exif"]:
-        warnings.append(f"exif: {seen['exif']} slices were turned as their EXIF orientation says")
-    if seen["colour"]:
-        warnings.append(f"colour: {seen['colour']} slices hold colour, such as marks or a screenshot")
-    return np.stack(decoded), sizes[0], warnings
+    sizes = {each.shape for each in slices}
+    if len(sizes) > 1:
+        warnings.append(f"mixed_sizes: slices have {len(sizes)} sizes and are resized to one")
+    stretched = sum(max(each.shape) > MAX_ASPECT * min(each.shape) for each in slices)
+    if stretched:
+        warnings.append(f"not_square: {stretched} slices are not square and are stretched")
+    turned, coloured = sum(each.turned for each in slices), sum(each.coloured for each in slices)
+    if turned:
+        warnings.append(f"exif: {turned} slices were turned as their EXIF orientation says")
+    if coloured:
+        warnings.append(f"colour: {coloured} slices hold colour, such as marks or a screenshot")
+    return np.stack([each.grey for each in slices]), slices[0].shape, warnings
+
+
+def _decoded(file: Path, size: int | None, draft: bool) -> _Slice:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as image:
+            if image.mode not in EIGHT_BIT_MODES:
+                raise Refusal(f"{file.name}: slices must be 8-bit images, got mode {image.mode}")
+            width, height = image.size
+            if draft and size is not None:
+                image.draft(None, (size, size))  # type: ignore[arg-type]  # None keeps the mode
+            image.load()
+            upright: Any = image
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            turned = orientation not in (0, 1)
+            if turned:
+                upright = ImageOps.exif_transpose(image)
+            coloured = _is_coloured(upright)
+            grey = upright.convert("L")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise Refusal(f"{file.name}: cannot be decoded ({error})") from error
+    # Pillow's default filter (bicubic) on 8-bit grey, as the published loader has it, to the bit
+    resized = grey if size is None or grey.size == (size, size) else grey.resize((size, size))
+    shape = (width, height) if orientation in EXIF_ON_ITS_SIDE else (height, width)
+    return _Slice(np.asarray(resized), shape, turned, coloured)
 
 
 def _is_coloured(image: Any) -> bool:

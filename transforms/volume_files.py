@@ -96,10 +96,11 @@ def open_itk(path: Path) -> OpenScan:
     turn = turn_to_lps(RAS_OF_LPS @ lps, reader.GetSize())
 
     def read(indices: Sequence[int]) -> np.ndarray:
+        one = sitk.Image([1, 1, 1], reader.GetPixelID())
+        # first: on a header that describes more than there is ITK can end the process
+        check_voxel_bytes(path, one.GetSizeOfPixelComponent() * int(np.prod(reader.GetSize())))
         image = reader.Execute()  # must outlive the view of its voxels
-        stored = sitk.GetArrayViewFromImage(image)
-        check_voxel_bytes(path, stored.nbytes)
-        return _turned(stored.transpose(2, 1, 0), turn, indices)
+        return _turned(sitk.GetArrayViewFromImage(image).transpose(2, 1, 0), turn, indices)
 
     told, tilt = _inclined(turn)
     return OpenScan(

@@ -554,8 +554,10 @@ class PredictionWriter:
     def report(self) -> None:
         """Say what the table holds and where it is.
 
-        Exits with :data:`EXIT_SOME_FAILED` when a scan of the table failed, or none was answered.
+        Exits with :data:`EXIT_SOME_FAILED` when a scan of the table failed, or there are scans and none was answered.
         """
+        if self.append:
+            self._recover()  # also of a table to which nothing was added
         logger.info(
             "%d scans answered (%d of them with warnings), %d skipped, %d failed: %s",
             self.counts["ok"],
@@ -564,7 +566,7 @@ class PredictionWriter:
             self.counts["failed"],
             self.path,
         )
-        if self.counts["failed"] or not self.counts["ok"]:
+        if self.counts["failed"] or (self.counts["skipped"] and not self.counts["ok"]):
             sys.exit(EXIT_SOME_FAILED)
 
 

@@ -82,7 +82,7 @@ def statistics_kept(network: nn.Module) -> Iterator[None]:
 
 
 class MicroBatchInferer(Inferer):
-    """:func:`in_micro_batches` as an inferer of MONAI's stock ``SupervisedTrainer``; of a single one, ``SimpleInferer``.
+    """The inferer of MONAI's stock ``SupervisedTrainer`` that goes :func:`in_micro_batches`.
 
     The trainer's batch is the whole one: loader and sampler are given :func:`whole_batch`. So every group of a batch
     (``every_group``), group losses and what a loss remembers are those of the optimiser step, and so is an iteration.

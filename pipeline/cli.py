@@ -187,7 +187,7 @@ def check(
         workflow.finalize()
     except Exception as error:  # MONAI wraps every kind
         found = user_error(error)
-        if found is None:
+        if not isinstance(found, Exception):
             raise
         _stop(found)
 

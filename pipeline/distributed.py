@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from itertools import chain, zip_longest
 from typing import Any
@@ -10,12 +11,38 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .errors import UserError
+
 PATIENCE = timedelta(hours=12)  # the other processes wait while the first one reads a cohort into the cache
 
 
+class RestartError(UserError, RuntimeError):
+    """torchrun was begun in a way in which its restarts hang."""
+
+
 def start(backend: str) -> None:
-    """Join the process group that torchrun describes."""
-    dist.init_process_group(backend, timeout=PATIENCE)
+    """Join the process group that torchrun describes.
+
+    torchrun keeps its key-value store when it restarts the processes (``--max_restarts``), and with it the addresses of
+    those that have died: the new ones would wait for them (pytorch issue 135712). On one host they get keys of their
+    own. Several hosts do not count restarts alike; there torchrun has to make a new store.
+
+    Raises:
+        RestartError: several hosts are to be restarted and share the store.
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not shared or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        dist.init_process_group(backend, timeout=PATIENCE)
+        return
+    if os.environ["WORLD_SIZE"] != os.environ["LOCAL_WORLD_SIZE"]:
+        raise RestartError(
+            "processes on several hosts could not find each other after a restart: begin torchrun with "
+            "--rdzv_backend c10d and the environment variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every host, or "
+            "without --max_restarts"
+        )
+    store, number, processes = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=PATIENCE)
 
 
 def world_size() -> int:
@@ -31,6 +58,11 @@ def rank() -> int:
 def is_primary() -> bool:
     """Whether this process is the one that logs and writes."""
     return rank() == 0
+
+
+def is_first_here() -> bool:
+    """Whether this process is the first one of its host, as torchrun counts: hosts need not share a disk."""
+    return world_size() == 1 or int(os.environ.get("LOCAL_RANK", rank())) == 0
 
 
 def barrier() -> None:

@@ -280,7 +280,7 @@ def escape_latex(text: str) -> str:
 
 def _in_latex(sign: str) -> bool:
     """ASCII, what LATEX replaces, and the Latin letters that pdflatex sets in its default font (tried in all)."""
-    base, *marks = unicodedata.normalize("NFD", sign)
+    base, *marks = list(unicodedata.normalize("NFD", sign))
     accented = sign < "\u0180" and base.isascii() and OGONEK not in marks
     return sign.isascii() or ord(sign) in LATEX or sign in "ßøØæÆœŒłŁ" or accented
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 from workflows import Start, starter
 
 from fairlung.pipeline.names import CLASS_NAMES, SEXES
@@ -19,6 +23,13 @@ torch.set_num_threads(1)  # small tensors: with more threads than idle cores a t
 # the same examples in every run: a failure seen once is seen by everybody
 hypothesis.settings.register_profile("fairlung", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("fairlung")
+
+
+@event.listens_for(Engine, "connect")
+def _without_waiting_for_the_disk(connection: Any, _: object) -> None:
+    """MLflow makes a new store with dozens of commits; what a loss of power would leave of them is not in question."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
 
 
 @pytest.fixture(scope="session")

@@ -186,10 +186,10 @@ def test_frozen_gradients_are_those_of_gru_and_head(build: Callable) -> None:
 
 
 def test_the_chunk_changes_nothing(build: Callable) -> None:
-    image = batch(3, 5)
-    one, other = (gradients(build(chunk=chunk), image) for chunk in (1, 16))
+    image = batch(3, 5).double()  # in single precision a value near 0 may fall on either side of a ReLU
+    one, other = (gradients(build(chunk=chunk).double(), image) for chunk in (1, 16))
     for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(one[name], other[name], rtol=1e-7, atol=1e-10, msg=name)
 
 
 @pytest.mark.parametrize("encoder_mode", ENCODER_MODES)
@@ -371,7 +371,12 @@ def class_activation_of(grad_cam: object, image: Tensor, index: int) -> Tensor:
 @pytest.fixture(scope="module")
 def trained(start: Start, small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     output = tmp_path_factory.mktemp("cnn_rnn")
-    settings = {"cohort": str(small_cohort), "output_dir": str(output)}
+    table = (
+        pd.read_csv(small_cohort).groupby(["split", "label", "sex"], sort=False).head(1)
+    )  # half of those to train on
+    table["scan"] = [str(small_cohort.parent / scan) for scan in table["scan"]]
+    table.to_csv(output / "cohort.csv", index=False)
+    settings = {"cohort": str(output / "cohort.csv"), "output_dir": str(output)}
     options = {"num_slices": SLICES, "learning_rate": 3e-4, "dropout": 0.0, "rotation_prob": 0.0}
     workflow = run(start(*SYSTEM, **settings, **options))
     return SimpleNamespace(output=output, workflow=workflow, settings=settings)

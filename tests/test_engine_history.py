@@ -11,7 +11,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
-from workflows import SHRUNK, Start, run
+from workflows import SHRUNK, SMALL_NETWORK, Start, run
 
 from fairlung.pipeline.engine import MetricHistory
 
@@ -143,7 +143,7 @@ def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_shipped_training_records_what_its_engines_hold_and_an_evaluation_adds_nothing(
     start: Start, small_cohort: Path, tmp_path: Path
 ) -> None:
-    settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path)}
+    settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path), "network_def": SMALL_NETWORK}
     workflow = run(start("train", **settings))
     content = (tmp_path / "history.csv").read_bytes()
     table = pd.read_csv(tmp_path / "history.csv")

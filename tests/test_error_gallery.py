@@ -43,7 +43,7 @@ def judged(start: Start, small_cohort: Path, tmp_path_factory: pytest.TempPathFa
     """A training of one epoch and the evaluation of its checkpoint, by the shipped configs."""
     output = tmp_path_factory.mktemp("judged")
     settings = {"cohort": str(small_cohort), "output_dir": str(output)}
-    run(start("train", **settings, epochs=1))
+    run(start("train", **settings, epochs=1, batch_size=16))
     workflow = run(start("train", "evaluate", **settings, resamples=200))
     folder = output / "val" / "evaluation"
     return SimpleNamespace(

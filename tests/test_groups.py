@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigWorkflow
 from sklearn.metrics import f1_score
 from torch.nn.functional import cross_entropy
-from workflows import CLASSES, Start, run
+from workflows import CLASSES, EXPLAINED_NETWORK, Start, run
 
 from fairlung.pipeline.audit import audit
 from fairlung.pipeline.cohort import Cohort, CohortError, load_cohort, warn_of_small_cells
@@ -371,7 +371,7 @@ def test_combinations_train_and_every_judgement_agrees(
     monkeypatch.chdir(tmp_path)  # MLflow keeps artifacts in the working directory
     path = with_gaps(small_cohort, tmp_path)
     shared = {"cohort": str(path), "output_dir": str(tmp_path / "run"), "allow_empty_cells": True}
-    shared |= {"min_cell": 2, "batch_size": 16, "system_metrics": False}
+    shared |= {"min_cell": 2, "batch_size": 16, "system_metrics": False, "network_def": EXPLAINED_NETWORK}
     shared |= {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db" if case == "sex and age" else ""}
     training = run(start("train", **shared, **CASES[case], epochs=1))
     judging = start("train", "evaluate", **shared, resamples=200, error_images=int(case == "sex and site"))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import pytest
 from typer.testing import CliRunner
-from workflows import CLASSES, Start, run
+from workflows import CLASSES, EXPLAINED_NETWORK, Start, run
 
 from fairlung.pipeline.cli import app
 from fairlung.pipeline.cohort import Cohort, load_cohort
@@ -156,6 +156,7 @@ def test_training_without_a_server_from_the_start(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path), "tracking_uri": dead}
+    settings |= {"network_def": EXPLAINED_NETWORK}
     began = int(time.time() * 1000)
     run(start("train", **settings, experiment="absent", epochs=1))
     run(start("train", "evaluate", **settings, experiment="absent"))
@@ -239,6 +240,7 @@ def test_the_page_in_a_browser(server: Server, page: Page, start: Start, small_c
     from selenium.webdriver.common.by import By
 
     settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path / "run"), "tracking_uri": server.uri}
+    settings |= {"network_def": EXPLAINED_NETWORK}
     run(start("train", **settings))
     run(start("train", "evaluate", resamples=200, error_images=2, **settings))
     trained, evaluated = runs_of(server.uri, "fair-lung-ct")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ignite.engine import Events
 from monai.data import DataLoader
 from monai.transforms import RandFlipd, RandScaleIntensityd
-from workflows import Start
+from workflows import SMALL_NETWORK, Start
 
 from fairlung.pipeline.data import ScanDataset
 from fairlung.pipeline.sampling import EpochSampler, balanced_class_counts, balanced_order
@@ -127,7 +127,7 @@ def read(item: dict) -> dict:
 
 def test_a_training_puts_every_group_into_every_batch(start: Start, small_cohort: Path, tmp_path: Path) -> None:
     settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path), "epochs": 1, "batch_size": 2}
-    workflow = start("train", every_group=True, **settings)
+    workflow = start("train", every_group=True, network_def=SMALL_NETWORK, **settings)
     workflow.initialize()
     trainer = workflow.parser.get_parsed_content("train::trainer")
     seen = []

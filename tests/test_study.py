@@ -163,12 +163,6 @@ def test_killed_resumed_and_by_ray_the_numbers_are_the_same(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in this process
     path = write(settings={"epochs": 3, "num_workers": 1})  # loader processes are forked beside the watching thread
-    study = read_study(path)
-    whole = StudyFolder(tmp_path / "whole", study, plan(study, tmp_path / "whole"))
-    in_process(whole)
-    assert whole.counts()["finished"] == 1
-    expected = numbers(tmp_path / "whole")
-
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "fairlung.pipeline", "study", str(path), "-o", str(killed)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -181,16 +175,15 @@ def test_killed_resumed_and_by_ray_the_numbers_are_the_same(
     with FileLock(history.with_name("run.lock"), timeout=120):  # the run ends with the study
         assert not history.with_name("done.json").exists()
     assert "finished CE_seed_1 (1 of 1 finished)" in carry_out(path, killed)
-    assert numbers(killed) == expected
     assert "0 of 1 runs to do" in carry_out(path, killed)  # what is finished is not run again
 
     ray = tmp_path / "ray"
     carry_out(path, ray, "--engine", "ray")
-    assert numbers(ray) == expected
+    assert list(numbers(killed)) == ["CE_seed_1"] and numbers(killed) == numbers(ray)  # which ran without a stop
     tables = [pd.read_csv(folder / "tables" / "table1.csv") for folder in (killed, ray)]
     pd.testing.assert_frame_equal(*tables)
 
-    client = mlflow.MlflowClient(study.settings["tracking_uri"])
+    client = mlflow.MlflowClient(read_study(path).settings["tracking_uri"])
     parents = client.search_runs(
         [client.get_experiment_by_name("fair-lung-ct").experiment_id], "tags.`fairlung.kind` = 'study'"
     )
@@ -217,7 +210,7 @@ def test_nested_folds_choose_and_judge_on_different_scans(
         cohort=str(tmp_path / "cohort.csv"),
         protocol="nested",
         folds=2,
-        settings={"allow_empty_cells": True},
+        settings={"allow_empty_cells": True, "tracking_uri": ""},
         systems=[{"system": "la_cvar", "alpha": [0.5, 1.0]}],
     )
     study, output = read_study(path), tmp_path / "out"
@@ -250,7 +243,8 @@ def test_a_failed_run_is_shown_and_the_others_go_on(
     write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    study = read_study(write(systems=[{"system": "la_cvar", "alpha": [2.0, 0.8]}]))
+    systems = [{"system": "la_cvar", "alpha": [2.0, 0.8]}]
+    study = read_study(write(systems=systems, settings={"tracking_uri": ""}))
     folder = StudyFolder(tmp_path / "out", study, plan(study, tmp_path / "out"))
     in_process(folder)
     first, second = json.loads((tmp_path / "out" / "study.json").read_text())["runs"]

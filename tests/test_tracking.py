@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ import mlflow
 import pandas as pd
 import pytest
 import yaml
-from workflows import CLASSES, SHRUNK, Start, run, run_statuses
+from workflows import CLASSES, EXPLAINED_NETWORK, SHRUNK, Start, run, run_statuses
 
 from fairlung.pipeline.cohort import Cohort, load_cohort
 from fairlung.pipeline.tracking import RunTracker, note_markdown, with_grouped_names
@@ -44,6 +45,7 @@ def tracked(start: Start, small_cohort: Path, tmp_path_factory: pytest.TempPathF
         "output_dir": str(folder / "run"),
         "tracking_uri": f"sqlite:///{folder}/mlflow.db",
         "cache_dir": str(folder / "cache"),
+        "network_def": EXPLAINED_NETWORK,
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -176,17 +178,10 @@ tracker.start({{}}, {{}}, cohort)
 """
 
 
-def program(then: str, small_cohort: Path, output: str = "out") -> list[str]:
+def program(then: str, small_cohort: Path) -> list[str]:
     """The command line of a process that opens a run in m.db of its working directory, and then ..."""
-    return [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-c",
-        OPEN_RUN.format(classes=CLASSES, then=then),
-        str(small_cohort),
-        output,
-    ]
+    code = OPEN_RUN.format(classes=CLASSES, then=then)
+    return [sys.executable, "-W", "ignore", "-c", code, str(small_cohort), "out"]
 
 
 def test_an_open_run_is_closed_when_the_process_ends_otherwise(tmp_path: Path, small_cohort: Path) -> None:
@@ -194,12 +189,6 @@ def test_an_open_run_is_closed_when_the_process_ends_otherwise(tmp_path: Path, s
     done = subprocess.run(ends, capture_output=True, text=True, cwd=tmp_path)
     assert "goodbye" in done.stderr
     assert run_statuses(tmp_path / "m.db") == ["FAILED"]
-
-
-def test_processes_that_start_together_share_a_new_store(tmp_path: Path, small_cohort: Path) -> None:
-    started = [subprocess.Popen(program("tracker.finish()", small_cohort, str(i)), cwd=tmp_path) for i in range(3)]
-    assert [process.wait(120) for process in started] == [0, 0, 0]
-    assert run_statuses(tmp_path / "m.db") == ["FINISHED"] * 3
 
 
 def test_sigterm_closes_the_run(tmp_path: Path, small_cohort: Path) -> None:
@@ -278,11 +267,31 @@ def test_a_full_disk_everywhere_does_not_stop_a_training(
     assert run_statuses(tmp_path / "m.db") == ["FINISHED"]
 
 
-def test_a_killed_process_leaves_what_it_wrote(cohort: Cohort, tmp_path: Path) -> None:
-    process = multiprocessing.get_context("fork").Process(target=_track_and_die, args=(cohort, tmp_path))
+def forked(target: Callable[..., None], *arguments: object) -> multiprocessing.Process:
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 about a fork beside threads
         process.start()
+    return process  # type: ignore[return-value]
+
+
+def test_processes_that_start_together_share_a_new_store(cohort: Cohort, tmp_path: Path) -> None:
+    started = [forked(_track, cohort, tmp_path, str(i)) for i in range(3)]
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0, 0, 0]
+    assert run_statuses(tmp_path / "m.db") == ["FINISHED"] * 3
+
+
+def _track(cohort: Cohort, folder: Path, name: str) -> None:
+    os.chdir(folder)
+    tracker = RunTracker(f"sqlite:///{folder}/m.db", "e", "r", folder / name, folder)
+    tracker.start({}, {}, cohort)
+    tracker.finish()
+
+
+def test_a_killed_process_leaves_what_it_wrote(cohort: Cohort, tmp_path: Path) -> None:
+    process = forked(_track_and_die, cohort, tmp_path)
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     (done,) = sync(tmp_path / "out", f"sqlite:///{tmp_path}/m.db")

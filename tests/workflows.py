@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from monai.bundle import ConfigWorkflow
+from monai.networks.nets import DenseNet
 
 from fairlung.pipeline.errors import user_error
 
@@ -17,9 +18,17 @@ SHRUNK = {"num_slices": 8, "image_size": 32, "crop_size": 24, "epochs": 2, "batc
 # in place of 33 million parameters, where the network is not in question
 SMALL_NETWORK = {"_target_": "DenseNet", "spatial_dims": 3, "in_channels": 1, "out_channels": "$len(@class_names)"}
 SMALL_NETWORK |= {"init_features": 8, "growth_rate": 8, "block_config": [2, 2]}
+# the same where errors are explained too
+EXPLAINED_NETWORK = SMALL_NETWORK | {"_target_": "workflows.ExplainedDenseNet"}
 CLASSES = ["adenocarcinoma", "squamous_cell", "covid19", "normal"]
 
 Start = Callable[..., ConfigWorkflow]
+
+
+class ExplainedDenseNet(DenseNet):
+    """A network that names the layer in which Grad-CAM looks."""
+
+    explained_layer = "features.denseblock2"
 
 
 def starter(bundle: Path, cache: Path) -> Start:

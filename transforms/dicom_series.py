@@ -57,6 +57,8 @@ OTHER_OBJECTS = {  # by the beginning of the SOP class
     "1.2.840.10008.5.1.4.1.1.66": "segmentation, registration or raw data",
     "1.2.840.10008.5.1.4.1.1.104": "encapsulated document",
 }
+# JPEG of 8 and 12 bits, JPEG-LS and JPEG 2000 as far as they may lose: not every file says that it did
+LOSSY_SYNTAXES = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 53, 55, 81, 91))
 # values of ImageType beyond the second; of a projection the values are no HU of a slice
 LOCALIZERS = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW")
 PROJECTIONS = ("MIP", "MINIP", "MAXIMUM", "MINIMUM", "PROJECTION", "RENDERING", "VRT", "SSD", "CPR", "SCREEN")  # words
@@ -207,7 +209,7 @@ def _slices_of(dataset: Any, path: Path) -> list[SliceHeader]:
         body_part=_text(dataset, "BodyPartExamined").upper().replace(" ", "").replace("_", ""),
         tilt_degrees=_number(dataset, "GantryDetectorTilt"),
         padding=_padding(dataset),
-        lossy=_text(dataset, "LossyImageCompression") == "01",
+        lossy=_text(dataset, "LossyImageCompression") == "01" or _syntax(dataset) in LOSSY_SYNTAXES,
         has_lookup_table="ModalityLUTSequence" in dataset,
     )
     if not _no_ct_slice(common) and not (common.rows and common.columns):
@@ -258,6 +260,10 @@ def _placed(common: SliceHeader, position: Any, orientation: Any, measures: Any,
         rescale=None if slope is None or intercept is None or slope == 0 else (slope, intercept),
         rescale_type=_text(rescale, "RescaleType").upper(),
     )
+
+
+def _syntax(dataset: Any) -> str:
+    return _text(getattr(dataset, "file_meta", None) or {}, "TransferSyntaxUID")
 
 
 def _value(dataset: Any, name: str) -> Any:

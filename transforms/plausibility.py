@@ -17,6 +17,7 @@ from .tolerances import (
     MIN_CONTRAST,
     MIN_TISSUE,
     PADDING_HU,
+    PADDING_SPREAD_HU,
     RANGE_HU,
     TISSUE_HU,
 )
@@ -71,11 +72,12 @@ def _blank(slices: int) -> list[str]:
 
 
 def hu_of(hu: np.ndarray) -> np.ndarray:
-    """The values [k] that are no padding."""
+    """The values [k] that are no padding: none that is marked, none of one level below the range, however compressed."""
     known = hu[hu > PADDING_HU]
-    if known.size and known.min() < RANGE_HU[0]:
-        known = known[known > known.min()]
-    return known
+    low = known[known < RANGE_HU[0]]
+    if low.size and low.std() <= PADDING_SPREAD_HU:
+        return known[known >= RANGE_HU[0]]
+    return known if not low.size else known[known > known.min()]
 
 
 def check_grey(grey: np.ndarray) -> list[str]:

@@ -36,6 +36,7 @@ TRAILING_BYTES = 16  # that may follow the voxels in a file; more, and its heade
 
 # ---- HU
 PADDING_HU = -32768.0  # what stands in a slice for no pixel; the window makes it 0
+PADDING_SPREAD_HU = 40.0  # standard deviation up to which values below the range are one level of padding
 RANGE_HU = (-1300.0, 4000.0)  # beyond it are no tissue and no air
 MAX_OUT_OF_RANGE = 0.02  # share of the voxels; more is warned of
 MAX_FAR_OUT_OF_RANGE = 0.1  # and this is refused

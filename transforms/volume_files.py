@@ -12,7 +12,7 @@ import numpy as np
 from .geometry import RAS_OF_LPS, Turn, inclination, turn_to_lps
 from .scan import OpenScan, Refusal
 from .tolerances import MAX_OBLIQUE_DEGREES, MAX_TILT_DEGREES, OBLIQUE_DEGREES, TILT_DEGREES
-from .voxel_bytes import check_number, check_rest, check_voxel_bytes
+from .voxel_bytes import check_metaimage_header, check_number, check_rest, check_voxel_bytes
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -78,6 +78,8 @@ def open_itk(path: Path) -> OpenScan:
     """
     import SimpleITK as sitk
 
+    if path.name.lower().endswith((".mha", ".mhd")):
+        check_metaimage_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()

@@ -12,11 +12,15 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from .scan import Refusal
 from .tolerances import TRAILING_BYTES
 
 PIECE = 1 << 16  # a thousand times as much when it is unpacked, at most
 EITHER_HEADER = 47  # zlib's window bits: zlib or gzip, whichever it is
+# of MetaImage, in small letters
+PER_AXIS = ("elementspacing", "elementsize", "offset", "position", "origin", "centerofrotation")
+MATRICES = ("transformmatrix", "rotation", "orientation")
+LONGEST_NAME = 255
+LONGEST_HEADER = 1 << 16
 
 
 class VoxelBytes(NamedTuple):
@@ -27,6 +31,26 @@ class VoxelBytes(NamedTuple):
     packed: bool
 
 
+def check_metaimage_header(path: Path) -> None:
+    """Whether a MetaImage header says as much as it announces; where it does not, ITK can end the process.
+
+    Raises:
+        ValueError: it does not.
+    """
+    fields, _ = _metaimage_fields(path)
+    sizes = fields.get("dimsize", "").split()
+    if not sizes or not all(size.isdecimal() and int(size) for size in sizes):
+        raise ValueError("its header is damaged: DimSize")
+    counts = {"ndims": 1} | dict.fromkeys(PER_AXIS, len(sizes)) | dict.fromkeys(MATRICES, len(sizes) ** 2)
+    for name, count in counts.items():
+        if name in fields and len(fields[name].split()) != count:
+            raise ValueError(f"its header is damaged: {name}")
+    if fields.get("ndims") != str(len(sizes)):
+        raise ValueError("its header is damaged: NDims is not the number of sizes")
+    if not 0 < len(fields.get("elementdatafile", "")) <= LONGEST_NAME:
+        raise ValueError("its header is damaged: ElementDataFile")
+
+
 def check_voxel_bytes(path: Path, nbytes: int) -> None:
     """Whether an NRRD or MetaImage has the voxels that its header describes.
 
@@ -35,7 +59,7 @@ def check_voxel_bytes(path: Path, nbytes: int) -> None:
         nbytes: of the unpacked voxels.
 
     Raises:
-        Refusal: there are more or fewer, or their checksum is wrong.
+        ValueError: there are more or fewer, or their checksum is wrong.
     """
     found = (_of_nrrd if path.name.lower().endswith((".nrrd", ".nhdr")) else _of_metaimage)(path)
     if found is not None:
@@ -47,7 +71,7 @@ def check_rest(stream: gzip.GzipFile, nbytes: int) -> None:
 
     Raises:
         OSError, EOFError, zlib.error: the file is damaged.
-        Refusal: it holds more or less.
+        ValueError: it holds more or less.
     """
     while stream.read(PIECE):
         pass
@@ -55,9 +79,9 @@ def check_rest(stream: gzip.GzipFile, nbytes: int) -> None:
 
 
 def check_number(found: int, described: int) -> None:
-    """Refusal where the number of bytes found is not what the header describes."""
+    """ValueError where the number of bytes found is not what the header describes."""
     if not 0 <= found - described <= TRAILING_BYTES:
-        raise Refusal(f"holds {found} bytes of voxels, its header describes {described}")
+        raise ValueError(f"holds {found} bytes of voxels, its header describes {described}")
 
 
 def _unpacked(voxels: VoxelBytes) -> int:
@@ -70,16 +94,16 @@ def _unpacked(voxels: VoxelBytes) -> int:
             while not unpack.eof and (piece := file.read(PIECE)):
                 total += len(unpack.decompress(piece))
         except zlib.error as error:
-            raise Refusal("its voxels are damaged: their checksum is wrong, or they cannot be unpacked") from error
+            raise ValueError("its voxels are damaged: their checksum is wrong, or they cannot be unpacked") from error
     if not unpack.eof:
-        raise Refusal("its voxels end early")
+        raise ValueError("its voxels end early")
     return total
 
 
 def _of_nrrd(path: Path) -> VoxelBytes | None:
     fields: dict[str, str] = {}
     with path.open("rb") as file:
-        for line in iter(file.readline, b""):
+        while file.tell() < LONGEST_HEADER and (line := file.readline(LONGEST_HEADER)):
             text = line.decode("latin-1").rstrip("\r\n")
             if not text:
                 break
@@ -93,15 +117,20 @@ def _of_nrrd(path: Path) -> VoxelBytes | None:
     return _placed(path, fields.get("datafile"), offset, encoding != "raw")
 
 
-def _of_metaimage(path: Path) -> VoxelBytes | None:
+def _metaimage_fields(path: Path) -> tuple[dict[str, str], int]:
+    """Values by names in small letters, and the length of the header."""
     fields: dict[str, str] = {}
     with path.open("rb") as file:
-        for line in iter(file.readline, b""):
+        while file.tell() < LONGEST_HEADER and (line := file.readline(LONGEST_HEADER)):
             name, _, value = line.decode("latin-1").partition("=")
             fields[name.strip().lower()] = value.strip()
             if name.strip().lower() == "elementdatafile":
                 break
-        offset = file.tell()
+        return fields, file.tell()
+
+
+def _of_metaimage(path: Path) -> VoxelBytes | None:
+    fields, offset = _metaimage_fields(path)
     if fields.get("binarydata", "true").lower() not in ("true", "1") or fields.get("headersize", "0") != "0":
         return None
     packed = fields.get("compresseddata", "false").lower() in ("true", "1")
@@ -110,7 +139,7 @@ def _of_metaimage(path: Path) -> VoxelBytes | None:
     size = fields.get("compresseddatasize")
     # the reader takes that many bytes and keeps what it could unpack of them
     if found is not None and packed and size is not None and size != str(found.file.stat().st_size - found.offset):
-        raise Refusal("its CompressedDataSize is not the size of its voxels")
+        raise ValueError("its CompressedDataSize is not the size of its voxels")
     return found
 
 

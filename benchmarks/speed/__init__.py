@@ -1,0 +1,1 @@
+"""Speed and memory, measured against the published code and against what the machine can do; see ../run.py."""

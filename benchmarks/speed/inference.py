@@ -1,0 +1,291 @@
+"""Inference: the network alone in several runtimes with what they change, then whole scans against `evaluate.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+import time
+import warnings
+from argparse import Namespace
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import bundle
+from .harness import Options, Result, alternate, arithmetic_limits, in_process, peak_of, ratio_text, seconds_text
+from .published import PublishedCode
+from .scans import jpeg_scan
+from .step import flops
+
+FULL, SMALL = (64, 224), (8, 64)
+
+
+def openvino_network(net: nn.Module, example: Tensor, precision: str = "f32") -> Callable[[Tensor], Tensor]:
+    """The network in OpenVINO; ``precision`` f32 keeps float32, bf16 lets it compute in bfloat16."""
+    import openvino
+
+    model = openvino.convert_model(net.eval(), example_input=example, input=[tuple(example.shape)])
+    compiled = openvino.Core().compile_model(
+        model, "CPU", {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    )
+    return lambda x: torch.from_numpy(compiled(x.numpy())[0])
+
+
+def onnx_network(net: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
+    """The network in ONNX Runtime."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        path = Path(folder, "network.onnx")
+        torch.onnx.export(net.eval(), (example,), str(path), dynamo=True, external_data=False)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+def folded(net: nn.Module) -> nn.Module:
+    """The network with each batch normalisation folded into the convolution before it."""
+    from torch.fx.experimental.optimization import fuse
+
+    return fuse(net.eval())
+
+
+def autocast(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    def run(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return net(x)
+
+    return run
+
+
+def runtimes(x: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Name -> network, of those that this machine has."""
+    made: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+        "plain": lambda: bundle.network().eval(),
+        "channels_last_3d (default)": lambda: bundle.network(True).eval(),
+        "folded, channels_last_3d": lambda: folded(bundle.network()).to(memory_format=torch.channels_last_3d),
+        "bf16 autocast, channels_last_3d": lambda: autocast(bundle.network(True).eval()),
+        "OpenVINO float32": lambda: openvino_network(bundle.network(), x),
+        "OpenVINO bfloat16": lambda: openvino_network(bundle.network(), x, "bf16"),
+        "ONNX Runtime": lambda: onnx_network(bundle.network(), x),
+    }
+    found = {}
+    for name, build in made.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found[name] = build()
+        except ImportError:
+            continue
+    return found
+
+
+def measure(options: Options) -> Result:
+    result = Result("inference")
+    depth, side = SMALL if options.small else FULL
+    repeats = options.repeats or 3
+    torch.manual_seed(0)
+    x = torch.rand(1, 1, depth, side, side)
+    result.limits = arithmetic_limits()
+    operations = flops(bundle.network(True).eval(), x[:, :, : max(4, depth // 8)], backward=False)
+    operations *= depth / max(4, depth // 8)
+    networks = runtimes(x)
+    with torch.inference_mode():
+        logits = {name: network(x).float() for name, network in networks.items()}
+        if options.published:
+            code = PublishedCode(options.published)
+            theirs = code.network(bundle.network()).eval()
+            difference = float((theirs(x) - logits["plain"]).abs().max())
+            if difference > 1e-4:
+                raise AssertionError(f"the logits differ from the published network's by {difference:.1e}")
+            result.equal["logits"] = f"within {difference:.1e} of the published network's"
+            networks = {"published": theirs, **networks}
+            logits["published"] = theirs(x)
+        times = alternate({name: _call(network, x) for name, network in networks.items()}, repeats, warmup=0)
+    for name, timing in times.items():
+        kind = "bfloat16" if "bf" in name else "float32"
+        rate = operations / timing.median / 1e9
+        result.rows.append(
+            {
+                "network alone": name, "a scan": seconds_text(timing),
+                "times plain": ratio_text(timing.ratio_of(times["plain"])),
+                "GFLOP/s": f"{rate:.0f}",
+                "share of matmul rate": f"{rate / result.limits[f'matmul_{kind}_gflops']:.0%} ({kind})",
+                "largest change of a logit": f"{float((logits[name] - logits['plain']).abs().max()):.1e}",
+            }
+        )  # fmt: skip
+    default = times["channels_last_3d (default)"].ratio_of(times["plain"])[0]
+    result.target("inference, network alone, default", "1.35x plain", f"{default:.3g}x", default >= 1.35)
+    exact = {name: timing for name, timing in times.items() if name != "published" and "bf" not in name}
+    fastest = min(exact, key=lambda name: exact[name].median)
+    ratio = exact[fastest].ratio_of(times["plain"])[0]
+    share = operations / exact[fastest].median / 1e9 / result.limits["matmul_float32_gflops"]
+    result.target(
+        "inference, network alone, fastest float32 setting", ">= 85 % of GEMM, 1.7x plain",
+        f"{fastest}: {share:.0%}, {ratio:.3g}x", share >= 0.85 and ratio >= 1.7,
+    )  # fmt: skip
+    whole_scans(options, result)
+    memory(options, result)
+    result.notes.append(
+        f"One scan, 1 x {depth} x {side} x {side}, batch 1. bfloat16 rows are held against the bfloat16 rate. Logits "
+        "of "
+        f"the plain network are {', '.join(f'{value:.3g}' for value in logits['plain'][0].tolist())}."
+    )
+    return result
+
+
+def _call(network: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Any]:
+    def run() -> None:
+        network(x)
+
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# whole scans
+# ---------------------------------------------------------------------------------------------------------------------
+def whole_scans(options: Options, result: Result) -> None:
+    """JPEG scans in, answers out: `inference.yaml` against `evaluate.py`, each in its own process."""
+    slices, size, number = (12, 64, 2) if options.small else (300, 512, 2)
+    folder = options.scratch / f"inference_{slices}_{size}"
+    cells = [("adenocarcinoma", "male"), ("normal", "female")][:number]
+    for label, sex in cells:
+        link = folder / "Val" / label / sex / "scan"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            os.symlink(jpeg_scan(options.scratch, slices, size), link)
+    sides = {"ours": ("answer", folder, options.scratch / "model.pt", options.small)}
+    bundle.checkpoint(options.scratch / "model.pt", bundle.network())
+    if options.published:
+        sides["published"] = ("answer_published", folder, options.published, options.small)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    for _ in range(1 if options.small else 2):
+        for name, (function, *args) in sides.items():
+            found[name].append(in_process("inference", function, *map(str, args[:2]), args[2]))
+    for name, runs in found.items():
+        seconds = min(run["seconds"] for run in runs)
+        result.extra[f"end_to_end_{name}"] = runs
+        result.notes.append(
+            f"End to end, {number} JPEG scans of {slices} slices, {name}: {seconds:.3g} s "
+            f"(peak memory {min(run['peak'] for run in runs) / 1e9:.2f} GB in the process that computes)."
+        )
+    if "published" in found:
+        ratio = min(run["seconds"] for run in found["published"]) / min(run["seconds"] for run in found["ours"])
+        difference = max(
+            abs(a - b)
+            for a, b in zip(*(chain(*found[side][0]["probabilities"]) for side in ("ours", "published")), strict=True)
+        )  # fmt: skip
+        result.equal["probabilities end to end"] = f"within {difference:.1e}"
+        result.target("inference on JPEG scans end to end", "1.3x published evaluate", f"{ratio:.3g}x", ratio >= 1.3)
+
+
+def answer(folder: str, checkpoint: str, small: bool) -> dict[str, Any]:
+    """inference.yaml on a folder; seconds from the first scan's reading to the last answer."""
+    with tempfile.TemporaryDirectory() as out:
+        workflow = bundle.run_config("inference.yaml", scans=folder, output_dir=out, checkpoint=checkpoint)
+        workflow.initialize()
+        probabilities: list[list[float]] = []
+        evaluator = workflow.parser.get_parsed_content("evaluator")
+        from ignite.engine import Events
+
+        evaluator.add_event_handler(
+            Events.ITERATION_COMPLETED,
+            lambda engine: probabilities.extend(_softmax(engine.state.output)),
+        )
+        found = peak_of(workflow.run)
+    return {**found, "probabilities": probabilities}
+
+
+def _softmax(output: Any) -> list[list[float]]:
+    rows = output["pred"] if isinstance(output, dict) else torch.stack([item["pred"] for item in output])
+    return torch.softmax(rows.float(), dim=1).tolist()
+
+
+def answer_published(folder: str, published: str, small: bool) -> dict[str, Any]:
+    """evaluate.py on the same scans."""
+    code = PublishedCode(Path(published))
+    script = code.evaluate
+    probabilities: list[list[float]] = []
+    softmax = torch.softmax
+
+    def watched(outputs: Tensor, dim: int) -> Tensor:
+        probabilities.extend(softmax(outputs.float(), dim=dim).tolist())
+        return softmax(outputs, dim=dim)
+
+    with tempfile.TemporaryDirectory() as out, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint = Path(out, "model.pth")
+        torch.save(code.network(bundle.network()).state_dict(), checkpoint)
+        # what it reports needs scans of every class and draws pictures; answering is what is timed
+        script.classification_report = script.f1_score = script.confusion_matrix = _done
+        torch.softmax = watched
+        try:
+            start = time.perf_counter()
+            with contextlib.suppress(_Done), contextlib.redirect_stdout(io.StringIO()):
+                found = peak_of(lambda: _evaluate(script, folder, checkpoint, out))
+            seconds = time.perf_counter() - start
+        finally:
+            torch.softmax = softmax
+    return {**found, "seconds": seconds, "probabilities": probabilities}
+
+
+class _Done(Exception):
+    """All scans are answered."""
+
+
+def _done(*args: Any, **kwargs: Any) -> Any:
+    raise _Done
+
+
+def _evaluate(script: Any, folder: str, checkpoint: Path, out: str) -> None:
+    with contextlib.suppress(_Done):
+        script.evaluate(Namespace(data_dir=folder, checkpoint=str(checkpoint), output_dir=out, batch_size=2))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# memory
+# ---------------------------------------------------------------------------------------------------------------------
+def memory(options: Options, result: Result) -> None:
+    """Peak memory of reading a scan of 700 slices, above what the process held before, in processes of their own."""
+    folder = jpeg_scan(options.scratch, 40 if options.small else 700, 128 if options.small else 512)
+    ours = in_process("inference", "read_ours", str(folder))
+    result.extra["memory_ours"] = ours
+    measured, met = f"{ours['above'] / 1e6:.0f} MB", None
+    if options.published:
+        theirs = in_process("inference", "read_published", str(folder), str(options.published))
+        result.extra["memory_published"] = theirs
+        measured += f" against {theirs['above'] / 1e6:.0f} MB, 1/{theirs['above'] / ours['above']:.1f}"
+        met = ours["above"] * 5 <= theirs["above"]
+    result.target("peak memory of reading 700 slices", "1/5 of published", measured, met)
+
+
+def read_ours(folder: str) -> dict[str, float]:
+    preprocessing = bundle.parts("preprocessing", config="inference.yaml", checkpoints=[], model=_model())[0]
+    preprocessing({"image": str(jpeg_warm(folder))})
+    return peak_of(lambda: preprocessing({"image": folder}))
+
+
+def _model() -> dict[str, Any]:
+    import yaml
+
+    config = yaml.safe_load((bundle.CONFIGS / "train.yaml").read_text())
+    return {
+        key: config[key] for key in ("class_names", "window", "trim_fraction", "num_slices", "image_size", "crop_size")
+    }
+
+
+def jpeg_warm(folder: str) -> Path:
+    """A short scan, so that libraries are loaded before anything is measured."""
+    return jpeg_scan(Path(folder).parent, 12, 64)
+
+
+def read_published(folder: str, published: str) -> dict[str, float]:
+    code = PublishedCode(Path(published))
+    code.scans([jpeg_warm(folder)])[0]
+    return peak_of(lambda: code.scans([Path(folder)])[0])

@@ -72,7 +72,7 @@ def _blank(slices: int) -> list[str]:
 
 
 def hu_of(hu: np.ndarray) -> np.ndarray:
-    """The values [k] that are no padding: none that is marked, none of one level below the range, however compressed."""
+    """The values [k] that are no padding: none that is marked, none of one level below the range, blurred or not."""
     known = hu[hu > PADDING_HU]
     low = known[known < RANGE_HU[0]]
     if low.size and low.std() <= PADDING_SPREAD_HU:

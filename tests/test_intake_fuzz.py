@@ -255,6 +255,8 @@ def test_compressed_pixels_cut_anywhere(packed: dict[str, Path], syntax: str) ->
     @example(where=0.999)
     def damage(where: float | int) -> None:
         left = cut(frame, where) or b"\0"
+        if syntax == "RLELossless" and len(frame) - len(left) < 2:
+            return  # it has no mark of its end: one byte less is filled up by the padding
         left += bytes(len(left) % 2)
         assume(len(left) < len(frame))  # else padding has made a changed byte of it, and RLE has no sum to tell
         dataset.PixelData = encapsulate([left])

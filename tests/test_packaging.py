@@ -26,7 +26,7 @@ DISTRIBUTIONS = {
 # imported by packages that a requirement brings along and re-exports
 PART_OF = {"fire": "monai", "markupsafe": "jinja2", "packaging": "pytest"}
 # imported by a requirement that does not bring it along, when it is asked for
-ASKED_FOR = {"psutil"}  # MLflow, to log the machine's load
+ASKED_FOR = {"psutil", "pyjpegls"}  # MLflow, to log the machine's load; pydicom, to decode JPEG-LS
 
 
 def canonical(name: str) -> str:

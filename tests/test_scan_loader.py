@@ -390,6 +390,7 @@ def test_a_process_that_ends_while_it_has_no_scan_is_replaced() -> None:
 
 def test_ctrl_c_ends_the_iteration_at_once() -> None:
     """The fixture sees to the processes."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     batches = iter(loader(["ok-0", "hang-", "hang-"], batch_size=1))
     next(batches)
@@ -397,6 +398,7 @@ def test_ctrl_c_ends_the_iteration_at_once() -> None:
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         next(batches)
+    signal.signal(signal.SIGINT, before)
     assert time.monotonic() - begin < 10
 
 
@@ -424,7 +426,7 @@ def test_the_main_script_runs_again_only_where_the_transform_is_defined_in_it(
     folder = str(Path(__file__).parent)
     lines = ["import sys", f"open({str(runs)!r}, 'a').close()", f"sys.path.insert(0, {folder!r})"]
     script.write_text("\n".join([*lines, "from test_scan_loader import Local"]))
-    monkeypatch.setattr(main, "__file__", str(script))
+    monkeypatch.setattr(main, "__file__", str(script), raising=False)
     monkeypatch.setattr(main, "__spec__", None)
     if needed:
         monkeypatch.setattr(main, "Local", Local, raising=False)

@@ -78,13 +78,6 @@ def test_ratios_are_taken_side_by_side() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
-def test_the_peak_is_that_of_the_call() -> None:
-    held = np.ones(60_000_000, dtype=np.uint8)
-    found = harness.peak_of(lambda: np.ones(80_000_000, dtype=np.uint8).sum())
-    assert 75e6 < found["above"] < 110e6
-    assert found["peak"] > held.nbytes
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # the published side
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,11 +149,7 @@ def test_a_benchmark_ends_in_a_table_of_the_page(options: Any) -> None:
     found = docs.filled(page, docs.results(options.results))
     assert "exact, 1 thread" in found and "Not measured yet." in found and "stale" not in found
     assert docs.filled(found, docs.results(options.results)) == found
-    assert [line for line in found.splitlines() if line in ("above", "between", "below")] == [
-        "above",
-        "between",
-        "below",
-    ]
+    assert [line for line in found.splitlines() if line in ("above", "below")] == ["above", "below"]
 
 
 def test_what_a_gpu_measured_stands_for_what_a_cpu_could_not() -> None:

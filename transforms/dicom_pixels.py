@@ -16,6 +16,8 @@ from .scan import Refusal
 from .tolerances import AIR_BELOW_HU, PADDING_HU, RANGE_HU, TRAILING_BYTES
 
 SECOND_DECODER = "SimpleITK"
+JPEG_FAMILY = "1.2.840.10008.1.2.4."  # transfer syntaxes of JPEG, JPEG-LS and JPEG 2000
+END_OF_IMAGE = b"\xff\xd9"
 PIXEL_LAYOUT = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 HU_TYPES = ("", "HU", "US")  # of RescaleType; US = unspecified, which older scanners write of HU
 SPELLED_OUT = ("HOUNSFIELD", "HOUNDSFIELD")  # Houndsfield Unit, say reformats of GE
@@ -73,9 +75,19 @@ def read_hu(slices: Sequence[SliceHeader]) -> Iterator[tuple[np.ndarray, str]]:
 def _stored(dataset: Any, frame: int) -> tuple[np.ndarray, str]:
     from pydicom.pixels import pixel_array
 
-    if _is_decoded_by_pydicom(_transfer_syntax(dataset)):
+    syntax = _transfer_syntax(dataset)
+    # of a stream that ends early CharLS makes many seconds of work
+    if syntax.startswith(JPEG_FAMILY) and END_OF_IMAGE not in _codestream(dataset, frame)[-TRAILING_BYTES:]:
+        raise Refusal("its compressed pixels end early")
+    if _is_decoded_by_pydicom(syntax):
         return pixel_array(dataset, index=frame), "pydicom"
     return _decoded_by_itk(dataset, frame), SECOND_DECODER
+
+
+def _codestream(dataset: Any, frame: int) -> bytes:
+    from pydicom.encaps import get_frame
+
+    return get_frame(dataset.PixelData, frame, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
 
 
 def _hu(header: SliceHeader, stored: np.ndarray) -> np.ndarray:
@@ -150,7 +162,7 @@ def _decoded_by_itk(dataset: Any, frame: int) -> np.ndarray:
     import SimpleITK as sitk
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
-    from pydicom.encaps import encapsulate, get_frame
+    from pydicom.encaps import encapsulate
     from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
     bare = Dataset()
@@ -158,8 +170,7 @@ def _decoded_by_itk(dataset: Any, frame: int) -> np.ndarray:
         setattr(bare, name, dataset[name].value)
     bare.SOPClassUID, bare.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
     bare.PhotometricInterpretation, bare.SamplesPerPixel = "MONOCHROME2", 1
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    bare.PixelData = encapsulate([get_frame(dataset.PixelData, frame, number_of_frames=frames)])
+    bare.PixelData = encapsulate([_codestream(dataset, frame)])
     bare["PixelData"].VR = "OB"
     bare.file_meta = FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID

@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from .scan import Refusal
 from .tolerances import TRAILING_BYTES
 
 PIECE = 1 << 16  # a thousand times as much when it is unpacked, at most
@@ -104,6 +105,7 @@ def _of_nrrd(path: Path) -> VoxelBytes | None:
     fields: dict[str, str] = {}
     with path.open("rb") as file:
         while file.tell() < LONGEST_HEADER and (line := file.readline(LONGEST_HEADER)):
+            _check_text(line)
             text = line.decode("latin-1").rstrip("\r\n")
             if not text:
                 break
@@ -122,6 +124,7 @@ def _metaimage_fields(path: Path) -> tuple[dict[str, str], int]:
     fields: dict[str, str] = {}
     with path.open("rb") as file:
         while file.tell() < LONGEST_HEADER and (line := file.readline(LONGEST_HEADER)):
+            _check_text(line)
             name, _, value = line.decode("latin-1").partition("=")
             fields[name.strip().lower()] = value.strip()
             if name.strip().lower() == "elementdatafile":
@@ -141,6 +144,12 @@ def _of_metaimage(path: Path) -> VoxelBytes | None:
     if found is not None and packed and size is not None and size != str(found.file.stat().st_size - found.offset):
         raise ValueError("its CompressedDataSize is not the size of its voxels")
     return found
+
+
+def _check_text(line: bytes) -> None:
+    """Refusal where a header's line holds what no text does: readers stop at it and go on with what they have."""
+    if b"\0" in line:
+        raise Refusal("its header is damaged")
 
 
 def _placed(path: Path, data: str | None, offset: int, packed: bool) -> VoxelBytes | None:

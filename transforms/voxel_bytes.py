@@ -139,10 +139,11 @@ def _of_metaimage(path: Path) -> VoxelBytes | None:
     packed = fields.get("compresseddata", "false").lower() in ("true", "1")
     data = fields.get("elementdatafile")
     found = _placed(path, None if data and data.lower() == "local" else data, offset, packed)
-    size = fields.get("compresseddatasize")
-    # the reader takes that many bytes and keeps what it could unpack of them
-    if found is not None and packed and size is not None and size != str(found.file.stat().st_size - found.offset):
-        raise ValueError("its CompressedDataSize is not the size of its voxels")
+    # the reader takes that many bytes, keeps what it could unpack of them, and leaves the rest as memory happens to be
+    if found is not None and packed:
+        size = str(found.file.stat().st_size - found.offset)
+        if fields.get("compresseddatasize") != size:
+            raise ValueError("its CompressedDataSize is not the size of its voxels")
     return found
 
 

@@ -17,7 +17,8 @@ LINE = re.compile(r"import time:\s+(\d+) \|\s+(\d+) \| ( *)(\S+)")
 # loaded only where they are used; what a command has no use for must not be here
 HEAVY = (
     "mlflow", "matplotlib", "sklearn", "statsmodels", "SimpleITK", "highdicom", "fairlearn", "pandas", "scipy", "itk",
-    "ray", "onnx", "onnxruntime", "openvino", "nibabel", "pydicom", "sqlalchemy", "torchvision", "monai", "torch",
+    "ray", "onnx", "onnxruntime", "openvino", "nibabel", "pydicom",
+    "sqlalchemy", "torchvision", "monai", "torch",
     "ignite", "rich",
 )  # fmt: skip
 

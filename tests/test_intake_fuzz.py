@@ -344,14 +344,16 @@ def test_a_volume_cut_anywhere(files: dict[str, tuple[Path, bytes]], kind: str) 
 def test_bytes_of_a_packed_volume(files: dict[str, tuple[Path, bytes]], kind: str) -> None:
     """Also where the slices that are taken lie before the damage."""
     path, data = files[kind]
-    begin = 20 if kind == "nii.gz" else text_header(data)
+    begin = 0 if kind == "nii.gz" else text_header(data)
+    right = whole_volume()
 
     @few(30)
     @given(share=SHARES, bit=st.integers(0, 7))
     def damage(share: float, bit: int) -> None:
         place = begin + int(share * (len(data) - begin))
         path.write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
-        assert read(path)[0] is None
+        found = read(path)[0]
+        assert found is None or equal(found, right)  # such as of the time in the head of a gzip stream
 
     damage()
 

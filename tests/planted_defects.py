@@ -407,6 +407,12 @@ def prone(dataset: Any, index: int) -> None:
     dataset.PatientPosition = "HFP"
 
 
+def from_behind(dataset: Any, index: int) -> None:
+    """Rows from posterior to anterior: the planes' normal points down."""
+    x, y, z = dataset.ImagePositionPatient
+    turned(dataset, dataset.pixel_array[::-1], [1, 0, 0, 0, -1, 0], [x, -y, z])
+
+
 def decubitus(dataset: Any, index: int) -> None:
     x, y, z = dataset.ImagePositionPatient
     turned(dataset, dataset.pixel_array.T[::-1], [0, 1, 0, -1, 0, 0], [-x, y, z])
@@ -821,6 +827,12 @@ def written(name: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content) and None
 
 
+def changed_png(folder: Path) -> None:
+    content = (folder / "20.png").read_bytes()
+    place = int(0.9 * len(content))
+    (folder / "20.png").write_bytes(content[:place] + b"\0" + content[place + 1 :])
+
+
 def truncated_jpeg(folder: Path) -> None:
     from PIL import Image
 
@@ -889,6 +901,8 @@ DEFECTS: dict[str, list[Defect]] = {
         warned("a CT of another study of the patient", OTHER_STUDY, "several_series", "several_studies",
                note="the lower number"),
         refused("a CT of another patient", OTHER_PATIENT, "holds CTs of 2 patients"),
+        refused("slices of another patient between, the same UIDs", doubled(higher, range(40), PatientID="another"),
+                "holds CTs of 2 patients"),
         unchanged("DICOMDIR", dicomdir),
         unchanged("text, PDF, system files", texts),
         unchanged("hidden `._` files", resource_forks),
@@ -963,6 +977,7 @@ DEFECTS: dict[str, list[Defect]] = {
         refused("table drift of 60 mm", moved(lambda index: (60 * np.sin(np.pi * index / 39), 0, 0)),
                 "slices are shifted against each other by up to"),
         unchanged("prone, the planes turned", edited(prone)),
+        unchanged("rows from behind to front", edited(from_behind)),
         unchanged("feet first", with_values(PatientPosition="FFS")),
         unchanged("decubitus, the planes turned by 90 degrees", edited(decubitus)),
         warned("planes 10 degrees from axial", edited(oblique(10)), "oblique"),
@@ -1105,6 +1120,11 @@ DEFECTS: dict[str, list[Defect]] = {
         refused("MHA, compressed, fewer bytes said",
                 itk("scan.mha", replaced(rb"DataSize = 1", rb"DataSize = "), pack=True),
                 "its CompressedDataSize is not the size"),
+        refused("MHA, compressed, no bytes said",
+                itk("scan.mha", replaced(rb"CompressedDataSize", rb"Other"), pack=True),
+                "its CompressedDataSize is not the size"),
+        refused("MHA, more dimensions than sizes", itk("scan.mha", replaced(rb"NDims = 3", rb"NDims = 8")),
+                "NDims is not the number of sizes"),
         refused("MHA, fewer rows said", itk("scan.mha", replaced(rb"DimSize = 48 48", rb"DimSize = 48 40")),
                 "holds 184320 bytes of voxels, its header describes 153600"),
         refused("MHA, the other byte order said", itk("scan.mha", replaced(rb"MSB = False", rb"MSB = True")),
@@ -1131,6 +1151,7 @@ DEFECTS: dict[str, list[Defect]] = {
         warned("marks in colour", slices(change=with_marks), "colour", volume=lambda hu: marked(grey_volume(hu)),
                note="with the marks"),
         refused("a JPEG cut short", slices(after=truncated_jpeg), "20.jpg: cannot be decoded"),
+        refused("a PNG, a byte changed", slices(after=changed_png), "20.png: cannot be decoded"),
         refused("an empty file", slices(after=written("20.png", b"")), "20.png: cannot be decoded"),
         refused("a text named .jpg", slices(after=written("20.jpg", b"no picture")), "20.jpg: cannot be decoded"),
         refused("16 bits", slices(change=lambda image, index: picture(np.asarray(image).astype(np.uint16) * 200)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,16 @@ def test_two_defects(pair: tuple[str, str], copy: Callable[[], Path]) -> None:
 def test_rows_are_of_different_kinds() -> None:
     assert len({defect.what for _, defect in ROWS}) == len(ROWS)
     assert len(ROWS) >= 45
+
+
+def test_every_warning_is_drawn_and_documented() -> None:
+    root = Path(__file__).parents[1]
+    told = {
+        code for file in (root / "transforms").glob("*.py") for code in re.findall(r'f?"([a-z_]+): ', file.read_text())
+    }
+    assert "missing_slices" in told
+    assert told - {code for _, defect in ROWS for code in defect.says} == set()
+    assert [code for code in sorted(told) if f"`{code}`" not in (root / "docs" / "intake.md").read_text()] == []
 
 
 def test_the_documentation_has_this_table() -> None:

@@ -131,7 +131,7 @@ def _decoded(file: Path, size: int | None, draft: bool) -> _Slice:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(file) as image:
+        with _opened(file) as image:
             if image.mode not in EIGHT_BIT_MODES:
                 raise Refusal(f"{file.name}: slices must be 8-bit images, got mode {image.mode}")
             width, height = image.size
@@ -151,6 +151,18 @@ def _decoded(file: Path, size: int | None, draft: bool) -> _Slice:
     resized = grey if size is None or grey.size == (size, size) else grey.resize((size, size))
     shape = (width, height) if orientation in EXIF_ON_ITS_SIDE else (height, width)
     return _Slice(np.asarray(resized), shape, turned, coloured)
+
+
+def _opened(file: Path) -> Any:
+    """A Pillow image; of a PNG, whose checksums Pillow passes over when it decodes, after a look at them."""
+    from PIL import Image
+
+    image = Image.open(file)
+    if image.format != "PNG":
+        return image
+    with image:
+        image.verify()
+    return Image.open(file)
 
 
 def _is_coloured(image: Any) -> bool:

@@ -172,11 +172,9 @@ def check(
     from .errors import user_error
 
     configs = [str(bundle_root / "configs" / name) for name in ("inference.yaml", "check.yaml")]
+    given = {"min_slices": min_slices, "num_workers": workers}
     settings: dict[str, Any] = {"scans": scans, "output_dir": str(output), "bundle_root": str(bundle_root)}
-    settings |= {"all_series": all_series}
-    settings |= {
-        name: value for name, value in (("min_slices", min_slices), ("num_workers", workers)) if value is not None
-    }
+    settings |= {"all_series": all_series, **{name: value for name, value in given.items() if value is not None}}
     try:
         for config in configs:
             if not Path(config).is_file():

@@ -9,7 +9,6 @@ import os
 import re
 import threading
 import types
-from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -176,10 +175,12 @@ class ScanDataset(Dataset):
             self.cached.fingerprints[index] = attempt.fingerprint
             size += attempt.size
         if intake and records and is_primary():
-            from .intake_report import write_intake
+            from .intake_report import warning_counts, write_intake
 
             write_intake(records, Path(intake))
-            _tell_warnings(records, intake)
+            if counts := warning_counts(records):
+                told = ", ".join(f"{count} {code}" for code, count in counts.items())
+                logger.warning("of %d scans read: %s (%s)", len(records), told, intake)
         if failed:
             raise UnreadableScansError(f"{len(failed)} of {len(self)} scans cannot be read:\n  " + "\n  ".join(failed))
         if is_first_here():
@@ -243,14 +244,6 @@ def without_paths(item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
     if "intake" not in item:
         return dict(item)
     return {**item, "intake": {**item["intake"], "files": []}}
-
-
-def _tell_warnings(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """One line with how many scans have each warning."""
-    counts = Counter(warning.partition(":")[0] for record in records for warning in record["warnings"])
-    if counts:
-        told = ", ".join(f"{count} {code}" for code, count in counts.most_common())
-        logger.warning("of %d scans read: %s (%s)", len(records), told, path)
 
 
 def failure_reason(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from .cnn_rnn import slice_counts
 from .document import Document, Paragraph, Picture, Pictures, Section, Table, render_html
 from .overlay import ScanPaths, scan_facts, spacing_text
-from .predictions import EXIT_SOME_FAILED, SEPARATOR, TEXT, replace_durably
+from .predictions import EXIT_SOME_FAILED, SEPARATOR, encoded, replace_durably
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -87,8 +87,8 @@ def write_intake(records: Sequence[Mapping[str, Any]], path: str | Path) -> None
     writer.writerows(map(_row, records))
     kept = [{name: value for name, value in record.items() if name != "files"} for record in records]
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in kept)
-    replace_durably(path, _encoded(text.getvalue()))
-    replace_durably(path.with_suffix(".json"), _encoded(f"[\n{lines}\n]\n"))
+    replace_durably(path, encoded(text.getvalue()))
+    replace_durably(path.with_suffix(".json"), encoded(f"[\n{lines}\n]\n"))
 
 
 def _row(record: Mapping[str, Any]) -> list[Any]:
@@ -102,10 +102,6 @@ def _row(record: Mapping[str, Any]) -> list[Any]:
     ):
         values |= dict.fromkeys(names) if record[key] is None else dict(zip(names, record[key], strict=True))
     return [values[name] for name in COLUMNS]  # csv writes None as an empty cell
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode(TEXT["encoding"], TEXT["errors"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -291,7 +287,7 @@ class IntakeCollector:
         """Write the tables and the page; returns the path of the page."""
         write_intake(self.records, self.output_dir / TABLE)
         page = self.output_dir / PAGE
-        replace_durably(page, _encoded(render_html(intake_document(self.records, self._pictures, self.page_pictures))))
+        replace_durably(page, encoded(render_html(intake_document(self.records, self._pictures, self.page_pictures))))
         return page
 
 

@@ -206,14 +206,15 @@ def replace_durably(path: Path, content: bytes) -> None:
     part.replace(path)
 
 
-def _encoded(text: str) -> bytes:
+def encoded(text: str) -> bytes:
+    """Text as all tables have it: a name that is not Unicode stays told from others (:data:`TEXT`)."""
     return text.encode(TEXT["encoding"], TEXT["errors"])
 
 
 def _csv(rows: Iterable[Sequence[str]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
-    return _encoded(text.getvalue())
+    return encoded(text.getvalue())
 
 
 def _json_line(record: Mapping[str, Any]) -> bytes:

@@ -12,12 +12,11 @@ from monai.engines import SupervisedTrainer
 from monai.inferers import SimpleInferer
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from workflows import SMALL_NETWORK, Start, run
+from workflows import SMALL_NETWORK, Start, group_objectives, run
 
 from fairlung.pipeline.accumulation import MicroBatchInferer, in_micro_batches, whole_batch
-from fairlung.pipeline.aggregation import GroupDRO, HierarchicalCVaR
 from fairlung.pipeline.engine import GroupLoss, PrepareGroupBatch
-from fairlung.pipeline.losses import CrossEntropy, FairLACVaRLoss, TwoLevelLoss
+from fairlung.pipeline.losses import TwoLevelLoss
 
 COUNTS = [250, 84, 200, 200]
 SCANS = 7  # in micro-batches of 2, 2, 2 and 1
@@ -43,13 +42,7 @@ def images() -> Tensor:
 
 
 def objectives() -> dict[str, TwoLevelLoss]:
-    return {
-        "exact": FairLACVaRLoss(COUNTS, alpha=0.8),
-        "published": FairLACVaRLoss(COUNTS, alpha=0.8, gradient="published"),
-        "running": FairLACVaRLoss(COUNTS, alpha=0.8, estimator="running", num_groups=3),
-        "group DRO": TwoLevelLoss(CrossEntropy(), GroupDRO(num_groups=3, eta=0.5)),
-        "hierarchical": TwoLevelLoss(CrossEntropy(), HierarchicalCVaR(alpha=0.8, alpha_inner=0.6)),
-    }
+    return group_objectives(COUNTS, num_groups=3)
 
 
 def gradients(net: nn.Module) -> list[Tensor]:

@@ -12,7 +12,9 @@ import pytest
 from monai.bundle import ConfigWorkflow
 from monai.networks.nets import DenseNet
 
+from fairlung.pipeline.aggregation import GroupDRO, HierarchicalCVaR
 from fairlung.pipeline.errors import user_error
+from fairlung.pipeline.losses import CrossEntropy, FairLACVaRLoss, TwoLevelLoss
 
 SHRUNK = {"num_slices": 8, "image_size": 32, "crop_size": 24, "epochs": 2, "batch_size": 4, "num_workers": 0}
 # in place of 33 million parameters, where the network is not in question
@@ -70,3 +72,14 @@ def cause(workflow: ConfigWorkflow) -> BaseException:
     found = user_error(caught.value)
     assert found is not None, caught.value
     return found
+
+
+def group_objectives(counts: list[int], num_groups: int) -> dict[str, TwoLevelLoss]:
+    """One objective of each kind of aggregation, with settings under which all groups matter."""
+    return {
+        "exact": FairLACVaRLoss(counts, alpha=0.8),
+        "published": FairLACVaRLoss(counts, alpha=0.8, gradient="published"),
+        "running": FairLACVaRLoss(counts, alpha=0.8, estimator="running", num_groups=num_groups),
+        "group DRO": TwoLevelLoss(CrossEntropy(), GroupDRO(num_groups=num_groups, eta=0.5)),
+        "hierarchical": TwoLevelLoss(CrossEntropy(), HierarchicalCVaR(alpha=0.8, alpha_inner=0.6)),
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .dicom_series import SliceHeader
+from .dicom_series import SliceHeader, quiet_pydicom
 from .scan import Refusal
 from .tolerances import AIR_BELOW_HU, PADDING_HU, RANGE_HU, TRAILING_BYTES
 
@@ -59,8 +58,7 @@ def read_hu(slices: Sequence[SliceHeader]) -> Iterator[tuple[np.ndarray, str]]:
     path, dataset = None, None
     for header in slices:
         try:
-            with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-                warnings.simplefilter("ignore")
+            with quiet_pydicom():
                 if header.path != path:  # frames of one file follow each other: read it once
                     path, dataset = header.path, pydicom.dcmread(header.path, force=True)
                     _check_layout(dataset)
@@ -199,8 +197,7 @@ def _pixel_digest(header: SliceHeader) -> tuple[Any, ...]:
     import pydicom
 
     try:
-        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-            warnings.simplefilter("ignore")
+        with quiet_pydicom():
             dataset = pydicom.dcmread(header.path, force=True)
             if header.frame is not None:
                 return ("frame", str(header.path), header.frame)

@@ -7,10 +7,12 @@ SeriesInstanceUID, and by orientation, matrix and pixel spacing; they are ordere
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -168,6 +170,23 @@ def looks_like_dicom(path: Path) -> bool:
     return head[4:6] in VALUE_REPRESENTATIONS or int.from_bytes(head[4:8], "little") <= LONGEST_FIRST_ELEMENT
 
 
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Let pydicom take odd values as they are and say nothing: it quotes them, in a warning and again in its log. What
+    is made of a value tells of it."""
+    import pydicom
+
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def read_headers(path: Path) -> list[SliceHeader]:
     """The slices of a file: one, or one a frame.
 
@@ -177,8 +196,7 @@ def read_headers(path: Path) -> list[SliceHeader]:
     import pydicom
 
     try:
-        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-            warnings.simplefilter("ignore")  # odd values are told of by what is made of them
+        with quiet_pydicom():
             dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS, force=True)
             if not len(dataset):
                 raise Refusal("is no DICOM file")
@@ -370,8 +388,9 @@ def _order(number: int | None) -> tuple[bool, int]:
 def judged(headers: list[SliceHeader]) -> Series:
     """A series from the headers of its files: what it is, its largest stack, where that stack's slices lie."""
     found = len(headers)
-    skipped = Counter(filter(None, map(_no_ct_slice, headers)))
-    kept = [header for header in headers if not _no_ct_slice(header)]
+    reasons = list(map(_no_ct_slice, headers))
+    skipped = Counter(filter(None, reasons))
+    kept = [header for header, reason in zip(headers, reasons, strict=True) if not reason]
     if not kept:
         return Series(headers, found=found, problem=Skipped(skipped.most_common(1)[0][0]))
     series = Series(kept, found=found)

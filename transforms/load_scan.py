@@ -103,27 +103,14 @@ def _open_dicom(source: ScanSource, min_slices: int) -> OpenScan:
     else:
         chosen = choose([each for each in series if each.number == source.series], min_slices)
     told += [*chosen.warnings, *check_rescale(chosen.slices)]
-    others = [each for each in series if each.problem is None]
-    if source.series is None and len(others) > 1:
-        told.append(f"several_series: {choice(chosen, series)}")
-    if source.series is None and Path(source.path).is_dir() and pictures_beside(Path(source.path)):
-        told.append(f"pictures: {pictures_beside(Path(source.path))} pictures beside the DICOM files are not used")
+    chose = choice(chosen, series) if source.series is None else ""
+    if chose and sum(each.problem is None for each in series) > 1:
+        told.append(f"several_series: {chose}")
+    if source.series is None and (pictures := pictures_beside(Path(source.path))):
+        told.append(f"pictures: {pictures} pictures beside the DICOM files are not used")
     slices, first = chosen.slices, chosen.first
-    scan = OpenScan(
-        "dicom",
-        (len(slices), first.rows, first.columns),
-        None,
-        lambda indices: np.empty(0),
-        slices_found=chosen.found,
-        warnings=told,
-        series=choice(chosen, series) if source.series is None else "",
-        tilt_degrees=chosen.tilt_degrees,
-        file_of=[header.path for header in slices],
-    )
-    turn = None
-    if chosen.affine is not None:
-        turn = turn_to_lps(chosen.affine, (first.columns, first.rows, len(slices)))
-        scan.shape, scan.affine, scan.orientation = turn.shape, turn.affine, turn.orientation
+    stored = first.columns, first.rows, len(slices)
+    turn = None if chosen.affine is None else turn_to_lps(chosen.affine, stored)
 
     def read(indices: Sequence[int]) -> np.ndarray:
         planes = np.empty((len(indices), *scan.shape[1:]), dtype=np.float32)
@@ -134,7 +121,18 @@ def _open_dicom(source: ScanSource, min_slices: int) -> OpenScan:
         scan.decoder = ", ".join(sorted(decoders))
         return planes
 
-    scan.read = read
+    scan = OpenScan(
+        "dicom",
+        stored[::-1] if turn is None else turn.shape,
+        None if turn is None else turn.affine,
+        read,
+        orientation="" if turn is None else turn.orientation,
+        slices_found=chosen.found,
+        warnings=told,
+        series=chose,
+        tilt_degrees=chosen.tilt_degrees,
+        file_of=[header.path for header in slices],
+    )
     return scan
 
 

@@ -28,11 +28,13 @@ MODEL_SETTINGS = (
     "trim_fraction",
     "num_slices",
     "image_size",
+    "fast_decode",
     "crop_size",
 )
 NETWORK = "network"  # saved beside them: the class of the network, which a config says with network_def
-FIRST_NETWORK = "R3D18Classifier"  # of checkpoints from before it was saved
-
+# of checkpoints from before these were saved
+FIRST_SETTINGS = {"age_bands": None, "fast_decode": False}
+FIRST_NETWORK = "R3D18Classifier"
 
 _OTHER_NETWORK = (
     "\nevaluate it with the configs of its own network, such as ['train.yaml','systems/cnn_rnn.yaml','evaluate.yaml']; "
@@ -62,7 +64,7 @@ class ModelSettings:
         return dict(self.settings)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        state = {NETWORK: FIRST_NETWORK, **state}
+        state = {**FIRST_SETTINGS, NETWORK: FIRST_NETWORK, **state}
         differing = [
             f"{name}: checkpoint {state.get(name)!r}, run {value!r}"
             for name, value in self.settings.items()
@@ -111,7 +113,7 @@ def model_settings(checkpoint: str | Path, train_config: str | Path) -> dict[str
         raise CheckpointError(
             f"{checkpoint} is not a checkpoint of this bundle: it holds no 'model' with its 'settings'"
         )
-    return {"age_bands": None, **content["settings"]}  # checkpoints of the first version knew no age bands
+    return {**FIRST_SETTINGS, **content["settings"]}
 
 
 def resume_point(output_dir: str | Path) -> Path:

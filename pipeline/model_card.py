@@ -32,6 +32,7 @@ PREPROCESSING = {
     "trim_fraction": "share of slices dropped at each end",
     "num_slices": "slices",
     "image_size": "size of a slice",
+    "fast_decode": "JPEG slices shrunk while decoded",
     "crop_size": "size of the crop",
 }
 

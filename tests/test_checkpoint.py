@@ -31,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "trim_fraction": 0.1,
     "num_slices": 64,
     "image_size": 256,
+    "fast_decode": False,
     "crop_size": 224,
     "network": "R3D18Classifier",
 }
@@ -67,6 +68,7 @@ def test_a_tuple_is_a_list() -> None:
         ("trim_fraction", 0.2),
         ("num_slices", 32),
         ("image_size", 128),
+        ("fast_decode", True),
         ("crop_size", 112),
         ("network", "CNNRNNClassifier"),
     ],
@@ -117,10 +119,11 @@ def test_settings_come_from_the_checkpoint(checkpoint: Path, bundle_dir: Path, t
     assert model_settings(str(checkpoint), tmp_path / "is not read.yaml") == other
 
 
-def test_a_checkpoint_of_before_age_bands_has_none(checkpoint: Path, bundle_dir: Path) -> None:
-    older = {name: value for name, value in SETTINGS.items() if name != "age_bands"}
+@pytest.mark.parametrize("later", ["age_bands", "fast_decode", "network"])
+def test_a_checkpoint_of_before_a_setting_has_its_first_value(checkpoint: Path, bundle_dir: Path, later: str) -> None:
+    older = {name: value for name, value in SETTINGS.items() if name != later}
     torch.save({"model": {}, "settings": older}, checkpoint)
-    assert model_settings(checkpoint, bundle_dir / "configs/train.yaml") == SETTINGS
+    assert model_settings(checkpoint, bundle_dir / "configs/train.yaml") | {"network": SETTINGS["network"]} == SETTINGS
     ModelSettings(**SETTINGS).load_state_dict(older)
 
 

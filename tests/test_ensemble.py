@@ -42,6 +42,7 @@ SETTINGS: dict[str, Any] = {
     "trim_fraction": 0.1,
     "num_slices": SHRUNK["num_slices"],
     "image_size": SHRUNK["image_size"],
+    "fast_decode": False,
     "crop_size": SHRUNK["crop_size"],
     "network": "R3D18Classifier",
 }
@@ -54,6 +55,7 @@ OTHER: dict[str, Any] = {
     "trim_fraction": 0.2,
     "num_slices": 16,
     "image_size": 64,
+    "fast_decode": True,
     "crop_size": 56,
     "network": "CNNRNNClassifier",
 }

@@ -28,7 +28,7 @@ from fairlung.pipeline.scan_writers import write_dicom_series, write_nifti
 
 NAME, PATIENT = "SECRET^PATIENT", "SECRET-ID-77"
 SETTINGS = {"class_names": CLASSES, "group_by": "sex", "group_names": ["male", "female"], "age_bands": None}
-SETTINGS |= {"window": [-1350, 150], "trim_fraction": 0.1}
+SETTINGS |= {"window": [-1350, 150], "trim_fraction": 0.1, "fast_decode": False}
 SETTINGS |= {name: SHRUNK[name] for name in ("num_slices", "image_size", "crop_size")}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -190,14 +191,14 @@ def test_a_messy_tree(clean: Path, tmp_path: Path) -> None:
 def test_a_folder_that_nobody_may_list(clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(clean, tmp_path / "a")
     (tmp_path / "locked").mkdir()
-    listed = Path.iterdir
+    listed = os.scandir
 
-    def iterdir(folder: Path) -> Any:
-        if folder.name == "locked":
+    def scandir(folder: Any = ".") -> Any:
+        if Path(folder).name == "locked":
             raise PermissionError(13, "Permission denied")
         return listed(folder)
 
-    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(os, "scandir", scandir)
     found = find_scans(tmp_path)
     assert [item["scan"] for item in found] == ["a", "locked"]
     assert answer(found[0]["image"])[0] is not None

@@ -112,12 +112,12 @@ def test_threads_change_nothing(tmp_path: Path, threads: None) -> None:
             read(folder)
 
 
-def test_draft_decoding_is_near_and_only_where_slices_are_large_enough(tmp_path: Path) -> None:
+def test_fast_decoding_is_near_and_only_where_slices_are_large_enough(tmp_path: Path) -> None:
     folder = jpegs(tmp_path / "scan", 10)
     indices = list(range(10))
     for size, same in ((32, False), (48, True)):  # 64 is twice 32, and less than twice 48
         exact = slice_folder.open_slices(folder, size).read(indices).astype(int)
-        opened = slice_folder.open_slices(folder, size, draft=True)
+        opened = slice_folder.open_slices(folder, size, fast_decode=True)
         difference = np.abs(opened.read(indices).astype(int) - exact)
         assert opened.shape == (10, 64, 64)
         assert (difference.max() == 0) == same

@@ -80,8 +80,11 @@ def hu_of(hu: np.ndarray) -> np.ndarray:
     return known if not low.size else known[known > known.min()]
 
 
-def check_grey(grey: np.ndarray) -> list[str]:
+def check_grey(counts: np.ndarray) -> list[str]:
     """Whether 8-bit slices show anything.
+
+    Args:
+        counts: [n, 256], see :func:`grey_counts`.
 
     Returns:
         warnings.
@@ -89,7 +92,6 @@ def check_grey(grey: np.ndarray) -> list[str]:
     Raises:
         Refusal: they are all but one grey.
     """
-    counts = grey_counts(thinned(grey))
     low, high = grey_percentiles(counts.sum(axis=0), [1, 99])
     if high - low < MIN_CONTRAST:
         raise Refusal(f"its slices are all but one grey (levels {low:g} to {high:g})")
@@ -98,8 +100,8 @@ def check_grey(grey: np.ndarray) -> list[str]:
 
 
 def grey_counts(grey: np.ndarray) -> np.ndarray:
-    """[n, 256] pixels of each level in each of n 8-bit slices [n, H, W]."""
-    return np.stack([np.bincount(plane.ravel(), minlength=256) for plane in grey])
+    """[n, 256] pixels of each level in each of n 8-bit slices [n, H, W], of the pixels that checks look at."""
+    return np.stack([np.bincount(plane.ravel(), minlength=256) for plane in thinned(grey)])
 
 
 def grey_percentiles(counts: np.ndarray, percents: Sequence[float]) -> np.ndarray:
@@ -121,7 +123,6 @@ def lung_shares(air: np.ndarray) -> tuple[float, float]:
     Args:
         air: [n, H, W] bool, W from right to left.
     """
-    air = thinned(air)
     inside = np.zeros_like(air)
     size = 0
     left, right = air.shape[2], 0
@@ -130,9 +131,11 @@ def lung_shares(air: np.ndarray) -> tuple[float, float]:
         if not count:
             continue
         body = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
-        corners = np.zeros_like(body)
-        corners[[0, 0, -1, -1], [0, -1, 0, -1]] = True
-        outside = ndimage.binary_propagation(corners & ~body, mask=~body)
+        around, regions = ndimage.label(~body)
+        reaches_corner = np.zeros(regions + 1, dtype=bool)
+        reaches_corner[around[[0, 0, -1, -1], [0, -1, 0, -1]]] = True
+        reaches_corner[0] = False  # the body
+        outside = reaches_corner[around]
         inside[k] = plane & ~body & ~outside
         size += int((~outside).sum())
         columns = np.flatnonzero(body.any(axis=0))
@@ -143,19 +146,29 @@ def lung_shares(air: np.ndarray) -> tuple[float, float]:
     return float(inside[..., :middle].sum() / size), float(inside[..., middle:].sum() / size)
 
 
-def check_chest(air: np.ndarray) -> list[str]:
-    """A warning where no two large regions of air are seen inside a body (:func:`lung_shares`)."""
-    if min(lung_shares(air[:: max(1, len(air) // CHEST_SLICES)])) >= LUNG_SHARE:
+def check_chest(volume: np.ndarray, air_below: float) -> list[str]:
+    """A warning where no two large regions of air are seen inside a body (:func:`lung_shares`).
+
+    Args:
+        volume: [n, H, W], W from right to left.
+        air_below: values below are air or lung.
+    """
+    seen = thinned(volume[:: max(1, len(volume) // CHEST_SLICES)])
+    if min(lung_shares(seen < air_below)) >= LUNG_SHARE:
         return []
     return ["no_chest: no two large regions of air inside a body are seen; is it a chest?"]
 
 
-def air_of_grey(grey: np.ndarray) -> np.ndarray:
-    """Air in 8-bit slices of unknown window: darker than Otsu's threshold of all of them."""
-    counts = grey_counts(thinned(grey)).sum(axis=0).astype(float)
+def air_of_grey(counts: np.ndarray) -> int:
+    """The level below which 8-bit slices of unknown window show air: above Otsu's threshold of all of them.
+
+    Args:
+        counts: [n, 256], see :func:`grey_counts`.
+    """
+    counts = counts.sum(axis=0).astype(float)
     levels = np.arange(256)
     below, mass = np.cumsum(counts), np.cumsum(counts * levels)
     above = below[-1] - below
     with np.errstate(divide="ignore", invalid="ignore"):
         between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
-    return grey <= int(np.nanargmax(between))
+    return int(np.nanargmax(between)) + 1

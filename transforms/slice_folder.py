@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -34,8 +35,9 @@ def has_suffix(path: Path, suffixes: Sequence[str]) -> bool:
 
 def visible_files(folder: Path) -> list[Path]:
     """Files of a folder in natural order, without hidden ones (``._1.jpg``)."""
-    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return sorted(files, key=lambda path: natural_key(path.name))
+    with os.scandir(folder) as entries:  # tells files from folders without asking the file system for each
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
+    return [folder / name for name in sorted(names, key=natural_key)]
 
 
 def slice_files(folder: Path) -> list[Path]:
@@ -43,7 +45,7 @@ def slice_files(folder: Path) -> list[Path]:
     return [path for path in visible_files(folder) if has_suffix(path, SLICE_SUFFIXES)]
 
 
-def open_slices(path: Path, size: int | None, draft: bool = False) -> OpenScan:
+def open_slices(path: Path, size: int | None, fast_decode: bool = False) -> OpenScan:
     """A folder of slices; each is decoded, and resized to ``size`` when it is given, as it is read.
 
     Slices are decoded in as many threads as torch may use: all cores in a process that reads alone, one in a worker.
@@ -53,14 +55,15 @@ def open_slices(path: Path, size: int | None, draft: bool = False) -> OpenScan:
     Args:
         path: the folder.
         size: slices become size x size; None keeps theirs.
-        draft: let the JPEG decoder shrink a slice by 2, 4 or 8 while it decodes, as far as it stays no smaller than
-            ``size``. About twice as fast; the mean of the pixels then stands for the bicubic filter, so grey levels
-            differ (docs/performance.md). Nothing changes for slices less than twice as large as ``size``, and for PNG.
+        fast_decode: let the JPEG decoder shrink a slice by 2, 4 or 8 while it decodes, as far as it stays no smaller
+            than ``size``. About twice as fast; the mean of the pixels then stands for the bicubic filter, so grey
+            levels differ (docs/performance.md). Nothing changes for slices less than twice as large as ``size``, and
+            for PNG.
     """
     files = slice_files(path)
 
     def read(indices: Sequence[int]) -> np.ndarray:
-        planes, (height, width), told = _read([files[index] for index in indices], size, draft)
+        planes, (height, width), told = _read([files[index] for index in indices], size, fast_decode)
         scan.shape = (len(files), height, width)
         scan.warnings += told
         return planes
@@ -95,18 +98,19 @@ class _Slice(NamedTuple):
     coloured: bool
 
 
-def _read(
-    files: Sequence[Path], size: int | None, draft: bool = False
-) -> tuple[np.ndarray, tuple[int, int], list[str]]:
+def _read(files: Sequence[Path], size: int | None, fast_decode: bool) -> tuple[np.ndarray, tuple[int, int], list[str]]:
     """[n, H, W] uint8, (height, width) of the first slice, warnings."""
     from PIL import Image
 
     Image.preinit()  # its registration of decoders is not made for several threads
-    decode = partial(_decoded, size=size, draft=draft)
+    decode = partial(_decoded, size=size, fast_decode=fast_decode)
     threads = min(torch.get_num_threads(), len(files))
     if threads > 1:  # Pillow decodes and resizes outside of the interpreter's lock
+        shares = [files[len(files) * k // threads : len(files) * (k + 1) // threads] for k in range(threads)]
         with ThreadPoolExecutor(threads) as pool:
-            slices = list(pool.map(decode, files))
+            slices = [
+                each for part in pool.map(lambda share: [decode(file) for file in share], shares) for each in part
+            ]
     else:
         slices = [decode(file) for file in files]
     shapes = sorted({each.grey.shape for each in slices})
@@ -127,7 +131,7 @@ def _read(
     return np.stack([each.grey for each in slices]), slices[0].shape, warnings
 
 
-def _decoded(file: Path, size: int | None, draft: bool) -> _Slice:
+def _decoded(file: Path, size: int | None, fast_decode: bool) -> _Slice:
     from PIL import Image, ImageOps
 
     try:
@@ -135,7 +139,7 @@ def _decoded(file: Path, size: int | None, draft: bool) -> _Slice:
             if image.mode not in EIGHT_BIT_MODES:
                 raise Refusal(f"{file.name}: slices must be 8-bit images, got mode {image.mode}")
             width, height = image.size
-            if draft and size is not None:
+            if fast_decode and size is not None:
                 image.draft(None, (size, size))  # type: ignore[arg-type]  # None keeps the mode
             image.load()
             upright: Any = image

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from monai.bundle import ConfigParser
@@ -45,27 +41,11 @@ def network(channels_last: bool = False, device: torch.device | str = "cpu") -> 
     return built.to(device, memory_format=kind)
 
 
-def fast_decoding() -> AbstractContextManager[Any]:
-    """Scans read meanwhile are decoded by JPEG's scaled transform."""
-    from fairlung.transforms import LoadScan, load_scan
-
-    if "fast_decode" in inspect.signature(LoadScan).parameters:
-        made = LoadScan.__init__
-        return mock.patch.object(
-            LoadScan, "__init__", lambda self, **given: made(self, **{**given, "fast_decode": True})
-        )
-    return mock.patch.object(load_scan, "open_slices", partial(load_scan.open_slices, draft=True))
-
-
-def loader() -> Any:
+def loader(fast_decode: bool = False) -> Any:
     """``LoadScan`` as the bundle sets it up."""
     from fairlung.transforms import LoadScan, SampleSlices, TrimSlices
 
-    return LoadScan(select=[TrimSlices(0.1), SampleSlices(64)], size=256)
-
-
-def exact_decoding() -> AbstractContextManager[Any]:
-    return nullcontext()
+    return LoadScan(select=[TrimSlices(0.1), SampleSlices(64)], size=256, fast_decode=fast_decode)
 
 
 def run_config(config: str | list[str], **overrides: Any) -> Any:

@@ -118,7 +118,6 @@ def measure(options: Options) -> Result:
     )  # fmt: skip
     result.notes.append(
         "The limit is copying memory: an item has to be written once, as 8 bits where it is stored and as float32 of "
-        "the "
-        "crop where it is augmented. Scans of 300 slices; the files are in the system's cache on both sides."
+        "the crop where it is augmented. Scans of 300 slices; the files are in the system's cache on both sides."
     )
     return result

@@ -70,8 +70,7 @@ def measure(options: Options) -> Result:
     result.notes.append(
         f"8 scans of training and 8 of validation, each of {12 if options.small else 300} JPEG slices, "
         f"{depth} slices to the network (to fit a CPU), batch 2; published with its 4 loader processes. What comes "
-        "before "
-        "the first epoch is reading the scans into the cache, once."
+        "before the first epoch is reading the scans into the cache, once."
     )
     return result
 

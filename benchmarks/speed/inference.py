@@ -134,8 +134,7 @@ def measure(options: Options) -> Result:
     memory(options, result)
     result.notes.append(
         f"One scan, 1 x {depth} x {side} x {side}, batch 1. bfloat16 rows are held against the bfloat16 rate. Logits "
-        "of "
-        f"the plain network are {', '.join(f'{value:.3g}' for value in logits['plain'][0].tolist())}."
+        f"of the plain network are {', '.join(f'{value:.3g}' for value in logits['plain'][0].tolist())}."
     )
     return result
 

@@ -66,8 +66,7 @@ def measure(options: Options) -> Result:
             )  # fmt: skip
     result.notes.append(
         "Uncompressed 16-bit slices of 512 x 512, in the system's cache, each reading in a process of its own after a "
-        "short scan has loaded the libraries. Ours reads and checks every header of the series, then the pixels of "
-        "the 64 "
-        "chosen slices; its volume is float32 at full resolution, as is SimpleITK's after the same choice."
+        "short scan has loaded the libraries. Ours reads and checks every header of the series, then the pixels of the "
+        "64 chosen slices; its volume is float32 at full resolution, as is SimpleITK's after the same choice."
     )
     return result

@@ -65,7 +65,7 @@ def measure(options: Options) -> Result:
     lengths = (20, 40) if options.small else (300, 700)
     size = 512 if not options.small else 128
     repeats = options.repeats or (2 if options.small else 7)
-    load = bundle.loader()
+    load, load_fast = bundle.loader(), bundle.loader(fast_decode=True)
     for slices in lengths:
         folder = jpeg_scan(options.scratch, slices, size)
         files = files_of(folder)
@@ -75,8 +75,7 @@ def measure(options: Options) -> Result:
             return load(folder)
 
         def fast(folder: Path = folder) -> Any:
-            with bundle.fast_decoding():
-                return bundle.loader()(folder)
+            return load_fast(folder)
 
         def in_threads(number: int, run: Callable[[], Any]) -> Callable[[], Any]:
             def call() -> None:
@@ -128,7 +127,6 @@ def measure(options: Options) -> Result:
         "The limit is Pillow decoding and resizing the 64 chosen slices and nothing else, divided by the threads. "
         "Files are dropped from the system's cache before each read. `fast_decode` lets the JPEG decoder halve a slice "
         "while it decodes; its error is against the exact volume. Our times hold the intake's checks (is it a chest, "
-        "is "
-        "it blank), which the published loader does not make."
+        "is it blank), which the published loader does not make."
     )
     return result

@@ -130,7 +130,6 @@ def measure(options: Options) -> Result:
     result.notes.append(
         f"The step is forward and backward of the network ({size}, float32, channels last). Waits are counted where "
         "PyTorch dispatches operators: reading a value back, searching for unique or non-zero values, indexing by a "
-        "mask. "
-        "A GPU's host waits at each of them; on a CPU they cost nothing."
+        "mask. A GPU's host waits at each of them; on a CPU they cost nothing."
     )
     return result

@@ -145,6 +145,7 @@ class ScanDataset(Dataset):
             fingerprint=scan_fingerprint,
             hash_transform=transform_digest,
             limit=cache_limit,
+            mapped=not in_memory,
         )
         self.volumes: Dataset = self.cached
 

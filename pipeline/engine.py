@@ -22,8 +22,28 @@ from .names import LEFT_OUT
 logger = logging.getLogger(__name__)
 
 
+def unit_range(image: Tensor, brightness: Tensor | None = None) -> Tensor:
+    """Volumes as a network takes them: grey levels divided by 255, times a factor a volume, cut off at 1.
+
+    Args:
+        image: [N, 1, D, H, W] or [1, D, H, W], uint8; or float in [0, 1] already.
+        brightness: N factors in any shape; None = 1.
+
+    Returns:
+        [N, 1, D, H, W] in [0, 1], float32 or the float type of ``image``.
+    """
+    if not image.is_floating_point():
+        image = image.float().div_(255)
+    if brightness is None:
+        return image
+    return (image * brightness.reshape(-1, *[1] * (image.ndim - 1)).to(image)).clamp_(max=1)
+
+
 class PrepareGroupBatch(PrepareBatch):
-    """``(image, {"label", "group"})`` on the engine's device: the loss and the metric take the pair as the target."""
+    """``(image, {"label", "group"})`` on the engine's device: the loss and the metric take the pair as the target.
+
+    Volumes of 8 bits are moved as such, and become :func:`unit_range` there, with their ``brightness`` if there is one.
+    """
 
     def __call__(
         self,
@@ -35,7 +55,9 @@ class PrepareGroupBatch(PrepareBatch):
         def move(value: Any) -> Tensor:
             return torch.as_tensor(value).to(device=device, non_blocking=non_blocking, **kwargs)
 
-        return move(batchdata["image"]), {name: move(batchdata[name]) for name in ("label", "group")}
+        brightness = move(batchdata["brightness"]) if "brightness" in batchdata else None
+        image = unit_range(move(batchdata["image"]), brightness)
+        return image, {name: move(batchdata[name]) for name in ("label", "group")}
 
 
 class GroupLoss(Metric):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from .cnn_rnn import slice_counts
 from .data import ScanDataset
 from .distributed import is_primary
+from .engine import unit_range
 from .groups import group_columns
 from .labelled_predictions import Predictions, load_predictions
 from .names import UNKNOWN, UNKNOWN_GROUP
@@ -245,7 +246,7 @@ def _write(
         scan, prediction, group = str(table.scan[row]), int(table.prediction[row]), int(table.group[row])
         if scan not in where:
             raise ValueError(f"scan {scan!r} of the predictions is not in the data set")
-        image = torch.as_tensor(dataset[where[scan]]["image"])
+        image = unit_range(torch.as_tensor(dataset[where[scan]]["image"]))
         activation = class_activation(grad_cam, image, prediction)
         depth = slice_counts(image[None])[0]
         middle = depth // 2

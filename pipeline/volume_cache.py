@@ -20,9 +20,8 @@ from monai.utils import convert_to_tensor
 logger = logging.getLogger(__name__)
 
 GIGABYTE = 10**9
-_FULL_SHARE = (
-    0.95  # of the limit, from which volumes go: a folder that is nearly full would be looked at at every write
-)
+# of the limit, from which volumes go: a folder that is nearly full would be looked at at every write
+_FULL_SHARE = 0.95
 _KEPT_SHARE = 0.9  # of the limit, what eviction leaves
 _LOOKS = 16  # a writer looks at the folder again when it has written this part of the room it saw
 _ABANDONED = 3600.0  # seconds after which an unfinished file is one of a process that was killed
@@ -81,6 +80,8 @@ class VolumeCache(PersistentDataset):
       file's modification time, set when it is read. No epoch and no reading lists the folder: writers do, once in a
       while, so that it may exceed the limit for a moment where more than 16 processes fill it.
     - Scans are looked at (:meth:`fingerprint`) when they are first used, not all of them at construction.
+    - A volume is mapped into memory, not copied, unless it is to be held there (``mapped``) or may be evicted: its file
+      must not go while it is in use, which a network file system would answer by killing the process.
 
     Args:
         data: items with ``image``, the path of the scan.
@@ -89,6 +90,7 @@ class VolumeCache(PersistentDataset):
         fingerprint: of a path: what changes when the scan does.
         hash_transform: digest of the transforms' settings.
         limit: of the folder in GB (10^9 bytes); None = none.
+        mapped: map volumes into memory where there is no limit; False reads them.
     """
 
     def __init__(
@@ -99,11 +101,13 @@ class VolumeCache(PersistentDataset):
         fingerprint: Callable[[str], str],
         hash_transform: Callable[..., bytes],
         limit: float | None = None,
+        mapped: bool = True,
     ) -> None:
         if limit is not None and not 0 < limit < float("inf"):
             raise ValueError(f"cache_limit must be positive, in GB, or null for none, got {limit}")
         super().__init__(data=data, transform=transform, cache_dir=cache_dir, hash_transform=hash_transform)
         self.limit = None if limit is None else limit * GIGABYTE
+        self.mapped = mapped and limit is None
         self.fingerprints: list[str | None] = [None] * len(data)
         self._fingerprint = fingerprint
         self._until_look = 0.0  # bytes to write before the folder is looked at again
@@ -123,7 +127,7 @@ class VolumeCache(PersistentDataset):
     def record(self, index: int) -> Mapping[str, Any]:
         """What an item has beside tensors. The voxels of one that is in the cache are not read."""
         path = self.path(index)
-        item = None if path is None else self._read(path, mmap=True)
+        item = None if path is None else self._read(path, mapped=True)
         if item is None:
             item = self[index]
         return {name: value for name, value in item.items() if not isinstance(value, torch.Tensor)}
@@ -142,17 +146,17 @@ class VolumeCache(PersistentDataset):
 
     def _cachecheck(self, item_transformed: dict[str, Any]) -> Any:
         path = self._path(item_transformed)
-        item = self._read(path)
+        item = self._read(path, self.mapped)
         if item is None:
             computed = self._pre_transform(deepcopy(item_transformed))
             item = convert_to_tensor(computed, convert_numeric=False, track_meta=False)
             self._write(path, item)
         return item
 
-    def _read(self, path: Path, mmap: bool = False) -> Any:
+    def _read(self, path: Path, mapped: bool) -> Any:
         """The content of a file; None when there is none that can be read."""
         try:
-            item = torch.load(path, weights_only=True, mmap=mmap)
+            item = torch.load(path, weights_only=True, mmap=mapped)
         except FileNotFoundError:
             return None
         except Exception as error:  # torch raises many kinds for files that were cut short or are none of its own

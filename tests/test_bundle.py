@@ -418,6 +418,6 @@ def test_metadata_versions_are_the_locked_ones(bundle_dir: Path) -> None:
 def test_inference_preprocesses_as_validation_does(bundle_dir: Path) -> None:
     train = yaml.safe_load((bundle_dir / "configs" / "train.yaml").read_text())
     infer = yaml.safe_load((bundle_dir / "configs" / "inference.yaml").read_text())
-    assert infer["preprocessing"]["transforms"] == "$@volume_transforms + @center_crop"
-    for shared in ("volume_transforms", "center_crop", "to_unit_range", "to_tensor", "settings", "min_slices"):
+    assert infer["preprocessing"]["transforms"] == "$@volume_transforms + @center_crop + [@to_unit_range]"
+    for shared in ("volume_transforms", "center_crop", "to_tensor", "settings", "min_slices"):
         assert infer[shared] == train[shared]

@@ -19,7 +19,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
-from monai.transforms import Compose, Lambdad, Resized
+from monai.data import list_data_collate
+from monai.transforms import (
+    Compose,
+    Lambdad,
+    RandFlipd,
+    RandRotate90d,
+    RandScaleIntensityd,
+    RandSpatialCropd,
+    Resized,
+    ScaleIntensityRanged,
+    ThresholdIntensityd,
+)
 from monai.utils import set_determinism
 from PIL import Image
 
@@ -32,12 +43,20 @@ from fairlung.pipeline.data import (
     scan_fingerprint,
     transform_digest,
 )
+from fairlung.pipeline.engine import PrepareGroupBatch, unit_range
 from fairlung.pipeline.errors import UserError
 from fairlung.pipeline.names import CLASS_NAMES, SEXES
+from fairlung.pipeline.sampling import Draw
 from fairlung.transforms import LoadScan, LoadScand, SampleSlices, TrimSlices
 
 SMALL = {"num_slices": 8, "image_size": 32, "crop_size": 24, "min_slices": 1}
 Shipped = Callable[..., Any]
+
+
+def volume_of(item: dict[str, Any]) -> torch.Tensor:
+    """[1, D, H, W] as the network gets it."""
+    batch = list_data_collate([{"label": 0, "group": 0, **item}])
+    return PrepareGroupBatch()(batch)[0][0]
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +129,7 @@ def test_nothing_is_lost_of_eight_bit_slices(shipped: Shipped, items: list[dict[
         cached = dataset.volumes[0]["image"]
         assert cached.dtype == torch.uint8 and type(cached) is torch.Tensor
         assert torch.equal(cached.float() / 255, expected)
-        torch.testing.assert_close(dataset[0]["image"], expected[..., 4:28, 4:28], rtol=0, atol=1e-7)
+        torch.testing.assert_close(volume_of(dataset[0]), expected[..., 4:28, 4:28], rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("suffix", [".dcm", ".nii.gz"])
@@ -130,8 +149,7 @@ def test_items_keep_everything_else(shipped: Shipped, items: list[dict[str, Any]
     dataset = ScanDataset(items, shipped("volume_transforms"), shipped("center_crop"), tmp_path)
     assert len(dataset) == len(items) == 8
     for item, source in zip(dataset, items, strict=True):
-        assert item["image"].shape == (1, 8, 24, 24) and item["image"].dtype == torch.float32
-        assert item["image"].min() >= 0 and item["image"].max() <= 1
+        assert item["image"].shape == (1, 8, 24, 24) and item["image"].dtype == torch.uint8
         assert {name: item[name] for name in source if name != "image"} == {
             name: value for name, value in source.items() if name != "image"
         }
@@ -295,7 +313,7 @@ def test_augmentation_depends_on_the_seed_only(
         seeded(seed)
         data = [{"image": str(jpg_scan)}]
         dataset = ScanDataset(data, shipped("volume_transforms"), shipped("augmentation"), tmp_path / "cache")
-        return [dataset[0]["image"] for _ in range(4)]
+        return [volume_of(dataset[0]) for _ in range(4)]
 
     first, again, other = draws(1), draws(1), draws(2)
     assert all(map(torch.equal, first, again))
@@ -315,7 +333,7 @@ def test_random_parameters_are_drawn_once_a_volume(
     seeded(0)
     data = [{"image": str(jpg_scan)}]
     dataset = ScanDataset(data, shipped("volume_transforms"), shipped("augmentation"))
-    images = [dataset[0]["image"][0] for _ in range(20)]
+    images = [volume_of(dataset[0])[0] for _ in range(20)]
     assert all(torch.equal(image, image[:1].expand_as(image)) for image in images)
     assert len({image.numpy().tobytes() for image in images}) > 15
 
@@ -332,7 +350,7 @@ def test_turns_and_flips_are_the_eight_of_the_square(
     ]  # patient left and right, then axial turns: no slice changes its place
     seen = set()
     for _ in range(64):
-        image = dataset[0]["image"]
+        image = volume_of(dataset[0])
         seen |= {place for place, each in enumerate(square) if torch.allclose(image, each, atol=1e-6)}
     assert seen == set(range(8))
 
@@ -345,17 +363,36 @@ def test_brightness_is_one_factor_in_its_range(shipped: Shipped, jpg_scan: Path,
     below_clipping = (volume > 0.1) & (volume < 0.8)
     factors = []
     for _ in range(40):
-        image = dataset[0]["image"]
+        image = volume_of(dataset[0])
         factors.append((image / volume)[below_clipping].median().item())
         torch.testing.assert_close(image, (volume * factors[-1]).clamp(max=1), rtol=1e-4, atol=1e-4)
     assert 0.8 <= min(factors) < 0.87 and 1.13 < max(factors) <= 1.2 + 1e-6
+
+
+def test_the_volume_is_to_the_bit_that_of_stock_transforms_in_float(shipped: Shipped, jpg_scan: Path) -> None:
+    """8 bits and a factor to the device, against MONAI's own chain in float32 with the same random state."""
+    crop = RandSpatialCropd("image", (8, 24, 24), random_size=False)
+    turns = [RandFlipd("image", 0.5, spatial_axis=2), RandRotate90d("image", 0.75, max_k=3, spatial_axes=(1, 2))]
+    unit = ScaleIntensityRanged("image", 0, 255, 0, 1)
+    brightness = RandScaleIntensityd("image", factors=0.2, prob=1.0)
+    stock = Compose([crop, *turns, unit, brightness, ThresholdIntensityd("image", 1.0, above=False, cval=1.0)])
+    dataset = ScanDataset([{"image": str(jpg_scan)}], shipped("volume_transforms"), shipped("augmentation"))
+    clipped = 0
+    for seed in range(20):
+        stock.set_random_state(seed)
+        expected = torch.as_tensor(stock({"image": dataset.volumes[0]["image"]})["image"]).as_subclass(torch.Tensor)
+        item = dataset[Draw(0, seed)]
+        assert item["image"].dtype == torch.uint8
+        assert torch.equal(volume_of(item), expected)
+        clipped += bool((expected == 1).any())
+    assert clipped
 
 
 def test_center_crop_is_the_centre(shipped: Shipped, jpg_scan: Path) -> None:
     dataset = ScanDataset([{"image": str(jpg_scan)}], shipped("volume_transforms"), shipped("center_crop"))
     expected = dataset.volumes[0]["image"][..., 4:28, 4:28].float() / 255
     for _ in range(2):
-        torch.testing.assert_close(dataset[0]["image"], expected, rtol=0, atol=1e-7)
+        torch.testing.assert_close(volume_of(dataset[0]), expected, rtol=0, atol=1e-7)
 
 
 # --- reading ahead ---------------------------------------------------------------------------------------------------
@@ -468,7 +505,8 @@ def test_fingerprint_of_files_and_folders(jpg_scan: Path, tmp_path: Path) -> Non
 def test_a_new_scan_that_fails_says_why_and_stops_nobody(
     shipped: Shipped, items: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    transform = Compose([*shipped("volume_transforms"), *shipped("center_crop")])
+    to_float = Lambdad("image", unit_range, track_meta=False)
+    transform = Compose([*shipped("volume_transforms"), *shipped("center_crop"), to_float])
     data = [
         {"image": items[0]["image"], "scan": "good"},
         {"image": str(tmp_path), "scan": "empty"},

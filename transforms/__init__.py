@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .brightness import RandBrightnessd
 from .discovery import find_scans
 from .load_scan import LoadScan, LoadScand
 from .scan import ScanError, ScanSource
@@ -12,6 +13,7 @@ __all__ = [
     "FirstSlicesd",
     "LoadScan",
     "LoadScand",
+    "RandBrightnessd",
     "SampleSlices",
     "SampleSlicesd",
     "ScanError",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fairlung.pipeline.engine import unit_range
 
 from . import bundle
 from .harness import Options, Result, alternate, copy_gbs, ratio_text
@@ -31,14 +34,26 @@ def scans(options: Options, number: int) -> list[Path]:
 
 
 def dataset(
-    folders: list[Path], cache_dir: Path | str, augmentation: str = "augmentation", in_memory: bool = False
+    folders: list[Path], cache_dir: Path | str, augmentation: str | list[Any] = "augmentation", in_memory: bool = False
 ) -> Any:
     """The bundle's data set of these scans."""
     from fairlung.pipeline.data import ScanDataset
 
-    volumes, augment = bundle.parts("volume_transforms", augmentation)
+    (volumes,) = bundle.parts("volume_transforms")
+    augment = bundle.parts(augmentation)[0] if isinstance(augmentation, str) else augmentation
     data = [{"image": str(path), "label": 0, "group": 0} for path in folders]
     return ScanDataset(data, volumes, augment, cache_dir=cache_dir, in_memory=in_memory)
+
+
+def in_float32() -> list[Any]:
+    """The same augmentation by stock transforms alone, which hand on float32."""
+    from monai.transforms import EnsureTyped, RandScaleIntensityd, ScaleIntensityRanged, ThresholdIntensityd
+
+    turns = bundle.parts("augmentation")[0][:3]
+    unit = ScaleIntensityRanged("image", 0, 255, 0, 1)
+    bright = RandScaleIntensityd("image", factors=0.2, prob=1.0)
+    cut = ThresholdIntensityd("image", 1.0, above=False, cval=1.0)
+    return [*turns, unit, bright, cut, EnsureTyped("image", track_meta=False)]
 
 
 def epoch_of(data: Any) -> Callable[[], None]:
@@ -47,6 +62,12 @@ def epoch_of(data: Any) -> Callable[[], None]:
             data[index]
 
     return run
+
+
+def to_device(items: list[dict[str, Any]]) -> None:
+    """What prepare_batch does with a batch of one, for each item."""
+    for item in items:
+        unit_range(item["image"][None], item["brightness"])
 
 
 def epoch_through(data: Any, workers: int) -> Callable[[], None]:
@@ -74,7 +95,7 @@ def measure(options: Options) -> Result:
     if code is not None:
         theirs = code.scans(folders)
         ours = dataset(folders, store, "center_crop")
-        same = bool(np.array_equal(ours[0]["image"].numpy(), theirs[0][0].numpy()))
+        same = bool(np.array_equal(unit_range(ours[0]["image"]).numpy(), theirs[0][0].numpy()))
         if not same:
             raise AssertionError("the cached volume, cropped, is not the published one")
         result.equal["validation volume from the cache"] = "bit for bit"
@@ -83,6 +104,9 @@ def measure(options: Options) -> Result:
     variants["from memory, as stored"] = epoch_of(in_memory.volumes)
     variants["from disk, augmented"] = epoch_of(on_disk)
     variants["from memory, augmented"] = epoch_of(in_memory)
+    variants["from disk, augmented in float32 by stock transforms"] = epoch_of(dataset(folders, store, in_float32()))
+    item = on_disk[0]
+    variants["8 bits to [0, 1] with brightness, on the device (here the CPU)"] = partial(to_device, [item] * number)
     if not options.small:
         many = dataset(folders * 8, store)
         workers = os.cpu_count() or 1
@@ -90,7 +114,7 @@ def measure(options: Options) -> Result:
     times = alternate(variants, options.repeats or (1 if options.small else 3))
     result.limits["copy_gb_per_s"] = copy_gbs()
     size = float(in_memory.volumes[0]["image"].nbytes)
-    floors = {True: 4 * size * 224**2 / 256**2, False: size}  # bytes of an item that must be written at least
+    crop = size * 224**2 / 256**2
     for name, timing in times.items():
         count = number * (8 if "8 epochs" in name else 1)
         rate = count / timing.median
@@ -98,7 +122,8 @@ def measure(options: Options) -> Result:
         if code is not None:
             base = times["published, every slice read again"]
             row["times published"] = ratio_text(tuple(count / number * value for value in timing.ratio_of(base)))  # type: ignore[arg-type]
-        written = None if name.startswith("published") else floors["augmented" in name]
+        written = None if name.startswith("published") or "as stored" in name else crop
+        written = 4 * crop if "float32" in name or "[0, 1]" in name else written
         row["share of the limit"] = written and f"{written * rate / 1e9 / result.limits['copy_gb_per_s']:.0%}"
         result.rows.append(row)
     files = list(store.rglob("*.pt"))
@@ -110,14 +135,13 @@ def measure(options: Options) -> Result:
         result.target(
             "warm epoch read from the cache", "200x published", f"{plain:.3g}x as stored, {full:.3g}x augmented",
             full >= 200,
-            "the augmentation's passes over the voxels, not the reading, take the time" if full < 200 <= plain else "",
         )  # fmt: skip
     result.target(
         "cache of 889 scans", f"<= {MB_A_SCAN} MB a scan on disk and in memory",
         f"{disk / 1e6:.2f} MB on disk, {size / 1e6:.2f} MB in memory", max(disk, size) <= MB_A_SCAN * 1.005e6,
     )  # fmt: skip
     result.notes.append(
-        "The limit is copying memory: an item has to be written once, as 8 bits where it is stored and as float32 of "
-        "the crop where it is augmented. Scans of 300 slices; the files are in the system's cache on both sides."
+        "The limit is copying memory: an item has to be written once, in 8 bits, or in float32 where the row says so. "
+        "Scans of 300 slices; the files are in the system's cache on both sides."
     )
     return result

@@ -40,36 +40,28 @@ class Clock:
 
 
 def augmentation(depth: int, crop: int) -> Any:
-    """train.yaml's augmentation of 8-bit volumes, wherever they lie."""
-    from monai.transforms import (
-        Compose,
-        EnsureTyped,
-        RandFlipd,
-        RandRotate90d,
-        RandScaleIntensityd,
-        RandSpatialCropd,
-        ScaleIntensityRanged,
-        ThresholdIntensityd,
-    )
+    """train.yaml's augmentation of 8-bit volumes, wherever they lie; of stock transforms, as no more is installed."""
+    from monai.transforms import Compose, EnsureTyped, RandFlipd, RandRotate90d, RandScaleIntensityd, RandSpatialCropd
 
     return Compose(
         [
             RandSpatialCropd("image", (depth, crop, crop), random_size=False),
             RandFlipd("image", 0.5, spatial_axis=2),
             RandRotate90d("image", 0.75, max_k=3, spatial_axes=(1, 2)),
-            ScaleIntensityRanged("image", 0.0, 255.0, 0.0, 1.0),
-            RandScaleIntensityd("image", factors=0.2, prob=1.0),
-            ThresholdIntensityd("image", threshold=1.0, above=False, cval=1.0),
-            EnsureTyped("image", dtype=torch.float32, track_meta=False),
+            RandScaleIntensityd("brightness", factors=0.2, prob=1.0),
+            EnsureTyped(("image", "brightness"), track_meta=False),
         ]
     )
 
 
 def batches(volumes: Tensor, augment: Any, size: int) -> Iterator[Tensor]:
     """Augmented batches of volumes that lie on the device."""
+    from fairlung.pipeline.engine import unit_range
+
     order = torch.randperm(len(volumes)).tolist()
     for start in range(0, len(order) - size + 1, size):
-        yield torch.stack([augment({"image": volumes[k]})["image"] for k in order[start : start + size]])
+        items = [augment({"image": volumes[k], "brightness": torch.ones(1)}) for k in order[start : start + size]]
+        yield unit_range(*(torch.stack([item[name] for item in items]) for name in ("image", "brightness")))
 
 
 def steps(options: Options, result: Result, clock: Clock, code: PublishedCode | None, shape: tuple[int, int]) -> None:

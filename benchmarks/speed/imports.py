@@ -13,6 +13,9 @@ from . import bundle
 from .harness import Options, Result
 from .scans import jpeg_scan
 
+MONAI_ALONE = "import monai.bundle (MONAI alone)"
+# what a command needs and shows that it does
+USED = {"fairlung --help": {"rich"}, "inference.yaml, one tiny scan": {"PIL"}}
 LINE = re.compile(r"import time:\s+(\d+) \|\s+(\d+) \| ( *)(\S+)")
 # loaded only where they are used; what a command has no use for must not be here
 HEAVY = (
@@ -50,6 +53,7 @@ def measure(options: Options) -> Result:
     with tempfile.TemporaryDirectory() as out:
         run = ["-m", "monai.bundle", "run", "--bundle_root", str(bundle.BUNDLE)]
         commands = {
+            MONAI_ALONE: ["-c", "import monai.bundle"],
             "fairlung --help": ["-m", "fairlung.pipeline", "--help"],
             "import fairlung.transforms": ["-c", "import fairlung.transforms"],
             "inference.yaml, one tiny scan": [
@@ -59,16 +63,27 @@ def measure(options: Options) -> Result:
             ],
         }  # fmt: skip
         if options.small:
-            commands = {"import fairlung.transforms": commands["import fairlung.transforms"]}
+            commands = {name: commands[name] for name in (MONAI_ALONE, "import fairlung.transforms")}
+        theirs: set[str] = set()
         for name, arguments in commands.items():
             import_times(arguments)  # bytecode, file cache
             seconds, packages = import_times(arguments)
             top = ", ".join(f"{package} {value:.2f}" for package, value in packages.most_common(8))
-            loaded = ", ".join(package for package in HEAVY if package in packages)
+            if name == MONAI_ALONE:
+                theirs = set(packages)
+            loaded = [package for package in HEAVY if package in packages]
+            own = [package for package in loaded if package not in theirs]
             result.rows.append(
                 {"command": name, "seconds": seconds, "in imports": sum(packages.values()), "most of it": top,
-                 "heavy ones": loaded}
+                 "heavy ones": ", ".join(loaded), "of these not MONAI's": ", ".join(own)}
             )  # fmt: skip
             result.extra[name] = dict(packages.most_common(40))
-    result.notes.append("Seconds with `-X importtime`, which itself costs some; a package's modules by themselves.")
+            if name != MONAI_ALONE:
+                unused = [package for package in own if package not in USED.get(name, ())]
+                said = f"not MONAI's and not used: {', '.join(unused) or 'none'}"
+                result.target(f"imports, {name}", "nothing that is not used", said, not unused)
+    result.notes.append(
+        "Seconds with `-X importtime`, which itself costs some; a package's modules by themselves. When MONAI is "
+        "imported, it imports every optional package that is installed; no command that uses MONAI can be without."
+    )
     return result

@@ -1,0 +1,29 @@
+"""Brightness as a number beside a volume: what is drawn here is multiplied where the volume is in float."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.transforms import RandScaleIntensityd
+
+
+class RandBrightnessd(RandScaleIntensityd):
+    """Draw a volume's brightness, a factor from ``1 + factors``, and leave the volume as it is.
+
+    An 8-bit volume keeps its 8 bits on its way to the device; ``fairlung.pipeline.engine.unit_range`` applies the
+    factor there. The draw is that of MONAI's ``RandScaleIntensityd`` with the same random state.
+
+    Args:
+        factors: range (low, high) that is added to 1, or x for (-x, x).
+        key: where the factor is put, float32 [1].
+    """
+
+    def __init__(self, factors: tuple[float, float] | float, key: str = "brightness") -> None:
+        super().__init__(keys=key, factors=factors, prob=1.0)
+        self.key = key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        drawn = super().__call__({**data, self.key: torch.ones(1)})
+        return {**drawn, self.key: torch.as_tensor(drawn[self.key]).as_subclass(torch.Tensor)}

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from monai.inferers import SimpleInferer
+from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 
 from .checkpoint import (
@@ -217,8 +217,8 @@ class MemberLoader:
 # ---------------------------------------------------------------------------------------------------------------------
 # mirrored volumes
 # ---------------------------------------------------------------------------------------------------------------------
-class MirrorInferer(SimpleInferer):
-    """MONAI's ``SimpleInferer`` that can also show the network each volume mirrored, left and right exchanged.
+class MirrorInferer(Inferer):
+    """An inferer that can also show the network each volume mirrored, left and right exchanged.
 
     The training shows volumes mirrored so (``RandFlipd`` along W, the last axis), so the network knows them. A member's
     probability is then the mean of its two probabilities, not of its logits. What is returned is the logarithm of that
@@ -226,22 +226,24 @@ class MirrorInferer(SimpleInferer):
 
     Args:
         mirror: False leaves the network's logits as they are.
+        inferer: runs the network (:func:`.runtimes.inferer_of`); None is MONAI's ``SimpleInferer``.
 
     Raises:
         ValueError: ``mirror`` is neither true nor false.
     """
 
-    def __init__(self, mirror: bool = False) -> None:
+    def __init__(self, mirror: bool = False, inferer: Inferer | None = None) -> None:
         super().__init__()
         if not isinstance(mirror, bool):
             raise ValueError(f"mirror must be true or false, got {mirror!r}")
         self.mirror = mirror
+        self.inferer = SimpleInferer() if inferer is None else inferer
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Logits [N, C] or [N, M, C] of volumes [N, 1, D, H, W]."""
-        logits = super().__call__(inputs, network, *args, **kwargs)
+        logits = self.inferer(inputs, network, *args, **kwargs)
         if not self.mirror:
             return logits
-        mirrored = super().__call__(inputs.flip(-1), network, *args, **kwargs)
+        mirrored = self.inferer(inputs.flip(-1), network, *args, **kwargs)
         log_p = torch.log_softmax(torch.stack([logits, mirrored]).float(), dim=-1)
         return torch.logsumexp(log_p, dim=0) - math.log(2)

@@ -20,6 +20,7 @@ from PIL import Image
 from workflows import CLASSES, Start, run
 
 from fairlung.pipeline.cohort import load_cohort
+from fairlung.pipeline.engine import unit_range
 from fairlung.pipeline.error_gallery import (
     GAP,
     LAST_STAGE,
@@ -101,7 +102,7 @@ def test_a_picture_holds_the_pixels_that_the_network_saw_and_its_overlay(judged:
         with Image.open(path) as opened:
             assert opened.format == "PNG"
             picture = np.asarray(opened.convert("RGB"))
-        volume = judged.dataset[where[entry["scan"]]]["image"][0].numpy()
+        volume = unit_range(judged.dataset[where[entry["scan"]]]["image"])[0].numpy()
         assert (entry["slice"], entry["num_slices"]) == (len(volume) // 2, len(volume))
         assert 0 <= entry["peak_slice"] < len(volume)
         size = volume.shape[1]
@@ -120,7 +121,7 @@ def test_the_overlay_is_that_of_the_predicted_class(judged: SimpleNamespace) -> 
     explained = explain_with_grad_cam(judged.network)
     where = {item["scan"]: i for i, item in enumerate(judged.dataset.data)}
     for entry in judged.entries:
-        image = judged.dataset[where[entry["scan"]]]["image"]
+        image = unit_range(judged.dataset[where[entry["scan"]]]["image"])
         activation = class_activation(explained, image, CLASSES.index(entry["prediction"]))
         expected = error_picture(image[0, entry["slice"]].numpy(), activation[entry["slice"]])
         with Image.open(judged.folder / "errors" / entry["image"]) as picture:
@@ -150,7 +151,7 @@ def test_no_picture_when_none_is_asked_for_and_what_is_no_number_is_refused_firs
 # ---- the network stays as it was -----------------------------------------------------------------------------------
 def test_the_network_is_left_without_hooks_gradients_or_other_outputs(judged: SimpleNamespace, tmp_path: Path) -> None:
     network = judged.network
-    image = judged.dataset[0]["image"][None]
+    image = unit_range(judged.dataset[0]["image"])[None]
 
     def state() -> tuple:
         modules = [

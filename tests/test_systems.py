@@ -14,6 +14,7 @@ from monai.bundle import ConfigWorkflow
 from workflows import SMALL_NETWORK, Start
 
 from fairlung.pipeline.bundle import UnknownSettingError
+from fairlung.pipeline.engine import unit_range
 from fairlung.pipeline.errors import user_error
 from fairlung.pipeline.names import OBJECTIVE_SETTINGS
 
@@ -59,7 +60,7 @@ def on_fixed_batch(workflow: ConfigWorkflow, batch: dict[str, Any]) -> torch.Ten
     network = workflow.parser.get_parsed_content("network")
     network.train()  # batch statistics: so few steps do not settle the running ones
     with torch.no_grad():
-        return network(batch["image"])
+        return network(unit_range(batch["image"]))
 
 
 @pytest.mark.parametrize(

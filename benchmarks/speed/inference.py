@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fairlung.pipeline.runtimes import RuntimeUnavailableError, openvino_network
+
 from . import bundle
 from .harness import Options, Result, alternate, arithmetic_limits, in_process, peak_of, ratio_text, seconds_text
 from .published import PublishedCode
@@ -24,17 +26,6 @@ from .scans import jpeg_scan
 from .step import flops
 
 FULL, SMALL = (64, 224), (8, 64)
-
-
-def openvino_network(net: nn.Module, example: Tensor, precision: str = "f32") -> Callable[[Tensor], Tensor]:
-    """The network in OpenVINO; ``precision`` f32 keeps float32, bf16 lets it compute in bfloat16."""
-    import openvino
-
-    model = openvino.convert_model(net.eval(), example_input=example, input=[tuple(example.shape)])
-    compiled = openvino.Core().compile_model(
-        model, "CPU", {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-    )
-    return lambda x: torch.from_numpy(compiled(x.numpy())[0])
 
 
 def onnx_network(net: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
@@ -71,8 +62,8 @@ def runtimes(x: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
         "channels_last_3d (default)": lambda: bundle.network(True).eval(),
         "folded, channels_last_3d": lambda: folded(bundle.network()).to(memory_format=torch.channels_last_3d),
         "bf16 autocast, channels_last_3d": lambda: autocast(bundle.network(True).eval()),
-        "OpenVINO float32": lambda: openvino_network(bundle.network(), x),
-        "OpenVINO bfloat16": lambda: openvino_network(bundle.network(), x, "bf16"),
+        "OpenVINO float32 (runtime openvino)": lambda: openvino_network(bundle.network().eval(), x),
+        "OpenVINO bfloat16 (runtime openvino_bf16)": lambda: openvino_network(bundle.network().eval(), x, "bf16"),
         "ONNX Runtime": lambda: onnx_network(bundle.network(), x),
     }
     found = {}
@@ -81,7 +72,7 @@ def runtimes(x: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 found[name] = build()
-        except ImportError:
+        except (ImportError, RuntimeUnavailableError):
             continue
     return found
 

@@ -1,0 +1,126 @@
+"""What computes a network that is no longer trained: PyTorch, or on a CPU OpenVINO, which is faster there."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from monai.inferers import Inferer, SimpleInferer
+from torch import Tensor, nn
+
+from .errors import UserError
+
+# name of a runtime -> OpenVINO's hint of the precision that it computes in
+OPENVINO_PRECISIONS = {"openvino": "f32", "openvino_bf16": "bf16"}
+RUNTIMES = ("torch", *OPENVINO_PRECISIONS)
+
+
+class RuntimeUnavailableError(UserError, RuntimeError):
+    """A runtime is not installed, or does not compute on this device."""
+
+
+def inferer_of(runtime: str, device: torch.device | str) -> Inferer:
+    """The inferer of a setting ``runtime``.
+
+    Args:
+        runtime: ``torch``; ``openvino`` in float32, with PyTorch's answers but for rounding; ``openvino_bf16`` in
+            bfloat16 where the CPU has it, with about three digits.
+        device: of the volumes.
+
+    Raises:
+        ValueError: there is no such runtime.
+        RuntimeUnavailableError: OpenVINO is not installed, or the device is no CPU.
+    """
+    if runtime not in RUNTIMES:
+        raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
+    if runtime == "torch":
+        return SimpleInferer()
+    if torch.device(device).type != "cpu":
+        raise RuntimeUnavailableError(f"runtime {runtime} computes on a CPU, the device is {device}; use torch there")
+    return OpenVINOInferer(OPENVINO_PRECISIONS[runtime])
+
+
+class OpenVINOInferer(SimpleInferer):
+    """MONAI's ``SimpleInferer`` whose network OpenVINO computes.
+
+    The network is compiled as it is at the first call; weights that change later are not seen.
+
+    Args:
+        precision: ``f32`` or ``bf16``, OpenVINO's hint ``INFERENCE_PRECISION_HINT``.
+
+    Raises:
+        RuntimeUnavailableError: OpenVINO is not installed.
+    """
+
+    def __init__(self, precision: str = "f32") -> None:
+        super().__init__()
+        if precision not in OPENVINO_PRECISIONS.values():
+            raise ValueError(f"precision must be f32 or bf16, got {precision!r}")
+        import_openvino()
+        self.precision = precision
+        self._compiled: tuple[nn.Module, Callable[[Tensor], Tensor]] | None = None
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """What the network returns, float32, of volumes [N, 1, D, H, W] on the CPU."""
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network must be a torch module, got {type(network).__name__}")
+        if self._compiled is None or self._compiled[0] is not network:
+            self._compiled = network, openvino_network(network, inputs, self.precision)
+        return super().__call__(inputs, self._compiled[1], *args, **kwargs)
+
+
+def import_openvino() -> ModuleType:
+    """OpenVINO without ``openvino_telemetry``: with it, every import and conversion is reported to its makers.
+
+    Raises:
+        RuntimeUnavailableError: it is not installed.
+    """
+    reporter = sys.modules.get("openvino_telemetry")
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as if it were not installed
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            "OpenVINO is not installed: pip install 'fairlung[openvino]', or leave the runtime at torch"
+        ) from error
+    finally:
+        del sys.modules["openvino_telemetry"]
+        if reporter is not None:
+            sys.modules["openvino_telemetry"] = reporter
+
+
+def openvino_network(network: nn.Module, example: Tensor, precision: str = "f32") -> Callable[[Tensor], Tensor]:
+    """A network compiled by OpenVINO for this CPU.
+
+    Args:
+        network: in evaluation mode; any number of volumes at once.
+        example: [N, 1, D, H, W], what it will be given.
+        precision: ``f32`` or ``bf16``.
+    """
+    openvino = import_openvino()
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    if network.training:
+        raise ValueError("network must be in evaluation mode")
+    two = example[:1].expand(2, *example.shape[1:])  # a batch of one would be taken for a fixed size
+    any_number = ({0: torch.export.Dim.DYNAMIC},)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it lists the operators that this version of PyTorch lacks
+    try:
+        with torch.no_grad():
+            program = torch.export.export(network, (two,), dynamic_shapes=any_number)
+        decoder = TorchFXPythonDecoder.from_exported_program(program)
+        reader = FrontEndManager().load_by_framework("pytorch")
+        model = reader.convert(reader.load(decoder))
+    finally:
+        logging.disable(before)
+    model.reshape([-1, *example.shape[1:]])
+    hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    return lambda image: torch.from_numpy(compiled(image.numpy())[0].copy())

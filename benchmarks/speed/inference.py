@@ -262,12 +262,10 @@ def read_ours(folder: str) -> dict[str, float]:
 
 
 def _model() -> dict[str, Any]:
-    import yaml
+    """The settings that inference.yaml takes from a checkpoint, of train.yaml."""
+    from fairlung.pipeline.checkpoint import model_settings
 
-    config = yaml.safe_load((bundle.CONFIGS / "train.yaml").read_text())
-    return {
-        key: config[key] for key in ("class_names", "window", "trim_fraction", "num_slices", "image_size", "crop_size")
-    }
+    return model_settings("", bundle.CONFIGS / "train.yaml")
 
 
 def jpeg_warm(folder: str) -> Path:

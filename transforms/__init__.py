@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .brightness import RandBrightnessd
 from .discovery import find_scans
+from .grey_levels import RandBrightnessd, to_grey_levels
 from .load_scan import LoadScan, LoadScand
 from .scan import ScanError, ScanSource
 from .slices import FirstSlices, FirstSlicesd, SampleSlices, SampleSlicesd, SliceSelector, TrimSlices, TrimSlicesd
@@ -22,4 +22,5 @@ __all__ = [
     "TrimSlices",
     "TrimSlicesd",
     "find_scans",
+    "to_grey_levels",
 ]

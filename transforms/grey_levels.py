@@ -1,4 +1,4 @@
-"""Brightness as a number beside a volume: what is drawn here is multiplied where the volume is in float."""
+"""Volumes as 8-bit grey levels, and their brightness as a number beside them until they are in float again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from typing import Any
 
 import torch
 from monai.transforms import RandScaleIntensityd
+
+
+def to_grey_levels(volume: torch.Tensor) -> torch.Tensor:
+    """Values in [0, 1] as uint8: ``255 x``, rounded half up and cut off at 0 and 255; the inverse divides by 255."""
+    levels = torch.as_tensor(volume).as_subclass(torch.Tensor) * 255
+    return levels.add_(0.5).clamp_(0, 255.5).to(torch.uint8)  # the conversion truncates
 
 
 class RandBrightnessd(RandScaleIntensityd):

@@ -115,7 +115,7 @@ def measure(options: Options) -> Result:
             )  # fmt: skip
     result.notes.append(
         "train.yaml with demo.yaml on the phantom cohort in JPEG (synthetic), its test split answered by "
-        "inference.yaml; a fast_decode row is another training, on volumes that were decoded so. Changes are against the exact path of "
-        "the same seed."
+        "inference.yaml. A fast_decode row is another training, on volumes that were decoded so. Changes are against "
+        "the exact path of the same seed."
     )
     return result

@@ -142,13 +142,6 @@ def per_call(run: Callable[[], Any], at_least: float = 0.2) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def seconds_of(run: Callable[[], Any]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def forget(paths: Iterable[Path]) -> None:
     """Drop files from the system's file cache, where it lets us."""
     if not hasattr(os, "posix_fadvise"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import statistics
 import tempfile
 import time
 import warnings
@@ -19,10 +18,9 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from fairlung.pipeline.freed_memory import keep_freed_memory
 from fairlung.pipeline.runtimes import RuntimeUnavailableError, import_openvino, openvino_network
 
-from . import bundle, harness
+from . import bundle
 from .harness import (
     Options,
     Result,
@@ -73,7 +71,7 @@ def runtimes(x: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
     """Name -> network, of those that this machine has."""
     made: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
         "plain": lambda: bundle.network().eval(),
-        "channels_last_3d": lambda: bundle.network(True).eval(),
+        "channels_last_3d (default)": lambda: bundle.network(True).eval(),
         "folded, channels_last_3d": lambda: folded(bundle.network()).to(memory_format=torch.channels_last_3d),
         "bf16 autocast, channels_last_3d": lambda: autocast(bundle.network(True).eval()),
         "OpenVINO float32 (runtime openvino)": lambda: openvino_network(bundle.network().eval(), x),
@@ -112,11 +110,7 @@ def measure(options: Options) -> Result:
             result.equal["logits"] = f"within {difference:.1e} of the published network's"
             networks = {"published": theirs, **networks}
             logits["published"] = theirs(x)
-        calls = {name: _call(network, x) for name, network in networks.items()}
-        times = alternate(calls, repeats, warmup=0)
-    kept = in_process("inference", "forward_passes", options.small, repeats)
-    times["channels_last_3d, freed memory kept (default)"] = Timing(kept["kept"])
-    logits["channels_last_3d, freed memory kept (default)"] = logits["channels_last_3d"]
+        times = alternate({name: _call(network, x) for name, network in networks.items()}, repeats, warmup=0)
     for name, timing in times.items():
         kind = "bfloat16" if "bf" in name else "float32"
         rate = operations / timing.median / 1e9
@@ -130,7 +124,7 @@ def measure(options: Options) -> Result:
                 "largest change of a logit": f"{float((logits[name] - logits['plain']).abs().max()):.1e}",
             }
         )  # fmt: skip
-    default = statistics.median(kept["plain"]) / statistics.median(kept["kept"])
+    default = times["channels_last_3d (default)"].ratio_of(times["plain"])[0]
     result.target("inference, network alone, default", "1.35x plain", f"{default:.3g}x", default >= 1.35)
     exact = {name: timing for name, timing in times.items() if name != "published" and "bf" not in name}
     fastest = min(exact, key=lambda name: exact[name].median)
@@ -147,20 +141,6 @@ def measure(options: Options) -> Result:
         f"of the plain network are {', '.join(f'{value:.3g}' for value in logits['plain'][0].tolist())}."
     )
     return result
-
-
-def forward_passes(small: bool, repeats: int) -> dict[str, list[float]]:
-    """Seconds of the plain network, then, with freed memory kept from there on, of the default."""
-    depth, side = SMALL if small else FULL
-    x = torch.rand(1, 1, depth, side, side)
-    plain, default = bundle.network().eval(), bundle.network(True).eval()
-    with torch.inference_mode():
-        plain(x)
-        found = {"plain": [harness.seconds_of(lambda: plain(x)) for _ in range(repeats)]}
-        keep_freed_memory("cpu")
-        default(x)
-        found["kept"] = [harness.seconds_of(lambda: default(x)) for _ in range(repeats)]
-    return found
 
 
 def _call(network: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +18,18 @@ from fairlung.pipeline.ensemble import Ensemble, MirrorInferer
 from fairlung.pipeline.errors import user_error
 from fairlung.pipeline.network import R3D18Classifier
 from fairlung.pipeline.runtimes import RUNTIMES, OpenVINOInferer, RuntimeUnavailableError, inferer_of
+
+ALONE = "FAIRLUNG_TEST_ALONE"
+alone = pytest.mark.skipif(os.environ.get(ALONE) != "1", reason="runs in a process of its own, below")
+
+
+@pytest.mark.skipif(os.environ.get(ALONE) == "1", reason="this is that process")
+def test_in_a_process_of_its_own() -> None:
+    """OpenVINO beside all that other tests have loaded into a worker is known to end it."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--no-cov", __file__]
+    done = subprocess.run(command, env={**os.environ, ALONE: "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "6 passed" in done.stdout or "7 passed" in done.stdout
 
 
 def classifier(seed: int) -> nn.Module:
@@ -37,6 +51,7 @@ def network() -> nn.Module:
     return classifier(0)
 
 
+@alone
 @pytest.mark.parametrize(("runtime", "tolerance"), [("openvino", 1e-5), ("openvino_bf16", 0.05)])
 def test_its_logits_are_those_of_pytorch(network: nn.Module, images: Tensor, runtime: str, tolerance: float) -> None:
     inferer = inferer_of(runtime, torch.device("cpu"))
@@ -49,6 +64,7 @@ def test_its_logits_are_those_of_pytorch(network: nn.Module, images: Tensor, run
     assert "openvino_telemetry" not in sys.modules
 
 
+@alone
 def test_of_several_networks_and_mirrored_volumes(images: Tensor, network: nn.Module) -> None:
     ensemble = Ensemble([network, classifier(1)]).eval()
     with torch.inference_mode():
@@ -58,6 +74,7 @@ def test_of_several_networks_and_mirrored_volumes(images: Tensor, network: nn.Mo
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@alone
 def test_another_network_is_not_answered_by_the_first(images: Tensor, network: nn.Module) -> None:
     inferer, other = OpenVINOInferer(), classifier(2)
     with torch.inference_mode():
@@ -65,11 +82,13 @@ def test_another_network_is_not_answered_by_the_first(images: Tensor, network: n
         torch.testing.assert_close(inferer(images, other), other(images), rtol=1e-5, atol=1e-5)
 
 
+@alone
 def test_a_network_in_training_is_refused(images: Tensor) -> None:
     with pytest.raises(ValueError, match="evaluation mode"):
         OpenVINOInferer()(images, R3D18Classifier(num_classes=4).train())
 
 
+@alone
 def test_what_it_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(inferer_of("torch", "cuda")) is SimpleInferer
     with pytest.raises(ValueError, match=f"one of {', '.join(RUNTIMES)}, got 'onnx'"):
@@ -82,6 +101,7 @@ def test_what_it_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert user_error(caught.value) is caught.value
 
 
+@alone
 def test_the_bundle_answers_as_with_pytorch(start: Start, network: nn.Module, data_dir: Path, tmp_path: Path) -> None:
     from test_inference import SETTINGS
 

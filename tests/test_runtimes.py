@@ -25,11 +25,11 @@ alone = pytest.mark.skipif(os.environ.get(ALONE) != "1", reason="runs in a proce
 
 @pytest.mark.skipif(os.environ.get(ALONE) == "1", reason="this is that process")
 def test_in_a_process_of_its_own() -> None:
-    """OpenVINO beside all that other tests have loaded into a worker is known to end it."""
+    """Workers have died at the end of the suite, where these tests ran; why is not known yet."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--no-cov", __file__]
     done = subprocess.run(command, env={**os.environ, ALONE: "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "6 passed" in done.stdout or "7 passed" in done.stdout
+    assert "7 passed" in done.stdout
 
 
 def classifier(seed: int) -> nn.Module:

@@ -108,9 +108,8 @@ def _read(files: Sequence[Path], size: int | None, fast_decode: bool) -> tuple[n
     if threads > 1:  # Pillow decodes and resizes outside of the interpreter's lock
         shares = [files[len(files) * k // threads : len(files) * (k + 1) // threads] for k in range(threads)]
         with ThreadPoolExecutor(threads) as pool:
-            slices = [
-                each for part in pool.map(lambda share: [decode(file) for file in share], shares) for each in part
-            ]
+            parts = pool.map(lambda share: [decode(file) for file in share], shares)
+            slices = [each for part in parts for each in part]
     else:
         slices = [decode(file) for file in files]
     shapes = sorted({each.grey.shape for each in slices})

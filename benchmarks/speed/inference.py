@@ -18,7 +18,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from fairlung.pipeline.runtimes import RuntimeUnavailableError, import_openvino, openvino_network
+from fairlung.pipeline.runtimes import OPENVINO_PRECISIONS, RuntimeUnavailableError, import_openvino, openvino_network
 
 from . import bundle
 from .harness import (
@@ -166,7 +166,7 @@ def whole_scans(options: Options, result: Result) -> None:
     sides: dict[str, tuple[str, ...]] = {"ours": ("answer", str(folder), str(model), "torch")}
     with contextlib.suppress(RuntimeUnavailableError):
         import_openvino()
-        sides |= {f"ours, runtime {name}": (*sides["ours"][:3], name) for name in ("openvino", "openvino_bf16")}
+        sides |= {f"ours, runtime {name}": (*sides["ours"][:3], name) for name in OPENVINO_PRECISIONS}
     if options.published:
         sides["published"] = ("answer_published", str(folder), str(options.published))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}

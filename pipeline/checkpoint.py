@@ -32,13 +32,13 @@ MODEL_SETTINGS = (
     "crop_size",
 )
 NETWORK = "network"  # saved beside them: the class of the network, which a config says with network_def
+INFERENCE_NETWORK = "R3D18Classifier"  # the one that inference.yaml runs
 # of checkpoints from before these were saved
-FIRST_SETTINGS = {"age_bands": None, "fast_decode": False}
-FIRST_NETWORK = "R3D18Classifier"
+FIRST_SETTINGS = {"age_bands": None, "fast_decode": False, NETWORK: INFERENCE_NETWORK}
 
 _OTHER_NETWORK = (
     "\nevaluate it with the configs of its own network, such as ['train.yaml','systems/cnn_rnn.yaml','evaluate.yaml']; "
-    "inference.yaml runs R3D18Classifier alone"
+    f"inference.yaml runs {INFERENCE_NETWORK} alone"
 )
 
 
@@ -64,7 +64,7 @@ class ModelSettings:
         return dict(self.settings)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        state = {**FIRST_SETTINGS, NETWORK: FIRST_NETWORK, **state}
+        state = {**FIRST_SETTINGS, **state}
         differing = [
             f"{name}: checkpoint {state.get(name)!r}, run {value!r}"
             for name, value in self.settings.items()

@@ -22,7 +22,6 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 
 from .checkpoint import (
-    FIRST_NETWORK,
     MODEL_SETTINGS,
     NETWORK,
     CheckpointError,
@@ -97,7 +96,7 @@ def common_settings(paths: Sequence[str | Path], train_config: str | Path) -> di
     if len(paths) == 1:
         return model_settings(paths[0], train_config)
     require_checkpoints(paths)
-    first, *others = ({NETWORK: FIRST_NETWORK} | model_settings(path, train_config) for path in paths)
+    first, *others = (model_settings(path, train_config) for path in paths)
     for path, found in zip(paths[1:], others, strict=True):
         differing = [
             f"{name}: {found.get(name)!r}, there {first.get(name)!r}"

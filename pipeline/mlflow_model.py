@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from . import __version__
-from .checkpoint import FIRST_NETWORK, NETWORK, model_settings, require_checkpoint, training_dir
+from .checkpoint import INFERENCE_NETWORK, NETWORK, model_settings, require_checkpoint, training_dir
 from .distributed import is_primary
 from .errors import UserError
 from .tracking_journal import RECORD, without_login
@@ -253,9 +253,11 @@ def log_bundle_model(
 
     require_checkpoint(checkpoint)
     settings = model_settings(checkpoint, Path(bundle_root, "configs", "train.yaml"))
-    class_names, network = settings["class_names"], settings.get(NETWORK, FIRST_NETWORK)
-    if network != FIRST_NETWORK:
-        raise RegistryError(f"{checkpoint} holds a {network}; a model runs inference.yaml, which has {FIRST_NETWORK}")
+    class_names, network = settings["class_names"], settings[NETWORK]
+    if network != INFERENCE_NETWORK:
+        raise RegistryError(
+            f"{checkpoint} holds a {network}; a model runs inference.yaml, which has {INFERENCE_NETWORK}"
+        )
     # MLflow's log_model would write local paths into the model, and set the process's store: this does it in steps
     experiment_id = client.get_run(run_id).info.experiment_id
     tags = {"fairlung.version": __version__}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import sys
@@ -94,6 +95,17 @@ def import_openvino() -> ModuleType:
             sys.modules["openvino_telemetry"] = reporter
 
 
+@functools.cache
+def _openvino_core() -> Any:
+    """OpenVINO's devices, for as long as the process lives.
+
+    Where a CPU has AMX, they give the thread that makes them a stack for its signal handlers. If they go with the last
+    network, and Python's garbage collection does that on another thread, the stack is freed while it is in use there,
+    and the next signal that Python handles, such as the end of a child process, ends the process.
+    """
+    return import_openvino().Core()
+
+
 def openvino_network(network: nn.Module, example: Tensor, precision: str = "f32") -> Callable[[Tensor], Tensor]:
     """A network compiled by OpenVINO for this CPU.
 
@@ -102,7 +114,7 @@ def openvino_network(network: nn.Module, example: Tensor, precision: str = "f32"
         example: [N, 1, D, H, W], what it will be given.
         precision: ``f32`` or ``bf16``.
     """
-    openvino = import_openvino()
+    core = _openvino_core()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
@@ -122,5 +134,5 @@ def openvino_network(network: nn.Module, example: Tensor, precision: str = "f32"
         logging.disable(before)
     model.reshape([-1, *example.shape[1:]])
     hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    compiled = core.compile_model(model, "CPU", hints)
     return lambda image: torch.from_numpy(compiled(image.numpy())[0].copy())

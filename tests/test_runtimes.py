@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import gc
+import signal
 import sys
 from pathlib import Path
+from threading import Thread
 
 import pandas as pd
 import pytest
@@ -17,19 +18,13 @@ from workflows import CLASSES, Start, run
 from fairlung.pipeline.ensemble import Ensemble, MirrorInferer
 from fairlung.pipeline.errors import user_error
 from fairlung.pipeline.network import R3D18Classifier
-from fairlung.pipeline.runtimes import RUNTIMES, OpenVINOInferer, RuntimeUnavailableError, inferer_of
-
-ALONE = "FAIRLUNG_TEST_ALONE"
-alone = pytest.mark.skipif(os.environ.get(ALONE) != "1", reason="runs in a process of its own, below")
-
-
-@pytest.mark.skipif(os.environ.get(ALONE) == "1", reason="this is that process")
-def test_in_a_process_of_its_own() -> None:
-    """Workers have died at the end of the suite, where these tests ran; why is not known yet."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--no-cov", __file__]
-    done = subprocess.run(command, env={**os.environ, ALONE: "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "7 passed" in done.stdout
+from fairlung.pipeline.runtimes import (
+    RUNTIMES,
+    OpenVINOInferer,
+    RuntimeUnavailableError,
+    inferer_of,
+    openvino_network,
+)
 
 
 def classifier(seed: int) -> nn.Module:
@@ -51,7 +46,6 @@ def network() -> nn.Module:
     return classifier(0)
 
 
-@alone
 @pytest.mark.parametrize(("runtime", "tolerance"), [("openvino", 1e-5), ("openvino_bf16", 0.05)])
 def test_its_logits_are_those_of_pytorch(network: nn.Module, images: Tensor, runtime: str, tolerance: float) -> None:
     inferer = inferer_of(runtime, torch.device("cpu"))
@@ -64,7 +58,6 @@ def test_its_logits_are_those_of_pytorch(network: nn.Module, images: Tensor, run
     assert "openvino_telemetry" not in sys.modules
 
 
-@alone
 def test_of_several_networks_and_mirrored_volumes(images: Tensor, network: nn.Module) -> None:
     ensemble = Ensemble([network, classifier(1)]).eval()
     with torch.inference_mode():
@@ -74,7 +67,6 @@ def test_of_several_networks_and_mirrored_volumes(images: Tensor, network: nn.Mo
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@alone
 def test_another_network_is_not_answered_by_the_first(images: Tensor, network: nn.Module) -> None:
     inferer, other = OpenVINOInferer(), classifier(2)
     with torch.inference_mode():
@@ -82,13 +74,31 @@ def test_another_network_is_not_answered_by_the_first(images: Tensor, network: n
         torch.testing.assert_close(inferer(images, other), other(images), rtol=1e-5, atol=1e-5)
 
 
-@alone
+def test_a_network_may_go_on_another_thread(images: Tensor, network: nn.Module) -> None:
+    """Where a CPU has AMX, the process died of the next signal, as the stack of its handlers had gone too."""
+    kept = [openvino_network(network, images, "bf16")]
+
+    def drop() -> None:  # as the garbage collector may, on whatever thread it runs
+        kept.clear()
+        gc.collect()
+
+    thread = Thread(target=drop)
+    thread.start()
+    thread.join()
+    seen: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: seen.append(number))
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == [signal.SIGUSR1]
+
+
 def test_a_network_in_training_is_refused(images: Tensor) -> None:
     with pytest.raises(ValueError, match="evaluation mode"):
         OpenVINOInferer()(images, R3D18Classifier(num_classes=4).train())
 
 
-@alone
 def test_what_it_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(inferer_of("torch", "cuda")) is SimpleInferer
     with pytest.raises(ValueError, match=f"one of {', '.join(RUNTIMES)}, got 'onnx'"):
@@ -101,7 +111,6 @@ def test_what_it_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert user_error(caught.value) is caught.value
 
 
-@alone
 def test_the_bundle_answers_as_with_pytorch(start: Start, network: nn.Module, data_dir: Path, tmp_path: Path) -> None:
     from test_inference import SETTINGS
 

@@ -18,6 +18,8 @@ from .published import PublishedCode
 from .scans import jpeg_scan
 
 MB_A_SCAN = 4.2
+PUBLISHED = "published, every slice read again"
+EPOCHS = 8  # of what is read from the cache: a processor that has just decoded JPEG is not yet at it
 
 
 def scans(options: Options, number: int) -> list[Path]:
@@ -56,17 +58,18 @@ def in_float32() -> list[Any]:
     return [*turns, unit, bright, cut, EnsureTyped("image", track_meta=False)]
 
 
-def epoch_of(data: Any) -> Callable[[], None]:
+def epoch_of(data: Any, epochs: int = EPOCHS) -> Callable[[], None]:
     def run() -> None:
-        for index in range(len(data)):
-            data[index]
+        for _ in range(epochs):
+            for index in range(len(data)):
+                data[index]
 
     return run
 
 
 def to_device(items: list[dict[str, Any]]) -> None:
     """What prepare_batch does with a batch of one, for each item."""
-    for item in items:
+    for item in items * EPOCHS:
         unit_range(item["image"][None], item["brightness"])
 
 
@@ -99,7 +102,7 @@ def measure(options: Options) -> Result:
         if not same:
             raise AssertionError("the cached volume, cropped, is not the published one")
         result.equal["validation volume from the cache"] = "bit for bit"
-        variants["published, every slice read again"] = epoch_of(code.scans(folders, train=True))
+        variants[PUBLISHED] = epoch_of(code.scans(folders, train=True), 1)
     variants["from disk, as stored"] = epoch_of(on_disk.volumes)
     variants["from memory, as stored"] = epoch_of(in_memory.volumes)
     variants["from disk, augmented"] = epoch_of(on_disk)
@@ -108,21 +111,21 @@ def measure(options: Options) -> Result:
     item = on_disk[0]
     variants["8 bits to [0, 1] with brightness, on the device (here the CPU)"] = partial(to_device, [item] * number)
     if not options.small:
-        many = dataset(folders * 8, store)
+        many = dataset(folders * EPOCHS, store)
         workers = os.cpu_count() or 1
-        variants[f"from disk, augmented, {workers} workers, 8 epochs"] = epoch_through(many, workers)
+        variants[f"from disk, augmented, {workers} workers"] = epoch_through(many, workers)
     times = alternate(variants, options.repeats or (1 if options.small else 3))
     result.limits["copy_gb_per_s"] = copy_gbs()
     size = float(in_memory.volumes[0]["image"].nbytes)
     crop = size * 224**2 / 256**2
     for name, timing in times.items():
-        count = number * (8 if "8 epochs" in name else 1)
+        count = number * (1 if name == PUBLISHED else EPOCHS)
         rate = count / timing.median
         row = {"volumes": name, "a volume": f"{timing.median / count * 1e3:.3g} ms", "volumes/s": f"{rate:.3g}"}
         if code is not None:
-            base = times["published, every slice read again"]
+            base = times[PUBLISHED]
             row["times published"] = ratio_text(tuple(count / number * value for value in timing.ratio_of(base)))  # type: ignore[arg-type]
-        written = None if name.startswith("published") or "as stored" in name else crop
+        written = None if name == PUBLISHED or "as stored" in name else crop
         written = 4 * crop if "float32" in name or "[0, 1]" in name else written
         row["share of the limit"] = written and f"{written * rate / 1e9 / result.limits['copy_gb_per_s']:.0%}"
         result.rows.append(row)
@@ -130,8 +133,8 @@ def measure(options: Options) -> Result:
     disk = float(np.mean([path.stat().st_size for path in files]))
     result.extra |= {"bytes_in_memory": size, "bytes_on_disk": disk}
     if code is not None:
-        base = times["published, every slice read again"]
-        plain, full = (times[f"from disk, {kind}"].ratio_of(base)[0] for kind in ("as stored", "augmented"))
+        base = times[PUBLISHED]
+        plain, full = (EPOCHS * times[f"from disk, {kind}"].ratio_of(base)[0] for kind in ("as stored", "augmented"))
         result.target(
             "warm epoch read from the cache", "200x published", f"{plain:.3g}x as stored, {full:.3g}x augmented",
             full >= 200,
@@ -142,6 +145,7 @@ def measure(options: Options) -> Result:
     )  # fmt: skip
     result.notes.append(
         "The limit is copying memory: an item has to be written once, in 8 bits, or in float32 where the row says so. "
-        "Scans of 300 slices; the files are in the system's cache on both sides."
+        f"{number} scans of 300 slices, one epoch of the published loader and {EPOCHS} of the others a repeat; the "
+        "files are in the system's cache on both sides."
     )
     return result

@@ -34,7 +34,7 @@ MODEL_SETTINGS = (
 NETWORK = "network"  # saved beside them: the class of the network, which a config says with network_def
 INFERENCE_NETWORK = "R3D18Classifier"  # the one that inference.yaml runs
 # of checkpoints from before these were saved
-FIRST_SETTINGS = {"age_bands": None, "fast_decode": False, NETWORK: INFERENCE_NETWORK}
+FIRST_SETTINGS = {"age_bands": None, "fast_decode": False, NETWORK: "R3D18Classifier"}
 
 _OTHER_NETWORK = (
     "\nevaluate it with the configs of its own network, such as ['train.yaml','systems/cnn_rnn.yaml','evaluate.yaml']; "

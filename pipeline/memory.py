@@ -26,8 +26,10 @@ def kept_memory() -> Iterator[None]:
     full-size volume's first layers is such a block (205 MB), and clearing their pages takes a sixth of a forward pass.
     What is kept is at most the peak, and what could not be used again beside it.
 
-    It holds for the whole process, so it is for one computation, not for a program. Nothing changes where another C
-    library or, by ``MALLOC_...``, ``GLIBC_TUNABLES`` or ``LD_PRELOAD`` in the environment, another way is in use.
+    It is for one computation, not for a program: it holds for whatever the main thread of the process takes and frees,
+    and afterwards a block that fits into a hole left behind is still kept. Of two that overlap the first to end ends
+    both. Nothing changes on other threads, and nothing at all where the C library is another or ``MALLOC_...``,
+    ``GLIBC_TUNABLES`` or ``LD_PRELOAD`` in the environment may say how memory is to be kept.
     """
     glibc = _glibc()
     if glibc is None:
@@ -52,6 +54,7 @@ class MemoryKeeper:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.started)
         engine.add_event_handler(Events.COMPLETED, self.completed)
+        engine.add_event_handler(Events.TERMINATE, self.completed)  # after which COMPLETED may be left out
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.exception_raised)
 
     def started(self, engine: Engine) -> None:

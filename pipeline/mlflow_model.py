@@ -217,7 +217,7 @@ def signature(class_names: Iterable[str]) -> ModelSignature:
     return ModelSignature(
         inputs=Schema([ColSpec("string", "scan")]),
         outputs=Schema(outputs),
-        params=ParamSchema([ParamSpec("batch_size", "integer", 1)]),
+        params=ParamSchema([ParamSpec("batch_size", "integer", 0)]),
     )
 
 

@@ -47,7 +47,7 @@ class ScanClassifier(PythonModel):
         Args:
             context: not used.
             model_input: table with the column ``scan``, the path of a scan on the machine that predicts.
-            params: ``batch_size`` in place of inference.yaml's.
+            params: ``batch_size`` in place of inference.yaml's, which MLflow's default of 0 leaves.
 
         Returns:
             The columns of inference's predictions.csv: scan, prediction, prob_<class>, status (ok|failed|skipped),
@@ -61,7 +61,8 @@ class ScanClassifier(PythonModel):
         if scans:
             config = deepcopy(self.config)  # MONAI writes into it, and a server predicts in several threads
             config |= {"network": self.network, "handlers": [answers], "dataset": config["dataset"] | {"data": scans}}
-            config |= {name: int(value) for name, value in (params or {}).items() if name == "batch_size"}
+            if batch_size := int((params or {}).get("batch_size", 0)):
+                config["batch_size"] = batch_size
             ConfigParser(config).get_parsed_content("evaluator").run()
         rows = iter(answers.rows)
         table = [next(rows) if is_given else answers.no_path() for is_given in given]

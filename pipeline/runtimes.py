@@ -7,6 +7,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -95,6 +96,9 @@ def import_openvino() -> ModuleType:
             sys.modules["openvino_telemetry"] = reporter
 
 
+_CORE_LOCK = Lock()
+
+
 @functools.cache
 def _openvino_core() -> Any:
     """OpenVINO's devices, for as long as the process lives.
@@ -114,7 +118,8 @@ def openvino_network(network: nn.Module, example: Tensor, precision: str = "f32"
         example: [N, 1, D, H, W], what it will be given.
         precision: ``f32`` or ``bf16``.
     """
-    core = _openvino_core()
+    with _CORE_LOCK:  # or two threads would make one each, and the second go
+        core = _openvino_core()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 

@@ -87,7 +87,7 @@ def answered(start: Start, models: Path, hospital: Path, tmp_path_factory: pytes
     output = tmp_path_factory.mktemp("answered")
     settings = {"overlay": True, "dicom_out": True, "flip_tta": True, "read_timeout": 120}
     settings |= {"prevalence": {"adenocarcinoma": 0.1, "squamous_cell": 0.1, "covid19": 0.2, "normal": 0.6}}
-    settings |= {"checkpoint": str(models / "*" / "models" / "best.pt"), "num_workers": 1}
+    settings |= {"checkpoint": str(models / "*" / "models" / "best.pt"), "num_workers": 1, "batch_size": 2}
     with pytest.raises(SystemExit) as stopped:
         run(start("inference", scans=str(hospital), output_dir=str(output), **settings))
     table = pd.read_csv(output / "predictions.csv", keep_default_na=False).set_index("scan")

@@ -17,6 +17,7 @@ from workflows import CLASSES, Start, run
 
 from fairlung.pipeline.ensemble import Ensemble, MirrorInferer
 from fairlung.pipeline.errors import user_error
+from fairlung.pipeline.memory import MemoryKeeper
 from fairlung.pipeline.network import R3D18Classifier
 from fairlung.pipeline.runtimes import (
     RUNTIMES,
@@ -123,7 +124,10 @@ def test_the_bundle_answers_as_with_pytorch(start: Start, network: nn.Module, da
     for runtime in ("torch", "openvino"):
         output = tmp_path / runtime
         scans = str(data_dir / "chest_ct.nrrd")
-        run(start("inference", scans=scans, output_dir=str(output), checkpoint=str(checkpoint), runtime=runtime))
+        settings = {"checkpoint": str(checkpoint), "runtime": runtime, "device": "$torch.device('cpu')"}
+        parser = run(start("inference", scans=scans, output_dir=str(output), **settings)).parser
         tables.append(pd.read_csv(output / "predictions.csv"))
+        kept = [isinstance(handler, MemoryKeeper) for handler in parser.get_parsed_content("handlers")]
+        assert sum(kept) == (runtime == "torch") and parser.get_parsed_content("batch_size") == 1
     assert tables[0]["status"].tolist() == ["ok"]
     pd.testing.assert_frame_equal(*tables, rtol=1e-4)

@@ -23,8 +23,8 @@ def kept_memory() -> Iterator[None]:
     """Within it, freed memory stays with the process; at its end, what is free goes back to the system.
 
     glibc takes every block of more than 32 MB from the system and hands it back when it is freed. Each tensor of a
-    full-size volume's first layers is such a block (205 MB), and clearing their pages takes a sixth of a forward pass.
-    What is kept is at most the peak, and what could not be used again beside it.
+    full-size volume's first layers is such a block (205 MB), and clearing its pages takes an eighth of a forward pass
+    in all. What is kept is at most the peak, and what could not be used again beside it.
 
     It is for one computation, not for a program: it holds for whatever the main thread of the process takes and frees,
     and afterwards a block that fits into a hole left behind is still kept. Of two that overlap the first to end ends

@@ -19,7 +19,7 @@ from .scans import jpeg_scan
 
 MB_A_SCAN = 4.2
 PUBLISHED = "published, every slice read again"
-TIMES = 8  # as many scans as the published loader reads: six of ours would be over in 15 ms
+TIMES = 8  # as many scans as the published loader reads: six of ours would be over in 25 ms
 
 
 def scans(options: Options, number: int) -> list[Path]:

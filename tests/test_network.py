@@ -188,7 +188,10 @@ def test_full_size_step() -> None:
     assert logits.shape == (1, 4)
     before = loss(logits, target)
     before.backward()
+    weights = [parameter.detach().clone() for parameter in network.parameters()]
     optimizer.step()
+    for parameter, old in zip(network.parameters(), weights, strict=True):
+        assert parameter.isfinite().all() and not torch.equal(parameter, old)
     with torch.no_grad():
         after = loss(network(volume), target)
 

@@ -22,9 +22,13 @@ PUBLISHED = "published, every slice read again"
 TIMES = 8  # as many scans as the published loader reads: six of ours would be over in 25 ms
 
 
+def slices_and_size(options: Options) -> tuple[int, int]:
+    return (12, 64) if options.small else (300, 512)
+
+
 def scans(options: Options, number: int) -> list[Path]:
     """Scans under names of their own: links to one."""
-    slices, size = (12, 64) if options.small else (300, 512)
+    slices, size = slices_and_size(options)
     scan = jpeg_scan(options.scratch, slices, size)
     folder = options.scratch / f"cohort_{slices}_{size}"
     folder.mkdir(exist_ok=True)
@@ -145,7 +149,7 @@ def measure(options: Options) -> Result:
     )  # fmt: skip
     result.notes.append(
         "The limit is copying memory: an item has to be written once, in 8 bits, or in float32 where the row says so. "
-        f"{number} scans of {12 if options.small else 300} slices for the published loader and {number * TIMES} for "
+        f"{number} scans of {slices_and_size(options)[0]} slices for the published loader and {len(folders)} for "
         "the others a repeat; the files are in the system's cache on both sides, ours may be in the processor's."
     )
     return result

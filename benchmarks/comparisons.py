@@ -14,9 +14,9 @@ import time
 
 import numpy as np
 
-from fairlung.pipeline.audit import summaries
-from fairlung.pipeline.compare import compare
-from fairlung.pipeline.labelled_predictions import Predictions
+from fairlung.pipeline.evaluation.audit import summaries
+from fairlung.pipeline.evaluation.compare import compare
+from fairlung.pipeline.evaluation.predictions import Predictions
 
 CELLS = {
     "the paper's 155": (25, 25, 12, 13, 20, 20, 20, 20),  # class by class, men and women in turn

@@ -15,9 +15,9 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from fairlung.pipeline.audit import confusion_intervals, permutation_test, summaries, wilson
-from fairlung.pipeline.calibration import group_calibration
-from fairlung.pipeline.labelled_predictions import Predictions
+from fairlung.pipeline.evaluation.audit import confusion_intervals, permutation_test, summaries, wilson
+from fairlung.pipeline.evaluation.calibration import group_calibration
+from fairlung.pipeline.evaluation.predictions import Predictions
 
 CLASSES = 4
 SUPPORTS = {

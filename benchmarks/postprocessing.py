@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from fairlung.pipeline.labelled_predictions import Predictions
-from fairlung.pipeline.names import CLASS_NAMES, SEXES
-from fairlung.pipeline.postprocess import apply, before_after, fit
+from fairlung.pipeline.common.names import CLASS_NAMES, SEXES
+from fairlung.pipeline.evaluation.predictions import Predictions
+from fairlung.pipeline.postprocessing.before_after import before_after
+from fairlung.pipeline.postprocessing.fit import apply, fit
 
 CELLS = np.array([[25, 12, 20, 20], [25, 13, 20, 20]])
 TIMES = 60  # new scans as many times as fitted ones: their numbers count as the truth

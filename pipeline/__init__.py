@@ -1,8 +1,31 @@
-"""fairlung.pipeline: cohorts, network, loss, metrics, tracking and the command line.
+"""fairlung.pipeline: from a cohort to a judged and published classifier, room by room (docs/architecture.md).
 
-Nothing heavy is imported here; import the module you need, such as ``fairlung.pipeline.losses``.
+Importing it loads nothing heavy: each name is imported when it is first used.
 """
 
 from __future__ import annotations
 
+import lazy_loader
+
+from .common.moved import find_moved_modules
+
 __version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=[
+        "cli", "common", "data", "evaluation", "explain", "inference", "losses", "networks", "phantoms",
+        "postprocessing", "reports", "studies", "tracking", "training",
+    ],
+    submod_attrs={
+        "data.cohort": ["load_cohort"],
+        "evaluation.audit": ["audit"],
+        "evaluation.compare": ["compare"],
+        "evaluation.metrics": ["GroupConfusion"],
+        "evaluation.predictions": ["load_predictions"],
+        "losses.two_level": ["FairLACVaRLoss", "TwoLevelLoss"],
+        "networks.r3d18": ["R3D18Classifier"],
+    },
+)  # fmt: skip
+
+find_moved_modules()

@@ -15,8 +15,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from workflows import Start, starter
 
-from fairlung.pipeline.names import CLASS_NAMES, SEXES
-from fairlung.pipeline.phantom_cohort import Preset, write_phantom_cohort
+from fairlung.pipeline.common.names import CLASS_NAMES, SEXES
+from fairlung.pipeline.phantoms.cohort import Preset, write_phantom_cohort
 
 torch.set_num_threads(1)  # small tensors: with more threads than idle cores a test takes ten times as long
 

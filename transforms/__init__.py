@@ -1,26 +1,22 @@
-"""fairlung.transforms: reading chest CT scans and choosing their slices, as MONAI transforms."""
+"""fairlung.transforms: reading chest CT scans and choosing their slices, as MONAI transforms.
+
+Each name is imported when it is first used: listing scans needs neither torch nor MONAI.
+"""
 
 from __future__ import annotations
 
-from .discovery import find_scans
-from .grey_levels import RandBrightnessd, to_grey_levels
-from .load_scan import LoadScan, LoadScand
-from .scan import ScanError, ScanSource
-from .slices import FirstSlices, FirstSlicesd, SampleSlices, SampleSlicesd, SliceSelector, TrimSlices, TrimSlicesd
+import lazy_loader
 
-__all__ = [
-    "FirstSlices",
-    "FirstSlicesd",
-    "LoadScan",
-    "LoadScand",
-    "RandBrightnessd",
-    "SampleSlices",
-    "SampleSlicesd",
-    "ScanError",
-    "ScanSource",
-    "SliceSelector",
-    "TrimSlices",
-    "TrimSlicesd",
-    "find_scans",
-    "to_grey_levels",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "discovery": ["find_scans"],
+        "grey_levels": ["RandBrightnessd", "to_grey_levels"],
+        "load_scan": ["LoadScan", "LoadScand"],
+        "scan": ["ScanError", "ScanSource"],
+        "slices": [
+            "FirstSlices", "FirstSlicesd", "SampleSlices", "SampleSlicesd", "SliceSelector", "TrimSlices",
+            "TrimSlicesd",
+        ],
+    },
+)  # fmt: skip

@@ -11,13 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .dicom_series import SeriesKey, SliceHeader, looks_like_dicom, read_folder, read_headers, series_key
+from .dicom.choice import read_folder
+from .dicom.headers import SeriesKey, SliceHeader, looks_like_dicom, read_headers, series_key
+from .files import SLICE_SUFFIXES, has_suffix, natural_key, slice_files, visible_files
 from .scan import Refusal, ScanSource, as_source
-from .slice_folder import SLICE_SUFFIXES, has_suffix, natural_key, slice_files, visible_files
 from .tolerances import MAX_PICTURES_BESIDE
 from .volume_files import ITK_SUFFIXES, NIFTI_SUFFIXES
 
 logger = logging.getLogger(__name__)
+
 
 DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 DICOM_INDEX = "DICOMDIR"

@@ -20,8 +20,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Transform
 
-from .dicom_pixels import check_rescale, read_hu
-from .dicom_series import choice, choose, read_folder, too_few
+from .dicom.choice import choice, choose, read_folder, too_few
+from .dicom.pixels import check_rescale, read_hu
 from .discovery import pictures_beside, scan_kind, source_files
 from .geometry import turn_to_lps
 from .plausibility import air_of_grey, check_chest, check_grey, check_hu, grey_counts, hu_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,35 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .files import slice_files
 from .scan import OpenScan, Refusal
 from .tolerances import COLOUR_LEVELS, COLOUR_SHARE, GAP_STEPS, MAX_ASPECT
 
-SLICE_SUFFIXES = (".jpg", ".jpeg", ".png")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 EXIF_ORIENTATION = 0x0112
 EXIF_ON_ITS_SIDE = (5, 6, 7, 8)
-
-
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that orders numbers inside names by value: 2.jpg before 10.jpg, IM-0009 before IM-0010."""
-    parts = re.split(r"(\d+)", name)
-    return [(1, int(part), "") if part.isdecimal() else (0, 0, part.lower()) for part in parts] + [(0, 0, name)]
-
-
-def has_suffix(path: Path, suffixes: Sequence[str]) -> bool:
-    return path.name.lower().endswith(tuple(suffixes))
-
-
-def visible_files(folder: Path) -> list[Path]:
-    """Files of a folder in natural order, without hidden ones (``._1.jpg``)."""
-    with os.scandir(folder) as entries:  # tells files from folders without asking the file system for each
-        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
-    return [folder / name for name in sorted(names, key=natural_key)]
-
-
-def slice_files(folder: Path) -> list[Path]:
-    """JPEG and PNG slices of a folder in natural order."""
-    return [path for path in visible_files(folder) if has_suffix(path, SLICE_SUFFIXES)]
 
 
 def open_slices(path: Path, size: int | None, fast_decode: bool = False) -> OpenScan:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-# ---- how much of a scan there is
 MIN_SLICES = 10  # fewer are refused (the setting min_slices)
 FEW_SLICES = 32  # fewer are warned of: of 64 sampled ones each would stand in twice
 MIN_EXTENT_MM = 150.0  # a chest shorter than this from end to end is warned of
 MAX_PICTURES_BESIDE = 9  # pictures beside DICOM files taken for previews; with more, which is the scan is unclear
 
-# ---- where the slices lie (DICOM)
 SAME_POSITION_MM = 0.01  # slices closer than this along the normal lie at one position
 SAME_DIRECTION = 1e-3  # components of direction cosines that are one orientation
 UNIT_VECTORS = 1e-2  # by which direction cosines may miss length 1 and a right angle
@@ -27,14 +25,12 @@ MAX_DRIFT_MM = 20.0
 MAX_FRAMES = 20_000  # of one file
 STRAY_SLICES = 0.1  # share of a series that other stacks in it (scouts, another matrix) may have beside the largest
 
-# ---- voxels
 MIN_SPACING_MM = 0.05  # a voxel edge outside of these is in other units than millimetres
 MAX_SPACING_MM = 40.0
 THICK_STEP_MM = 10.0  # slices further apart are warned of
 FIELD_MM = (100.0, 1000.0)  # a slice less or more wide than these is warned of
 TRAILING_BYTES = 16  # that may follow the voxels in a file; more, and its header does not describe them
 
-# ---- HU
 PADDING_HU = -32768.0  # what stands in a slice for no pixel; the window makes it 0
 PADDING_SPREAD_HU = 40.0  # standard deviation up to which values below the range are one level of padding
 RANGE_HU = (-1300.0, 4000.0)  # beyond it are no tissue and no air
@@ -45,11 +41,9 @@ MIN_AIR = 0.01  # share of the voxels
 TISSUE_HU = (-200.0, 300.0)
 MIN_TISSUE = 0.05
 
-# ---- is it a chest
 LUNG_BELOW_HU = -400.0  # also of lungs that are partly dense
 LUNG_SHARE = 0.05  # of the body's volume that air inside the body must have, on either side of its middle
 
-# ---- slice folders
 COLOUR_LEVELS = 32  # by which the channels of a grey picture may differ (JPEG keeps colour coarsely)
 COLOUR_SHARE = 0.01  # share of pixels that may differ more
 MAX_ASPECT = 1.1  # of a slice's sides; more is warned of, as slices are resized to squares

@@ -18,10 +18,10 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
-from fairlung.pipeline.audit import confusion_intervals, summaries
-from fairlung.pipeline.evidence_figures import GREY, LINES, MARKERS
-from fairlung.pipeline.figures import PALETTE, new_figure
-from fairlung.pipeline.names import SEXES
+from fairlung.pipeline.common.names import SEXES
+from fairlung.pipeline.common.plotting import GREY, MARKERS, PALETTE, new_figure
+from fairlung.pipeline.evaluation.audit import confusion_intervals, summaries
+from fairlung.pipeline.reports.evidence_figures import LINES
 
 SETTING = ["batch", "sampler", "estimator", "system", "gradient", "alpha"]
 NUMBERS = ("score", "gap", "worst_cell_f1", "f1_male", "f1_female", "f1_macro")

@@ -32,10 +32,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from fairlung.pipeline.aggregation import Aggregation, GroupCVaR, MeanAggregation
-from fairlung.pipeline.losses import CrossEntropy, LogitAdjustedCrossEntropy, TwoLevelLoss
-from fairlung.pipeline.metrics import fairness_summary, group_confusion
-from fairlung.pipeline.names import SEXES
+from fairlung.pipeline.common.names import SEXES
+from fairlung.pipeline.evaluation.metrics import fairness_summary, group_confusion
+from fairlung.pipeline.losses.aggregation import Aggregation, GroupCVaR, MeanAggregation
+from fairlung.pipeline.losses.sample_losses import CrossEntropy, LogitAdjustedCrossEntropy
+from fairlung.pipeline.losses.two_level import TwoLevelLoss
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 FEWER_ALPHAS = (0.5, 0.7, 0.9, 1.0)  # at batch 4, with the balanced sampler and with the running estimate

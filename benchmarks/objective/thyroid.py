@@ -21,8 +21,8 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
-from fairlung.pipeline.errors import UserError
-from fairlung.pipeline.names import SEXES
+from fairlung.pipeline.common.errors import UserError
+from fairlung.pipeline.common.names import SEXES
 
 CODES = {
     "hyperthyroid": "ABCD",

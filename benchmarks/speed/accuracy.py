@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import f1_score
 
-from fairlung.pipeline.phantom_cohort import write_phantom_cohort
-from fairlung.pipeline.runtimes import RUNTIMES
+from fairlung.pipeline.inference.runtimes import RUNTIMES
+from fairlung.pipeline.phantoms.cohort import write_phantom_cohort
 
 from . import bundle
 from .harness import Options, Result, in_process

@@ -27,7 +27,7 @@ def parts(*names: str, config: str = "train.yaml", **settings: Any) -> list[Any]
 
 def network(channels_last: bool = False, device: torch.device | str = "cpu") -> nn.Module:
     """The bundle's network with random weights, always the same."""
-    from fairlung.pipeline.network import R3D18Classifier
+    from fairlung.pipeline.networks.r3d18 import R3D18Classifier
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -66,7 +66,7 @@ def checkpoint(path: Path, net: nn.Module, **changed: Any) -> Path:
     """A checkpoint of a network under the bundle's settings."""
     import yaml
 
-    from fairlung.pipeline.checkpoint import MODEL_SETTINGS
+    from fairlung.pipeline.networks.checkpoint import MODEL_SETTINGS
 
     config = yaml.safe_load((CONFIGS / "train.yaml").read_text())
     settings = {name: config[name] for name in MODEL_SETTINGS} | {"group_names": ["male", "female"]}

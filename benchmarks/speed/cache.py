@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fairlung.pipeline.engine import unit_range
+from fairlung.pipeline.common.volumes import unit_range
 
 from . import bundle
 from .harness import Options, Result, alternate, copy_gbs, ratio_text
@@ -43,7 +43,7 @@ def dataset(
     folders: list[Path], cache_dir: Path | str, augmentation: str | list[Any] = "augmentation", in_memory: bool = False
 ) -> Any:
     """The bundle's data set of these scans."""
-    from fairlung.pipeline.data import ScanDataset
+    from fairlung.pipeline.data.dataset import ScanDataset
 
     (volumes,) = bundle.parts("volume_transforms")
     augment = bundle.parts(augmentation)[0] if isinstance(augmentation, str) else augmentation

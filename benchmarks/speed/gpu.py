@@ -56,7 +56,7 @@ def augmentation(depth: int, crop: int) -> Any:
 
 def batches(volumes: Tensor, augment: Any, size: int) -> Iterator[Tensor]:
     """Augmented batches of volumes that lie on the device."""
-    from fairlung.pipeline.engine import unit_range
+    from fairlung.pipeline.common.volumes import unit_range
 
     order = torch.randperm(len(volumes)).tolist()
     for start in range(0, len(order) - size + 1, size):

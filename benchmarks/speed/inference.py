@@ -18,8 +18,13 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from fairlung.pipeline.memory import kept_memory
-from fairlung.pipeline.runtimes import OPENVINO_PRECISIONS, RuntimeUnavailableError, import_openvino, openvino_network
+from fairlung.pipeline.inference.runtimes import (
+    OPENVINO_PRECISIONS,
+    RuntimeUnavailableError,
+    import_openvino,
+    kept_memory,
+    openvino_network,
+)
 
 from . import bundle
 from .harness import (
@@ -321,7 +326,7 @@ def read_ours(folder: str) -> dict[str, float]:
 
 def _model() -> dict[str, Any]:
     """The settings that inference.yaml takes from a checkpoint, of train.yaml."""
-    from fairlung.pipeline.checkpoint import model_settings
+    from fairlung.pipeline.networks.checkpoint import model_settings
 
     return model_settings("", bundle.CONFIGS / "train.yaml")
 

@@ -40,7 +40,7 @@ def decoding_floor(folder: Path, draft: bool) -> float:
     """Seconds that Pillow alone needs for the 64 slices, in one thread."""
     from PIL import Image
 
-    from fairlung.transforms.slice_folder import slice_files
+    from fairlung.transforms.files import slice_files
     from fairlung.transforms.slices import sample_indices, trim_indices
 
     files = slice_files(folder)

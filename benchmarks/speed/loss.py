@@ -53,7 +53,7 @@ def batch(samples: int, groups: int, device: torch.device | str = "cpu") -> tupl
 
 
 def ours(alpha: float = 0.8, device: torch.device | str = "cpu", gradient: str = "exact") -> Callable[..., Tensor]:
-    from fairlung.pipeline.losses import FairLACVaRLoss
+    from fairlung.pipeline.losses.two_level import FairLACVaRLoss
 
     loss = FairLACVaRLoss(COUNTS, alpha=alpha, gradient=gradient).to(device)
     return lambda logits, label, group: loss(logits, {"label": label, "group": group})

@@ -13,7 +13,7 @@ SIZE = 512
 
 
 def _drawn(size: int, slices: int) -> tuple[np.ndarray, tuple[float, float, float]]:
-    from fairlung.pipeline.phantom import synthesize
+    from fairlung.pipeline.phantoms.anatomy import synthesize
 
     scan = synthesize("adenocarcinoma", "female", rng=np.random.default_rng(0), shape=(slices, size, size))
     return scan.hu, scan.spacing
@@ -24,7 +24,7 @@ def jpeg_scan(scratch: Path, slices: int, size: int = SIZE, name: str = "") -> P
     folder = scratch / (name or f"jpeg_{slices}_{size}")
     if folder.is_dir():
         return folder
-    from fairlung.pipeline.scan_writers import write_jpg_folder
+    from fairlung.pipeline.phantoms.writers import write_jpg_folder
 
     drawn = scratch / f"drawn_{size}"
     if not drawn.is_dir():
@@ -59,7 +59,7 @@ def dicom_scan(scratch: Path, slices: int, size: int = SIZE) -> Path:
     folder = scratch / f"dicom_{slices}_{size}"
     if folder.is_dir():
         return folder
-    from fairlung.pipeline.scan_writers import write_dicom_series
+    from fairlung.pipeline.phantoms.writers import write_dicom_series
 
     scratch.mkdir(parents=True, exist_ok=True)
     hu, (dz, dy, dx) = _drawn(size, DRAWN)

@@ -49,7 +49,7 @@ class Step:
         fused: bool = False,
         compiled: bool = False,
     ) -> None:
-        from fairlung.pipeline.losses import FairLACVaRLoss
+        from fairlung.pipeline.losses.two_level import FairLACVaRLoss
 
         device = x.device
         self.x, self.autocast = x, autocast

@@ -1,0 +1,189 @@
+"""Commands that make and check data: cohort, check, phantom, submit."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from .console import console, show_intake, stop
+
+
+class PresetName(StrEnum):
+    """Sizes of the phantom cohort."""
+
+    tiny = "tiny"
+    demo = "demo"
+    benchmark = "benchmark"
+
+
+class PhantomFormat(StrEnum):
+    """File formats of phantom scans; ``mixed`` is the three in turn."""
+
+    jpg = "jpg"
+    dicom = "dicom"
+    nifti = "nifti"
+    mixed = "mixed"
+
+
+class Layout(StrEnum):
+    """Folder layouts of the benchmark; ``auto`` takes both."""
+
+    auto = "auto"
+    paper = "paper"
+    challenge = "challenge"
+
+
+def cohort(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER_OR_ARCHIVE",
+            help="Root of the data, e.g. with Train/ and Val/ in it; a zip, tar or RAR archive; or a folder of them.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The cohort file to write.")] = Path("cohort.csv"),
+    layout: Annotated[Layout, typer.Option(help="Folder layout.")] = Layout.auto,
+    class_name: Annotated[
+        list[str] | None, typer.Option("--class-name", help="Classes to take, in order; repeat the option.")
+    ] = None,
+    chart: Annotated[
+        Path | None, typer.Option(help="Also draw the cohort (the paper's Figure 1) to this file.")
+    ] = None,
+    unpack_to: Annotated[
+        Path | None, typer.Option(help="Folder for what archives hold; else <name>_unpacked beside them.")
+    ] = None,
+) -> None:
+    """Describe a folder tree of scans, or archives of it, as a cohort file: scan, label, sex, split."""
+    from ..common.errors import UserError
+    from ..common.names import CLASS_NAMES, SEXES
+    from ..data.archives import build_with_archives
+    from ..data.cohort import load_cohort
+    from ..data.cohort_checks import CohortError
+    from ..data.cohort_folders import write_cohort
+    from .console import format_cells
+
+    try:
+        intake = build_with_archives(source, unpack_to, layout=layout.value, class_names=class_name)
+        built = intake.built
+        found = set(built.table["label"])
+        names = class_name or [*(n for n in CLASS_NAMES if n in found), *sorted(found - set(CLASS_NAMES))]
+        output.parent.mkdir(parents=True, exist_ok=True)
+        path = write_cohort(built.table, output, root=intake.root)
+    except (UserError, ValueError) as error:
+        stop(error)
+    show_intake(intake)
+    for entry in built.skipped:
+        console.print(
+            f"[yellow]left out[/] {escape(entry.path)}: {escape(entry.reason)}", highlight=False, soft_wrap=True
+        )
+    try:
+        loaded = load_cohort(path, class_names=names, group_names=SEXES, allow_empty_cells=True)
+    except CohortError as error:
+        stop(ValueError(f"wrote {path}, which is not ready to train on: {error}"))
+    console.print(format_cells(loaded))
+    empty = [f"{r.group} {r.label} in {r.split}" for r in loaded.cells().itertuples() if r.n == 0]
+    if empty:
+        console.print(f"[yellow]no scan of[/] {', '.join(empty)}", highlight=False)
+    console.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
+    if chart is not None:
+        from ..reports.figures import cohort_chart
+
+        try:
+            cohort_chart(loaded.cells(), chart)
+        except (OSError, ValueError) as error:
+            stop(ValueError(f"no chart: {error}"))
+        console.print(f"wrote {escape(str(chart))}", highlight=False, soft_wrap=True)
+
+
+def check(
+    scans: Annotated[str, typer.Argument(help="A folder tree, a scan, an archive, or a CSV of paths.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for tables, pictures and the page.")] = Path(
+        "check"
+    ),
+    all_series: Annotated[bool, typer.Option("--all-series", help="Look at every DICOM series of a folder.")] = False,
+    min_slices: Annotated[int | None, typer.Option(help="Fewer slices are refused; else the bundle's.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read; else the bundle's.")] = None,
+    bundle_root: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("bundles/fair_lung_ct"),
+) -> None:
+    """Look at scans as inference would read them, without a network: what is refused or doubtful, and why.
+
+    Exit code 3: some scans are refused.
+    """
+    from monai.bundle import ConfigWorkflow
+
+    from ..common.errors import user_error
+
+    configs = [str(bundle_root / "configs" / name) for name in ("inference.yaml", "check.yaml")]
+    given = {"min_slices": min_slices, "num_workers": workers}
+    settings: dict[str, Any] = {"scans": scans, "output_dir": str(output), "bundle_root": str(bundle_root)}
+    settings |= {"all_series": all_series, **{name: value for name, value in given.items() if value is not None}}
+    try:
+        for config in configs:
+            if not Path(config).is_file():
+                raise FileNotFoundError(f"no {config}: name the bundle's folder with --bundle-root")
+        workflow = ConfigWorkflow(configs, workflow_type="infer", **settings)
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    except Exception as error:  # MONAI wraps every kind
+        found = user_error(error)
+        if not isinstance(found, Exception):
+            raise
+        stop(found)
+
+
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder for scans/ and cohort.csv.")],
+    preset: Annotated[PresetName, typer.Option(help="Size of the cohort.")] = PresetName.demo,
+    format: Annotated[PhantomFormat, typer.Option(help="File format of the scans.")] = PhantomFormat.mixed,
+    seed: Annotated[int, typer.Option(help="Same seed, same scans.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that write.")] = 2,
+    new_scans: Annotated[
+        int, typer.Option(help="Write this many unlabelled new scans for inference instead of a cohort.")
+    ] = 0,
+) -> None:
+    """Write a SYNTHETIC chest-CT cohort: procedural phantoms, no patients."""
+    from itertools import cycle, islice, product
+
+    from ..common.names import CLASS_NAMES, SEXES
+    from ..data.cohort import load_cohort
+    from ..phantoms.cohort import write_phantom_cohort, write_phantom_scans
+    from .console import format_cells
+
+    try:
+        if new_scans:
+            specs = list(islice(cycle((label, sex) for sex, label in product(SEXES, CLASS_NAMES)), new_scans))
+            paths = write_phantom_scans(
+                out, specs, preset=preset.value, fmt=format.value, seed=seed, workers=workers, progress=True
+            )
+            console.print(f"wrote {len(paths)} synthetic scans to {out}", highlight=False, soft_wrap=True)
+            return
+        path = write_phantom_cohort(out, preset.value, format.value, seed, workers=workers)
+    except (FileExistsError, ValueError) as error:
+        stop(error)
+    console.print(format_cells(load_cohort(path, class_names=CLASS_NAMES, group_names=SEXES)))
+    console.print(f"wrote {path} (synthetic scans)", highlight=False, soft_wrap=True)
+
+
+def submit(
+    predictions: Annotated[Path, typer.Argument(help="predictions.csv that inference wrote for the test scans.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the four files.")],
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Leave out scans that failed.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier submission.")] = False,
+) -> None:
+    """Write the challenge's submission: A.csv, G.csv, covid.csv and normal.csv, one scan name a line."""
+    from ..common.errors import UserError
+    from ..inference.submission import write_submission
+
+    try:
+        written = write_submission(predictions, output, allow_missing=allow_missing, overwrite=overwrite)
+    except (UserError, OSError) as error:
+        stop(error)
+    for text in written.missing:
+        console.print(f"[yellow]in no file[/] {escape(text)}", highlight=False, soft_wrap=True)
+    for path, count in written.files.items():
+        console.print(f"wrote {escape(str(path))}: {count} scans", highlight=False, soft_wrap=True)

@@ -1,0 +1,120 @@
+"""Commands for studies: study, tables."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from .console import console, show_study, stop
+
+
+class StudyEngine(StrEnum):
+    """Where the runs of a study are carried out."""
+
+    local = "local"
+    ray = "ray"
+
+
+def tables(
+    studies: Annotated[
+        list[Path],
+        typer.Argument(metavar="STUDY...", help="Folder of a study; further ones (one a machine) join Table 2."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write to, by default tables/ in the first study.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the intervals; tests are at the level 1 - this.")] = 0.95,
+    resamples: Annotated[int, typer.Option(help="Bootstrap draws, and permutations.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Same seed, same tables.")] = 0,
+) -> None:
+    """Write the tables and figures of a study, finished or not: index.html, Markdown, CSV, LaTeX, PNG and SVG."""
+    from ..common.errors import UserError
+    from ..studies.tables import write_tables
+
+    try:
+        written = write_tables(studies, output, confidence, resamples, seed)
+    except (UserError, ValueError) as error:
+        stop(error)
+    show_study(written.table, written.verdicts)
+    folder = written.paths[0].parent
+    names = ", ".join(path.name for path in written.paths)
+    console.print(f"wrote {escape(str(folder))}: {escape(names)}", highlight=False, soft_wrap=True)
+
+
+def study(
+    file: Annotated[Path, typer.Argument(help="The study's YAML, such as studies/paper.yaml.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Its folder; else runs/NAME.")] = None,
+    cohort: Annotated[str | None, typer.Option(help="The cohort file, instead of the study's.")] = None,
+    bundle_root: Annotated[str | None, typer.Option(help="Folder of the bundle, instead of the study's.")] = None,
+    engine: Annotated[StudyEngine, typer.Option(help="Run here, or on a Ray cluster.")] = StudyEngine.local,
+    workers: Annotated[int, typer.Option(help="local: runs at a time.")] = 1,
+    address: Annotated[str | None, typer.Option(help="ray: of the cluster; else one is started here.")] = None,
+    cpus: Annotated[float, typer.Option(help="ray: CPUs of a run.")] = 1,
+    gpus: Annotated[float, typer.Option(help="ray: GPUs of a run.")] = 0,
+    final: Annotated[
+        str | None,
+        typer.Option(help="Once the study is finished: judge this configuration on the cohort's held-out test split."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
+) -> None:
+    """Train and judge a grid of systems, seeds and folds; what is finished stays, what was killed goes on."""
+    from filelock import FileLock, Timeout
+
+    from ..common.errors import UserError
+    from ..studies import engines, tracking
+    from ..studies.folder import StudyFolder
+    from ..studies.plan import StudyError, final_study, plan, read_study
+    from .study_progress import show_progress
+
+    try:
+        written = read_study(file, cohort=cohort, bundle_root=bundle_root)
+        place = output or Path("runs", written.name)
+        if final is not None:
+            written, place = final_study(written, place, final)
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(place / "study.lock", blocking=False):
+            folder = StudyFolder(place, written, plan(written, place, final), write=not dry_run)
+            waiting = [folder.run_file(run.id) for run in folder.to_run()]
+            console.print(
+                f"{written.name}: {len(waiting)} of {len(folder.planned)} runs to do, in {escape(str(place))}"
+            )
+            if dry_run:
+                for run in folder.to_run():
+                    console.print(escape(run.id), highlight=False, soft_wrap=True)
+                return
+            tracking.open_study_run(written, folder)
+            tables_at = None
+            try:
+                with show_progress(folder) as (begins, ends):
+                    if engine is StudyEngine.ray:
+                        engines.run_by_ray(waiting, begins, ends, address, cpus, gpus)
+                    else:
+                        engines.run_locally(waiting, begins, ends, workers)
+                tables_at = _tables_of(place)
+            finally:  # interrupted too
+                tracking.close_study_run(written, folder, tables_at)
+    except Timeout:
+        stop(StudyError(f"{place} is being run by another process"))
+    except (UserError, ValueError) as error:
+        stop(error)
+    counts = folder.counts()
+    if counts["finished"] < len(folder.planned):
+        stop(StudyError(f"{counts['failed']} of {len(folder.planned)} runs failed; run the study again to repeat them"))
+
+
+def _tables_of(place: Path) -> Path | None:
+    """A study's tables, written; None, with a word why, where nothing can be said yet."""
+    from ..common.errors import UserError
+    from ..studies.tables import write_tables
+
+    try:
+        written = write_tables([place])
+    except (UserError, ValueError) as error:
+        console.print(f"[yellow]no tables[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
+        return None
+    show_study(written.table, written.verdicts)
+    return written.paths[0].parent

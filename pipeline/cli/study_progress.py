@@ -1,0 +1,96 @@
+"""How far a study is, as a table that is kept up to date on a terminal, and as a line for each change elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from ..studies.folder import StudyFolder
+from ..studies.plan import Planned
+from .console import console
+
+SHOWN = 30  # runs in the table; a large study shows those in progress and the last ones
+COLOURS = {"finished": "green", "failed": "red", "running": "yellow", "pending": "dim"}
+
+
+@contextmanager
+def show_progress(
+    folder: StudyFolder,
+) -> Iterator[tuple[Callable[[Path], None], Callable[[Path, int, str], None]]]:
+    """What to call with a run.json when its run begins, and with its exit code when it ends."""
+    began: dict[str, float] = {}
+    took: dict[str, float] = {}
+
+    def say(run_id: str) -> None:
+        if not console.is_terminal:
+            status, counts = folder.status(run_id), folder.counts()
+            reason = f": {folder.reason(run_id)}" if status == "failed" else ""
+            done = f"{counts['finished']} of {len(folder.planned)} finished"
+            console.print(escape(f"{status} {run_id}{reason} ({done})"), highlight=False, soft_wrap=True)
+
+    def begins(run_file: Path) -> None:
+        began[run_file.parent.name] = time.monotonic()
+        folder.begins(run_file.parent.name)
+        say(run_file.parent.name)
+
+    def ends(run_file: Path, code: int, reason: str) -> None:
+        run_id = run_file.parent.name
+        took[run_id] = time.monotonic() - began[run_id]
+        folder.ends(run_id, code, reason)
+        say(run_id)
+
+    if not console.is_terminal:
+        yield begins, ends
+        return
+    with Live(get_renderable=lambda: _table(folder, began, took), console=console, refresh_per_second=1):
+        yield begins, ends
+
+
+def _table(folder: StudyFolder, began: dict[str, float], took: dict[str, float]) -> Table:
+    counts = folder.counts()
+    title = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+    table = Table(title=f"{escape(folder.study.name)}: {title}")
+    for heading in ("configuration", "seed", "fold", "status", "epoch", "val P", "minutes"):
+        table.add_column(heading, justify="left" if heading in ("configuration", "status") else "right")
+    for run in _shown(folder):
+        status = folder.status(run.id)
+        epoch, score = _progress(folder.run_file(run.id).with_name("history.csv"))
+        seconds = took.get(run.id, time.monotonic() - began[run.id] if run.id in began else None)
+        reason = f" {folder.reason(run.id)[:60]}" if status == "failed" else ""
+        table.add_row(
+            escape(run.label),
+            str(run.seed),
+            "" if run.fold is None else f"{run.repeat}.{run.fold}",
+            f"[{COLOURS[status]}]{status}[/]{escape(reason)}",
+            epoch,
+            score,
+            "" if seconds is None else f"{seconds / 60:.1f}",
+        )
+    return table
+
+
+def _shown(folder: StudyFolder) -> list[Planned]:
+    runs = list(folder.planned.values())
+    if len(runs) <= SHOWN:
+        return runs
+    rank = {"running": 0, "failed": 1, "finished": 2, "pending": 3}
+    chosen = sorted(runs, key=lambda run: rank[folder.status(run.id)])[:SHOWN]
+    return [run for run in runs if run in chosen]
+
+
+def _progress(history: Path) -> tuple[str, str]:
+    """The last epoch of a history.csv, and the best P so far."""
+    try:
+        with history.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        scores = [float(row["value"]) for row in rows if row["metric"] == "val_score"]
+        return rows[-1]["epoch"], f"{max(scores):.3f}" if scores else ""
+    except (OSError, ValueError, KeyError, IndexError):
+        return "", ""

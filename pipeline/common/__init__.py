@@ -1,0 +1,24 @@
+"""What every room may use: errors, files, names, settings of the running config, several processes."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "config": [
+            "check_schedule",
+            "check_settings",
+            "defined_above",
+            "resolved_config",
+            "resolved_settings",
+            "run_name",
+            "training_config",
+            "write_settings",
+        ],
+        "distributed": ["start_processes"],
+        "run_folder": ["is_resumed", "resume_point"],
+        "volumes": ["PADDING", "unit_range"],
+    },
+)

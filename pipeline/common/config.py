@@ -1,0 +1,221 @@
+"""What the bundle's configs call to look at themselves: the settings in force, and overrides nobody reads."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
+from monai.bundle.utils import ID_SEP_KEY, MERGE_KEY
+
+from .distributed import is_primary, world_size
+from .errors import UserError, show_user_errors
+from .names import OBJECTIVE_SETTINGS
+from .text import without_login
+
+# where and how a training runs, not what it computes: a training that is resumed may change them
+RUN_SETTINGS = (
+    "bundle_root", "cohort", "output_dir", "overwrite", "resume", "weights", "tracking_uri", "experiment", "run_name",
+    "parent_run", "tags", "system_metrics", "keep_checkpoints", "model_file", "device", "num_workers", "cache_dir",
+    "cache_limit", "cache_in_memory",
+)  # fmt: skip
+
+
+class UnknownSettingError(UserError, ValueError):
+    """An override or config entry that nothing reads; says the nearest valid name."""
+
+
+def running_workflow() -> ConfigWorkflow:
+    """The workflow whose expression is being evaluated.
+
+    MONAI gives expressions no access to the config they belong to, so this looks for the workflow among the callers.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ConfigWorkflow):
+            return owner
+        frame = frame.f_back  # type: ignore[assignment]
+    raise RuntimeError("running_workflow() was called outside a bundle config")
+
+
+def defined_above(entry: Any) -> Any:
+    """The entry itself: MONAI's ``check_properties`` wants a ``_target_`` in each of the trainer's handlers."""
+    return entry
+
+
+def check_schedule(epochs: int, val_interval: int) -> None:
+    """ValueError when a training would end without a validation, and so without a best checkpoint."""
+    if not 1 <= val_interval <= epochs:
+        raise ValueError(f"val_interval must be in [1, epochs = {epochs}], got {val_interval}")
+
+
+def run_name(system: str, **settings: Any) -> str:
+    """A run in a line, ``LA+CVaR alpha 0.8 tau 1.0 exact seed 42``; settings that are None are left out."""
+    shown = [
+        str(value) if name == "gradient" else f"{name} {value}" for name, value in settings.items() if value is not None
+    ]
+    return " ".join([system, *shown])
+
+
+def check_settings() -> None:
+    """Stop on any entry of the running config that nothing reads, such as a mistyped override.
+
+    MONAI accepts ``--lrr 1e-3``, adds an entry ``lrr`` and ignores it. Here every top-level entry, and every entry of
+    the sections below it, must be referenced by another entry, be an instruction list of the workflow, or be declared
+    by one of the merged config files (not every overlay uses all of train.yaml). And an objective must read the
+    settings that a run of it is named and found by: plain cross-entropy with alpha 0.8 is refused, as the run would be
+    recorded with an alpha that it never had.
+
+    Also makes the process end on a user error with its message alone (:func:`~.show_user_errors`).
+
+    Raises:
+        UnknownSettingError: lists all of them.
+    """
+    show_user_errors()
+    workflow = running_workflow()
+    config = resolved_config()
+    instructions = _instructions(workflow)
+    referenced = set(_references(config))
+    declared = _declared_entries(workflow.config_root_path, config)
+    unread = [
+        entry for entry in _entries(config) if entry not in instructions | declared and not _is_read(entry, referenced)
+    ]
+    if unread:
+        listed = ", ".join(f"{entry!r} (did you mean {_nearest(entry, config, unread)!r}?)" for entry in unread)
+        raise UnknownSettingError(f"unknown setting, nothing in the config reads it: {listed}")
+    if config.get("loss") is not None:  # inference and evaluation have none
+        read = _read_by("loss", config)
+        strange = [name for name in OBJECTIVE_SETTINGS if config.get(name) is not None and name not in read]
+        if strange:
+            listed = ", ".join(f"{name} is {config[name]}" for name in strange)
+            raise UnknownSettingError(
+                f"the objective ({config.get('system', 'loss_function')}) reads no such setting, and the run would be "
+                f"recorded with it: {listed}; leave it out, or make it null"
+            )
+
+
+def _read_by(entry: str, config: dict[str, Any]) -> set[str]:
+    """Ids of all entries that an entry refers to, directly or through others, and its own."""
+    found: set[str] = set()
+    unvisited = [entry]
+    while unvisited:
+        name = unvisited.pop()
+        if name in found:
+            continue
+        found.add(name)
+        value: Any = config
+        for part in ReferenceResolver.split_id(name):
+            value = value[int(part)] if isinstance(value, list) else (value or {}).get(part)
+        unvisited.extend(_references(value))
+    return found
+
+
+def _instructions(workflow: ConfigWorkflow) -> set[str]:
+    """Entries that the workflow executes: nothing reads them, and reading them would run them."""
+    return {"imports", workflow.init_id, workflow.run_id, workflow.final_id}
+
+
+def _nearest(entry: str, config: dict[str, Any], unread: list[str]) -> str:
+    """The most similar name of a plain setting, or, for an id inside a section, of any entry."""
+    nested = ID_SEP_KEY in entry
+    valid = [
+        name
+        for name in _entries(config)
+        if name not in unread and (nested or not isinstance(config.get(name, {}), dict))
+    ]
+    return difflib.get_close_matches(entry, valid, n=1, cutoff=0)[0]
+
+
+def _declared_entries(folder: Path, config: dict[str, Any]) -> set[str]:
+    """Entries of the folder's config files that went into ``config``; an overlay may leave some of them unread.
+
+    Nothing records which files were merged: a file counts when all its top-level entries are there.
+    """
+    declared: set[str] = set()
+    for path in folder.glob("*.yaml"):
+        content = ConfigParser.load_config_file(path)
+        if {ReferenceResolver.split_id(key)[0].removeprefix(MERGE_KEY) for key in content} <= set(config):
+            declared.update(_entries(content))
+    return declared
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, dict) and "_target_" not in value
+
+
+def _entries(config: dict, prefix: str = "") -> Iterator[str]:
+    """Ids of all entries down to the first value that is no plain section."""
+    for key, value in config.items():
+        entry = f"{prefix}{key}"
+        if _is_section(value) and any(_is_section(v) or isinstance(v, (list, dict)) for v in value.values()):
+            yield from _entries(value, entry + ID_SEP_KEY)
+        else:
+            yield entry
+
+
+def _is_read(entry: str, referenced: set[str]) -> bool:
+    parts = entry.split(ID_SEP_KEY)
+    above = {ID_SEP_KEY.join(parts[: i + 1]) for i in range(len(parts))}
+    return bool(above & referenced) or any(other.startswith(entry + ID_SEP_KEY) for other in referenced)
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield from ReferenceResolver.match_refs_pattern(value)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _references(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _references(item)
+
+
+def resolved_config() -> dict[str, Any]:
+    """The running config as merged: files, overlays and overrides, expressions unevaluated."""
+    parser = running_workflow().parser
+    return {key: value for key, value in parser.config.items() if key != parser.meta_key}
+
+
+def training_config() -> dict[str, str]:
+    """Every entry of the running config that a training's numbers depend on, as JSON text, and how many processes."""
+    config = resolved_config()
+    instructions = _instructions(running_workflow())
+    return {"processes": str(world_size())} | {
+        key: json.dumps(value, sort_keys=True, default=str)
+        for key, value in config.items()
+        if key not in RUN_SETTINGS and key not in instructions
+    }
+
+
+def resolved_settings() -> dict[str, Any]:
+    """Every plain top-level setting of the running config with its value: what a user can override by name."""
+    workflow = running_workflow()
+    settings = {}
+    for key, value in resolved_config().items():
+        if key in _instructions(workflow) or isinstance(value, dict):
+            continue
+        content = workflow.parser.get_parsed_content(key)
+        if _is_plain(content):
+            settings[key] = content
+    return settings
+
+
+def write_settings(path: str | Path) -> None:
+    """Write :func:`resolved_settings` as JSON, logins of addresses left out: what a training was, tracked or not."""
+    if is_primary():
+        settings = {k: without_login(v) if isinstance(v, str) else v for k, v in resolved_settings().items()}
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (str, int, float, bool))

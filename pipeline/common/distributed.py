@@ -1,0 +1,98 @@
+"""One process or many: the few questions that differ. Everything is a no-op when torch.distributed is not running."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from itertools import chain, zip_longest
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .errors import UserError
+
+PATIENCE = timedelta(hours=12)  # the other processes wait while the first one reads a cohort into the cache
+
+
+class RestartError(UserError, RuntimeError):
+    """torchrun was begun in a way in which its restarts hang."""
+
+
+def start_processes(backend: str) -> None:
+    """Join the process group that torchrun describes.
+
+    torchrun keeps its key-value store when it restarts the processes (``--max_restarts``), and with it the addresses of
+    those that have died: the new ones would wait for them (pytorch issue 135712). On one host they get keys of their
+    own. Several hosts do not count restarts alike; there torchrun has to make a new store.
+
+    Raises:
+        RestartError: several hosts are to be restarted and share the store.
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not shared or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        dist.init_process_group(backend, timeout=PATIENCE)
+        return
+    if os.environ["WORLD_SIZE"] != os.environ["LOCAL_WORLD_SIZE"]:
+        raise RestartError(
+            "processes on several hosts could not find each other after a restart: begin torchrun with "
+            "--rdzv_backend c10d and the environment variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every host, or "
+            "without --max_restarts"
+        )
+    store, number, processes = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=PATIENCE)
+
+
+def world_size() -> int:
+    """Processes in the group; 1 when there is none."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def is_primary() -> bool:
+    """Whether this process is the one that logs and writes."""
+    return rank() == 0
+
+
+def is_first_here() -> bool:
+    """Whether this process is the first one of its host, as torchrun counts: hosts need not share a disk."""
+    return world_size() == 1 or int(os.environ.get("LOCAL_RANK", rank())) == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def gather_batch(values: Tensor) -> Tensor:
+    """[W N] the detached values [N] of all processes, in order of rank; every process must bring as many.
+
+    Stays on the device: the group losses of a global batch cost no synchronisation with the host.
+    """
+    if world_size() == 1:
+        return values.detach()
+    gathered = [torch.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(gathered, values.detach().contiguous())
+    return torch.cat(gathered)
+
+
+def local_part(values: Tensor) -> Tensor:
+    """This process's [N] out of gathered [W N]."""
+    return values.reshape(world_size(), -1)[rank()]
+
+
+def gather_interleaved(items: list[Any]) -> list[Any]:
+    """Items of all processes in the order of the data set, as MONAI's DistributedSampler dealt them out."""
+    if world_size() == 1:
+        return items
+    gathered: list[list[Any]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(gathered, items)
+    missing = object()
+    return [item for item in chain.from_iterable(zip_longest(*gathered, fillvalue=missing)) if item is not missing]

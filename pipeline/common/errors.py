@@ -1,0 +1,48 @@
+"""Errors that the user can mend, shown without the stack of libraries they travelled through."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import TracebackType
+
+
+class UserError(Exception):
+    """Something about the input, the settings or the machine that the user can mend; the message says what and how."""
+
+
+def user_error(error: BaseException | None) -> BaseException | None:
+    """What the user can mend in a chain of causes, or None: MONAI wraps what a config raises.
+
+    That is a :class:`UserError`, or a ValueError or missing file that fairlung's own code raised, such as a setting out
+    of range; the same from within a library is a bug until shown otherwise.
+    """
+    while error is not None:
+        if isinstance(error, UserError) or (isinstance(error, (ValueError, FileNotFoundError)) and _is_ours(error)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _is_ours(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("fairlung.")
+
+
+def show_user_errors() -> None:
+    """Let the process end on a user error with its message alone; FAIRLUNG_TRACEBACK=1 shows everything."""
+    if os.environ.get("FAIRLUNG_TRACEBACK") != "1":
+        sys.excepthook = _excepthook
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    found = user_error(error)
+    if found is None:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print(f"error: {found}", file=sys.stderr)
+
+
+EXIT_SOME_FAILED = 3  # exit code of an inference in which some scans failed, or none was answered

@@ -1,0 +1,83 @@
+"""Files that survive a kill: written as a whole, appended durably."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def replaced(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file that is there as a whole or not at all."""
+    part = path.with_name(f".{path.name}")  # keeps the suffix, which says the format
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# a file name need not be Unicode; it must not stop the others' answers
+TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
+
+
+def whole_records(content: bytes) -> int:
+    """Length of the part of a CSV file that ends with its last whole record.
+
+    A record ends at a line feed outside quotes; what comes after the last one was cut off while it was written.
+    """
+    end = position = quotes = 0
+    for line in io.BytesIO(content):
+        position += len(line)
+        quotes += line.count(b'"')
+        if line.endswith(b"\n") and quotes % 2 == 0:
+            end = position
+    return end
+
+
+def append_durably(path: Path, content: bytes) -> None:
+    """Add bytes to a file, on the disk when this returns; all of them, or (where the disk is full) none."""
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, io.SEEK_END)
+        try:
+            written = 0
+            while written < len(content):
+                written += file.write(content[written:])
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(size)
+            raise
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """Write a file anew: whoever reads it finds the old content or the new, never a part."""
+    part = path.with_name(f"{path.name}.tmp")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def encoded(text: str) -> bytes:
+    """Text as all tables have it: a name that is not Unicode stays told from others (:data:`TEXT`)."""
+    return text.encode(TEXT["encoding"], TEXT["errors"])
+
+
+def finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file as a whole, never half."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2))
+    part.replace(path)

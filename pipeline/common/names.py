@@ -1,0 +1,19 @@
+"""Names that several modules share: the benchmark's classes and sexes, and an unknown group.
+
+These are defaults for building and synthesising the benchmark; training takes classes and groups from its config.
+"""
+
+from __future__ import annotations
+
+CLASS_NAMES = ("adenocarcinoma", "squamous_cell", "covid19", "normal")
+SEXES = ("male", "female")
+# settings that say in a line what was trained
+TRAINING_SETTINGS = ("system", "alpha", "tau", "gradient", "seed", "fold")
+# those among them that an objective may be without: null in its config
+OBJECTIVE_SETTINGS = ("alpha", "tau", "gradient")
+UNKNOWN = "unknown"  # what scans of unknown group are called
+LEFT_OUT = "left_out"  # what a training calls scans that take no part in the aggregation over groups
+UNKNOWN_GROUP = -1  # id of a group that is not known or takes no part
+
+CHALLENGE_CLASSES = dict(zip(("a", "g", "covid", "normal"), CLASS_NAMES, strict=True))
+CLASS_ALIASES = CHALLENGE_CLASSES | {"covid-19": "covid19", "covid_19": "covid19", "healthy": "normal"}

@@ -1,0 +1,44 @@
+"""Where things lie in the folder of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def resume_point(output_dir: str | Path) -> Path:
+    """Where a training that is going on keeps what it needs to be resumed (:class:`~.ResumePoint`)."""
+    return Path(output_dir, "models", "resume.pt")
+
+
+def is_resumed(output_dir: str | Path, resume: bool) -> bool:
+    """Whether a training goes on with one that was interrupted in its folder."""
+    return resume and resume_point(output_dir).is_file()
+
+
+def is_complete(output_dir: str | Path) -> bool:
+    """Whether a folder holds a training that came to its end."""
+    return Path(output_dir, "models", "best.pt").is_file() and not resume_point(output_dir).exists()
+
+
+def training_dir(checkpoint: str | Path | None, output_dir: Path) -> Path | None:
+    """The output_dir of the training that a checkpoint is from; None when the checkpoint's place does not say.
+
+    Args:
+        checkpoint: in the folder ``models`` of its training; None or empty stands for the training in ``output_dir``.
+        output_dir: of the evaluation; its own training counts when the checkpoint is no longer where it was, as after
+            a move of the whole folder.
+    """
+    if not checkpoint:
+        return output_dir
+    path = Path(checkpoint)
+    if path.parent.name != "models":
+        return None
+    return path.parent.parent if path.exists() else output_dir
+
+
+EVALUATION_FILES = ("predictions.csv", "metrics.json", "audit.json", "confusion.png")
+# patterns of what is made of them later; with the files above, all that an evaluation leaves
+REPORT_FILES = ("report.html", "report.md", "report_files/*.png")
+REVIEW_FILES = ("cells.csv", "intake.csv", "intake.json", *REPORT_FILES, "errors/errors.json", "errors/*.png")
+
+RECORD = "mlflow_run.json"  # file in an output_dir: the run of its training

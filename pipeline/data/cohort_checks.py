@@ -1,0 +1,301 @@
+"""What can be wrong with a cohort file, found all at once."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..common.errors import UserError
+from ..common.names import CLASS_ALIASES, SEXES, UNKNOWN
+from .groups import AGE, AGE_BAND, JOIN, MAX_AGE, UnknownGroups, age_bands, group_values, joined, occurring_groups
+
+SPLITS = ("train", "val", "test")
+UNSPLIT = "all"  # what a file without a split column is called as a whole
+KNOWN_COLUMNS = ("scan", "label", "sex", "split", "patient", "site", "age")
+MAX_PROBLEMS = 50
+MAX_LINES_NAMED = 10
+MAX_CELLS_NAMED = 12
+MAX_VALUE_LENGTH = 120
+
+
+class CohortError(UserError, ValueError):
+    """The cohort cannot be used; the message lists everything that is wrong with it."""
+
+
+def listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_CELLS_NAMED} more" if len(names) > MAX_CELLS_NAMED else ""
+    return ", ".join(names[:MAX_CELLS_NAMED]) + more
+
+
+Problem = tuple[int, str]  # line of the file, text
+
+
+def checked_names(names: Sequence[str], argument: str) -> tuple[str, ...]:
+    if isinstance(names, str) or not names:
+        raise ValueError(f"{argument}: {names!r} is not a list of at least one name")
+    for name in names:
+        if not isinstance(name, str) or not name or name != name.strip():
+            raise ValueError(f"{argument}: {name!r} is not a name (text without space at its ends)")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{argument}: {list(names)!r} names something twice")
+    return tuple(names)
+
+
+def checked_group_names(
+    names: Sequence[str], columns: tuple[str, ...], unknown_groups: UnknownGroups
+) -> tuple[str, ...]:
+    names = checked_names(names, "group_names")
+    if UNKNOWN in names and unknown_groups != "own_group":
+        raise ValueError(
+            f"group_names: {UNKNOWN!r} is reserved; leave the cell empty where the group is unknown, and set "
+            "unknown_groups to own_group to make such scans a group"
+        )
+    for name in names:
+        if name != UNKNOWN and len(columns) > 1 and len(name.split(JOIN)) != len(columns):
+            example = JOIN.join(f"<{column}>" for column in columns)
+            raise ValueError(f"group_names: {name!r} is no group by {', '.join(columns)}: they are called {example!r}")
+    return names
+
+
+def read_table_lines(path: Path) -> tuple[pd.DataFrame, list[int], list[Problem]]:
+    """The rows as stripped text, the line on which each starts, and the rows that do not fit the header (left out).
+
+    The csv module, not pandas: pandas neither tells lines nor refuses an unclosed quote or a short row.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise CohortError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise CohortError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as CSV UTF-8"
+        ) from None
+    except OSError as error:
+        raise CohortError(f"{path}: cannot be read: {error.strerror}") from None
+    if "\0" in text:
+        raise CohortError(f"{path}: not a CSV file (it holds binary data)")
+    if not text.strip():
+        raise CohortError(f"{path}: the file is empty")
+
+    records: list[tuple[int, list[str]]] = []
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line = 1
+    try:
+        for record in reader:
+            if any(cell.strip() for cell in record) or len(record) > 1:
+                records.append((line, [cell.strip() for cell in record]))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise CohortError(f"{path}: not a CSV file: line {line}: {error}") from None
+
+    _, header = records[0]
+    repeated = [name for name, count in Counter(header).items() if count > 1]
+    if repeated:
+        # the line may be no header but a row of patients: show names of ours alone
+        shown = [name for name in repeated if name in KNOWN_COLUMNS]
+        raise CohortError(f"{path}: columns named twice{': ' if shown else ''}{', '.join(map(repr, shown))}")
+    if len(records) == 1:
+        raise CohortError(f"{path}: a header and no rows")
+    # What stands in a row that does not fit is not shown: which of it is a patient id is anybody's guess.
+    ragged = [
+        (line, f"line {line}: {len(record)} values, but the header has {len(header)}")
+        for line, record in records[1:]
+        if len(record) != len(header)
+    ]
+    fitting = [(line, record) for line, record in records[1:] if len(record) == len(header)]
+    table = pd.DataFrame([record for _, record in fitting], columns=header, dtype=str)
+    return table, [line for line, _ in fitting], ragged
+
+
+def column_problems(table: pd.DataFrame, columns: tuple[str, ...], edges: tuple[int, ...] | None) -> list[str]:
+    problems = []
+    if edges is not None and AGE_BAND in table:
+        problems.append(f"there is a column {AGE_BAND!r} already; leave out age_bands, or the column")
+    derived = () if edges is None else (AGE_BAND,)
+    for name in ("scan", "label", *columns, *(() if edges is None else (AGE,))):
+        if name not in table and name not in derived:
+            hint = _near_column(name, list(table.columns))
+            if name == AGE_BAND and AGE in table:
+                hint = "; age_bands, such as [65], makes it of the column 'age'"
+            problems.append(f"no column {name!r} in the first line{hint}")
+    if problems and len(table.columns) == 1 and re.search(r"[;\t|]", table.columns[0]):
+        problems.append("the header is one single column: separate the columns with commas")
+    return problems
+
+
+def _near_column(name: str, columns: list[str]) -> str:
+    """A misspelt column, if one is near. Others are not shown: without a header, they are a patient's row."""
+    near = difflib.get_close_matches(name, [c for c in columns if c not in KNOWN_COLUMNS], n=1, cutoff=0.6)
+    return f" (is it {shown_value(near[0])}?)" if near else ""
+
+
+def value_problems(
+    table: pd.DataFrame, lines: list[int], column: str, valid: Sequence[str], *, may_be_empty: bool = False
+) -> Iterator[Problem]:
+    for line, value in zip(lines, table[column], strict=True):
+        if value in valid or (may_be_empty and not value):
+            continue
+        if not value:
+            yield line, f"line {line}: {column} is empty"
+        else:
+            hint = _did_you_mean(value, valid)
+            yield line, f"line {line}: {column} {shown_value(value)} is unknown{hint}; valid: {', '.join(valid)}"
+
+
+def add_age_bands(table: pd.DataFrame, lines: list[int], edges: tuple[int, ...]) -> list[Problem]:
+    """Add the column age_band; what is no age is a problem, and is not shown: it may be anything of a patient."""
+    written = group_values(table, [AGE])[AGE]
+    years = pd.to_numeric(written, errors="coerce").to_numpy(dtype=float)
+    wrong = (written != "").to_numpy() & ~((years >= 0) & (years <= MAX_AGE))
+    table[AGE_BAND] = age_bands(np.where(wrong, np.nan, years), edges)
+    said = f"age is not a number from 0 to {MAX_AGE}; leave it empty where it is unknown"
+    return [(lines[i], f"line {lines[i]}: {said}") for i in np.flatnonzero(wrong)]
+
+
+def group_problems(values: pd.DataFrame, lines: list[int], names: tuple[str, ...] | None) -> Iterator[Problem]:
+    columns = list(values.columns)
+    if names is None:
+        for column in columns:
+            if column == "sex":
+                yield from value_problems(values, lines, column, SEXES, may_be_empty=True)
+            else:
+                yield from _spelling_problems(values[column], lines)
+    if len(columns) == 1:
+        if names is not None:
+            yield from value_problems(values, lines, columns[0], names, may_be_empty=True)
+        return
+    for column in columns:
+        for line, value in zip(lines, values[column], strict=True):
+            if JOIN in value:
+                yield (
+                    line,
+                    f"line {line}: {column} {shown_value(value)} holds {JOIN!r}, which joins the values of a group",
+                )
+    if names is not None:
+        group = JOIN.join(columns)
+        yield from value_problems(joined(values).to_frame(group), lines, group, names, may_be_empty=True)
+
+
+def _spelling_problems(values: pd.Series, lines: list[int]) -> Iterator[Problem]:
+    """Values that differ in case alone: most likely one group."""
+    first: dict[str, tuple[str, int]] = {}
+    for line, value in zip(lines, values, strict=True):
+        other, there = first.setdefault(value.casefold(), (value, line))
+        if other != value:
+            yield (
+                line,
+                f"line {line}: {values.name} {shown_value(value)} is written {shown_value(other)} in line {there}",
+            )
+
+
+def resolved_groups(
+    values: pd.DataFrame, names: tuple[str, ...] | None, unknown_groups: UnknownGroups
+) -> tuple[str, ...]:
+    found = names
+    if found is None:
+        valid = values.assign(sex=values["sex"].where(values["sex"].isin(SEXES), "")) if "sex" in values else values
+        # where no sex is known there are two of them even so
+        found = occurring_groups(valid) or (SEXES if list(values) == ["sex"] else ())
+    unknown = bool((values == "").any(axis=1).any())
+    return (*found, UNKNOWN) if unknown and unknown_groups == "own_group" and UNKNOWN not in found else found
+
+
+def scan_problems(table: pd.DataFrame, lines: list[int], root: Path) -> Iterator[Problem]:
+    first_line: dict[str, int] = {}
+    for line, scan in zip(lines, table["scan"], strict=True):
+        if not scan:
+            yield line, f"line {line}: scan is empty"
+            continue
+        # Resolved, so that the same scan under two spellings or links cannot lie in train and in val.
+        place = os.path.realpath(root / scan)
+        if not os.path.exists(place):
+            yield line, f"line {line}: scan {shown_value(scan)} does not exist ({shown_value(place)})"
+        if place in first_line:
+            yield line, f"line {line}: scan {shown_value(scan)} is the scan of line {first_line[place]} again"
+        first_line.setdefault(place, line)
+
+
+def patient_problems(table: pd.DataFrame, lines: list[int]) -> Iterator[Problem]:
+    lines_of: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for line, patient, split in zip(lines, table["patient"], table["split"], strict=True):
+        if patient and split in SPLITS:
+            lines_of[patient][split].append(line)
+    for by_split in lines_of.values():
+        if len(by_split) > 1:
+            where = " and in ".join(f"{split} ({_named_lines(rows)})" for split, rows in by_split.items())
+            yield min(min(rows) for rows in by_split.values()), f"one patient is in {where}"
+
+
+def split_problems(table: pd.DataFrame, require_splits: Sequence[str]) -> list[str]:
+    if require_splits and "split" not in table:
+        return [f"no column 'split', but these splits are needed: {', '.join(require_splits)}"]
+    return [f"{split}: no scan at all" for split in require_splits if split not in set(table["split"])]
+
+
+def cell_problems(
+    table: pd.DataFrame,
+    groups: pd.Series,
+    class_names: tuple[str, ...],
+    group_names: tuple[str, ...],
+    num_columns: int,
+    allow_empty_cells: bool,
+) -> list[str]:
+    splits = table["split"].tolist() if "split" in table else [UNSPLIT] * len(table)
+    filled = set(zip(splits, table["label"], groups.replace("", UNKNOWN), strict=True))
+    classes_of = {split: {label for its, label, _ in filled if its == split} for split in splits}
+    groups_known = any(group in group_names for _, _, group in filled)
+    problems = []
+    for split in [split for split in (*SPLITS, UNSPLIT) if split in classes_of]:
+        empty = []
+        for label in class_names:
+            if split == "train" and label not in classes_of[split]:
+                problems.append(f"{split}: no {label} scan at all")
+            elif groups_known and not allow_empty_cells:
+                empty += [f"{group} {label}" for group in group_names if (split, label, group) not in filled]
+        if num_columns == 1:
+            problems += [f"{split}: no {cell} scan" for cell in empty]
+        elif empty:
+            problems.append(
+                f"{split}: {len(empty)} of {len(group_names) * len(class_names)} cells have no scan: {listed(empty)}; "
+                "combinations often have none: set allow_empty_cells to true, and F1 counts as 0 there; or take fewer "
+                "columns, wider bands"
+            )
+    return problems
+
+
+def _did_you_mean(value: str, valid: Sequence[str]) -> str:
+    """A hint at the nearest valid name: by spelling, else what is short or long for it, else nothing."""
+    by_key = {name.casefold(): name for name in reversed(valid)}
+    near = difflib.get_close_matches(value.casefold(), list(by_key), n=1)
+    if not near:
+        near = [key for key in by_key if key.startswith(value.casefold()) or value.casefold().startswith(key)]
+    if len(near) == 1:
+        return f", did you mean {by_key[near[0]]!r}?"
+    alias = CLASS_ALIASES.get(value.casefold())
+    return f", did you mean {alias!r}?" if alias in valid else ""
+
+
+def shown_value(value: str) -> str:
+    return repr(value if len(value) <= MAX_VALUE_LENGTH else value[: MAX_VALUE_LENGTH - 3] + "...")
+
+
+def _named_lines(lines: list[int]) -> str:
+    named = ", ".join(map(str, lines[:MAX_LINES_NAMED]))
+    more = f" and {len(lines) - MAX_LINES_NAMED} more" if len(lines) > MAX_LINES_NAMED else ""
+    return f"line{'s' if len(lines) > 1 else ''} {named}{more}"
+
+
+def problem_report(path: Path, problems: list[str]) -> str:
+    listed = [f"  - {problem}" for problem in problems[:MAX_PROBLEMS]]
+    if len(problems) > MAX_PROBLEMS:
+        listed.append(f"  ... and {len(problems) - MAX_PROBLEMS} more")
+    return "\n".join([f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", *listed])

@@ -1,0 +1,250 @@
+"""A cohort file made from a folder tree."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from ..common.names import CHALLENGE_CLASSES, CLASS_ALIASES, CLASS_NAMES, SEXES
+from .cohort_checks import SPLITS, CohortError, checked_names, problem_report, shown_value
+
+LAYOUTS = ("auto", "paper", "challenge")
+# What fairlung.transforms.load_scan reads (the two packages do not import each other).
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+DICOM_SUFFIXES = (".dcm", ".ima")
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+DICOM_PREAMBLE = 128
+
+
+class Skipped(NamedTuple):
+    """Something in the tree that looked like data and is not in the cohort."""
+
+    path: str
+    reason: str
+
+
+class BuiltCohort(NamedTuple):
+    """What :func:`build_cohort` found.
+
+    ``table`` has the columns ``scan`` (relative to the folder), ``label``, ``sex``, ``split``; ``skipped`` is the rest.
+    """
+
+    table: pd.DataFrame
+    skipped: list[Skipped]
+
+
+def build_cohort(
+    folder: str | os.PathLike[str], *, layout: str = "auto", class_names: Sequence[str] | None = None
+) -> BuiltCohort:
+    """Describe a folder tree ``.../<split>.../<class>/<male|female>/<scan>`` as a cohort table.
+
+    A scan is a folder of slice images or DICOM files, a volume file, a folder that holds one volume file and no slices,
+    or a single DICOM file. The split is the nearest folder above the class whose name starts with train, val or test,
+    in any case, below ``folder``. Hidden files (``._*`` too) are ignored.
+
+    Args:
+        folder: the root of the tree.
+        layout: ``paper``: exactly ``<train|val|test>/<class>/<sex>/<scan>``, class folders named as the classes;
+            ``challenge``: class folders A, G, covid, normal at any depth; ``auto``: both, and other spellings.
+        class_names: the classes to take. When None: the paper's four, and with ``auto`` any folder that holds
+            ``male`` or ``female`` counts as a class under its own name.
+
+    Returns:
+        The table, rows in natural order of their paths whatever the file system's order; and what was left out and why.
+
+    Raises:
+        CohortError: ``folder`` is not a folder, or holds no scan that can be used (with the reasons).
+        ValueError: an argument makes no sense.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout: {layout!r} is not one of {', '.join(LAYOUTS)}")
+    names = None if class_names is None else checked_names(class_names, "class_names")
+    root = Path(os.path.abspath(folder))
+    if not root.is_dir():
+        raise CohortError(f"{root}: not a folder")
+
+    rows: list[tuple[str, str, str, str]] = []
+    skipped: list[Skipped] = []
+    for place in _walk(root):
+        here = place.relative_to(root).parts
+        if here and here[-1].casefold() in SEXES:
+            sex, above = here[-1].casefold(), here[:-1]
+            label, split, reason = _class_and_split(above, layout, names)
+            if reason:
+                skipped.append(Skipped("/".join(here), reason))
+                continue
+            for scan, problem in _scans_in(place):
+                path = scan.relative_to(root).as_posix()
+                problem = problem or _unwritable(path)
+                if problem:
+                    skipped.append(Skipped(path, problem))
+                else:
+                    rows.append((path, label, sex, split))
+        elif _has_slices(place) or _volumes_in(place):
+            skipped.append(Skipped("/".join(here) or ".", "images that lie in no <class>/<male|female>/ folder"))
+
+    # Whatever the file system allows in a name, a report of it can be printed.
+    skipped = [Skipped(*(text.encode(errors="backslashreplace").decode() for text in entry)) for entry in skipped]
+    skipped.sort(key=lambda entry: _natural(entry.path))
+    if not rows:
+        reasons = [f"{entry.path}: {entry.reason}" for entry in skipped] or ["no <class>/<male|female>/<scan> folder"]
+        raise CohortError("no usable scan\n" + problem_report(root, reasons))
+    rows.sort(key=lambda row: _natural(row[0]))
+    return BuiltCohort(pd.DataFrame(rows, columns=["scan", "label", "sex", "split"], dtype=str), skipped)
+
+
+def write_cohort(
+    table: pd.DataFrame, path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None
+) -> Path:
+    """Write a cohort file, with scans relative to its own folder.
+
+    Args:
+        table: at least the columns ``scan`` and ``label``.
+        path: the CSV file to write; its folder must exist.
+        root: the folder that the table's relative scans start from, e.g. the one given to :func:`build_cohort`;
+            when None: the folder of ``path``.
+
+    Returns:
+        ``path``, absolute.
+
+    Raises:
+        CohortError: a column is missing, or a scan does not exist (most likely ``root`` is not right).
+    """
+    path = Path(os.path.abspath(path))
+    problems = [f"no column {name!r}" for name in ("scan", "label") if name not in table]
+    if problems:
+        raise CohortError(problem_report(path, problems))
+    # Real folders: '..' out of a linked folder does not lead back to where the link stands.
+    start = os.path.realpath(path.parent if root is None else root)
+    target = os.path.realpath(path.parent)
+    scans = []
+    for scan in table["scan"]:
+        if Path(scan).is_absolute():
+            scans.append(scan)
+        else:
+            scans.append(Path(os.path.relpath(os.path.join(start, scan), target)).as_posix())
+        if not os.path.exists(path.parent / scans[-1]):
+            problems.append(f"scan {shown_value(scan)} does not exist under {start}")
+    if problems:
+        raise CohortError(problem_report(path, problems))
+    table.assign(scan=scans).to_csv(path, index=False, encoding="utf-8", lineterminator="\n")
+    return path
+
+
+def _walk(folder: Path, ancestors: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Every visible folder under ``folder``, itself first, but nothing below a sex folder. Links are followed."""
+    real = os.path.realpath(folder)
+    if real in ancestors:
+        return  # a link to a folder above it: following it would never end
+    yield folder
+    if folder.name.casefold() in SEXES and ancestors:
+        return
+    for child in _visible(folder):
+        if child.is_dir():
+            yield from _walk(child, ancestors | {real})
+
+
+def _visible(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return [folder / entry.name for entry in entries if not entry.name.startswith(".")]
+
+
+def _natural(path: str) -> tuple[tuple[tuple[str | int, ...], ...], str]:
+    """Sort key: folder by folder, numbers by value, letters whatever their case; ties by the exact text."""
+    parts = (re.split(r"(\d+)", part.casefold()) for part in path.split("/"))
+    return tuple(tuple(int(bit) if i % 2 else bit for i, bit in enumerate(part)) for part in parts), path
+
+
+def _class_and_split(above: tuple[str, ...], layout: str, names: tuple[str, ...] | None) -> tuple[str, str, str]:
+    """Label and split of a sex folder from the names of the folders above it; the third value says what is wrong."""
+    if not above:
+        return "", "", "no class folder above it"
+    label = _class_of(above[-1], layout, names)
+    if label is None:
+        valid = names or (tuple(CHALLENGE_CLASSES) if layout == "challenge" else CLASS_NAMES)
+        return "", "", f"class folder {above[-1]!r} is not one of {', '.join(valid)}"
+    split = next(filter(None, map(_split_of, reversed(above[:-1]))), None)
+    if split is None:
+        return "", "", "no folder above the class starts with train, val or test; give the folder that holds the splits"
+    if layout == "paper" and (len(above) != 2 or above[0].casefold() not in SPLITS):
+        return "", "", "not at <train|val|test>/<class>/<sex>, as the paper layout wants it"
+    return label, split, ""
+
+
+def _class_of(folder: str, layout: str, names: tuple[str, ...] | None) -> str | None:
+    key = folder.casefold()
+    if layout == "challenge":
+        label = CHALLENGE_CLASSES.get(key)
+        return label if names is None or label in names else None
+    # The name itself comes before what it may be short for: a cohort may well have a class called A.
+    literal = {name.casefold(): name for name in names or CLASS_NAMES}
+    if layout == "paper" or key in literal:
+        return literal.get(key)
+    alias = CLASS_ALIASES.get(key)
+    if names is None:
+        return alias or folder
+    return alias if alias in names else None
+
+
+def _split_of(folder: str) -> str | None:
+    return next((split for split in SPLITS if folder.casefold().startswith(split)), None)
+
+
+def _scans_in(sex_folder: Path) -> Iterator[tuple[Path, str]]:
+    """Each scan of a sex folder, or what stands in a scan's place with the reason why it is none (empty: it is one)."""
+    for entry in _visible(sex_folder):
+        if entry.is_dir():
+            if _has_slices(entry):
+                yield entry, ""
+            elif len(volumes := _volumes_in(entry)) == 1:
+                yield volumes[0], ""
+            elif volumes:
+                yield entry, f"{len(volumes)} volume files in one scan folder; which one is the scan?"
+            elif any(child.is_dir() for child in _visible(entry)):
+                yield entry, "no image in the scan folder itself, only further folders"
+            else:
+                yield entry, "no image, DICOM or volume file in it"
+        elif not entry.exists():
+            yield entry, "a link to nothing"
+        elif _has_suffix(entry, (*VOLUME_SUFFIXES, *DICOM_SUFFIXES)) or _is_bare_dicom(entry):
+            yield entry, ""
+        elif _has_suffix(entry, IMAGE_SUFFIXES):
+            yield entry, "a single image outside a scan folder"
+
+
+def _has_slices(folder: Path) -> bool:
+    entries = _visible(folder)
+    by_name = any(_has_suffix(entry, (*IMAGE_SUFFIXES, *DICOM_SUFFIXES)) and entry.is_file() for entry in entries)
+    return by_name or any(map(_is_bare_dicom, entries))
+
+
+def _volumes_in(folder: Path) -> list[Path]:
+    return [entry for entry in _visible(folder) if _has_suffix(entry, VOLUME_SUFFIXES) and entry.is_file()]
+
+
+def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.name.casefold().endswith(suffixes)
+
+
+def _is_bare_dicom(path: Path) -> bool:
+    """A DICOM file without its suffix, as scanners export them (the name is often a UID)."""
+    if not re.fullmatch(r"(\.\d+)?", path.suffix) or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(DICOM_PREAMBLE + 4)[DICOM_PREAMBLE:] == b"DICM"
+
+
+def _unwritable(path: str) -> str:
+    """Why a path cannot be written to a cohort file and read back; empty when it can."""
+    if path != path.strip():
+        return "its name begins or ends with a space"
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    return ""

@@ -1,0 +1,247 @@
+"""Cached volumes: the deterministic part of the transforms once a scan, the random part at every access."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import re
+import threading
+import types
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import monai
+import numpy as np
+import torch
+from monai.data import CacheDataset, Dataset
+from monai.transforms import Compose, Lambda
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .. import __version__
+from ..common.distributed import barrier, is_first_here, is_primary
+from ..common.errors import UserError
+from .intake_records import failure_reason, record_of
+from .sampling import Draw
+from .volume_cache import GIGABYTE, VolumeCache
+
+logger = logging.getLogger(__name__)
+
+
+class UnreadableScansError(UserError, ValueError):
+    """Scans of a cohort cannot be read; lists every one with its reason."""
+
+
+def scan_fingerprint(path: str | Path) -> str:
+    """Digest of the names, sizes and modification times of a scan's files: changes when the scan is replaced."""
+    path = Path(path)
+    if path.is_dir():
+        with os.scandir(path) as entries:  # not Path.iterdir: three times as fast, and a scan may have 1,000 files
+            found = sorted((entry.name, entry.stat()) for entry in entries)
+    elif path.name.lower().endswith((".mhd", ".nhdr")):
+        found = [(file.name, file.stat()) for file in (path, *_voxel_files(path))]
+    else:
+        found = [(path.name, path.stat())]
+    digest = hashlib.sha256()
+    for name, status in found:
+        digest.update(os.fsencode(name) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _voxel_files(header: Path) -> list[Path]:
+    """The voxel file that a MetaImage or NRRD header names; all files beside it where it names a list or pattern."""
+    text = header.read_text(encoding="latin-1")
+    named = re.search(r"^(?:ElementDataFile *=|data ?file:) *(.+?) *$", text, re.IGNORECASE | re.MULTILINE)
+    voxels = header.parent / named[1] if named else header
+    return [voxels] if voxels.is_file() else sorted(file for file in header.parent.iterdir() if file.is_file())
+
+
+def transform_digest(transforms: Sequence[Callable]) -> bytes:
+    """Digest of the settings of deterministic transforms, for ``PersistentDataset(hash_transform=...)``.
+
+    Walks every transform's attributes, so any changed argument gives another digest, and the same settings give the
+    same digest in every process. The versions of fairlung and MONAI count as settings.
+    """
+    described = repr((__version__, monai.__version__, [_describe(transform, ()) for transform in transforms]))
+    return hashlib.sha256(described.encode()).hexdigest().encode()
+
+
+def _state(value: Any) -> dict[str, Any]:
+    # MONAI adds a thread-local to a transform when it is first used
+    return {name: item for name, item in vars(value).items() if not isinstance(item, threading.local)}
+
+
+def _describe(value: Any, parents: tuple[int, ...]) -> Any:
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, Path)):
+        return repr(value)
+    if id(value) in parents:
+        return "..."
+    parents = (*parents, id(value))
+    if isinstance(value, Mapping):
+        return [(repr(key), _describe(value[key], parents)) for key in sorted(value, key=repr)]
+    if isinstance(value, (set, frozenset)):
+        return sorted(repr(_describe(item, parents)) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [_describe(item, parents) for item in value]
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        array = np.asarray(value)
+        return (str(array.dtype), array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest())
+    if isinstance(value, np.random.RandomState):
+        return "random state"  # deterministic transforms carry one without using it
+    if isinstance(value, functools.partial):
+        return [_describe(part, parents) for part in (value.func, value.args, value.keywords, vars(value))]
+    if isinstance(value, types.FunctionType) and value.__name__ == "<lambda>":
+        raise TypeError("a lambda cannot be told from another: use a named function in cached transforms")
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
+        return f"{value.__module__}.{value.__qualname__}"
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    return (name, _describe(_state(value), parents)) if hasattr(value, "__dict__") else (name, repr(value))
+
+
+class ScanDataset(Dataset):
+    """Items of a split with their volumes: cached preprocessing, then augmentation.
+
+    Only the volume is cached, under a key made of the scan's path and fingerprint and of the preprocessing's settings.
+    Labels, groups and augmentation may change freely; a changed scan or setting never meets a stale volume. Splits,
+    folds and runs share one ``cache_dir``.
+
+    Indexed by a :class:`~.Draw`, an item is augmented by the draw's seed; by a plain index, by the random
+    state of the process.
+
+    Args:
+        data: items with ``image`` (path) and anything else that should reach the batch.
+        preprocessing: deterministic dictionary transforms of ``image``, cached.
+        augmentation: dictionary transforms applied at every access (random ones in training, the crop in validation).
+        cache_dir: folder of the :class:`~.VolumeCache`; None or "" keeps no cache on disk.
+        in_memory: also hold the volumes in memory (MONAI's ``CacheDataset``), from :meth:`prepare` on.
+        cache_limit: size of the folder in GB above which the least recently used volumes go; None = none.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[Hashable, Any]],
+        preprocessing: Sequence[Callable] | Callable,
+        augmentation: Sequence[Callable] | Callable = (),
+        cache_dir: str | Path | None = None,
+        in_memory: bool = False,
+        cache_limit: float | None = None,
+    ) -> None:
+        super().__init__(data=data, transform=Compose(augmentation))
+        self.in_memory = in_memory
+        self.cached = VolumeCache(
+            data=[{"image": str(item["image"])} for item in data],
+            # as a transform of MONAI's: a plain function would run after what is cached
+            transform=Compose([*_listed(preprocessing), Lambda(without_paths)]),
+            cache_dir=cache_dir or None,
+            fingerprint=scan_fingerprint,
+            hash_transform=transform_digest,
+            limit=cache_limit,
+            mapped=not in_memory,
+        )
+        self.volumes: Dataset = self.cached
+
+    def prepare(self, num_workers: int = 0, description: str = "reading scans", intake: str | Path = "") -> None:
+        """Read every scan once, with a progress bar, so that a broken one shows before training starts.
+
+        Of a scan that is in the cache only the record is read, not the voxels.
+
+        Args:
+            num_workers: processes that read; the cache on disk carries their work over.
+            intake: table for the intake records of all scans (:func:`~.write_intake`), whose warnings
+                are also counted in the log; "" = none.
+
+        Raises:
+            UnreadableScansError: lists all scans that fail.
+        """
+        if not self.in_memory and self.cached.cache_dir is None:
+            return  # nothing would be kept
+        if not is_first_here():
+            barrier()  # the first process of a host fills the cache on disk, the others find it filled
+        loader = DataLoader(_Attempts(self.cached), num_workers=num_workers, batch_size=None)
+        progress = tqdm(loader, desc=description, unit="scan", leave=False, disable=not is_primary())
+        failed, records, size = [], [], 0
+        for index, (item, attempt) in enumerate(zip(self.data, progress, strict=True)):
+            failed += [attempt.failure] if attempt.failure else []
+            records += [{"scan": item.get("scan", item["image"]), **attempt.record}] if attempt.record else []
+            # loader processes to come need not look at the scan's files again
+            self.cached.fingerprints[index] = attempt.fingerprint
+            size += attempt.size
+        if intake and records and is_primary():
+            from .intake_records import warning_counts, write_intake
+
+            write_intake(records, Path(intake))
+            if counts := warning_counts(records):
+                told = ", ".join(f"{count} {code}" for code, count in counts.items())
+                logger.warning("of %d scans read: %s (%s)", len(records), told, intake)
+        if failed:
+            raise UnreadableScansError(f"{len(failed)} of {len(self)} scans cannot be read:\n  " + "\n  ".join(failed))
+        if is_first_here():
+            barrier()
+        if self.cached.limit is not None and size > self.cached.limit and is_primary():
+            logger.warning(
+                "the %d volumes need %.1f GB, cache_limit is %.1f GB: some of them will be made anew in every epoch",
+                len(self), size / GIGABYTE, self.cached.limit / GIGABYTE,
+            )  # fmt: skip
+        if self.in_memory:
+            self.volumes = CacheDataset(self.cached, transform=Compose([]), copy_cache=False, progress=False)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, Draw):
+            self.transform.set_random_state(seed=index.seed)
+            index = index.index
+        return super().__getitem__(index)
+
+    def _transform(self, index: int) -> Any:
+        return self.transform({**self.data[index], "image": self.volumes[index]["image"]})
+
+
+class _Attempt(NamedTuple):
+    failure: str  # why the scan cannot be read, or ""
+    record: Mapping[str, Any]  # the intake record, if any
+    fingerprint: str | None
+    size: int  # bytes in the cache
+
+
+class _Attempts(torch.utils.data.Dataset):
+    """Reads items for their side effect (the cache)."""
+
+    def __init__(self, volumes: VolumeCache) -> None:
+        self.volumes = volumes
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def __getitem__(self, index: int) -> _Attempt:
+        try:
+            record = self.volumes.record(index).get("intake") or {}
+        except Exception as error:
+            return _Attempt(failure_reason(error), record_of(error) or {}, None, 0)
+        path = self.volumes.path(index)
+        if path is None:
+            return _Attempt("", record, None, 0)
+        size = 0
+        with suppress(OSError):  # evicted, or the folder cannot be written
+            size = path.stat().st_size
+        return _Attempt("", record, self.volumes.fingerprint(index), size)
+
+
+def _listed(transforms: Sequence[Callable] | Callable) -> Sequence[Callable]:
+    if isinstance(transforms, Compose):
+        return transforms.transforms
+    return transforms if isinstance(transforms, Sequence) else [transforms]
+
+
+def without_paths(item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    """An item whose intake record names no files: paths may name patients, and the item is cached."""
+    if "intake" not in item:
+        return dict(item)
+    return {**item, "intake": {**item["intake"], "files": []}}
+
+
+def default_num_workers() -> int:
+    """Loader processes that fit this machine: one a core, at most 8."""
+    return min(8, os.cpu_count() or 1)

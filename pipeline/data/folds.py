@@ -1,0 +1,255 @@
+"""Repeated, nested, stratified k-fold splits of a cohort, with every patient on one side only.
+
+The outer fold judges (``test``). Of the rest, one inner part chooses epoch and settings (``val``) and the others train
+(``train``): what chooses has not seen what judges. A cohort's own ``test`` split is held out of all of it.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from ..common.errors import UserError
+from ..common.names import UNKNOWN
+from .cohort import Cohort
+from .cohort_folders import write_cohort
+from .groups import AGE, AGE_BAND, group_values, joined
+
+HELD_OUT = "test"  # the split of a cohort that no fold has
+PARTS = ("train", "val", "test")
+
+
+class FoldsError(UserError, ValueError):
+    """The cohort cannot be split as asked; the message says why."""
+
+
+class Fold(NamedTuple):
+    """A split of a cohort.
+
+    Attributes:
+        repeat: 0 ... repeats - 1.
+        fold: 0 ... folds - 1 within the repeat; the outer fold that is ``test``.
+        table: the cohort's rows but those held out, in its order, with ``split`` as train, val or test. Of its columns
+            those that a training needs; ``patient`` holds numbers: ids and names stay in the cohort.
+        warnings: cells of the cohort that have no scan in a part of this fold.
+    """
+
+    repeat: int
+    fold: int
+    table: pd.DataFrame
+    warnings: tuple[str, ...]
+
+
+def fold_tables(
+    cohort: Cohort, folds: int = 5, repeats: int = 1, seed: int = 0, inner_folds: int | None = None
+) -> list[Fold]:
+    """Split a cohort ``repeats`` times into ``folds``, each with a validation part of its own.
+
+    Strata are class and group, an unknown group being one of its own. Without patients that have several scans, the
+    folds of a repeat differ by at most one scan in every cell; with them, a patient comes first and cells are as even
+    as :class:`sklearn.model_selection.StratifiedGroupKFold` makes them. Each scan that is not held out is in ``test``
+    exactly once a repeat.
+
+    The same seed gives the same folds, in whatever order the rows stand.
+
+    Args:
+        cohort: a cohort; scans of its split ``test`` are in no table.
+        folds: outer folds, at least 2.
+        repeats: at least 1; each with another shuffle.
+        seed: at least 0.
+        inner_folds: the rest of an outer fold is split into this many parts, and the one with the fewest cells empty
+            in it or in what it leaves is ``val``. None: ``folds - 1``, at least 2; then val is as large as test, and
+            with three folds and more a cell of at least ``folds`` scans is in all three parts.
+
+    Returns:
+        ``repeats`` x ``folds`` folds, repeat by repeat.
+
+    Raises:
+        FoldsError: too few scans or patients, or a class would not be in a train part.
+        ValueError: an argument makes no sense.
+    """
+    inner_folds = max(2, folds - 1) if inner_folds is None else inner_folds
+    _check(folds, repeats, seed, inner_folds)
+    table = _table(cohort)
+    # in the order of the paths: sklearn's folds depend on the order of rows
+    places = [os.path.normpath(cohort.root / scan) for scan in table["scan"]]
+    order = np.array(sorted(range(len(table)), key=places.__getitem__))
+    cells = _cells(cohort, table)
+    stratum = pd.factorize(cells.iloc[order])[0]
+    patient = _patients(table.iloc[order])
+    if "patient" in table:
+        known = (table["patient"] != "").to_numpy()
+        codes = np.empty(len(table), dtype=object)
+        codes[order] = patient.astype(str)
+        table["patient"] = np.where(known, codes, "")
+    result = []
+    for repeat in range(repeats):
+        for fold, (rest, test) in enumerate(_split(stratum, patient, folds, (seed, repeat))):
+            split = np.full(len(table), "train", dtype=object)
+            split[order[test]] = "test"
+            split[order[rest[_validation(stratum[rest], patient[rest], inner_folds, (seed, repeat, fold + 1))]]] = "val"
+            part = table.assign(split=split)
+            missing = _missing(cells, split)
+            for label in cohort.class_names:
+                if not ((part["label"] == label) & (part["split"] == "train")).any():
+                    raise FoldsError(
+                        f"repeat {repeat}, fold {fold}: no {label} scan is left to train on; take fewer folds than the "
+                        f"{_counted(cohort, label)}"
+                    )
+            result.append(
+                Fold(
+                    repeat,
+                    fold,
+                    _written(cohort, part),
+                    tuple(f"repeat {repeat}, fold {fold}: {text}" for text in missing),
+                )
+            )
+    return result
+
+
+def fold_warnings(cohort: Cohort, folds: int = 5, inner_folds: int | None = None) -> list[str]:
+    """What no split into so many folds can give: a text for each cell that is too small, before any is made.
+
+    A cell of n patients (scans, where patients are unknown) is in the test part of at most n folds of a repeat, and a
+    fold that tests it needs two more of them for validation and training.
+    """
+    inner_folds = max(2, folds - 1) if inner_folds is None else inner_folds
+    _check(folds, 1, 0, inner_folds)
+    table = _table(cohort)
+    cells, patient = _cells(cohort, table), _patients(table)
+    texts = []
+    for label in cohort.class_names:
+        for group in (*cohort.group_names, UNKNOWN):
+            inside = (cells == f"{group} {label}").to_numpy()
+            scans, units = int(inside.sum()), len(set(patient[inside]))
+            if group == UNKNOWN and not scans:
+                continue
+            if not scans:
+                texts.append(f"{group} {label}: no scan at all; nothing can be said of it")
+                continue
+            has = f"{group} {label}: {_plural(scans, 'scan')}"
+            has += f" of {_plural(units, 'patient')}" if units < scans else ""
+            left = units - -(-units // folds)  # of the fold that tests the most of them
+            if units < folds:
+                none = folds - units
+                texts.append(f"{has} for {folds} folds: {none if units > 1 else 'all but one'} test none of it")
+            if left < 2:
+                texts.append(
+                    f"{has}: a fold that tests it lacks it in validation {'or' if left else 'and'} in training"
+                )
+            elif left < inner_folds:
+                texts.append(f"{has} for {inner_folds} inner parts: validation may hold none of it")
+    return texts
+
+
+def write_folds(cohort: Cohort, folds: Sequence[Fold], folder: str | os.PathLike[str]) -> list[Path]:
+    """Write each fold as a cohort file ``repeat<R>_fold<F>.csv``, with the scans relative to ``folder``.
+
+    Args:
+        cohort: the cohort that the folds are of.
+        folds: from :func:`fold_tables`.
+        folder: made if need be; files of these names are replaced.
+
+    Returns:
+        The files, in the order of ``folds``.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        write_cohort(fold.table, folder / f"repeat{fold.repeat}_fold{fold.fold}.csv", root=cohort.root)
+        for fold in folds
+    ]
+
+
+def _check(folds: int, repeats: int, seed: int, inner_folds: int) -> None:
+    for name, value, least in (
+        ("folds", folds, 2),
+        ("repeats", repeats, 1),
+        ("seed", seed, 0),
+        ("inner_folds", inner_folds, 2),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _table(cohort: Cohort) -> pd.DataFrame:
+    table = cohort.table
+    if "split" in table:
+        table = table[table["split"] != HELD_OUT]
+    if table.empty:
+        raise FoldsError(f"every scan is in the split {HELD_OUT!r}, which is held out: nothing is left to split")
+    return table.reset_index(drop=True)
+
+
+def _written(cohort: Cohort, table: pd.DataFrame) -> pd.DataFrame:
+    """The columns that a training needs: any other may name patients."""
+    groups = [AGE if column == AGE_BAND else column for column in cohort.group_by]
+    kept = {"scan", "label", "split", "patient", "synthetic", *groups}
+    return table[[column for column in table if column in kept]]
+
+
+def _cells(cohort: Cohort, table: pd.DataFrame) -> pd.Series:
+    return joined(group_values(table, cohort.group_by)).replace("", UNKNOWN) + " " + table["label"]
+
+
+def _patients(table: pd.DataFrame) -> NDArray[np.int64]:
+    """A number for each scan's patient; a scan without an id is its own patient."""
+    ids = table["patient"] if "patient" in table else pd.Series([""] * len(table))
+    keys = [("patient", name) if name else ("scan", str(i)) for i, name in enumerate(ids)]
+    return pd.factorize(pd.Index(keys, tupleize_cols=False))[0]
+
+
+def _split(
+    stratum: NDArray[np.int64], patient: NDArray[np.int64], parts: int, seed: tuple[int, ...]
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Stratified parts, no patient in two: for each part the rows outside and inside it."""
+    state = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    grouped = len(set(patient)) < len(patient)
+    splitter = (StratifiedGroupKFold if grouped else StratifiedKFold)(parts, shuffle=True, random_state=state)
+    units = len(set(patient))
+    what = "patients" if grouped else "scans"
+    largest = max(Counter(stratum).values())
+    if units < parts or largest < parts:
+        raise FoldsError(f"{units} {what}, at most {largest} scans in a class and group, are too few for {parts} parts")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class in y")  # fold_warnings names the cells
+        found = list(splitter.split(np.zeros(len(stratum)), stratum, patient if grouped else None))
+    if any(len(inside) == 0 for _, inside in found):
+        raise FoldsError(f"{units} {what} do not fill {parts} parts: some patients have too many of the scans")
+    return found
+
+
+def _validation(
+    stratum: NDArray[np.int64], patient: NDArray[np.int64], parts: int, seed: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """The inner part that leaves the fewest strata empty, in itself or in the others; the first of equals."""
+    found = _split(stratum, patient, parts, seed)
+    return max(found, key=lambda part: len(set(stratum[part[0]])) + len(set(stratum[part[1]])))[1]
+
+
+def _missing(cells: pd.Series, split: NDArray[np.object_]) -> list[str]:
+    return [
+        f"no {cell} scan in {part}"
+        for part in PARTS
+        for cell in sorted(set(cells))
+        if not ((cells == cell).to_numpy() & (split == part)).any()
+    ]
+
+
+def _counted(cohort: Cohort, label: str) -> str:
+    table = _table(cohort)
+    inside = (table["label"] == label).to_numpy()
+    return f"{_plural(len(set(_patients(table)[inside])), 'patient or single scan', 'patients or single scans')} it has"
+
+
+def _plural(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"

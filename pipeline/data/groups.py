@@ -1,0 +1,149 @@
+"""Groups of scans from the columns of a table: one column, several crossed, bands of age.
+
+The one definition of a group: the cohort, predictions.csv, the metrics and every audit take it from here. A value that
+is empty or says "unknown" is unknown, and so is a combination with an unknown part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from ..common.names import SEXES, UNKNOWN, UNKNOWN_GROUP
+
+JOIN = " x "  # between the values of several columns
+MIN_CELL = 10  # scans of a class and group below which no statement about the cell is made
+AGE = "age"  # column, years
+AGE_BAND = "age_band"  # column that age bands make of it
+MAX_AGE = 130
+
+UnknownGroups = Literal["leave_out", "own_group"]
+SmallGroups = Literal["keep", "leave_out"]
+
+
+def group_columns(group_by: str | Sequence[str]) -> tuple[str, ...]:
+    """The columns of a ``group_by``, which names one or lists several.
+
+    Raises:
+        ValueError: no column, something that is no name, or a column twice.
+    """
+    columns = (group_by,) if isinstance(group_by, str) else tuple(group_by)
+    for column in columns:
+        if not isinstance(column, str) or not column:
+            raise ValueError(f"group_by: {column!r} is not the name of a column")
+    if not columns or len(set(columns)) < len(columns):
+        raise ValueError(f"group_by must name one column or several different ones, got {list(columns)!r}")
+    return columns
+
+
+def group_values(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The group columns of a table of text, without space at the ends; "" is unknown."""
+    values = table[list(columns)].apply(lambda column: column.str.strip())
+    return values.mask(values.apply(lambda column: column.str.lower() == UNKNOWN), "")
+
+
+def joined(values: pd.DataFrame) -> pd.Series:
+    """The name of each row's group; "" where any part of it is unknown.
+
+    Args:
+        values: of :func:`group_values`.
+    """
+    names = values.agg(JOIN.join, axis=1) if len(values) else pd.Series(dtype=str)
+    return names.mask((values == "").any(axis=1), "")
+
+
+def occurring_groups(values: pd.DataFrame) -> tuple[str, ...]:
+    """The groups that occur: the combinations of the columns' values, male before female, others in natural order.
+
+    A single column of no other values than the two sexes has both of them, so that a gap keeps its sign.
+
+    Args:
+        values: of :func:`group_values`.
+    """
+    occurring = values[(values != "").all(axis=1)].drop_duplicates()
+    orders = [_in_order(set(occurring[column])) for column in occurring]
+    if len(orders) == 1:
+        return tuple(orders[0]) if len(occurring) else ()
+    parts = sorted(
+        occurring.itertuples(index=False, name=None),
+        key=lambda parts: [order.index(part) for order, part in zip(orders, parts, strict=True)],
+    )
+    return tuple(map(JOIN.join, parts))
+
+
+def _in_order(values: set[str]) -> list[str]:
+    return [*SEXES] if values <= set(SEXES) else sorted(values, key=natural_order)
+
+
+def natural_order(name: str) -> tuple[int, list[tuple[int, int | str]], str]:
+    """Sort key: numbers by value, what is below a number ("<65") first, what is above one (">=65") last.
+
+    Ties ("1" and "01") by the exact text: ids of groups and the sign of a gap hang on the order.
+    """
+    rank = {"<": -1, ">": 1}.get(name[:1], 0)
+    return rank, [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name)], name
+
+
+def group_ids(names: pd.Series, group_names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The id of each row's group, and which rows are of a group that is none of ``group_names``.
+
+    Scans of unknown group have an id of their own when one of the groups is called "unknown"; else, and where the
+    group is none, it is -1.
+
+    Args:
+        names: [N] of :func:`joined`.
+        group_names: G names.
+
+    Returns:
+        [N] ids, [N] mask.
+    """
+    known = names.where(names != "", UNKNOWN)
+    ids = pd.Index(group_names).get_indexer(pd.Index(known)).astype(np.int64)
+    return np.where(ids < 0, UNKNOWN_GROUP, ids), (ids < 0) & (names != "").to_numpy()
+
+
+def parent_groups(group_names: Sequence[str], columns: Sequence[str]) -> list[int]:
+    """The parent of each group: which value of the first column it has, counted as they appear.
+
+    Of a single column every group is its own parent, and so is "unknown" of several.
+    """
+    firsts = [name.split(JOIN)[0] if len(columns) > 1 else name for name in group_names]
+    order = list(dict.fromkeys(firsts))
+    return [order.index(first) for first in firsts]
+
+
+def check_age_bands(edges: Sequence[int]) -> tuple[int, ...]:
+    """The edges of age bands, in whole years; ValueError when they are no increasing positive numbers."""
+    valid = not isinstance(edges, str) and isinstance(edges, Sequence) and len(edges) > 0
+    if valid and any(isinstance(edge, bool) or not isinstance(edge, int) for edge in edges):
+        valid = False
+    if not valid or edges[0] <= 0 or any(a >= b for a, b in pairwise(edges)):
+        raise ValueError(f"age_bands must be increasing whole years above 0, such as [65] or [50, 65], got {edges!r}")
+    if edges[-1] > MAX_AGE:
+        raise ValueError(f"age_bands must be at most {MAX_AGE} years, got {edges[-1]}")
+    return tuple(edges)
+
+
+def age_band_names(edges: Sequence[int]) -> tuple[str, ...]:
+    """The bands between edges: [50, 65] gives "<50", "50-64" (completed years), ">=65"."""
+    between = [str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in pairwise(edges)]
+    return (f"<{edges[0]}", *between, f">={edges[-1]}")
+
+
+def age_bands(ages: ArrayLike, edges: Sequence[int]) -> list[str]:
+    """The band of each age; "" for an age that is NaN.
+
+    Args:
+        ages: [N] years.
+        edges: K increasing edges; a band holds its lower edge.
+    """
+    names = np.array([*age_band_names(edges), ""])
+    years = np.asarray(ages, dtype=float)
+    index = np.where(np.isnan(years), len(edges) + 1, np.searchsorted(edges, years, side="right"))
+    return names[index].tolist()

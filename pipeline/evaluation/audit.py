@@ -1,0 +1,423 @@
+"""What the numbers of one model on one set of labelled scans can bear: intervals, tests, calibration and verdicts.
+
+Everything here is conditional on the scans of each class and group that were collected (their numbers are the design,
+not chance), so resampling is stratified by class and group.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..common.distributed import is_primary
+from ..common.errors import UserError
+from ..data.groups import MIN_CELL, group_columns
+from .audit_words import verdicts
+from .calibration import group_calibration
+from .metrics import class_scores
+from .predictions import Predictions, PredictionsError, load_predictions
+from .resampling import Estimate, check_resampling, estimate, interval
+from .wording import POWER
+
+logger = logging.getLogger(__name__)
+
+
+Floats = NDArray[np.float64]
+IntervalMethod = Literal["smoothed", "percentile"]
+PERMUTATION_CHUNK = 20_000_000  # predictions shuffled at a time, which bounds memory
+
+
+class NoAuditError(UserError):
+    """The scans allow no statement on fairness; the message says why."""
+
+
+def summaries(confusion: NDArray[Any]) -> dict[str, Floats]:
+    """P, gap, |gap|, F1 of each group and of each cell for any number of confusion tensors at once.
+
+    Args:
+        confusion: [..., G, C, C] counts (or expected counts), rows true, columns predicted.
+
+    Returns:
+        ``score`` [...], ``abs_gap`` [...], ``group_f1`` [..., G], ``cell_f1`` [..., G, C]; with two groups ``gap``
+        [...], first minus second. The formulas are :func:`~.class_scores`'s.
+    """
+    cell = class_scores(torch.from_numpy(np.ascontiguousarray(confusion)))["f1"].numpy()
+    group = cell.mean(-1)
+    found = {"score": group.mean(-1), "group_f1": group, "cell_f1": cell, "abs_gap": np.ptp(group, axis=-1)}
+    if group.shape[-1] == 2:
+        found["gap"] = group[..., 0] - group[..., 1]
+    return found
+
+
+def row_shares(confusion: NDArray[Any], method: IntervalMethod = "smoothed") -> Floats:
+    """Shares of the predictions of each true class and group that resamples are drawn from.
+
+    ``percentile`` takes the observed shares. ``smoothed`` adds one scan a row, spread evenly over the C predictions
+    (Agresti and Coull's idea for a proportion, as a Dirichlet(1/C) prior): a cell that was right 5 times out of 5 is
+    not certain to be right.
+
+    Args:
+        confusion: [G, C, C] counts.
+
+    Returns:
+        [G, C, C], rows summing to 1; an empty row is even.
+    """
+    counts = np.asarray(confusion, dtype=float)
+    classes = counts.shape[-1]
+    support = counts.sum(-1, keepdims=True)
+    if method == "percentile":
+        return np.where(support > 0, counts / np.maximum(support, 1), 1 / classes)
+    return (counts + 1 / classes) / (support + 1)
+
+
+def bootstrap_confusion(
+    confusion: NDArray[Any], resamples: int, rng: np.random.Generator, method: IntervalMethod = "smoothed"
+) -> NDArray[np.int64]:
+    """Bootstrap resamples of the scans within each class and group, as confusion counts.
+
+    Resampling n scans of a cell with replacement and counting their predictions is one multinomial draw.
+
+    Returns:
+        [B, G, C, C] counts with the row sums of ``confusion``.
+    """
+    shares = row_shares(confusion, method)
+    return rng.multinomial(np.asarray(confusion).sum(-1), shares, size=(resamples, *shares.shape[:2]))
+
+
+def confusion_intervals(
+    confusion: NDArray[Any],
+    rng: np.random.Generator,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+    method: IntervalMethod = "smoothed",
+) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, Floats]]:
+    """Intervals of every number of :func:`summaries`.
+
+    ``smoothed`` draws from smoothed shares (:func:`row_shares`). That moves means over cells towards chance, so the
+    draws of P, the gap and the F1 of a group are moved back to what was observed; those of a single cell are not,
+    which is what gives a cell that was always right a lower end. ``percentile`` is the plain bootstrap. How often
+    each covers the truth: benchmarks/intervals.py, docs/statistics.md.
+
+    Returns:
+        name -> (value, low, high), and the draws behind them, name -> [B, ...].
+    """
+    observed = summaries(np.asarray(confusion, dtype=float))
+    draws = summaries(bootstrap_confusion(confusion, resamples, rng, method))
+    support = np.asarray(confusion).sum(-1, keepdims=True)
+    centre = summaries(row_shares(confusion, method) * support)
+    found: dict[str, tuple[Any, Any, Any]] = {}
+    for name, value in observed.items():
+        recentre = method == "smoothed" and name in ("score", "gap", "group_f1")
+        shift = value - centre[name] if recentre else 0.0
+        low, high = interval(draws[name], value, confidence, shift)
+        bottom = -1.0 if name == "gap" else 0.0
+        found[name] = (value, np.clip(low, bottom, 1), np.clip(high, bottom, 1))
+        draws[name] = draws[name] + shift
+    if "gap" in found:  # one statement in two forms must not contradict itself
+        value, low, high = found["gap"]
+        ends = np.abs([low, high])
+        found["abs_gap"] = (np.abs(value), np.float64(0) if low <= 0 <= high else ends.min(), ends.max())
+    return found, draws
+
+
+def fair_model(confusion: NDArray[Any], resamples: int, rng: np.random.Generator) -> dict[str, Floats]:
+    """What a perfectly fair model of the same overall behaviour shows on these scans, by chance alone.
+
+    Every group's predictions are drawn from the shares of all groups together, class by class. |gap| of a fair model
+    is never 0 on a finite sample: an observed |gap| means something only beside this. Its signed gap is not 0 on
+    average either where the groups have their classes in different proportions, as precision depends on them.
+
+    Args:
+        confusion: [G, C, C] counts.
+
+    Returns:
+        :func:`summaries` of [B] draws.
+    """
+    counts = np.asarray(confusion)
+    pooled = row_shares(counts.sum(0, keepdims=True), "percentile")
+    shares = np.broadcast_to(pooled, counts.shape)
+    return summaries(rng.multinomial(counts.sum(-1), shares, size=(resamples, *counts.shape[:2])))
+
+
+def permutation_test(confusion: NDArray[Any], permutations: int, rng: np.random.Generator) -> float:
+    """p-value of the gap when groups are shuffled among the scans of each class.
+
+    Under the null hypothesis the group of a scan says nothing about its prediction once its class is known. The gap of
+    two groups is held against the mean over shuffles, which is not 0 where their classes have different proportions;
+    with more groups the statistic t is |gap|. Exact up to the number of shuffles: with the observed one among them,
+    p = #{t* >= t} / (1 + permutations).
+
+    Args:
+        confusion: [G, C, C] counts.
+    """
+    counts = np.asarray(confusion, dtype=np.int64)
+    groups, classes, _ = counts.shape
+    name = "gap" if groups == 2 else "abs_gap"
+    found = [summaries(counts[None])[name]]
+    size = max(1, min(permutations, PERMUTATION_CHUNK // max(1, int(counts.sum()))))
+    for start in range(0, permutations, size):
+        b = min(size, permutations - start)
+        shuffled = np.zeros((b, groups, classes, classes), dtype=np.int64)
+        for label in range(classes):
+            predictions = np.repeat(np.arange(classes, dtype=np.int16), counts[:, label].sum(0))
+            order = rng.permuted(np.broadcast_to(predictions, (b, len(predictions))), axis=1)
+            ends = np.cumsum(counts[:, label].sum(-1))
+            for group, part in enumerate(np.split(order, ends[:-1], axis=1)):
+                for predicted in range(classes):
+                    shuffled[:, group, label, predicted] = (part == predicted).sum(1)
+        found.append(summaries(shuffled)[name])
+    statistic = np.concatenate(found)
+    if groups == 2:
+        statistic = np.abs(statistic - statistic.mean())
+    return float((statistic >= statistic[0] - 1e-12).mean())
+
+
+def power_of_gap(gap: float, standard_error: float, n: int, confidence: float = 0.95) -> dict[str, float | None]:
+    """How large a gap these scans can show, and how many scans the observed one needs (normal approximation).
+
+    Args:
+        gap: observed gap.
+        standard_error: of the gap on ``n`` scans; it falls with the root of the number of scans.
+
+    Returns:
+        ``detectable_gap``, seen in 80 % of studies of this size, and ``scans``, the number, in the same proportions,
+        with which a true gap of the observed size would be seen in 80 % of studies (None when the gap is 0).
+    """
+    from scipy.stats import norm
+
+    quantiles = float(norm.ppf(1 - (1 - confidence) / 2) + norm.ppf(POWER))
+    detectable = quantiles * standard_error
+    scans = None if gap == 0 else float(np.ceil(n * (detectable / gap) ** 2))
+    return {"detectable_gap": detectable, "scans": scans}
+
+
+def wilson(hits: float, n: float, confidence: float = 0.95) -> Estimate:
+    """A proportion with its Wilson score interval (statsmodels); no scan gives 0 in [0, 1]."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    if n == 0:
+        return Estimate(0.0, 0.0, 1.0)
+    low, high = proportion_confint(hits, n, alpha=1 - confidence, method="wilson")
+    return Estimate(hits / n, min(float(low), hits / n), max(float(high), hits / n))
+
+
+def group_differences(predictions: Predictions) -> dict[str, dict[str, float]]:
+    """Equalized-odds and demographic-parity differences of each class against the rest, by fairlearn.
+
+    Returns:
+        ``equalized_odds`` and ``demographic_parity``: class -> largest difference between two groups, in [0, 1];
+        a class with an empty or full group (no rate) is left out of the former.
+    """
+    from fairlearn.metrics import demographic_parity_difference, equalized_odds_difference
+
+    known = predictions.known()
+    group = np.array(known.group_names)[known.group]
+    found: dict[str, dict[str, float]] = {"equalized_odds": {}, "demographic_parity": {}}
+    if len(set(group)) < 2:
+        return found
+    for c, name in enumerate(known.class_names):
+        true, said = known.label == c, known.prediction == c
+        found["demographic_parity"][name] = float(demographic_parity_difference(true, said, sensitive_features=group))
+        if all(0 < true[group == g].sum() < (group == g).sum() for g in set(group)):
+            found["equalized_odds"][name] = float(equalized_odds_difference(true, said, sensitive_features=group))
+    return found
+
+
+def group_scores(predictions: Predictions) -> dict[str, dict[str, float]]:
+    """Accuracy and macro F1 of each group by scikit-learn through fairlearn's MetricFrame: the independent reading."""
+    from fairlearn.metrics import MetricFrame
+    from sklearn.metrics import accuracy_score, f1_score
+
+    known = predictions.known()
+    labels = range(len(known.class_names))
+
+    def macro_f1(true: Any, said: Any) -> float:
+        return float(f1_score(true, said, labels=labels, average="macro", zero_division=0))
+
+    frame = MetricFrame(
+        metrics={"accuracy": accuracy_score, "f1": macro_f1},
+        y_true=known.label,
+        y_pred=known.prediction,
+        sensitive_features=np.array(known.group_names)[known.group],
+    )
+    return {str(group): {name: float(value) for name, value in row.items()} for group, row in frame.by_group.iterrows()}
+
+
+def audit(
+    predictions: Predictions,
+    resamples: int = 10_000,
+    permutations: int = 10_000,
+    confidence: float = 0.95,
+    method: IntervalMethod = "smoothed",
+    seed: int = 0,
+    min_cell: int = MIN_CELL,
+) -> dict[str, Any]:
+    """Everything that can be said of one table of predictions, as plain data (audit.json).
+
+    Scans of unknown group are counted (``n_unknown``) and left out: every number here is about groups. So are groups
+    without a scan (``absent_groups``).
+
+    Args:
+        predictions: labelled predictions; at least two groups with a scan.
+        resamples: bootstrap draws; 1/5 of it for what needs every scan's probability (AUC, calibration).
+        permutations: of the test of the gap.
+        confidence: of every interval.
+        method: of the bootstrap, see :func:`confusion_intervals`.
+        seed: same seed, same audit.
+        min_cell: scans of a class and group below which no statement about the cell is made.
+
+    Returns:
+        ``overall`` (score, gap with two groups, abs_gap, f1_macro), ``groups``, ``cells``, ``worst_cell``,
+        ``fair_model``, ``permutation``, ``power``, ``differences``, ``confusion``, ``verdicts``, ``n``, names and
+        settings, ``synthetic`` (the table says that scans are phantoms). An estimate is ``{"value", "low", "high"}``.
+
+    Raises:
+        NoAuditError: fewer than two groups have a scan.
+        ValueError: a setting is out of range.
+    """
+    check_resampling(confidence, resamples, permutations)
+    if method not in get_args(IntervalMethod):
+        raise ValueError(f"method must be one of {', '.join(get_args(IntervalMethod))}, got {method!r}")
+    known = predictions.known().present_groups()
+    if len(known.group_names) < 2:
+        names = ", ".join(known.group_names) or "none"
+        raise NoAuditError(f"an audit of fairness needs scans of two groups at least; there are scans of: {names}")
+    rng = np.random.default_rng(seed)
+    confusion = known.confusion()[:-1]
+    found, draws = confusion_intervals(confusion, rng, resamples, confidence, method)
+    pooled, _ = confusion_intervals(confusion.sum(0, keepdims=True), rng, resamples, confidence, method)
+    fair = fair_model(confusion, resamples, rng)
+    signed = "gap" in found
+    key = "gap" if signed else "abs_gap"
+    cells = _cells(known, confusion, found["cell_f1"], confidence, min_cell)
+    scores = group_scores(known)
+    calibration = group_calibration(known, rng, max(100, resamples // 5), confidence)
+    groups = []
+    for g, name in enumerate(known.group_names):
+        counts = confusion[g]
+        f1 = estimate(*(part[g] for part in found["group_f1"]))
+        hits = wilson(int(counts.trace()), int(counts.sum()), confidence)
+        groups.append(
+            {
+                "group": name,
+                "n": int(counts.sum()),
+                "f1": f1 | {"by_fairlearn": scores[name]["f1"]},
+                "accuracy": hits._asdict(),
+                **calibration.get(name, {}),
+            }
+        )
+    result: dict[str, Any] = {
+        "n": len(known.label),
+        "n_unknown": len(predictions.label) - len(known.label),
+        "postprocess": predictions.postprocess,
+        "synthetic": predictions.synthetic,
+        "class_names": list(known.class_names),
+        "group_names": list(known.group_names),
+        "absent_groups": [name for name in predictions.group_names if name not in known.group_names],
+        "group_by": list(known.group_by),
+        "settings": {
+            "resamples": resamples,
+            "permutations": permutations,
+            "confidence": confidence,
+            "method": method,
+            "seed": seed,
+            "min_cell": min_cell,
+        },
+        "overall": {name: estimate(*found[name]) for name in ("score", "gap", "abs_gap") if name in found}
+        | {"f1_macro": estimate(*pooled["score"])},
+        "groups": groups,
+        "cells": cells,
+        "worst_cell": _worst_cell(cells, draws["cell_f1"], confusion),
+        "fair_model": {
+            "abs_gap_mean": float(fair["abs_gap"].mean()),
+            "abs_gap_p95": float(np.quantile(fair["abs_gap"], 0.95)),
+        }
+        | (_signed_gap(fair["gap"]) if signed else {}),
+        "permutation": {"statistic": key, "p_value": permutation_test(confusion, permutations, rng)},
+        # the largest of several differences is not normal around 0: nothing is said of its power
+        "power": power_of_gap(float(found[key][0]), float(draws[key].std()), len(known.label), confidence)
+        if signed
+        else None,
+        "differences": group_differences(known),
+        "confusion": confusion.tolist(),
+    }
+    result["verdicts"] = [asdict(verdict) for verdict in verdicts(result)]
+    return result
+
+
+def write_audit(
+    predictions: str | Path,
+    class_names: Sequence[str],
+    group_names: Sequence[str],
+    group_by: str | Sequence[str] = "sex",
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    min_cell: int = MIN_CELL,
+) -> dict[str, Any] | None:
+    """Audit a prediction table into audit.json beside it, for the end of an evaluation.
+
+    Returns:
+        the audit; None in processes other than the first, and, with a warning, where the scans allow no audit.
+    """
+    if not is_primary():
+        return None
+    path = Path(predictions).with_name("audit.json")
+    path.unlink(missing_ok=True)  # an earlier evaluation's
+    names = class_names, group_names, group_columns(group_by)
+    try:
+        try:
+            table = load_predictions(predictions, *names)
+        except PredictionsError as error:  # such as an overflow in one scan
+            logger.warning("no calibration in the audit: %s", error)
+            table = load_predictions(predictions, *names, with_probabilities=False)
+        result = audit(table, resamples, resamples, confidence, min_cell=min_cell)
+    except (NoAuditError, ImportError) as error:  # an evaluation must not be lost by it
+        logger.warning("no audit: %s", error)
+        return None
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _signed_gap(draws: Floats) -> dict[str, float]:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return {"gap_mean": float(draws.mean()), "gap_low": float(low), "gap_high": float(high)}
+
+
+def _cells(
+    known: Predictions, confusion: NDArray[Any], f1: Sequence[Floats], confidence: float, min_cell: int
+) -> list[dict[str, Any]]:
+    cells = []
+    for g, group in enumerate(known.group_names):
+        for c, name in enumerate(known.class_names):
+            hits, n, predicted = confusion[g, c, c], confusion[g, c].sum(), confusion[g, :, c].sum()
+            cells.append(
+                {
+                    "group": group,
+                    "class": name,
+                    "n": int(n),
+                    "n_predicted": int(predicted),
+                    "precision": wilson(int(hits), int(predicted), confidence)._asdict(),
+                    "recall": wilson(int(hits), int(n), confidence)._asdict(),
+                    "f1": estimate(*(part[g, c] for part in f1)),
+                    "small": bool(n < min_cell),
+                }
+            )
+    return cells
+
+
+def _worst_cell(cells: list[dict[str, Any]], draws: Floats, confusion: NDArray[Any]) -> dict[str, Any]:
+    """The cell of lowest F1 among those with a scan, its interval, and in what share of resamples it is the lowest."""
+    filled = np.flatnonzero(confusion.sum(-1).ravel() > 0)
+    worst = min(filled, key=lambda index: cells[index]["f1"]["value"])
+    flat = draws.reshape(len(draws), -1)[:, filled]
+    share = float((filled[flat.argmin(1)] == worst).mean())
+    cell = cells[worst]
+    return {name: cell[name] for name in ("group", "class", "n", "f1", "small")} | {"share_of_resamples": share}

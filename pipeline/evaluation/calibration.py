@@ -1,0 +1,140 @@
+"""Are the probabilities right, group by group: reliability, expected calibration error, Brier score, and ROC AUC."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .predictions import Predictions
+from .resampling import estimate, interval, resample_counts
+
+Floats = NDArray[np.float64]
+
+BINS = 10
+
+
+def bin_of(confidence: Floats, bins: int = BINS) -> NDArray[np.int64]:
+    """Index of the equal-width bin of each confidence; a bin holds its right end, and the first also 0."""
+    return np.clip(np.ceil(np.asarray(confidence) * bins).astype(np.int64) - 1, 0, bins - 1)
+
+
+def expected_calibration_error(confidence: Floats, correct: NDArray[Any], bins: int = BINS) -> Floats:
+    """ECE (Guo et al. 2017, Eq. 3): mean over scans of |accuracy - mean confidence| of the scan's bin.
+
+    Args:
+        confidence: [N] probability of the predicted class.
+        correct: [..., N] whether the prediction was right; leading axes are resamples with these confidences.
+
+    Returns:
+        [...], in [0, 1]. On a finite sample it is above 0 for a perfectly calibrated model too.
+    """
+    surplus = np.asarray(correct, dtype=float) - confidence
+    onehot = np.eye(bins)[bin_of(confidence, bins)]
+    return np.abs(surplus @ onehot).sum(-1) / len(confidence)
+
+
+def reliability_curve(
+    confidence: Floats, correct: NDArray[Any], level: float = 0.95, bins: int = BINS
+) -> list[dict[str, float]]:
+    """Mean confidence, accuracy with its Wilson interval of ``level``, and scans of each bin that holds a scan."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    curve = []
+    index = bin_of(confidence, bins)
+    for b in np.unique(index):
+        inside = index == b
+        hits, n = int(np.asarray(correct)[inside].sum()), int(inside.sum())
+        low, high = proportion_confint(hits, n, alpha=1 - level, method="wilson")
+        mean = float(np.asarray(confidence)[inside].mean())
+        curve.append({"confidence": mean, "accuracy": hits / n, "low": float(low), "high": float(high), "n": n})
+    return curve
+
+
+def auc_of_resamples(
+    label: NDArray[np.int64], probabilities: Floats, counts: Floats, rng: np.random.Generator
+) -> Floats:
+    """Macro one-against-rest ROC AUC of each resample, from the Mann-Whitney statistic with repeated scans.
+
+    Resamples of a class that is perfectly separated are all separated, which would make its AUC of 1 a certainty. Its
+    k = min(positives, negatives) disjoint pairs are k independent successes without a failure: its area is drawn from
+    Beta(k, 1), whose lower quantiles are the exact bounds of Clopper and Pearson (1934). All separated classes get the
+    same chance, as classes of one group are not independent.
+
+    Args:
+        label: [N] true classes, every class at least once.
+        probabilities: [N, C].
+        counts: [B, N] of :func:`resample_counts`, stratified by class.
+        rng: of the areas of separated classes.
+
+    Returns:
+        [B].
+    """
+    areas, chance = [], rng.random(len(counts))
+    for c in range(probabilities.shape[1]):
+        positive, negative = np.flatnonzero(label == c), np.flatnonzero(label != c)
+        if probabilities[positive, c].min() > probabilities[negative, c].max():
+            areas.append(chance ** (1 / min(len(positive), len(negative))))
+            continue
+        above = np.sign(probabilities[positive, c][:, None] - probabilities[negative, c]) / 2 + 0.5
+        won = ((counts[:, positive] @ above) * counts[:, negative]).sum(1)
+        areas.append(won / (counts[:, positive].sum(1) * counts[:, negative].sum(1)))
+    return np.mean(areas, axis=0)
+
+
+def group_calibration(
+    predictions: Predictions, rng: np.random.Generator, resamples: int = 2000, confidence: float = 0.95
+) -> dict[str, dict[str, Any]]:
+    """AUC and calibration of each group; nothing without probabilities.
+
+    Returns:
+        group -> ``auc`` (None when the group lacks a class), ``brier`` (multi-class, in [0, 2]), ``ece`` as estimates
+        ``{"value", "low", "high"}``; ``ece_if_calibrated`` (mean and 95th percentile that a model whose confidences
+        are exactly right shows on as many scans), ``mean_confidence`` and ``reliability``.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    found: dict[str, dict[str, Any]] = {}
+    if predictions.probabilities is None:
+        return found
+    classes = len(predictions.class_names)
+    for g, name in enumerate(predictions.group_names):
+        inside = predictions.group == g
+        if not inside.any():
+            continue
+        label, probabilities = predictions.label[inside], predictions.probabilities[inside]
+        said = predictions.prediction[inside]
+        sure = probabilities[np.arange(len(said)), said]
+        correct = said == label
+        counts = resample_counts(label, resamples, rng)
+        squares = ((probabilities - np.eye(classes)[label]) ** 2).sum(1)
+        auc = None
+        if len(np.unique(label)) == classes:
+            value = _macro_auc(roc_auc_score, label, probabilities)
+            auc = _estimate(value, auc_of_resamples(label, probabilities, counts, rng), confidence)
+        bins = np.eye(BINS)[bin_of(sure)]
+        error = float(expected_calibration_error(sure, correct))
+        # the ECE of a resample is larger by the chance that was added: mirrored at the observed one (basic bootstrap)
+        eces = np.clip(2 * error - np.abs((counts * (correct - sure)) @ bins).sum(1) / len(label), 0, 1)
+        chance = expected_calibration_error(sure, rng.random((resamples, len(sure))) < sure)
+        found[name] = {
+            "auc": auc,
+            "brier": _estimate(float(squares.mean()), counts @ squares / len(label), confidence),
+            "ece": _estimate(error, eces, confidence),
+            "ece_if_calibrated": {"mean": float(chance.mean()), "p95": float(np.quantile(chance, 0.95))},
+            "mean_confidence": float(sure.mean()),
+            "reliability": reliability_curve(sure, correct, confidence),
+        }
+    return found
+
+
+def _macro_auc(roc_auc_score: Any, label: NDArray[np.int64], probabilities: Floats) -> float:
+    if probabilities.shape[1] == 2:  # scikit-learn takes two classes in another form
+        return float(roc_auc_score(label, probabilities[:, 1]))
+    areas = [roc_auc_score(label == c, probabilities[:, c]) for c in range(probabilities.shape[1])]
+    return float(np.mean(areas))
+
+
+def _estimate(value: float, draws: Floats, confidence: float) -> dict[str, float]:
+    return estimate(value, *interval(draws, value, confidence))

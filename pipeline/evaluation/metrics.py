@@ -1,0 +1,165 @@
+"""Per-group classification metrics, all derived from one confusion tensor.
+
+Conventions are scikit-learn's with ``zero_division=0``: a class that is never predicted has precision 0, a class
+without a scan in the group has recall 0, and both count in the macro mean over all classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.exceptions import NotComputableError
+from ignite.metrics import Metric
+from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
+from torch import Tensor
+
+from ..common.names import UNKNOWN_GROUP
+
+
+def group_confusion(prediction: Tensor, label: Tensor, group: Tensor, num_groups: int, num_classes: int) -> Tensor:
+    """Confusion counts of each group.
+
+    Args:
+        prediction: [N] predicted class indices.
+        label: [N] true class indices.
+        group: [N] group ids in [-1, num_groups); -1 is unknown.
+        num_groups: G.
+        num_classes: C.
+
+    Returns:
+        int64 [G + 1, C, C], rows true, columns predicted; the last matrix counts scans of unknown group.
+    """
+    group = torch.where(group == UNKNOWN_GROUP, num_groups, group)
+    index = (group * num_classes + label) * num_classes + prediction
+    counts = torch.bincount(index.long(), minlength=(num_groups + 1) * num_classes**2)
+    return counts.reshape(num_groups + 1, num_classes, num_classes)
+
+
+def class_scores(confusion: Tensor) -> dict[str, Tensor]:
+    """Precision, recall and F1 of each class.
+
+    Args:
+        confusion: [..., C, C], rows true, columns predicted.
+
+    Returns:
+        ``precision``, ``recall``, ``f1`` and ``support``, each [..., C]; 0 where the denominator is 0.
+    """
+    confusion = confusion.double()
+    hit = confusion.diagonal(dim1=-2, dim2=-1)
+    true, predicted = confusion.sum(-1), confusion.sum(-2)
+    return {
+        "precision": hit / predicted.clamp(min=1),
+        "recall": hit / true.clamp(min=1),
+        "f1": 2 * hit / (true + predicted).clamp(min=1),
+        "support": true,
+    }
+
+
+def fairness_summary(confusion: Tensor, class_names: Sequence[str], group_names: Sequence[str]) -> dict[str, float]:
+    """Every number that a run reports, by name.
+
+    With two groups the gap is the paper's: first minus second group, signed (``gap > 0``: the first is served better).
+    With more, ``gap`` is left out and ``abs_gap`` is the largest difference between two groups.
+
+    A group without a single scan says nothing: it is left out of ``score`` and of the gaps, and its own numbers are 0.
+
+    Args:
+        confusion: [G + 1, C, C] of :func:`group_confusion`; the last (unknown group) counts in ``f1_macro`` only.
+        class_names: C names.
+        group_names: G names.
+
+    Returns:
+        ``score`` (P, paper Eq. 5: mean over groups of the macro F1), ``gap``, ``abs_gap``, ``f1_macro`` (all scans
+        pooled), ``f1_<group>``, and ``f1|precision|recall_<group>_<class>``.
+    """
+    if confusion.shape != (len(group_names) + 1, len(class_names), len(class_names)):
+        raise ValueError(
+            f"confusion must have shape {(len(group_names) + 1, len(class_names), len(class_names))}, "
+            f"got {tuple(confusion.shape)}"
+        )
+    by_group = class_scores(confusion[:-1])
+    f1 = by_group["f1"].mean(-1)
+    present = confusion[:-1].sum((-1, -2)) > 0
+    judged = f1[present] if present.any() else f1  # without any scan all of them, which are 0
+    summary = {"score": judged.mean().item()}
+    if len(group_names) == 2 and present.all():
+        summary["gap"] = (f1[0] - f1[1]).item()
+    summary["abs_gap"] = (judged.max() - judged.min()).item()
+    summary["f1_macro"] = class_scores(confusion.sum(0))["f1"].mean().item()
+    by_name = [(f"f1_{group}", f1[g].item()) for g, group in enumerate(group_names)]
+    by_name += [
+        (f"{score}_{group}_{name}", by_group[score][g, c].item())
+        for g, group in enumerate(group_names)
+        for c, name in enumerate(class_names)
+        for score in ("f1", "precision", "recall")
+    ]
+    for name, value in by_name:
+        if name in summary:
+            raise ValueError(f"group and class names give the metric name {name!r} twice; rename a group or a class")
+        summary[name] = value
+    return summary
+
+
+class GroupConfusion(Metric):
+    """Ignite metric over one confusion tensor, summed over batches and processes.
+
+    Args:
+        class_names: C names.
+        group_names: G names.
+        key: None computes the whole :func:`fairness_summary` (use it in ``additional_metrics``); a name out of
+            it computes that number for a key metric, which must be a scalar (MONAI takes a dictionary for never
+            better) and better when larger (so not a gap).
+        prefix: put before every name, e.g. ``val_``.
+        output_transform: engine output -> ``(logits [N, C], {"label": [N], "group": [N]})``.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        group_names: Sequence[str],
+        key: str | None = None,
+        prefix: str = "",
+        output_transform: Callable[[Any], Any] = lambda output: (output["pred"], output["label"]),
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.class_names = tuple(class_names)
+        self.group_names = tuple(group_names)
+        empty = torch.zeros(len(self.group_names) + 1, len(self.class_names), len(self.class_names))
+        # a key metric is better when larger, which a gap is not
+        summary = fairness_summary(empty, self.class_names, self.group_names)
+        known = [name for name in summary if name not in ("gap", "abs_gap")]
+        if key is not None and key.removeprefix(prefix) not in known:
+            raise ValueError(f"key must be one of {', '.join(prefix + name for name in known)}, got {key!r}")
+        self.key = key
+        self.prefix = prefix
+        super().__init__(
+            output_transform=output_transform, device=device, skip_unrolling=True, metrics_result_mode="flatten"
+        )
+
+    @reinit__is_reduced
+    def reset(self) -> None:
+        shape = (len(self.group_names) + 1, len(self.class_names), len(self.class_names))
+        self.confusion = torch.zeros(shape, dtype=torch.int64, device=self._device)
+
+    @reinit__is_reduced
+    def update(self, output: tuple[Tensor, Mapping[str, Tensor]]) -> None:
+        logits, target = output
+        counts = group_confusion(
+            logits.detach().argmax(dim=1),
+            target["label"],
+            target["group"],
+            len(self.group_names),
+            len(self.class_names),
+        )
+        self.confusion += counts.to(self._device)
+
+    @sync_all_reduce("confusion")
+    def compute(self) -> float | dict[str, float]:
+        if not self.confusion.any():
+            raise NotComputableError("no scan was evaluated")
+        summary = fairness_summary(self.confusion.cpu(), self.class_names, self.group_names)
+        if self.key is not None:
+            return summary[self.key.removeprefix(self.prefix)]
+        return {self.prefix + name: value for name, value in summary.items()}

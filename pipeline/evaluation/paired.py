@@ -1,0 +1,306 @@
+"""Paired resampling of several systems' predictions of the same scans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import ceil, comb
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common.errors import UserError
+from .audit import summaries
+from .predictions import Predictions
+from .wording import POWER
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+TESTED = ("score", "abs_gap")
+TIE = 1e-12  # differences nearer than this are equal: the same fractions added up in another order
+LARGEST_EFFECT = 4.0  # in standard deviations; three runs show it, and above it the noncentral t is unreliable
+CHUNK_BYTES = 200_000_000  # of the resamples worked on at a time
+
+
+class CompareError(UserError, ValueError):
+    """Systems that cannot be compared: not on the same scans, or with other classes or groups."""
+
+
+def align(systems: Mapping[str, Sequence[Predictions]]) -> dict[str, list[Predictions]]:
+    """Every table with the scans in the order of the first one.
+
+    Args:
+        systems: name -> a table a run; the order of the scans may differ.
+
+    Raises:
+        CompareError: fewer than two systems, one without a table, or tables that differ in classes, groups, scans, or
+            the class or group of a scan; the first such scan is named.
+    """
+    if len(systems) < 2:
+        raise CompareError(f"a comparison needs two systems at least, got {len(systems)}")
+    for name, tables in systems.items():
+        if not tables:
+            raise CompareError(f"{name} has no predictions")
+    first = next(iter(systems))
+    reference = systems[first][0]
+    return {
+        name: [_like(reference, first, table, _called(name, r, tables)) for r, table in enumerate(tables)]
+        for name, tables in systems.items()
+    }
+
+
+def _called(name: str, run: int, tables: Sequence[Predictions]) -> str:
+    return name if len(tables) == 1 else f"{name} (run {run + 1})"
+
+
+def _like(reference: Predictions, first: str, table: Predictions, name: str) -> Predictions:
+    for what, mine, theirs in (
+        ("classes", table.class_names, reference.class_names),
+        ("groups", table.group_names, reference.group_names),
+        ("group columns", table.group_by, reference.group_by),
+    ):
+        if mine != theirs:
+            raise CompareError(
+                f"{name} has the {what} {', '.join(mine)}; {first} has {', '.join(theirs)}. If they are the same, name "
+                "them in one order for both"
+            )
+    place = {scan: i for i, scan in enumerate(table.scan.tolist())}
+    missing = next((scan for scan in reference.scan.tolist() if scan not in place), None)
+    if missing is not None:
+        raise CompareError(f"not the same scans: {name} has no scan {missing!r}, which {first} has")
+    if len(place) > len(reference.scan):
+        extra = next(scan for scan in table.scan.tolist() if scan not in set(reference.scan.tolist()))
+        raise CompareError(f"not the same scans: {name} has a scan {extra!r}, which {first} has not")
+    table = table.take(np.array([place[scan] for scan in reference.scan.tolist()], dtype=np.int64))
+    for what, own, other, names in (
+        ("class", table.label, reference.label, table.class_names),
+        ("group", table.group, reference.group, (*table.group_names, "unknown")),
+    ):
+        differs = np.flatnonzero(own != other)
+        if len(differs):
+            i = int(differs[0])
+            scan = str(table.scan[i])
+            raise CompareError(f"{what} of scan {scan!r}: {names[own[i]]} in {name}, {names[other[i]]} in {first}")
+    return table
+
+
+def draw_weights(count: Ints, resamples: int, rng: np.random.Generator) -> Floats:
+    """Bootstrap of n things of K kinds, as the share of each kind in a resample: [B, K], rows summing to 1.
+
+    n - 1 of the n are drawn with replacement. The variance of a mean is then s^2 / n with the unbiased s^2, where n
+    draws would give it too small by (n - 1) / n: half with two runs, a fifth less with a cell of five scans (Rao and
+    Wu 1988).
+
+    Args:
+        count: [K] things of each kind, n together. With n = 1 there is nothing to draw.
+    """
+    n = int(count.sum())
+    if n == 1:
+        return np.tile(count.astype(float), (resamples, 1))
+    return rng.multinomial(n - 1, count / n, size=resamples) / (n - 1)
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Scans alike in group, class and every run's prediction, counted: no number here can tell them apart.
+
+    A bootstrap or a permutation of the scans is then one draw a pattern, and 10,000 scans are no more work than their
+    patterns.
+
+    Args:
+        group: [K] of each pattern.
+        label: [K].
+        prediction: [K, R] predicted class of each run.
+        count: [K] scans with the pattern.
+        groups: G.
+        classes: C.
+    """
+
+    group: Ints
+    label: Ints
+    prediction: Ints
+    count: Ints
+    groups: int
+    classes: int
+
+    @classmethod
+    def of(cls, runs: Sequence[Predictions]) -> Patterns:
+        """Patterns of the predictions of R runs on the same scans, all of known group."""
+        columns = [runs[0].group, runs[0].label, *(run.prediction for run in runs)]
+        found, count = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
+        sizes = len(runs[0].group_names), len(runs[0].class_names)
+        return cls(found[:, 0], found[:, 1], found[:, 2:], count, *sizes)
+
+    def strata(self) -> list[tuple[int, int, Ints]]:
+        """Group, class and patterns of each cell that has a scan."""
+        cells = [
+            (g, c, np.flatnonzero((self.group == g) & (self.label == c)))
+            for g, c in np.ndindex(self.groups, self.classes)
+        ]
+        return [cell for cell in cells if len(cell[2])]
+
+    def resample(self, resamples: int, rng: np.random.Generator) -> Floats:
+        """Bootstrap of the scans within each class and group, as the weight of each pattern: [B, K].
+
+        As in :func:`draw_weights`, n - 1 of the n scans of a cell are drawn, each standing for n / (n - 1), so that the
+        cell keeps its n. The only scan of a cell is in every resample.
+        """
+        weights = np.ones((resamples, len(self.count)))
+        for _, _, inside in self.strata():
+            weights[:, inside] = self.count[inside].sum() * draw_weights(self.count[inside], resamples, rng)
+        return weights
+
+    def confusions(self, counts: NDArray[Any]) -> Floats:
+        """Confusion counts of every run when pattern k stands for ``counts[b, k]`` scans: [B, R, G, C, C]."""
+        runs = self.prediction.shape[1]
+        found = np.zeros((len(counts), runs, self.groups, self.classes, self.classes))
+        for g, c, inside in self.strata():
+            said = np.eye(self.classes)[self.prediction[inside]].reshape(len(inside), -1)
+            found[:, :, g, c] = (counts[:, inside].astype(float) @ said).reshape(len(counts), runs, self.classes)
+        return found
+
+    def chunks(self, draws: int) -> list[int]:
+        """How many draws to make at a time."""
+        numbers = 3 * len(self.count) + 10 * self.prediction.shape[1] * self.groups * self.classes**2
+        size = max(1, CHUNK_BYTES // (8 * numbers))
+        return [min(size, draws - start) for start in range(0, draws, size)]
+
+
+def headline(confusion: NDArray[Any], group_names: Sequence[str]) -> dict[str, Floats]:
+    """The numbers that systems are compared by, for any number of confusion tensors at once.
+
+    Args:
+        confusion: [..., G, C, C] counts, rows true, columns predicted; the same cells are empty in all of them.
+        group_names: G names.
+
+    Returns:
+        name -> [...]: ``score`` (P), with two groups ``gap``, ``abs_gap``, ``f1_macro`` (groups pooled),
+        ``worst_cell_f1`` (lowest F1 of a class and group that has a scan), ``f1_<group>``.
+    """
+    found = summaries(confusion)
+    filled = confusion.reshape(-1, *confusion.shape[-3:])[0].sum(-1) > 0
+    numbers: dict[str, Floats] = {name: found[name] for name in ("score", "gap", "abs_gap") if name in found}
+    numbers["f1_macro"] = summaries(confusion.sum(-3, keepdims=True))["score"]
+    numbers["worst_cell_f1"] = found["cell_f1"][..., filled].min(-1)
+    for g, group in enumerate(group_names):
+        if f"f1_{group}" in numbers:
+            raise CompareError(f"a group named {group!r} gives the name f1_{group} twice; rename it")
+        numbers[f"f1_{group}"] = found["group_f1"][..., g]
+    return numbers
+
+
+def bootstrap_runs(
+    patterns: Patterns, group_names: Sequence[str], resamples: int, rng: np.random.Generator
+) -> dict[str, Floats]:
+    """:func:`headline` of every run on the same resamples of the scans within class and group: name -> [B, R]."""
+    parts = [
+        headline(patterns.confusions(patterns.resample(size, rng)), group_names) for size in patterns.chunks(resamples)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def permute_scans(
+    patterns: Patterns, a: Sequence[int], b: Sequence[int], permutations: int, rng: np.random.Generator
+) -> dict[str, float]:
+    """Paired permutation test: are the trained models A and B alike on scans like these?
+
+    Under the null hypothesis the predictions of A and of B for a scan could as well have been each other's. They are
+    swapped with probability 1/2, scan by scan; with several runs the i-th of A with the i-th of B for all i at once.
+    p = (1 + #{|d*| >= |d|}) / (1 + permutations), d the difference of the means over runs. Where the systems differ in
+    one cell, and only in right or wrong, this is McNemar's exact test.
+
+    It takes the runs as given: other seeds could give another answer, which :func:`permute_runs` asks.
+
+    Args:
+        patterns: of all runs.
+        a: columns of the runs of A.
+        b: columns of the runs of B, as many.
+
+    Returns:
+        p-value of ``score`` and ``abs_gap``.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"scans can be swapped between equal numbers of runs only, got {len(a)} and {len(b)}")
+    a, b = list(a), list(b)
+    differs = (patterns.prediction[:, a] != patterns.prediction[:, b]).any(1)
+    count = np.where(differs, patterns.count, 0)  # swapping equal predictions changes nothing
+    observed = patterns.confusions(patterns.count[None])
+    extreme = dict.fromkeys(TESTED, 0)
+    distance = _differences(observed[:, a], observed[:, b])
+    for size in patterns.chunks(permutations):
+        moved = patterns.confusions(rng.binomial(count, 0.5, size=(size, len(count))))
+        change = moved[:, b] - moved[:, a]
+        drawn = _differences(observed[:, a] + change, observed[:, b] - change)
+        for name in TESTED:
+            extreme[name] += int((np.abs(drawn[name]) >= np.abs(distance[name]) - TIE).sum())
+    return {name: (1 + extreme[name]) / (1 + permutations) for name in TESTED}
+
+
+def _differences(a: Floats, b: Floats) -> dict[str, Floats]:
+    """B - A of the means over the second axis, the runs."""
+    found_a, found_b = summaries(a), summaries(b)
+    return {name: found_b[name].mean(1) - found_a[name].mean(1) for name in TESTED}
+
+
+def permute_runs(a: Floats, b: Floats, permutations: int, rng: np.random.Generator) -> float:
+    """Permutation test over runs: are the two ways of training alike?
+
+    Under the null hypothesis the runs of both are draws from one distribution, so each choice of ``len(a)`` of them
+    could as well have been A's. Exact, over all choices, where there are no more of them than ``permutations``; else
+    p = (1 + #{|d*| >= |d|}) / (1 + permutations) over random ones.
+
+    It takes the scans as given: ways of training that are alike over all scans, but not on each, may be told apart.
+    The interval over scans and seeds is about both.
+
+    Args:
+        a: [Ra] a number of each run of A.
+        b: [Rb].
+    """
+    values = np.concatenate([a, b])
+    total, runs = values.sum(), len(a)
+    distance = abs(float(b.mean() - a.mean()))
+    exact = comb(len(values), runs) <= permutations
+    if exact:
+        chosen = np.array(list(combinations(range(len(values)), runs)))
+    else:
+        chosen = rng.permuted(np.tile(np.arange(len(values)), (permutations, 1)), axis=1)[:, :runs]
+    sums = values[chosen].sum(1)
+    drawn = (total - sums) / len(b) - sums / runs
+    extreme = int((np.abs(drawn) >= distance - TIE).sum())
+    return extreme / len(chosen) if exact else (1 + extreme) / (1 + permutations)
+
+
+def smallest_p(a: int, b: int, permutations: int) -> float:
+    """The smallest p that :func:`permute_runs` can give for ``a`` and ``b`` runs."""
+    choices = comb(a + b, a)
+    if choices > permutations:
+        return 1 / (1 + permutations)
+    return (2 if a == b else 1) / choices  # with equal numbers, a choice and its rest are the same distance apart
+
+
+def runs_needed(a: Floats, b: Floats, confidence: float = 0.95) -> int | None:
+    """Runs of each system with which a t test over runs sees the observed difference in 80 % of studies.
+
+    Args:
+        a: [Ra] a number of each run of A.
+        b: [Rb].
+
+    Returns:
+        None when a system has one run (no spread is known), or the difference or the spread is 0.
+    """
+    from statsmodels.stats.power import TTestIndPower
+
+    if min(len(a), len(b)) < 2:
+        return None
+    difference = abs(float(b.mean() - a.mean()))
+    spread = float(np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2))
+    if difference <= TIE or spread <= TIE:
+        return None
+    effect = min(difference / spread, LARGEST_EFFECT)
+    test, alpha = TTestIndPower(), 1 - confidence
+    if test.power(effect, 2, alpha) >= POWER:
+        return 2
+    return ceil(float(test.solve_power(effect, power=POWER, alpha=alpha)))

@@ -1,0 +1,246 @@
+"""Tables of labelled predictions, this pipeline's or any other model's, read and checked for judging."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from ..common.errors import UserError
+from ..common.names import CLASS_NAMES, UNKNOWN_GROUP
+from ..data.groups import JOIN, group_ids, group_values, joined, natural_order, occurring_groups
+from .metrics import group_confusion
+
+PROBABILITY = "prob_"  # before the class name in the column of its probability
+POSTPROCESS = "postprocess"  # column: what was done to the probabilities
+SYNTHETIC = "synthetic"  # column: "yes" of a phantom, as in a cohort
+SUM_TOLERANCE = 0.01  # of the probabilities of a scan around 1, which tables round
+LISTED = 5  # faults shown of many
+
+
+class PredictionsError(UserError):
+    """A table of predictions that cannot be judged; the message says where and why."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Labelled predictions of N scans in C classes and G groups.
+
+    Args:
+        scan: N names, all different.
+        label: [N] true class indices.
+        prediction: [N] predicted class indices.
+        group: [N] group ids; -1 is unknown.
+        probabilities: [N, C], rows summing to 1; None when the table has none.
+        class_names: C names.
+        group_names: G names.
+        group_by: the columns that the groups come from.
+        postprocess: what was done to the probabilities after the network; empty = nothing that the table says.
+        synthetic: whether the table says that some of the scans are phantoms.
+    """
+
+    scan: NDArray[np.str_]
+    label: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+    group: NDArray[np.int64]
+    probabilities: NDArray[np.float64] | None
+    class_names: tuple[str, ...]
+    group_names: tuple[str, ...]
+    group_by: tuple[str, ...]
+    postprocess: str = ""
+    synthetic: bool = False
+
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Predictions:
+        """The predictions of some scans, by mask or by index."""
+        return replace(
+            self,
+            scan=self.scan[rows],
+            label=self.label[rows],
+            prediction=self.prediction[rows],
+            group=self.group[rows],
+            probabilities=None if self.probabilities is None else self.probabilities[rows],
+        )
+
+    def known(self) -> Predictions:
+        """The scans of known group."""
+        return self.take(self.group != UNKNOWN_GROUP)
+
+    def present_groups(self) -> Predictions:
+        """The same scans without the names of groups that have none."""
+        present = [g for g in range(len(self.group_names)) if (self.group == g).any()]
+        index = np.full(len(self.group_names) + 1, UNKNOWN_GROUP)  # the last entry answers for -1
+        index[present] = range(len(present))
+        return replace(self, group=index[self.group], group_names=tuple(self.group_names[g] for g in present))
+
+    def with_probabilities(self, probabilities: NDArray[np.float64]) -> Predictions:
+        """The same scans with other probabilities, and the most probable class as prediction."""
+        return replace(self, probabilities=probabilities, prediction=probabilities.argmax(1))
+
+    def confusion(self) -> NDArray[np.int64]:
+        """Counts [G + 1, C, C], rows true, columns predicted; the last matrix counts scans of unknown group."""
+        prediction, label, group = (torch.from_numpy(part) for part in (self.prediction, self.label, self.group))
+        return group_confusion(prediction, label, group, len(self.group_names), len(self.class_names)).numpy()
+
+
+def load_predictions(
+    path: str | Path,
+    class_names: Sequence[str] | None = None,
+    group_names: Sequence[str] | None = None,
+    group_by: Sequence[str] | None = None,
+    scan_column: str = "scan",
+    label_column: str = "label",
+    prediction_column: str = "prediction",
+    with_probabilities: bool = True,
+) -> Predictions:
+    """Read a CSV with a row a scan: true class, group columns, and the predicted class or ``prob_<class>`` columns.
+
+    Args:
+        path: the CSV. Where an evaluation of ours wrote it, its metrics.json gives the names that are not given here.
+        class_names: classes in order; else those of the probability columns, else those that occur (the benchmark's
+            in its order, others sorted).
+        group_names: groups in order; else those that occur (male before female, others sorted). With two, the gap is
+            the first minus the second.
+        group_by: group columns, by default ``sex``; several make a group of each combination that occurs. An empty
+            value, or "unknown", is an unknown group: one of its own where ``group_names`` has "unknown", else -1.
+        scan_column: names the scans; without this column a scan is called by its line.
+        label_column: the true class.
+        prediction_column: the predicted class; without this column it is the most probable one.
+        with_probabilities: read the probabilities too; else whatever they hold is no error.
+
+    Raises:
+        PredictionsError: no such file, column or class, a value that is none, or a scan given twice.
+    """
+    path = Path(path)
+    table = read_table(path)
+    beside = {} if class_names and group_by else _evaluation_names(path, list(table.columns))
+    class_names = class_names or beside.get("class_names")
+    if not group_by:
+        group_names = group_names or beside.get("group_names")
+    group_by = tuple(group_by or beside.get("group_by") or ("sex",))
+    faults: list[str] = []
+    for column in (label_column, *group_by):
+        if column not in table:
+            raise PredictionsError(f"{path}: no column {column!r}; it has {', '.join(map(str, table.columns))}")
+    scan = table[scan_column] if scan_column in table else pd.Series([f"line {i + 2}" for i in range(len(table))])
+    faults += [f"{name!r} is there twice" for name in scan[scan.duplicated()].unique()]
+    classes = tuple(class_names) if class_names else _classes(path, table, label_column, prediction_column)
+    probabilities = read_probabilities(path, table, scan, classes, faults) if with_probabilities else None
+    label = _index(table[label_column], classes, scan, f"column {label_column!r}", faults)
+    if prediction_column in table:
+        prediction = _index(table[prediction_column], classes, scan, f"column {prediction_column!r}", faults)
+    elif probabilities is None:
+        raise PredictionsError(
+            f"{path}: neither a column {prediction_column!r} nor {PROBABILITY}<class> columns; "
+            f"it has {', '.join(map(str, table.columns))}"
+        )
+    else:
+        prediction = probabilities.argmax(1)
+    group, groups = _groups(path, table, scan, group_by, group_names, faults)
+    if faults:
+        more = f"\n  and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+        raise PredictionsError(f"{path} cannot be judged:\n  " + "\n  ".join(faults[:LISTED]) + more)
+    return Predictions(
+        scan.to_numpy(dtype=str),
+        label,
+        prediction,
+        group,
+        probabilities,
+        classes,
+        groups,
+        group_by,
+        postprocess=", ".join(sorted(set(table.get(POSTPROCESS, ())) - {""})),
+        synthetic="yes" in set(table.get(SYNTHETIC, ())),
+    )
+
+
+def _evaluation_names(path: Path, columns: list[str]) -> dict[str, list[str]]:
+    """``class_names``, ``group_names`` and ``group_by`` of a table that an evaluation of ours wrote; else nothing.
+
+    They stand in metrics.json beside it and in the order of its columns: the sign of a gap is then the evaluation's.
+    """
+    try:
+        metrics = json.loads(path.with_name("metrics.json").read_text())
+        group_by = columns[columns.index("label") + 1 : columns.index("prediction")]
+        return {"class_names": metrics["class_names"], "group_names": metrics["group_names"], "group_by": group_by}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise PredictionsError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise PredictionsError(f"{path} is no table of predictions: {error}") from error
+    if table.empty:
+        raise PredictionsError(f"{path}: no prediction in it")
+    return table
+
+
+def _classes(path: Path, table: pd.DataFrame, label_column: str, prediction_column: str) -> tuple[str, ...]:
+    named = [str(column)[len(PROBABILITY) :] for column in table.columns if str(column).startswith(PROBABILITY)]
+    if named:
+        return tuple(named)
+    present = set(table[label_column]) | set(table.get(prediction_column, ())) - {""}
+    if len(present) < 2:
+        raise PredictionsError(f"{path}: only one class occurs ({next(iter(present), 'none')}); name them all")
+    return CLASS_NAMES if present <= set(CLASS_NAMES) else tuple(sorted(present, key=natural_order))
+
+
+def _index(
+    values: pd.Series, names: Sequence[str], scan: pd.Series, where: str, faults: list[str]
+) -> NDArray[np.int64]:
+    found = pd.Index(names).get_indexer(pd.Index(values))
+    wrong = np.flatnonzero(found < 0)
+    for i in wrong:
+        value = f"holds {values.iloc[i]!r}, which is none of {', '.join(names)}" if values.iloc[i] else "is empty"
+        faults.append(f"{scan.iloc[i]}: {where} {value}")
+    return found.astype(np.int64)
+
+
+def read_probabilities(
+    path: Path, table: pd.DataFrame, scan: pd.Series, classes: Sequence[str], faults: list[str]
+) -> NDArray[np.float64] | None:
+    columns = [PROBABILITY + name for name in classes]
+    present = [column for column in columns if column in table]
+    if not present:
+        return None
+    if len(present) < len(columns):
+        raise PredictionsError(f"{path}: no column {next(c for c in columns if c not in table)!r}")
+    values = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    good = np.isfinite(values).all(1) & (values >= 0).all(1) & (np.abs(values.sum(1) - 1) <= SUM_TOLERANCE)
+    faults += [f"{name}: the probabilities are not numbers in [0, 1] that add up to 1" for name in scan[~good]]
+    return values / np.where(good, values.sum(1), 1)[:, None]
+
+
+def _groups(
+    path: Path,
+    table: pd.DataFrame,
+    scan: pd.Series,
+    group_by: Sequence[str],
+    group_names: Sequence[str] | None,
+    faults: list[str],
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    values = group_values(table, group_by)
+    if len(group_by) > 1:
+        for column in group_by:
+            inside = scan[values[column].str.contains(JOIN, regex=False)]
+            faults += [f"{name}: column {column!r} holds {JOIN!r}, which joins the names of groups" for name in inside]
+    names = tuple(group_names) if group_names else occurring_groups(values)
+    if not names:
+        raise PredictionsError(f"{path}: no scan has a group in column {', '.join(group_by)}")
+    rows = joined(values)
+    group, none_of_them = group_ids(rows, names)
+    where = f"column {', '.join(repr(column) for column in group_by)}"
+    faults += [
+        f"{scan.iloc[i]}: {where} holds {rows.iloc[i]!r}, which is none of {', '.join(names)}"
+        for i in np.flatnonzero(none_of_them)
+    ]
+    return group, names

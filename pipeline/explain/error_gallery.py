@@ -1,0 +1,204 @@
+"""The worst errors of an evaluation as pictures: the middle slice, and the same slice with what the network looked at.
+
+Pictures are made of the volumes that the network saw. The overlay is Grad-CAM (Selvaraju et al. 2017, MONAI's
+implementation) of the predicted class at the last convolutional stage: the channels of the stage, weighted by the mean
+gradient of the class's logit, summed, negative values set to 0. It shows which region raised the logit, coarsely (a
+voxel of the R3D-18's stage is 8 slices by 16 by 16 pixels), not that the region is diseased.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..common.distributed import is_primary
+from ..common.names import UNKNOWN, UNKNOWN_GROUP
+from ..common.volumes import slice_counts, unit_range
+from ..data.dataset import ScanDataset
+from ..data.groups import group_columns
+from ..evaluation.predictions import Predictions, load_predictions
+from .grad_cam import LAST_STAGE, class_activation, error_picture, explain_with_grad_cam
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+import logging
+
+logger = logging.getLogger(__name__)
+
+
+FOLDER = "errors"  # beside the predictions
+INDEX = "errors.json"
+MAX_BYTES = 60_000  # of a picture: a report holds all of them
+PALETTES = (256, 128, 64)  # colours that are tried, in turn, for a picture that is larger
+
+
+def check_error_images(count: int) -> None:
+    """ValueError when a number of pictures is none."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise ValueError(f"error_images must be a whole number, 0 or more, got {count!r}")
+
+
+def write_error_gallery(
+    predictions: str | Path,
+    dataset: ScanDataset,
+    network: nn.Module,
+    class_names: Sequence[str],
+    group_names: Sequence[str],
+    group_by: str | Sequence[str] = "sex",
+    count: int = 12,
+    target_layer: str | None = None,
+) -> list[dict[str, Any]]:
+    """Write pictures of the worst errors into ``errors`` beside a labelled prediction table, and say what they show.
+
+    The files are ``0001.png``, ... (:func:`error_picture`) and ``errors.json``, a list of ``scan``, ``label``,
+    ``group``, ``prediction``, ``confidence`` (probability of the predicted class), ``image`` (file name), ``slice``
+    (the slice shown, from 0), ``num_slices`` and ``peak_slice`` (the slice of the highest activation), worst first.
+    Those of an earlier gallery are removed. ``network`` stays as it is: a copy is explained.
+
+    An evaluation must not be lost by its pictures: what fails after the arguments are checked is a warning, and no
+    gallery is left.
+
+    Args:
+        predictions: CSV with columns scan, label, the group columns, prediction and a probability a class.
+        dataset: the scans of the table, as the network sees them: items with ``image`` [1, D, H, W] in [0, 1].
+        network: classifier of [N, 1, D, H, W] with logits [N, C].
+        class_names: C names.
+        group_names: G names.
+        group_by: column of the groups, or columns.
+        count: pictures at most; 0 makes none.
+        target_layer: module of the network whose output [N, F, d, h, w] the overlay explains; None takes the one that
+            the network names (``explained_layer``), or the last stage of R3D18Classifier.
+
+    Returns:
+        the content of errors.json; empty where nothing was written.
+
+    Raises:
+        ValueError: ``count`` is negative or no whole number.
+    """
+    check_error_images(count)
+    if not is_primary():
+        return []
+    folder = Path(predictions).parent / FOLDER
+    entries: list[dict[str, Any]] = []
+    try:
+        _discard(folder)
+        if count:
+            table = load_predictions(predictions, class_names, group_names, group_columns(group_by))
+            target_layer = target_layer or str(getattr(network, "explained_layer", LAST_STAGE))
+            entries = _write(folder, table, worst_errors(table, count), dataset, network, target_layer)
+    except Exception as error:  # memory, a full disk, a scan that is gone
+        logger.warning("no pictures of the worst errors: %s: %s", type(error).__name__, error)
+        _discard(folder, ignore_errors=True)
+    return entries
+
+
+def worst_errors(predictions: Predictions, count: int) -> NDArray[np.int64]:
+    """The wrong predictions with the highest probability, every group among them.
+
+    Groups (unknown is one) take turns: all groups' worst errors come before any group's second. Where ``count`` cuts a
+    turn, the more confident errors are in.
+
+    Args:
+        predictions: with probabilities.
+        count: errors at most.
+
+    Returns:
+        [K] rows of ``predictions``, K <= count, the most confident first.
+
+    Raises:
+        ValueError: there are no probabilities.
+    """
+    if predictions.probabilities is None:
+        raise ValueError("the predictions have no probabilities: errors cannot be ordered")
+    rows = np.arange(len(predictions.label))
+    table = pd.DataFrame(
+        {"group": predictions.group, "confidence": predictions.probabilities[rows, predictions.prediction]}
+    )[predictions.prediction != predictions.label].sort_values("confidence", ascending=False, kind="stable")
+    turn = table.groupby("group").cumcount().sort_values(kind="stable")
+    chosen = table.loc[turn.index[:count]].sort_values("confidence", ascending=False, kind="stable")
+    return chosen.index.to_numpy(dtype=np.int64)
+
+
+def encode_picture(picture: Image) -> bytes:
+    """A picture as PNG: exact, or with the most colours of :data:`PALETTES` that keep it under :data:`MAX_BYTES`.
+
+    A noisy slice may still be larger with the fewest colours.
+    """
+    from PIL.Image import Dither
+
+    content = _png(picture)
+    for colours in PALETTES:
+        if len(content) <= MAX_BYTES:
+            break
+        # median cut, refined by k-means: most colours are greys, as most pixels are
+        content = _png(picture.quantize(colours, kmeans=1, dither=Dither.NONE))
+    return content
+
+
+def _png(picture: Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _write(
+    folder: Path,
+    table: Predictions,
+    rows: NDArray[np.int64],
+    dataset: ScanDataset,
+    network: nn.Module,
+    target_layer: str,
+) -> list[dict[str, Any]]:
+    assert table.probabilities is not None
+    where = {item["scan"]: i for i, item in enumerate(dataset.data)}
+    grad_cam = explain_with_grad_cam(network, target_layer) if len(rows) else None
+    folder.mkdir(exist_ok=True)
+    entries: list[dict[str, Any]] = []
+    for number, row in enumerate(rows, start=1):
+        assert grad_cam is not None
+        scan, prediction, group = str(table.scan[row]), int(table.prediction[row]), int(table.group[row])
+        if scan not in where:
+            raise ValueError(f"scan {scan!r} of the predictions is not in the data set")
+        image = unit_range(torch.as_tensor(dataset[where[scan]]["image"]))
+        activation = class_activation(grad_cam, image, prediction)
+        depth = slice_counts(image[None])[0]
+        middle = depth // 2
+        name = f"{number:04d}.png"
+        picture = error_picture(image[0, middle].cpu().numpy(), activation[middle])
+        (folder / name).write_bytes(encode_picture(picture))
+        entries.append(
+            {
+                "scan": scan,
+                "label": table.class_names[table.label[row]],
+                "group": UNKNOWN if group == UNKNOWN_GROUP else table.group_names[group],
+                "prediction": table.class_names[prediction],
+                "confidence": float(table.probabilities[row, prediction]),
+                "image": name,
+                "slice": middle,
+                "num_slices": depth,
+                "peak_slice": int(activation.max((1, 2)).argmax()),
+            }
+        )
+    (folder / INDEX).write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return entries
+
+
+def _discard(folder: Path, ignore_errors: bool = False) -> None:
+    """Remove a gallery: the files by the names that we give them, and the folder when nothing else is in it."""
+    try:
+        for path in (folder / INDEX, *folder.glob("[0-9][0-9][0-9][0-9].png")):
+            path.unlink(missing_ok=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    except OSError:
+        if not ignore_errors:
+            raise

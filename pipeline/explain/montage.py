@@ -1,0 +1,294 @@
+"""The montage of a scan: its slices, the answer, and where the network looked."""
+
+from __future__ import annotations
+
+import bisect
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common.plotting import new_figure
+from ..data.intake_records import scan_facts
+from ..inference.answers import Answer
+from .grad_cam import error_picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import RendererAgg
+    from matplotlib.figure import Figure
+
+
+NOTICE = "Research software, not for diagnosis"
+
+SLICES = 8
+COLUMNS = 2  # of pairs: a slice, and the same under the activation
+DPI = 100
+MARGIN = 16  # pixels, as are all lengths below
+SPACE = 8  # between pairs
+SIDE = 440  # width of the column of text
+MAX_BARS = 12
+BAR = 9
+MAX_TEXT = 400  # characters of a warning or name that are shown
+MAX_WARNINGS = 12
+GREY, BLUE, ORANGE = "#555555", "#0072B2", "#D55E00"
+
+
+def montage_figure(
+    pixels: NDArray[np.floating], activation: NDArray[np.floating], answer: Answer, title: str
+) -> Figure:
+    """Slices spread evenly over a scan, each also under the activation, with the answer and the scan's warnings.
+
+    Slices are those that the network saw, their pixels untouched (:func:`~.error_picture`), each slice
+    of the scan at most once.
+
+    Args:
+        pixels: [D', h, w] in [0, 1], the network's volume without padding.
+        activation: [D', h, w] in [0, 1].
+        answer: what is said of the scan, with its intake record.
+        title: above all, such as the scan's name.
+
+    Returns:
+        Figure of :data:`DPI`, 1400 by 1000 pixels for slices of 224; higher where there is much to say.
+    """
+    with warnings.catch_warnings():  # a name in letters that the font lacks is shown as boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        return _montage_figure(pixels, activation, answer, title)
+
+
+def _montage_figure(
+    pixels: NDArray[np.floating], activation: NDArray[np.floating], answer: Answer, title: str
+) -> Figure:
+    intake = answer.intake
+    distinct, first = np.unique(intake["indices"], return_index=True)
+    count = min(SLICES, len(distinct))
+    chosen = ((np.arange(count) + 0.5) * len(distinct) / count).astype(int)
+    pairs = [np.asarray(error_picture(pixels[k], activation[k])) for k in first[chosen]]
+    height, width = pairs[0].shape[:2]
+    rows = -(-SLICES // COLUMNS)  # of a short scan too: the text beside them has the same room
+    grid = (COLUMNS * width + (COLUMNS - 1) * SPACE, rows * height + (rows - 1) * SPACE)
+
+    total_width = 3 * MARGIN + grid[0] + SIDE
+    measure = _measure()
+    lines = _wrapped(title, 13, total_width - 2 * MARGIN, measure, bold=True)
+    head: list[_Item] = [*(_Text(line, 13, bold=True) for line in lines)]
+    head += [_Text(NOTICE, 10, bold=True, colour=ORANGE), _Gap(6)]
+    side = _answered(answer, measure)
+    peak = np.unravel_index(activation.argmax(), activation.shape)[0] if activation.max() > 0 else None
+    side += _reading(answer, None if peak is None else int(intake["indices"][peak]), measure)
+    top = MARGIN + sum(item.height for item in head)
+    total_height = top + max(grid[1], sum(item.height for item in side)) + MARGIN
+
+    figure = new_figure(total_width / DPI, total_height / DPI)
+    figure.set_layout_engine("none")
+    figure.set_dpi(DPI)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, total_width), ylim=(total_height, 0))  # one unit is one pixel
+    axes.set_axis_off()
+    axes.set_zorder(1)  # above the pictures
+    _draw_column(axes, head, MARGIN, MARGIN)
+    _draw_column(axes, side, 2 * MARGIN + grid[0], top)
+    sides = intake["affine"] is not None
+    for number, (pair, index) in enumerate(zip(pairs, distinct[chosen], strict=True)):
+        x = MARGIN + number % COLUMNS * (width + SPACE)
+        y = top + number // COLUMNS * (height + SPACE)
+        figure.figimage(pair, x, total_height - y - height, origin="upper")
+        _on_picture(axes, x + 4, y + 4, f"slice {index + 1}", ha="left", va="top")
+        if sides and not number:
+            _on_picture(axes, x + 4, y + height / 2, "R", ha="left", va="center")
+    return figure
+
+
+@dataclass(frozen=True)
+class _Text:
+    """One line."""
+
+    text: str
+    size: float = 9
+    bold: bool = False
+    colour: str = "black"
+
+    @property
+    def height(self) -> int:
+        return round(1.75 * self.size)
+
+    def draw(self, axes: Axes, x: int, y: int) -> None:
+        _text(axes, x, y, self)
+
+
+@dataclass(frozen=True)
+class _Gap:
+    height: int
+
+    def draw(self, axes: Axes, x: int, y: int) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """A class: its name, its probability, and the members' standard deviation as a whisker."""
+
+    name: str
+    probability: float
+    spread: float | None
+    predicted: bool
+    height: int = 32
+
+    @property
+    def number(self) -> str:
+        return f"{self.probability:.3f}" + ("" if self.spread is None else f" \u00b1 {self.spread:.3f}")
+
+    def draw(self, axes: Axes, x: int, y: int) -> None:
+        from matplotlib.patches import Rectangle
+
+        _text(axes, x, y, _Text(self.name, bold=self.predicted))
+        _text(axes, x + SIDE, y, _Text(self.number, bold=self.predicted), ha="right")
+        top = y + 17
+        axes.add_patch(Rectangle((x, top), SIDE, BAR, facecolor="#EEEEEE", linewidth=0))
+        colour = BLUE if self.predicted else "#999999"
+        axes.add_patch(Rectangle((x, top), SIDE * self.probability, BAR, facecolor=colour, linewidth=0))
+        if self.spread is not None:
+            ends = np.clip([self.probability - self.spread, self.probability + self.spread], 0, 1)
+            middle = np.full(2, top + BAR / 2)
+            axes.plot(x + SIDE * ends, middle, color="black", linewidth=1.2, marker="|", markersize=8)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """The colours of the activation."""
+
+    height: int = 36
+
+    def draw(self, axes: Axes, x: int, y: int) -> None:
+        from matplotlib import colormaps
+
+        colours = np.repeat(colormaps["inferno"](np.linspace(0, 1, SIDE))[None], 12, axis=0)
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        figure.figimage(colours, x, round(axes.get_ylim()[0]) - y - len(colours), origin="upper")
+        for share, align in ((0, "left"), (0.5, "center"), (1, "right")):
+            _text(axes, x + SIDE * share, y + 14, _Text(f"{share:g}", 8), ha=align)
+
+
+_Item = _Text | _Gap | _Bar | _Scale
+_Measure = Callable[[str, float, bool], float]
+
+
+def _answered(answer: Answer, measure: _Measure) -> list[_Item]:
+    head = f"Predicted: {answer.prediction}"
+    items: list[_Item] = [_Text(line, 12, bold=True) for line in _wrapped(head, 12, SIDE, measure, bold=True)]
+    kind = "Probability" if answer.uncorrected is None else "Corrected probability"
+    if answer.agreement is not None:
+        kind += f" \u00b1 standard deviation of the members; {100 * answer.agreement:.0f} % agree"
+    items += [*(_Text(line, colour=GREY) for line in _wrapped(kind, 9, SIDE, measure)), _Gap(6)]
+    shown = sorted(answer.probabilities, key=lambda name: -answer.probabilities[name])[:MAX_BARS]
+    for name, probability in answer.probabilities.items():
+        if name in shown:
+            predicted, spread = name == answer.prediction, answer.spread[name] if answer.spread else None
+            bar = _Bar("", probability, spread, predicted)
+            room = SIDE - 12 - measure(bar.number, 9, predicted)
+            items.append(replace(bar, name=_cut(name, 9, room, measure, predicted)))
+    if left := [p for name, p in answer.probabilities.items() if name not in shown]:
+        items.append(_Text(f"{len(left)} more classes, together {sum(left):.3f}", colour=GREY))
+    return [*items, _Gap(10)]
+
+
+def _reading(answer: Answer, peak: int | None, measure: _Measure) -> list[_Item]:
+    """What the colours mean, how to read the slices, what the scan is, and what is doubtful about it."""
+    intake, said = answer.intake, answer.warnings
+
+    def text(said: str, **style: Any) -> list[_Item]:
+        return [_Text(line, **style) for line in _wrapped(said, 9, SIDE, measure)]
+
+    items: list[_Item] = [_Text("What raised the class's score (Grad-CAM)", 9, bold=True), _Gap(2), _Scale()]
+    where = "Nothing in the scan raised it: there is no overlay."
+    if peak is not None:
+        where = f"Share of its maximum, which is in slice {peak + 1}. Coarse: a region that mattered, not a lesion."
+    items += text(where, colour=GREY)
+    if intake["affine"] is None:
+        order = "Slices count from 1 in the order of the files. Their orientation is not known."
+    else:
+        order = "Slices count from 1 at the feet. R: the patient's right."
+    items += [*text(order, colour=GREY), _Gap(10), _Text("Scan", bold=True), *text(scan_facts(intake)), _Gap(10)]
+    items.append(_Text(f"Quality warnings: {len(said) or 'none'}", bold=True, colour=ORANGE if said else "black"))
+    for warning in said[:MAX_WARNINGS]:
+        items += [*text(f"\u25b2 {warning}"), _Gap(3)]
+    if len(said) > MAX_WARNINGS:
+        items += text(f"and {len(said) - MAX_WARNINGS} more: see the table of predictions", colour=GREY)
+    return items
+
+
+def _draw_column(axes: Axes, items: Sequence[_Item], x: int, y: int) -> None:
+    for item in items:
+        item.draw(axes, x, y)
+        y += item.height
+
+
+def _text(axes: Axes, x: float, y: float, line: _Text, ha: str = "left") -> None:
+    axes.text(x, y, line.text, fontsize=line.size, fontweight="bold" if line.bold else "normal", color=line.colour,
+              ha=ha, va="top", parse_math=False)  # fmt: skip
+
+
+def _on_picture(axes: Axes, x: float, y: float, said: str, ha: str, va: str) -> None:
+    box = {"facecolor": "black", "edgecolor": "none", "alpha": 0.6, "pad": 1.5}
+    axes.text(x, y, said, fontsize=8, color="white", ha=ha, va=va, bbox=box)
+
+
+def _measure() -> _Measure:
+    """Pixels that a text is wide at a font size."""
+    from matplotlib.font_manager import FontProperties
+
+    renderer: RendererAgg = new_figure(1, 1).canvas.get_renderer()  # type: ignore[attr-defined]
+    renderer.dpi = DPI
+    fonts: dict[tuple[float, bool], FontProperties] = {}
+
+    def measure(text: str, size: float, bold: bool) -> float:
+        font = fonts.setdefault((size, bold), FontProperties(size=size, weight="bold" if bold else "normal"))
+        return renderer.get_text_width_height_descent(text, font, ismath=False)[0]
+
+    return measure
+
+
+def _printable(text: str) -> str:
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split()) or "-"
+
+
+def _cut(text: str, size: float, width: float, measure: _Measure, bold: bool) -> str:
+    """One line that is no wider than ``width`` pixels, its end left out where it must."""
+    text = _printable(text)[:MAX_TEXT]
+    if measure(text, size, bold) <= width:
+        return text
+    return f"{text[: _fitting(text, width - measure('...', size, bold), measure, size, bold)]}..."
+
+
+def _fitting(text: str, width: float, measure: _Measure, size: float, bold: bool) -> int:
+    """How many of a text's signs are no wider than ``width`` pixels, at least one."""
+    return max(1, bisect.bisect_right(range(1, len(text) + 1), width, key=lambda n: measure(text[:n], size, bold)))
+
+
+def _wrapped(text: str, size: float, width: float, measure: _Measure, bold: bool = False) -> list[str]:
+    """Lines no wider than ``width`` pixels, broken at spaces, or after ``/``, ``_`` or ``-``, where there are any."""
+    text = _printable(text)
+    if len(text) > MAX_TEXT:
+        text = f"{text[: MAX_TEXT * 2 // 3]} ... {text[-MAX_TEXT // 3 :]}"
+    lines = [""]
+    for piece in re.findall(r"[^\s/_-]*[\s/_-]?", text):
+        if lines[-1] and measure((lines[-1] + piece).rstrip(), size, bold) > width:
+            lines.append("")
+        while lines[-1] == "" and measure(piece.rstrip(), size, bold) > width:  # wider than a line: broken anywhere
+            count = _fitting(piece, width, measure, size, bold)
+            lines[-1:] = [piece[:count], ""]
+            piece = piece[count:]
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]
+
+
+def save_montage(figure: Figure, path: Path) -> None:
+    with warnings.catch_warnings():  # see montage_figure
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(path, dpi=DPI, metadata={"Software": None})

@@ -1,0 +1,172 @@
+"""What the network looked at in a new scan: a montage a scan, and the activation as NIfTI in the scan's own space.
+
+Both are Grad-CAM of the predicted class (:mod:`.error_gallery` says what it is and is not): which region raised the
+class's score, coarsely, not that the region is diseased. A map is the exact inverse of what preprocessing did to the
+geometry (slices chosen, each resized, the middle cut out), so that it opens on the scan in any viewer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ignite.engine import Engine, Events
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..common.files import replaced
+from ..common.scan_paths import ScanPaths
+from ..common.volumes import slice_counts
+from ..inference.answers import Answer
+from ..networks.ensemble import Ensemble
+from .grad_cam import LAST_STAGE, class_activation, explain_with_grad_cam
+from .montage import montage_figure, save_montage
+from .scan_map import map_to_scan, write_map
+
+if TYPE_CHECKING:
+    from monai.visualize import GradCAM
+import logging
+
+logger = logging.getLogger(__name__)
+
+
+class OverlayWriter:
+    """Explains each answered scan of an inference: ``<folder>/<scan>.png`` and ``<folder>/<scan>_map.nii.gz``.
+
+    Grad-CAM of the predicted class. Of an ensemble, the members' activations are averaged, each as a share of its own
+    maximum, and the mean again is taken as a share of its maximum; so are those of the mirrored volumes.
+
+    Attach it after :class:`~.PredictionWriter`, whose answers it shows, and after what loads the
+    checkpoint. A picture or map that cannot be made is a warning that names the scan; those of an earlier run are
+    removed, so that none is mistaken for this one's.
+
+    The networks are copied to be explained; the copies live from the first answered scan to the end of the epoch.
+
+    Args:
+        folder: where to write; folders in it follow the scans' names (:class:`ScanPaths`).
+        network: classifier of [N, 1, D, H, W], an :class:`~.Ensemble`, or a sequence of classifiers.
+        class_names: C names.
+        image_size: rows and columns to which slices are resized.
+        crop_size: rows and columns of the central crop.
+        target_layer: module whose output the overlay explains; None takes the one that the network names
+            (``explained_layer``), or the last stage of R3D18Classifier.
+        maps: whether to write the NIfTI maps too.
+        mirror: whether mirrored volumes (left and right exchanged) took part in the answer.
+        named: whether a montage shows the scan's name; a picture that leaves the project may have to do without.
+
+    Raises:
+        ValueError: a size is not positive, there is no network, or a network has no module ``target_layer``.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        network: nn.Module | Sequence[nn.Module],
+        class_names: Sequence[str],
+        image_size: int,
+        crop_size: int,
+        target_layer: str | None = None,
+        maps: bool = True,
+        mirror: bool = False,
+        named: bool = True,
+    ) -> None:
+        for name, size in (("image_size", image_size), ("crop_size", crop_size)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+        if isinstance(network, Ensemble):
+            network = network.networks
+        self.networks = list(network) if isinstance(network, (Sequence, nn.ModuleList)) else [network]
+        if not self.networks:
+            raise ValueError("network must be at least one, got none")
+        self.target_layers = [target_layer or str(getattr(n, "explained_layer", LAST_STAGE)) for n in self.networks]
+        for member, layer in zip(self.networks, self.target_layers, strict=True):
+            if layer not in dict(member.named_modules()):
+                raise ValueError(f"target_layer: the network has no module {layer!r}")
+        self.folder = Path(folder)
+        self.class_names = tuple(class_names)
+        self.image_size, self.crop_size = image_size, crop_size
+        self.maps, self.mirror, self.named = maps, mirror, named
+        self._name = ScanPaths()
+        self._explained: list[GradCAM] = []
+        self._montages: dict[str, Path] = {}
+        self._maps: dict[str, Path] = {}
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._explain)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._release)
+
+    def montage_path(self, scan: str) -> Path | None:
+        """The montage of a scan; None where none was written."""
+        return self._montages.get(scan)
+
+    def map_path(self, scan: str) -> Path | None:
+        """The map of a scan; None where none was written."""
+        return self._maps.get(scan)
+
+    def _start(self, engine: Engine) -> None:
+        self._name = ScanPaths()
+        self._montages.clear()
+        self._maps.clear()
+
+    def _release(self, engine: Engine) -> None:
+        self._explained.clear()
+
+    def _explain(self, engine: Engine) -> None:
+        batch, answers = engine.state.batch, getattr(engine.state, "answers", [])
+        if [answer.scan for answer in answers] != list(batch["scan"]):
+            raise RuntimeError("OverlayWriter must be attached after the PredictionWriter, whose answers it shows")
+        for answer, image in zip(answers, batch["image"], strict=True):
+            path = self.folder / self._name(answer.scan)
+            montage, map_ = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}_map.nii.gz")
+            try:
+                montage.unlink(missing_ok=True)
+                map_.unlink(missing_ok=True)
+                if answer.status == "ok":
+                    self._write(answer, image, montage, map_)
+            except Exception as error:  # the answer must not be lost by its picture: memory, a full disk, odd input
+                what = "map" if answer.scan in self._montages else "overlay"
+                logger.warning("%s: no %s: %s: %s", answer.scan, what, type(error).__name__, error)
+
+    def _write(self, answer: Answer, image: Tensor, montage: Path, map_: Path) -> None:
+        intake = answer.intake
+        depth = slice_counts(image[None])[0]
+        if depth != len(intake["indices"]):
+            raise ValueError(f"{len(intake['indices'])} indices of a volume of {depth} slices")
+        assert answer.prediction is not None
+        activation = self._activation(image, self.class_names.index(answer.prediction), depth)
+        title = answer.scan if self.named else "Chest CT"
+        figure = montage_figure(image[0, :depth].cpu().numpy(), activation, answer, title)
+        montage.parent.mkdir(parents=True, exist_ok=True)
+        replaced(montage, lambda part: save_montage(figure, part))
+        self._montages[answer.scan] = montage
+        if not self.maps:
+            return
+        if intake["shape"] is None:
+            raise ValueError("the scan's shape is not known")
+        volume = map_to_scan(activation, intake["indices"], intake["shape"], self.image_size, self.crop_size)
+        description = f"Grad-CAM of {answer.prediction}, share of maximum; not for diagnosis"
+        replaced(map_, lambda part: write_map(part, volume, intake["affine"], description))
+        self._maps[answer.scan] = map_
+
+    def _activation(self, image: Tensor, class_index: int, depth: int) -> NDArray[np.float32]:
+        """[depth, H, W] in [0, 1], without padding: the mean over the members, and over both ways round."""
+        if not self._explained:  # not before the first scan: the weights are loaded when the run starts
+            self._explained = [
+                explain_with_grad_cam(member, layer)
+                for member, layer in zip(self.networks, self.target_layers, strict=True)
+            ]
+        activations = []
+        for member in self._explained:
+            activations.append(_share(class_activation(member, image, class_index)[:depth]))
+            if self.mirror:
+                activations.append(_share(class_activation(member, image.flip(-1), class_index)[:depth, :, ::-1]))
+        return _share(np.mean(activations, axis=0))
+
+
+def _share(activation: NDArray[np.float32]) -> NDArray[np.float32]:
+    """As a share of its maximum, which may have been in the padding."""
+    peak = activation.max()
+    return activation / peak if peak > 0 else activation

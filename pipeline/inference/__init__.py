@@ -1,0 +1,17 @@
+"""New scans in, answers out: reading that survives a crash, prediction tables, DICOM objects."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "dicom_writer": ["DicomWriter"],
+        "members": ["MemberLoader", "checkpoint_paths", "common_settings", "require_checkpoints"],
+        "prediction_writer": ["PredictionWriter"],
+        "runtimes": ["MemoryKeeper", "MirrorInferer", "inferer_of"],
+        "scan_readers": ["ScanLoader"],
+        "watch": ["watch_scans"],
+    },
+)

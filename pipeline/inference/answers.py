@@ -1,0 +1,126 @@
+"""The answer to a new scan, made of the network's output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..postprocessing.fitted import Fitted
+
+
+Status = Literal["ok", "failed", "skipped"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of one new scan.
+
+    Args:
+        scan: its name.
+        status: ``ok`` (answered), ``failed``, or ``skipped`` (by what it says of itself no chest CT, such as a
+            localizer; no failure).
+        reason: why there is no answer; empty when ``ok``.
+        prediction: the most probable class; None without an answer.
+        probabilities: class -> probability, corrected where a correction was given; empty without an answer.
+        spread: class -> standard deviation of its probability between the members of an ensemble (sample standard
+            deviation, n - 1); None for one network and without an answer.
+        warnings: what to know about the scan, each ``code: text``.
+        intake: the record of how the scan was read, ``files`` included; empty where there is none.
+        agreement: share of the members, in [0, 1], whose own most probable class is ``prediction``; None as ``spread``.
+        uncorrected: class -> probability before the correction; None without one.
+    """
+
+    scan: str
+    status: Status
+    reason: str
+    prediction: str | None
+    probabilities: dict[str, float]
+    spread: dict[str, float] | None
+    warnings: list[str]
+    intake: dict[str, Any]
+    agreement: float | None = None
+    uncorrected: dict[str, float] | None = None
+
+
+def answer_scans(
+    batch: Mapping[str, Any], logits: Tensor, class_names: Sequence[str], correction: Fitted | None = None
+) -> list[Answer]:
+    """The answers to the N new scans of a batch, in its order.
+
+    A member's probabilities are the softmax of its logits. The answer is the mean of the members' probabilities, and
+    the correction, if any, is applied to that mean. Spread and agreement are of the members' probabilities, each under
+    the same correction: they are read beside the corrected answer, and disagreement about a class that the prior makes
+    rare is as small as its probability.
+
+    Args:
+        batch: ``scan`` (N names), ``reason`` (N texts, empty = readable), and ``intake`` (N records, may be absent: no
+            warnings and no skipped scan then).
+        logits: [N, C] of one network, or [N, M, C] of M members.
+        class_names: C names.
+        correction: map of the probabilities (:class:`~.Fitted`), such as for a prevalence.
+
+    Raises:
+        ValueError: the logits are of another number of scans or classes.
+    """
+    names, scans = tuple(class_names), list(batch["scan"])
+    members = logits.detach().cpu().double()  # on the CPU first: not every accelerator has doubles
+    members = members[:, None] if members.ndim == 2 else members
+    if members.ndim != 3 or members.shape[0] != len(scans) or members.shape[2] != len(names):
+        raise ValueError(
+            f"logits must be [{len(scans)}, {len(names)}] or [{len(scans)}, members, {len(names)}] for {len(scans)} "
+            f"scans and {len(names)} classes, got {list(logits.shape)}"
+        )
+    own = torch.softmax(members, dim=2).numpy()
+    finite = np.isfinite(own).all((1, 2))
+    own[~finite] = 1 / len(names)  # stands in, never shown
+    raw = final = own.mean(1)
+    if correction is not None:
+        final = correction.transform(raw, names)
+        own = correction.transform(own.reshape(-1, len(names)), names).reshape(own.shape)
+    winner = final.argmax(1)
+    several = own.shape[1] > 1
+    spread = own.std(1, ddof=1) if several else None
+    agreement = (own.argmax(2) == winner[:, None]).mean(1)
+    intake = batch.get("intake") or [{}] * len(scans)
+    answers = []
+    for i, scan in enumerate(scans):
+        record = dict(intake[i] or {})
+        status, reason = _status(batch["reason"][i], record, bool(finite[i]))
+        ok = status == "ok"
+        answers.append(
+            Answer(
+                scan=scan,
+                status=status,
+                reason=_line(reason),
+                prediction=names[winner[i]] if ok else None,
+                probabilities=_by_class(names, final[i]) if ok else {},
+                spread=_by_class(names, spread[i]) if ok and spread is not None else None,
+                warnings=[_line(text) for text in record.get("warnings") or ()],
+                intake=record,
+                agreement=float(agreement[i]) if ok and several else None,
+                uncorrected=_by_class(names, raw[i]) if ok and correction is not None else None,
+            )
+        )
+    return answers
+
+
+def _status(reason: str, intake: Mapping[str, Any], finite: bool) -> tuple[Status, str]:
+    if intake.get("status") == "skipped":
+        return "skipped", reason or intake.get("reason") or ""
+    if reason or intake.get("status") == "refused":
+        return "failed", reason or intake.get("reason") or "refused"
+    return ("ok", "") if finite else ("failed", "the network's output is not finite")
+
+
+def _by_class(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+def _line(text: str) -> str:
+    return " ".join(str(text).split())

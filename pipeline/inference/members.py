@@ -1,0 +1,171 @@
+"""Several trainings that answer together: the mean of their probabilities, and of each one's over mirrored volumes.
+
+Checkpoints of several folds or seeds become one module with logits [N, M, C], whose members
+:class:`~.PredictionWriter` combines: softmax of each member, then the mean over members (a deep ensemble,
+Lakshminarayanan et al. 2017, Sec. 2.4). MONAI's ``EnsembleEvaluator`` would give a prediction each under a key of its
+own; with one tensor, one writer, one engine and its other handlers serve one network and many.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from ..networks.checkpoint import (
+    MODEL_SETTINGS,
+    NETWORK,
+    CheckpointError,
+    ModelSettings,
+    model_settings,
+    require_checkpoint,
+)
+from ..networks.ensemble import Ensemble
+
+logger = logging.getLogger(__name__)
+
+
+# What a training aggregated its loss over. The network's input and output do not depend on it, and folds may differ in
+# it unasked: group_names are those that occur. So members may.
+GROUP_SETTINGS = ("group_by", "group_names", "age_bands")
+COMMON_SETTINGS = (*(name for name in MODEL_SETTINGS if name not in GROUP_SETTINGS), NETWORK)
+
+
+def checkpoint_paths(checkpoint: str | Path | Sequence[str | Path]) -> list[str]:
+    """The files that a setting ``checkpoint`` means.
+
+    Args:
+        checkpoint: a path, a pattern (``*``, ``?``, ``[...]``, ``**`` for any folders), or a list of these. A path
+            that exists is taken as it is, whatever signs are in it. Those of a pattern are sorted.
+
+    Returns:
+        at least one path; a path without pattern is returned also when nothing is there.
+
+    Raises:
+        CheckpointError: a pattern matches no file, the list is empty, or a file is there twice.
+    """
+    given = [checkpoint] if isinstance(checkpoint, (str, Path)) else list(checkpoint)
+    paths: list[str] = []
+    for entry in map(str, given):
+        if glob.has_magic(entry) and not Path(entry).exists():
+            matches = sorted(path for path in glob.glob(entry, recursive=True) if Path(path).is_file())
+            if not matches:
+                raise CheckpointError(f"no checkpoint matches {entry}")
+            paths += matches
+        else:
+            paths.append(entry)
+    if not paths:
+        raise CheckpointError("checkpoint is an empty list; name at least one file")
+    seen: dict[Path, str] = {}
+    for path in paths:
+        file = Path(path).resolve()
+        if file in seen:
+            raise CheckpointError(f"{path} is named twice (also as {seen[file]}): it would count twice in the mean")
+        seen[file] = path
+    return paths
+
+
+def require_checkpoints(paths: Sequence[str | Path]) -> None:
+    """CheckpointError, with what to do, when one of them is not there."""
+    for path in paths:
+        require_checkpoint(path)
+
+
+def common_settings(paths: Sequence[str | Path], train_config: str | Path) -> dict[str, Any]:
+    """The settings that all checkpoints were trained with, as :func:`~.model_settings` gives those of one.
+
+    :data:`GROUP_SETTINGS`, which may differ, are the first one's.
+
+    Args:
+        paths: of the checkpoints.
+        train_config: path of train.yaml; its values describe the network where a single checkpoint is not there yet.
+
+    Raises:
+        CheckpointError: one is missing or none of this bundle, or they differ; names the file and the settings.
+    """
+    if len(paths) == 1:
+        return model_settings(paths[0], train_config)
+    require_checkpoints(paths)
+    first, *others = (model_settings(path, train_config) for path in paths)
+    for path, found in zip(paths[1:], others, strict=True):
+        differing = [
+            f"{name}: {found.get(name)!r}, there {first.get(name)!r}"
+            for name in COMMON_SETTINGS
+            if found.get(name) != first.get(name)
+        ]
+        if differing:
+            raise CheckpointError(
+                f"{path} was trained with other settings than {paths[0]}, they cannot answer together:\n  "
+                + "\n  ".join(differing)
+            )
+    return first
+
+
+def load_members(paths: Sequence[str | Path], network: nn.Module, settings: ModelSettings) -> None:
+    """Load a checkpoint into each member, strictly, after its settings are compared.
+
+    Weights are read from the file into the member, one member at a time: no second copy of a network is held.
+
+    Args:
+        paths: of M checkpoints.
+        network: :func:`ensemble_of` M networks.
+        settings: of the run; an ensemble's members may differ from them in :data:`GROUP_SETTINGS`.
+
+    Raises:
+        ValueError: M is not the number of members.
+        CheckpointError: a checkpoint was made under other settings, does not fit the network, or holds the weights of
+            another one, as a training's best.pt and the checkpoint of its best epoch do. Names the file.
+    """
+    members = list(network.networks) if isinstance(network, Ensemble) else [network]
+    if len(paths) != len(members):
+        raise ValueError(f"{len(paths)} checkpoints for {len(members)} networks")
+    require_checkpoints(paths)
+    for number, (path, member) in enumerate(zip(paths, members, strict=True)):
+        found = model_settings(path, "")
+        if len(members) > 1:
+            found |= {name: settings.settings[name] for name in GROUP_SETTINGS}
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["model"]
+        try:
+            settings.load_state_dict(found)
+            member.load_state_dict(state)
+        except (CheckpointError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        for other, before in zip(paths[:number], members, strict=False):
+            if _same_weights(member, before):
+                raise CheckpointError(f"{path} holds the same weights as {other}: they would count twice in the mean")
+        logger.info("loaded %s", path)
+
+
+def _same_weights(network: nn.Module, other: nn.Module) -> bool:
+    states = network.state_dict(), other.state_dict()
+    return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+class MemberLoader:
+    """Ignite handler that loads the members (:func:`load_members`) when the engine starts, the first time only.
+
+    In place of MONAI's ``CheckpointLoader``, which knows one file and reads it at every start.
+
+    Args:
+        paths: of M checkpoints.
+        network: :func:`ensemble_of` M networks.
+        settings: of the run.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], network: nn.Module, settings: ModelSettings) -> None:
+        self.paths, self.network, self.settings = list(paths), network, settings
+        self._loaded = False
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if not self._loaded:
+            load_members(self.paths, self.network, self.settings)
+            self._loaded = True

@@ -1,0 +1,424 @@
+"""Scans for inference, read in processes of their own: one that hangs or crashes its reader costs only itself."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import closing, contextmanager, nullcontext, suppress
+from importlib.machinery import ModuleSpec
+from itertools import islice
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..common.errors import UserError
+from ..data.intake_records import failure_reason
+from ..data.new_scans import NewScanDataset
+
+logger = logging.getLogger(__name__)
+
+
+Item = dict[str, Any]
+
+FIRST_IMPORTS = 600.0  # seconds; on a busy machine or a slow disk a minute is not enough
+START_PAUSES = (1.0, 10.0, 30.0)  # seconds before a process that could not start is tried again
+STOP_CHECK = 0.2  # seconds
+GRACE = 30.0  # seconds beyond the timeout after which a process whose parent did not end it ends itself
+END_WAIT = 10.0  # seconds; a process that waits for a dead network drive cannot be ended at all
+
+
+class ReaderStartError(UserError, RuntimeError):
+    """The processes that read scans do not start; no scan is to blame."""
+
+
+def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A batch: ``image`` stacked to [N, ...], every other key a list of N."""
+    batch: dict[str, Any] = {key: [item[key] for item in items] for key in items[0]}
+    return batch | {"image": torch.stack(batch["image"])}
+
+
+class ScanLoader:
+    """Batches of a :class:`~.NewScanDataset` in its order, every scan once, whatever happens while it is read.
+
+    With ``num_workers`` each scan is read in one of so many processes, while the network computes. Where a process
+    hangs or dies, the scan that it was reading becomes an item that says so, and another process takes its place. A
+    scan whose process was killed from outside gets a second chance while no other is read: the system does that when
+    memory runs out, and not always to the process that used it.
+
+    What decoders write to the console is dropped, as it may quote a scan's header; ``FAIRLUNG_TRACEBACK=1`` shows it.
+
+    Without workers scans are read in this process, and neither hangs nor crashes are caught.
+
+    The processes are forked from a server that has imported what the transform needs, and has neither threads nor CUDA.
+    So the data set must pickle; and where the transform is of a class that the main script defines, the script runs
+    again in each of them up to its ``if __name__ == "__main__"``. They end with the iteration, however it ends, and
+    with this process.
+
+    Args:
+        dataset: scans and their transform.
+        batch_size: scans of a batch; the last may have fewer.
+        num_workers: processes that read; 0 reads here.
+        timeout: seconds that the reading of one scan may take.
+        prefetch: scans read, or being read, ahead of those asked for; None is twice ``num_workers``. At any time at
+            most ``prefetch + batch_size`` scans are in memory, beside the batch that is out.
+        preload: names of further modules to import before the first scan, such as decoders that the transform imports
+            when it needs them.
+
+    Raises:
+        ValueError: a number out of range.
+        TypeError: the data set cannot be sent to other processes.
+    """
+
+    def __init__(
+        self,
+        dataset: NewScanDataset,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        timeout: float = 600.0,
+        prefetch: int | None = None,
+        preload: Sequence[str] = (),
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be at least 0, got {num_workers}")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be positive, got {timeout}")
+        if prefetch is not None and prefetch < 1:
+            raise ValueError(f"prefetch must be at least 1, got {prefetch}")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.timeout = timeout
+        self.prefetch = prefetch
+        self.preload = tuple(preload)
+        self._stopped = False
+        if num_workers > 0:
+            self._pickled, modules = _pickled(dataset)
+            self._needs_main = "__main__" in modules
+            _start_server([__name__, *modules, *self.preload])  # it imports while this process builds its network
+
+    def with_data(self, data: Sequence[Mapping[str, Any]]) -> ScanLoader:
+        """The same for other scans."""
+        dataset = self.dataset.with_data(data)
+        return ScanLoader(dataset, self.batch_size, self.num_workers, self.timeout, self.prefetch, self.preload)
+
+    def stop(self) -> None:
+        """Give no further batch, from an iteration under way or a later one; may be called by a signal's handler."""
+        self._stopped = True
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.dataset) / self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        items: list[Item] = []
+        with closing(self._items()) as reading:
+            for number, item in enumerate(reading, start=1):
+                items.append(item)
+                last = number == len(self.dataset)
+                if last or len(items) == self.batch_size:
+                    batch, items = collate(items), []
+                    if last:
+                        reading.close()  # an engine does not ask for more than the last batch
+                    yield batch
+
+    def _items(self) -> Generator[Item, None, None]:
+        if self.num_workers > 0 and len(self.dataset) > 0:
+            yield from self._read_ahead()
+            return
+        for index in range(len(self.dataset)):
+            if self._stopped:
+                return
+            yield self.dataset[index]
+
+    def _read_ahead(self) -> Iterator[Item]:
+        number = min(self.num_workers, len(self.dataset))
+        readers = _Readers(self.dataset, self._pickled, self._needs_main, number, self.timeout)
+        ahead: deque[Future[Item]] = deque()
+        indices = iter(range(len(self.dataset)))
+        prefetch = self.prefetch or 2 * self.num_workers
+
+        def fill() -> None:
+            ahead.extend(readers.submit(index) for index in islice(indices, prefetch - len(ahead)))
+
+        try:
+            fill()
+            while ahead:
+                done = False
+                while not done and not self._stopped:
+                    done = bool(wait([ahead[0]], timeout=STOP_CHECK).done)
+                if self._stopped:
+                    return
+                item = ahead.popleft().result()
+                fill()
+                yield item
+        finally:
+            readers.close()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Notes the modules that a pickle needs."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content))
+        self.modules: set[str] = set()
+
+    def find_class(self, module: str, name: str) -> Any:
+        self.modules.add(module)
+        return super().find_class(module, name)
+
+
+def _pickled(dataset: NewScanDataset) -> tuple[bytes, list[str]]:
+    """A data set as bytes, and the modules that it needs."""
+    try:
+        content = pickle.dumps(dataset)
+        unpickler = _Unpickler(content)
+        unpickler.load()
+    except Exception as error:  # each class refuses in its own way
+        raise TypeError(f"the data set cannot be sent to the processes that read ({error}); num_workers 0") from error
+    return content, sorted(unpickler.modules)
+
+
+def _start_server(modules: Sequence[str]) -> None:
+    """Start the fork server of this process with its imports; one that runs already keeps what it has."""
+    # Forking this process instead would copy its threads' locks and its CUDA context; starting anew would import MONAI
+    # once a process.
+    forkserver.set_forkserver_preload([name for name in dict.fromkeys(modules) if name != "__main__"])
+    forkserver.ensure_running()
+
+
+@contextmanager
+def _without_main_script() -> Iterator[None]:
+    """Processes started meanwhile do not run this process's main script, which may lack its ``if __name__``."""
+    main = sys.modules["__main__"]
+    spec = main.__spec__
+    main.__spec__ = ModuleSpec("fairlung.__main__", None)  # multiprocessing never runs the main module of a package
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+
+
+def _serve(connection: Connection, pickled: bytes, timeout: float) -> None:
+    """Answer indices by items until the other side closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    with suppress(OSError):  # when memory runs out, a reader is ended rather than the process that holds the network
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    if os.environ.get("FAIRLUNG_TRACEBACK") != "1":
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+    torch.set_num_threads(1)  # there is a process a core
+    dataset = pickle.loads(pickled)
+    connection.send_bytes(b"")
+    while True:
+        try:
+            index = connection.recv()
+        except EOFError:
+            return
+        signal.setitimer(signal.ITIMER_REAL, timeout + GRACE)  # its signal's default is the end
+        try:
+            answer = _packed(dataset[index])
+        except BaseException as error:  # sys.exit in a decoder, too
+            answer = _packed(dataset.failed(index, failure_reason(error)))
+        connection.send_bytes(answer)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _packed(item: Item) -> bytes:
+    # Not a tensor: torch would send it through shared memory, of which containers have 64 MB. A pipe takes some 10 ms.
+    return pickle.dumps(item | {"image": item["image"].numpy()}, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _unpacked(answer: bytes) -> Item:
+    item = pickle.loads(answer)
+    return item | {"image": torch.from_numpy(item["image"])}
+
+
+class _Readers:
+    """Threads with a process each, that take scans from one queue."""
+
+    # Each process has a pipe of its own. Where workers share one, such as in the pools of multiprocessing,
+    # concurrent.futures and pebble, a process that is killed while it sends takes the answers of all others with it.
+
+    def __init__(self, dataset: NewScanDataset, pickled: bytes, needs_main: bool, number: int, timeout: float) -> None:
+        self.dataset, self.pickled, self.needs_main, self.timeout = dataset, pickled, needs_main, timeout
+        self.tasks: queue.SimpleQueue[tuple[int, Future[Item]] | None] = queue.SimpleQueue()
+        self.closing = threading.Event()
+        self._number = number
+        self._permits = threading.Semaphore(number)
+        self._one = threading.Lock()
+        self.threads = [_Reader(self) for _ in range(number)]
+        for thread in self.threads:
+            thread.start()
+
+    def submit(self, index: int) -> Future[Item]:
+        future: Future[Item] = Future()
+        self.tasks.put((index, future))
+        return future
+
+    @contextmanager
+    def among_others(self) -> Iterator[None]:
+        with self._permits:
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other scan is being read, and let none begin."""
+        with self._one:
+            for _ in range(self._number):
+                self._permits.acquire()
+            try:
+                yield
+            finally:
+                self._permits.release(self._number)
+
+    def close(self) -> None:
+        self.closing.set()
+        for thread in self.threads:
+            self.tasks.put(None)
+            thread.kill()
+        for thread in self.threads:
+            thread.join(END_WAIT)
+
+
+class _Reader(threading.Thread):
+    """A thread that has scans read by a process, and replaces the process when it hangs or dies."""
+
+    # multiprocessing's own table of processes is not made for several threads
+    _table = threading.Lock()
+
+    def __init__(self, readers: _Readers) -> None:
+        super().__init__(name="scan reader", daemon=True)  # a daemon: nothing may keep the interpreter from its end
+        self.readers = readers
+        self.process: ForkServerProcess | None = None
+        self.connection: Connection | None = None
+
+    def run(self) -> None:
+        for index, future in iter(self.readers.tasks.get, None):
+            if self.readers.closing.is_set():
+                break
+            try:
+                future.set_result(self.read(index))
+            except BaseException as error:
+                future.set_exception(error)
+        self.end()
+
+    def kill(self) -> None:
+        """End the process at once; from any thread."""
+        process = self.process
+        if process is not None and process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+    def read(self, index: int) -> Item:
+        with self.readers.among_others():
+            item = self._attempt(index)
+        if isinstance(item, int) and item == -signal.SIGKILL and not self.readers.closing.is_set():
+            with self.readers.alone():
+                item = self._attempt(index)
+        if isinstance(item, int):
+            why = ": killed twice, most likely as memory ran out" if item == -signal.SIGKILL else ""
+            return self.readers.dataset.failed(index, f"the reader crashed (exit code {item}){why}")
+        return item
+
+    def _attempt(self, index: int) -> Item | int:
+        """The item, or the exit code of a process that died over it."""
+        connection = self._connected()
+        try:
+            connection.send(index)
+            if not connection.poll(self.readers.timeout):
+                self.kill()
+                self.end()
+                said = f"reading it took more than {self.readers.timeout:g} s, stopped"
+                return self.readers.dataset.failed(index, said)
+            answer = connection.recv_bytes()
+        except (EOFError, OSError):
+            return self.end()
+        return _unpacked(answer)
+
+    def _connected(self) -> Connection:
+        """The connection to a process that is ready.
+
+        Raises:
+            ReaderStartError: no process can be started.
+        """
+        if self.connection is not None and self.connection.poll(0):  # nothing is due: it ended while it had no scan
+            self.end()
+        pauses = iter(START_PAUSES)
+        while self.connection is None:
+            code = self._launch()
+            if self.connection is not None or self.readers.closing.is_set():
+                break
+            pause = next(pauses, None)
+            if code == 1 or pause is None:  # 1: Python says why, and would say it again
+                raise ReaderStartError(
+                    f"the processes that read scans do not start (exit code {code}); the reason stands above. With "
+                    "num_workers 0 none are needed, but then a scan that crashes its reader ends everything"
+                )
+            logger.warning("a process that reads scans did not start (exit code %s); trying again", code)
+            self.readers.closing.wait(pause)
+        if self.connection is None:
+            raise ReaderStartError("the loader is closed")
+        return self.connection
+
+    def _launch(self) -> int | None:
+        """Start a process and wait until it is ready; of one that does not get so, the exit code."""
+        context = multiprocessing.get_context("forkserver")
+        ours, theirs = context.Pipe()
+        arguments = (theirs, self.readers.pickled, self.readers.timeout)
+        process = context.Process(target=_serve, args=arguments, name="scan reader", daemon=True)
+        try:
+            with self._table, nullcontext() if self.readers.needs_main else _without_main_script():
+                process.start()
+        except (OSError, EOFError):  # the server was ended; the next start brings up another
+            ours.close()
+            return None
+        finally:
+            theirs.close()
+        self.process, self.connection = process, ours
+        if self.readers.closing.is_set():
+            self.kill()
+        try:
+            if ours.poll(FIRST_IMPORTS):
+                ours.recv_bytes()
+                return None
+        except (EOFError, OSError):
+            return self.end()
+        self.kill()
+        return self.end()
+
+    def end(self) -> int:
+        """The exit code of the process, once it has ended; 255 where nothing is known of it."""
+        if self.connection is not None:
+            self.connection.close()
+        process, self.process, self.connection = self.process, None, None
+        if process is None:
+            return 255
+        with self._table:
+            process.join(END_WAIT)
+            if process.exitcode is None:
+                process.kill()
+                process.join(END_WAIT)
+            code = process.exitcode
+            if code is None:
+                logger.warning("process %d, which reads scans, cannot be ended", process.pid)
+                return 255
+            process.close()
+        return code

@@ -1,0 +1,402 @@
+"""Answering a folder that fills: each scan once, as soon as nothing of its study has changed for a while.
+
+Files are watched by looking, again and again: what a file server reports of changes is not to be relied on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from ignite.engine import Events
+
+from ..common.errors import UserError
+
+if TYPE_CHECKING:
+    from monai.engines import Evaluator
+
+    from .prediction_writer import PredictionWriter
+import logging
+
+logger = logging.getLogger(__name__)
+
+
+Scan = Mapping[str, Any]
+Stamp = tuple[int, int, int]  # size in bytes, times of the last change of content and of the file, in nanoseconds
+
+# what copying programs call a file that is not complete
+PARTIAL_SUFFIXES = (".part", ".partial", ".filepart", ".tmp", ".temp", ".crdownload", ".download", "~")
+HEADER_SUFFIXES = (".mhd", ".nhdr")  # of files whose voxels lie in a file of any name beside them
+LOOKING_SHARE = 10  # looking at a huge or slow folder takes at most one part in so many of the time
+WAKE_SECONDS = 0.2  # how long a signal may wait
+
+
+class WatchError(UserError, ValueError):
+    """A folder cannot be watched."""
+
+
+def look(root: str | Path) -> dict[str, dict[str, Stamp]]:
+    """Files at and below a folder: for each of its entries the stamp of every file, by path relative to the folder.
+
+    Hidden files count, as copying programs use them; what vanishes or may not be read meanwhile is left out.
+    """
+    found: dict[str, dict[str, Stamp]] = {}
+    for path, stamp in _files(os.fspath(root), "", frozenset()):
+        found.setdefault(path.partition("/")[0], {})[path] = stamp
+    return found
+
+
+def _files(folder: str, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, Stamp]]:
+    here = os.path.realpath(folder)
+    if here in above:  # a link that leads back up
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    for entry in entries:
+        try:
+            if entry.is_dir():
+                yield from _files(entry.path, f"{prefix}{entry.name}/", above | {here})
+            else:
+                status = entry.stat()
+                yield prefix + entry.name, (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        except OSError:
+            continue
+
+
+class _Entry:
+    """A file or folder of the watched folder, as it was last seen."""
+
+    def __init__(self, name: str, files: dict[str, Stamp], now: float) -> None:
+        self.files = files
+        self.since = now  # when it was first seen so
+        self.is_file = name in files
+        self.partial = next((path for path in files if path.lower().endswith(PARTIAL_SUFFIXES)), None)
+        self.settled = False  # scans were looked for in it as it is
+        self.told = False  # that it waits for an incomplete file
+
+
+class _Folder:
+    """The watched folder: what was seen, and since when it is so, by our own clock.
+
+    Times of files do not serve: programs that copy keep those of the original.
+    """
+
+    def __init__(self, root: Path, quiet_seconds: float, now: float) -> None:
+        self.root = root
+        self.quiet_seconds = quiet_seconds
+        self.entries: dict[str, _Entry] = {}
+        self.changed = now  # when anything last did
+        self._by_stem: dict[str, set[str]] = {}
+
+    def update(self, now: float) -> None:
+        seen = look(self.root)
+        gone = self.entries.keys() - seen.keys()
+        for name in gone:
+            del self.entries[name]
+            for other in self._by_stem.get(_stem(name), set()) - gone:
+                self.entries[other].since = now
+        for name, files in seen.items():
+            if name not in self.entries or self.entries[name].files != files:
+                self.entries[name] = _Entry(name, files, now)
+                self.changed = now
+        if gone:  # another may have waited for it
+            self.changed = now
+            for entry in self.entries.values():
+                entry.settled = False
+        self._by_stem = {}
+        for name, entry in self.entries.items():
+            if entry.is_file:
+                self._by_stem.setdefault(_stem(name), set()).add(name)
+
+    def is_quiet(self, name: str, now: float) -> bool:
+        entry = self.entries[name]
+        return now - entry.since >= self.quiet_seconds and entry.partial is None
+
+    def quiet(self, now: float) -> list[_Entry]:
+        return [entry for name, entry in self.entries.items() if self.is_quiet(name, now)]
+
+    def tell_partial(self, now: float) -> None:
+        """Say once of each entry that an incomplete file in it, which does not grow, keeps its scans from an answer."""
+        for name, entry in self.entries.items():
+            if entry.partial and not entry.told and now - entry.since >= self.quiet_seconds:
+                entry.told = True
+                logger.warning("%s waits for %s to be completed or removed", name, entry.partial)
+
+    def tell_waiting(self, now: float) -> None:
+        """Say what is left to another process."""
+        waiting = [name for name in self.entries if not self.is_quiet(name, now)]
+        if waiting:
+            logger.warning("not quiet yet, so left for the next time: %s", ", ".join(waiting))
+
+    def entries_of(self, scan: Scan) -> set[str]:
+        """Names of the entries that must be quiet before a scan is read; of a scan that lies elsewhere, all."""
+        names: set[str] = set()
+        for path in self._paths(scan):
+            first, _, below = path.partition("/")
+            entry = self.entries.get(first)
+            if path == "." or (path.lower().endswith(HEADER_SUFFIXES) and not below):
+                names |= {name for name, each in self.entries.items() if each.is_file}
+            elif entry is None:
+                names |= set(self.entries)
+            else:
+                names |= self._by_stem[_stem(first)] if entry.is_file else {first}
+        return names
+
+    def stamps(self, scan: Scan) -> dict[str, Stamp]:
+        """The files of a scan: itself, or those directly in its folders."""
+        wanted = set(self._paths(scan))
+        return {
+            path: stamp
+            for name in self.entries_of(scan)
+            for path, stamp in self.entries[name].files.items()
+            if path in wanted or (path.rpartition("/")[0] or ".") in wanted
+        }
+
+    def _paths(self, scan: Scan) -> list[str]:
+        """Where a scan lies, relative to the folder: its path, and folders in which it goes on (``more`` of a source).
+
+        A path that lies elsewhere, such as of what was in an archive, is replaced by the scan's name.
+        """
+        paths = [os.fspath(scan["image"]), *getattr(scan["image"], "more", ())]
+        relative = [Path(os.path.relpath(path, self.root)).as_posix() for path in paths]
+        return [scan["scan"] if path.split("/")[0] == ".." else path for path in relative]
+
+
+def _stem(name: str) -> str:
+    """A file's name up to the first dot; of a hidden one, as copying programs use them, of what follows the dot."""
+    return name.lstrip(".").partition(".")[0]
+
+
+def watch(
+    root: str | Path,
+    find: Callable[[Path], Sequence[Scan]],
+    answer: Callable[[list[Scan]], None],
+    answered: Callable[[], Collection[str]],
+    quiet_seconds: float = 60.0,
+    poll_seconds: float = 5.0,
+    idle_seconds: float | None = None,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Answer the scans of a folder as they arrive, each once.
+
+    A scan is answered when names, sizes and times of all files of its study have been the same for ``quiet_seconds``,
+    and none of them has the name of an incomplete one. The study is the entry of ``root`` that the scan lies in, with
+    everything below it; of a file that lies in ``root`` itself, the files of the same name up to the first dot.
+
+    A scan that changes after it was answered keeps its answer; a warning says so once.
+
+    Args:
+        root: the folder; it may not exist yet.
+        find: the scans in it, ``{"image": path or source, "scan": name}``; FileNotFoundError is none.
+        answer: called with scans to be answered, one round at a time.
+        answered: names of the scans that have an answer, from an earlier run as well.
+        quiet_seconds: how long nothing of a study may have changed.
+        poll_seconds: between two looks at the folder.
+        idle_seconds: end when nothing has changed for so long, and nothing waits for its quiet time; None = never.
+        stopped: whether to end; asked between rounds, and before each look.
+        clock: seconds.
+        sleep: waits so many seconds.
+
+    Raises:
+        ValueError: a time out of range.
+        WatchError: root is a file.
+    """
+    if not quiet_seconds >= 0:
+        raise ValueError(f"quiet_seconds must be at least 0, got {quiet_seconds}")
+    if not poll_seconds > 0:
+        raise ValueError(f"poll_seconds must be positive, got {poll_seconds}")
+    if idle_seconds is not None and not idle_seconds >= 0:
+        raise ValueError(f"idle_seconds must be at least 0 or null, got {idle_seconds}")
+    root = Path(root).expanduser()
+    if root.exists() and not root.is_dir():
+        raise WatchError(f"only a folder can be watched, and {root} is a file")
+    folder = _Folder(root, quiet_seconds, clock())
+    rounds = _Rounds(folder, find, answer, answered, clock)
+    logger.info("watching %s: a scan is answered when its study has not changed for %g s", root, quiet_seconds)
+    while not stopped():
+        now = clock()
+        folder.update(now)
+        took = clock() - now
+        given = rounds.run(now)
+        if stopped():
+            break
+        if given:
+            logger.info("%d scans answered; watching %s", given, root)
+        # now, not the time after the round: what became quiet meanwhile is not looked for yet
+        if idle_seconds is not None and now - folder.changed >= max(idle_seconds, quiet_seconds):
+            logger.info("nothing new for %g s", idle_seconds)
+            break
+        sleep(max(poll_seconds, (LOOKING_SHARE - 1) * took))
+    folder.tell_waiting(clock())
+
+
+class _Rounds:
+    """After each look at the folder: which scans are to be answered, and which have changed since they were."""
+
+    def __init__(
+        self,
+        folder: _Folder,
+        find: Callable[[Path], Sequence[Scan]],
+        answer: Callable[[list[Scan]], None],
+        answered: Callable[[], Collection[str]],
+        clock: Callable[[], float],
+    ) -> None:
+        self.folder, self.find, self.answer, self.answered, self.clock = folder, find, answer, answered, clock
+        self.done: set[str] = set()  # by this run, whatever a table says
+        self.stamps: dict[str, dict[str, Stamp] | None] = {}  # files of answered scans; None: a change was told
+
+    def run(self, now: float) -> int:
+        """How many scans were given to be answered."""
+        fresh = [entry for entry in self.folder.quiet(now) if not entry.settled]
+        self.folder.tell_partial(now)
+        if not fresh:
+            return 0
+        scans = self._found()
+        if scans is None:
+            return 0
+        now = self.clock()
+        self.folder.update(now)  # finding may take long, and a study may have gone on meanwhile
+        answered = {*self.answered(), *self.done}
+        ready = []
+        for scan in scans:
+            if not all(self.folder.is_quiet(name, now) for name in self.folder.entries_of(scan)):
+                continue
+            if scan["scan"] in answered:
+                self._compare(scan)
+            else:
+                ready.append(scan)
+                self.stamps[scan["scan"]] = self.folder.stamps(scan)
+        for entry in fresh:
+            entry.settled = True
+        if ready:
+            self.answer(ready)
+            self.done |= {scan["scan"] for scan in ready}
+            self.folder.changed = self.clock()
+        return len(ready)
+
+    def _found(self) -> Sequence[Scan] | None:
+        try:
+            return self.find(self.folder.root)
+        except FileNotFoundError:  # there is none
+            return []
+        except OSError as error:
+            logger.warning("%s cannot be searched for scans now: %s", self.folder.root, error.strerror or error)
+            return None
+
+    def _compare(self, scan: Scan) -> None:
+        name, stamps = scan["scan"], self.folder.stamps(scan)
+        known = self.stamps.setdefault(name, stamps)
+        if known is not None and known != stamps:
+            self.stamps[name] = None
+            logger.warning("%s has changed since it was answered; it is not answered again", name)
+
+
+def watch_scans(
+    evaluator: Evaluator,
+    predictions: PredictionWriter,
+    root: str | Path,
+    find: Callable[[Path], Sequence[Scan]],
+    quiet_seconds: float = 60.0,
+    poll_seconds: float = 5.0,
+    idle_seconds: float | None = None,
+) -> None:
+    """In place of ``evaluator.run()``: an epoch for each round of :func:`watch`, until a signal or idleness ends it.
+
+    SIGINT and SIGTERM end it after the running batch, and at once while it waits for scans to come or to be read; what
+    is not answered then, the next process answers. A second signal has its usual effect.
+
+    Args:
+        evaluator: its data loader is a :class:`~.ScanLoader`; its data are replaced.
+        predictions: a handler of the evaluator with ``append``; it knows what earlier processes answered.
+        root: the folder.
+        find: see :func:`watch`, as are the times.
+        quiet_seconds: see there.
+        poll_seconds: see there.
+        idle_seconds: see there.
+    """
+    if not predictions.append:
+        raise ValueError("predictions must be written with append, or each round would begin the table anew")
+    loader = evaluator.data_loader
+    stop = _Stop()
+
+    def answer(scans: list[Scan]) -> None:
+        evaluator.data_loader = loader.with_data(scans)
+        evaluator.state.epoch_length = len(evaluator.data_loader)
+        with stop.ends(evaluator.data_loader.stop):
+            evaluator.run()
+
+    def end_if_stopped(engine: Evaluator) -> None:
+        if stop.asked:
+            engine.terminate_epoch()  # not terminate(): the epoch's handlers complete the table
+
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, end_if_stopped)
+    with stop.by_signals():
+        watch(
+            root,
+            find,
+            answer,
+            lambda: predictions.answered,
+            quiet_seconds,
+            poll_seconds,
+            idle_seconds,
+            stopped=lambda: stop.asked,
+            sleep=stop.sleep,
+        )
+
+
+class _Stop:
+    """Whether a signal has asked for the end. It is a plain flag: a handler must not wait for a lock."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._end: Callable[[], None] = lambda: None
+
+    def sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self.asked and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, WAKE_SECONDS))
+
+    @contextmanager
+    def ends(self, end: Callable[[], None]) -> Iterator[None]:
+        """Have a signal call ``end``, and a signal that has come already."""
+        self._end = end
+        if self.asked:
+            end()
+        try:
+            yield
+        finally:
+            self._end = lambda: None
+
+    @contextmanager
+    def by_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():  # others may not handle signals
+            yield
+            return
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            restore()
+            self.asked = True
+            self._end()
+
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def restore() -> None:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+        try:
+            yield
+        finally:
+            restore()

@@ -1,0 +1,14 @@
+"""The objective in two levels: a loss a sample, an aggregation over groups."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "aggregation": ["GroupCVaR", "GroupDRO", "GroupTreeCVaR", "HierarchicalCVaR", "MeanAggregation"],
+        "sample_losses": ["CrossEntropy", "FocalLoss", "LDAMLoss", "LogitAdjustedCrossEntropy", "WeightedCrossEntropy"],
+        "two_level": ["FairLACVaRLoss", "TwoLevelLoss"],
+    },
+)

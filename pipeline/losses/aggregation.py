@@ -1,0 +1,323 @@
+"""The group level of the objective: how the losses of samples become one loss, over groups or blind to them.
+
+The maths are pure functions; the modules only hold settings and, where batches are remembered, the memory. Nothing here
+reads a value back from the device, so a training step never waits for the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..common.distributed import gather_batch, local_part, world_size
+from .cvar import cvar_weights, group_means, group_sums, nested_cvar_weights, published_cvar_weights
+
+
+class RunningGroupLoss(nn.Module):
+    r"""An exponential moving average of each group's mean loss, and how often the group came.
+
+    When group g is in a batch with mean loss :math:`\hat L_g`, and only then,
+
+    .. math:: s_g \leftarrow m s_g + (1 - m) \hat L_g, \quad c_g \leftarrow m c_g + (1 - m), \quad
+              \tilde L_g = s_g / c_g.
+
+    Division by c removes the bias towards the start at 0, so the first batch alone gives its own mean. The share of a
+    group is counted over all batches: batches are drawn in the same way throughout, and what an importance weight is
+    divided by must not be noisy. A loss that is not finite does not enter; the step's own loss shows it.
+
+    Part of the ``state_dict``, so that a resumed training goes on where it stood.
+
+    Args:
+        num_groups: G.
+        momentum: m in [0, 1): the weight of the past. 0 keeps the last batch with the group alone.
+    """
+
+    loss_sum: Tensor  # [G] s
+    loss_mass: Tensor  # [G] c
+    samples: Tensor  # [G] samples seen
+
+    def __init__(self, num_groups: int, momentum: float = 0.9) -> None:
+        super().__init__()
+        _check_num_groups(num_groups)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        self.num_groups = num_groups
+        self.momentum = float(momentum)
+        for name in ("loss_sum", "loss_mass", "samples"):
+            self.register_buffer(name, torch.zeros(num_groups, dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, sample_losses: Tensor, group: Tensor) -> None:
+        """Take in a batch: [N] losses, [N] group ids, -1 unknown."""
+        sums, counts = group_sums(sample_losses, group, self.num_groups)
+        means = sums / counts.clamp(min=1)
+        met = (counts > 0) & means.isfinite()
+        for average, value in ((self.loss_sum, means), (self.loss_mass, torch.ones_like(means))):
+            average.copy_(torch.where(met, self.momentum * average + (1 - self.momentum) * value, average))
+        self.samples.add_(counts)
+
+    @property
+    def seen(self) -> Tensor:
+        """[G] bool, whether the group was in any batch."""
+        return self.loss_mass > 0
+
+    @property
+    def losses(self) -> Tensor:
+        """[G] estimates, 0 where not seen."""
+        return self.loss_sum / torch.where(self.seen, self.loss_mass, 1.0)
+
+    @property
+    def shares(self) -> Tensor:
+        """[G] shares of the samples of known group, summing to 1 once there are any."""
+        return self.samples / self.samples.sum().clamp(min=1)
+
+
+class Aggregation(nn.Module):
+    """The outer level: a scalar loss out of sample losses [N] and groups [N], as a weighted sum.
+
+    A subclass says what a sample weighs (:meth:`sample_weights`). One that remembers batches keeps that in buffers and
+    moves it in :meth:`observe`, once a training step and before the step is weighed: so :meth:`weights`, which moves
+    nothing, gives the weights of a step when it is asked after it.
+
+    Samples of unknown group (-1) have a class to learn from but no group to compare. Wherever groups count, they take
+    part as in a plain mean, at their share of the batch: ``loss = (n_known L(known) + sum(unknown losses)) / n``.
+
+    In a process group the batch is the global one: losses are gathered without gradient, each process weighs its own
+    samples, and the processes' mean gradient (DistributedDataParallel) is that of the global batch. So is what is
+    remembered, which is therefore the same in all processes.
+    """
+
+    def sample_weights(self, sample_losses: Tensor, group: Tensor) -> tuple[Tensor, Tensor | float]:
+        """[N] detached weights of a whole batch, and what to add to the weighted sum to give the loss's value."""
+        raise NotImplementedError
+
+    def observe(self, sample_losses: Tensor, group: Tensor) -> None:
+        """Remember a whole batch of a training step; without memory, nothing."""
+
+    def forward(self, sample_losses: Tensor, group: Tensor) -> Tensor:
+        batch = gather_batch(sample_losses), gather_batch(group)
+        if self.training and torch.is_grad_enabled():  # a training step, not a validation's or an explanation's look
+            self.observe(*batch)
+        weights, constant = self.sample_weights(*batch)
+        # every process gets its own samples' part; the mean over processes, as of their gradients, is the whole
+        return world_size() * local_part(weights) @ sample_losses + constant
+
+    @torch.no_grad()
+    def weights(self, sample_losses: Tensor, group: Tensor) -> Tensor:
+        """[N] detached weight of each sample in the aggregated loss; after a step, those that the step had."""
+        return world_size() * local_part(self.sample_weights(gather_batch(sample_losses), gather_batch(group))[0])
+
+
+class MeanAggregation(Aggregation):
+    """The mean over samples, blind to groups: the outer level of the CE and LA-only systems."""
+
+    def weights(self, sample_losses: Tensor, group: Tensor) -> Tensor:
+        return torch.full_like(sample_losses.detach(), 1 / len(sample_losses))
+
+    def forward(self, sample_losses: Tensor, group: Tensor) -> Tensor:
+        return sample_losses.mean()
+
+
+class GroupCVaR(Aggregation):
+    r"""CVaR over the mean losses of groups (paper, Eq. 3-4). ``alpha <= 1/G`` is the worst group.
+
+    ``estimator="batch"``, the paper's: the groups are those present in the batch, with their mean losses in it. A batch
+    with one group has nothing to weigh.
+
+    ``estimator="running"``: the groups are all that were seen so far, with moving averages of their losses
+    (:class:`RunningGroupLoss`), the present batch included. Their CVaR weights w hold for every batch, whichever groups
+    are in it, and a sample counts
+
+    .. math:: \frac{1}{n} \frac{w_{g(i)}}{q_{g(i)}}, \qquad q_g = \text{the group's share of all samples so far,}
+
+    that is, w/q times what it counts in a plain mean. A group makes up q of the samples of a batch on average, and
+    these are drawn from all of its samples, so the gradient of :math:`\frac1n \sum_i \frac{w_{g(i)}}{q_{g(i)}} \ell_i`
+    has the expectation :math:`\sum_g w_g \nabla L_g`: with w at the optimum, the gradient of the CVaR of the whole
+    training set. Its value has the expectation :math:`\sum_g w_g L_g`, and weights of a batch sum to 1 on average only.
+    (Dividing each group's batch mean by the probability of its presence has the same expectation, but more noise inside
+    the group, as E[1/n_g] > 1/E[n_g], and scales even a plain mean up and down with the batch.) The weights follow the
+    losses as far as the averages do; between groups whose losses differ by less than the averages' noise they go back
+    and forth. It is the running form of stochastic compositional gradients (Wang, Fang & Liu 2017).
+
+    Args:
+        alpha: in (0, 1]; 1 is the mean over groups, towards 0 the worst group.
+        gradient: ``exact`` (:func:`cvar_weights`) or ``published`` (:func:`published_cvar_weights`).
+        estimator: ``batch`` or ``running``.
+        momentum: of the running estimate, see :class:`RunningGroupLoss`.
+        num_groups: G, which the running estimate needs; group ids are then below it.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.8,
+        gradient: str = "exact",
+        estimator: str = "batch",
+        momentum: float = 0.9,
+        num_groups: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_level("alpha", alpha)
+        if gradient not in ("exact", "published"):
+            raise ValueError(f"gradient must be 'exact' or 'published', got {gradient!r}")
+        if estimator not in ("batch", "running"):
+            raise ValueError(f"estimator must be 'batch' or 'running', got {estimator!r}")
+        self.alpha = float(alpha)
+        self.gradient = gradient
+        self.running: RunningGroupLoss | None = None
+        if estimator == "running":
+            if num_groups is None:
+                raise ValueError("estimator 'running' needs num_groups, the number of groups")
+            self.running = RunningGroupLoss(num_groups, momentum)
+
+    def observe(self, sample_losses: Tensor, group: Tensor) -> None:
+        if self.running is not None:
+            self.running.update(sample_losses, group)
+
+    def sample_weights(self, sample_losses: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+        known = (group >= 0).to(sample_losses)
+        if self.running is None:
+            means = group_means(sample_losses, group)
+            group_weights, constant = self._group_weights(means.losses, means.used)
+            return _with_unknown(group_weights @ means.share, known), known.mean() * constant
+        seen, shares = self.running.seen, self.running.shares
+        group_weights, constant = self._group_weights(self.running.losses, seen)
+        # a group of which nothing is remembered, as in a look before the first step, enters as in a plain mean
+        factor = torch.where(seen, group_weights / torch.where(seen, shares, 1.0), 1.0).to(sample_losses)
+        factor = torch.where(group >= 0, _of_samples(factor, group), 1.0)
+        return factor / len(group), known.mean() * constant.to(sample_losses)
+
+    def _group_weights(self, losses: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+        """Group weights, and what must be added to the weighted sum to give the CVaR's value."""
+        if self.gradient == "exact":
+            return cvar_weights(losses, self.alpha, used), losses.new_zeros(())
+        group_weights, lambda_ = published_cvar_weights(losses, self.alpha, used)
+        return group_weights, lambda_ * (1 - group_weights.sum())
+
+
+class GroupDRO(Aggregation):
+    r"""Group distributionally robust optimisation: weights that grow with a group's loss (Sagawa et al. 2020, Alg. 1).
+
+    Every training step, before it is weighed,
+
+    .. math:: w_g \leftarrow \frac{w_g \exp(\eta \hat L_g)}{\sum_{g'} w_{g'} \exp(\eta \hat L_{g'})}, \qquad
+              \text{loss} = \sum_{g \text{ in the batch}} w_g \hat L_g,
+
+    with :math:`\hat L_g` the group's mean loss in the batch, 0 for a group that is not in it, and w uniform at first:
+    the exponentiated gradient of the maximum over all weights, so that w moves towards the worst group.
+
+    The algorithm draws groups uniformly. Where they are not equally often in a batch, the weights of those that are
+    there more often grow more; a sampler that puts every group into every batch mends it. As in the authors' code the
+    weights are not scaled up when groups are missing.
+
+    The weights are part of the ``state_dict``, so that a resumed training goes on where it stood.
+
+    Args:
+        num_groups: G; group ids are below it.
+        eta: step size, positive; 0.01 is the authors' default.
+    """
+
+    log_weights: Tensor
+
+    def __init__(self, num_groups: int, eta: float = 0.01) -> None:
+        super().__init__()
+        _check_num_groups(num_groups)
+        if not 0 < eta < float("inf"):
+            raise ValueError(f"eta must be positive and finite, got {eta}")
+        self.num_groups = num_groups
+        self.eta = float(eta)
+        # logarithms: a weight that has shrunk to nothing can still come back
+        self.register_buffer("log_weights", torch.zeros(num_groups, dtype=torch.float64).log_softmax(0))
+
+    @torch.no_grad()
+    def observe(self, sample_losses: Tensor, group: Tensor) -> None:
+        sums, counts = group_sums(sample_losses, group, self.num_groups)
+        means = sums / counts.clamp(min=1)
+        # a loss that is not finite shows in the step's own loss and must not stay in the weights
+        ascent = self.eta * torch.where(means.isfinite(), means, 0.0)
+        self.log_weights.copy_((self.log_weights + ascent).log_softmax(0))
+
+    def sample_weights(self, sample_losses: Tensor, group: Tensor) -> tuple[Tensor, float]:
+        _, counts = group_sums(sample_losses, group, self.num_groups)
+        weights = (self.log_weights.exp() / counts.clamp(min=1)).to(sample_losses)
+        known = (group >= 0).to(sample_losses)
+        return _with_unknown(_of_samples(weights, group) * known, known), 0.0
+
+
+class HierarchicalCVaR(Aggregation):
+    """CVaR over groups of the CVaR over the samples of each group (DAW-FDD, Ju et al. 2024).
+
+    Inside a group the worst samples count, which the authors mean for imbalanced classes; outside the worst groups.
+    The gradient is exact (:func:`nested_cvar_weights`). The authors' code searches for the thresholds of both levels
+    and takes them as constants, with the loss of gradient of :func:`published_cvar_weights`.
+
+    The groups and samples are those of the batch. With one sample of a group in it there is nothing to weigh inside,
+    and the CVaR of few samples is on average smaller than that of the group.
+
+    Args:
+        alpha: over the groups, in (0, 1].
+        alpha_inner: over the samples of a group, in (0, 1]; 1 is their mean, which makes this :class:`GroupCVaR`.
+    """
+
+    def __init__(self, alpha: float = 0.5, alpha_inner: float = 0.9) -> None:
+        super().__init__()
+        _check_level("alpha", alpha)
+        _check_level("alpha_inner", alpha_inner)
+        self.alpha = float(alpha)
+        self.alpha_inner = float(alpha_inner)
+
+    def sample_weights(self, sample_losses: Tensor, group: Tensor) -> tuple[Tensor, float]:
+        weights = nested_cvar_weights(sample_losses, group, self.alpha, self.alpha_inner, group >= 0)
+        return _with_unknown(weights, (group >= 0).to(sample_losses)), 0.0
+
+
+class GroupTreeCVaR(Aggregation):
+    """CVaR over parent groups of the CVaR over the groups inside each, such as sex x age band inside sex.
+
+    Plain CVaR over intersections lets a parent with many children outvote one with few; here each parent counts once.
+    The gradient is exact (:func:`nested_cvar_weights`). Groups and parents are those present in the batch.
+
+    Args:
+        parents: [G] parent id (0 or more) of each group id: ``[0, 0, 1, 1]`` puts groups 0 and 1 under parent 0.
+        alpha: over the parents, in (0, 1].
+        alpha_inner: over the groups of a parent, in (0, 1].
+    """
+
+    parents: Tensor
+
+    def __init__(self, parents: Sequence[int], alpha: float = 0.8, alpha_inner: float = 0.8) -> None:
+        super().__init__()
+        _check_level("alpha", alpha)
+        _check_level("alpha_inner", alpha_inner)
+        if not parents or any(parent != int(parent) or parent < 0 for parent in parents):
+            raise ValueError(f"parents must give each group the id, 0 or more, of its parent, got {list(parents)}")
+        self.alpha = float(alpha)
+        self.alpha_inner = float(alpha_inner)
+        self.register_buffer("parents", torch.tensor([int(parent) for parent in parents]), persistent=False)
+
+    def sample_weights(self, sample_losses: Tensor, group: Tensor) -> tuple[Tensor, float]:
+        means = group_means(sample_losses, group)
+        parent = _of_samples(self.parents, group)
+        weights = nested_cvar_weights(means.losses, parent, self.alpha, self.alpha_inner, means.used)
+        return _with_unknown(weights @ means.share, (group >= 0).to(sample_losses)), 0.0
+
+
+def _of_samples(of_groups: Tensor, group: Tensor) -> Tensor:
+    """[N] a group's entry for each of its samples; any entry for samples of unknown group."""
+    return of_groups[group.long().clamp(min=0)]
+
+
+def _with_unknown(weights: Tensor, known: Tensor) -> Tensor:
+    """Weights of the samples of known group, and beside them those of unknown group at their share of the batch."""
+    return weights * known.mean() + (1 - known) / len(known)
+
+
+def _check_level(name: str, alpha: float) -> None:
+    if not 0 < alpha <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {alpha}")
+
+
+def _check_num_groups(num_groups: int) -> None:
+    if num_groups != int(num_groups) or num_groups < 1:
+        raise ValueError(f"num_groups must be a whole number from 1, got {num_groups}")

@@ -1,0 +1,256 @@
+"""The two-level objective: a loss a sample inside, an aggregation over groups (:mod:`~.losses.aggregation`) outside.
+
+The maths are pure functions; the modules only hold settings and call them. Nothing here reads a value back from the
+device, so a training step never waits for the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from monai.losses.focal_loss import softmax_focal_loss
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ClassCounts = Sequence[float] | Mapping[str, float]
+
+
+def _counts(class_counts: ClassCounts) -> Tensor:
+    """[C] float64; ValueError, with the class's name, for fewer than two classes or a count that is not positive."""
+    named = class_counts if isinstance(class_counts, Mapping) else {str(i): n for i, n in enumerate(class_counts)}
+    if len(named) < 2:
+        raise ValueError(f"class_counts must name at least 2 classes, got {dict(named)}")
+    bad = {name: n for name, n in named.items() if not float(n) > 0 or float(n) == float("inf")}
+    if bad:
+        listed = ", ".join(f"class {name!r} has {n}" for name, n in bad.items())
+        raise ValueError(f"class_counts must be positive and finite: {listed}")
+    return torch.tensor([float(n) for n in named.values()], dtype=torch.float64)
+
+
+def log_class_prior(class_counts: ClassCounts) -> Tensor:
+    """log pi_y, the logarithm of the empirical class frequencies.
+
+    Args:
+        class_counts: scans of each class, in class order; a mapping gives the classes' names to error messages.
+
+    Returns:
+        float64 tensor of shape [C].
+
+    Raises:
+        ValueError: fewer than two classes, or a count that is not positive (log 0 turns every loss into NaN).
+    """
+    counts = _counts(class_counts)
+    return torch.log(counts / counts.sum())
+
+
+def inverse_frequency_weights(class_counts: ClassCounts) -> Tensor:
+    """n / (C n_y) for each class y, scikit-learn's ``balanced``: the mean weight of the n training scans is 1.
+
+    Args:
+        class_counts: as of :func:`log_class_prior`.
+
+    Returns:
+        float64 tensor of shape [C].
+    """
+    counts = _counts(class_counts)
+    return counts.sum() / (len(counts) * counts)
+
+
+def ldam_margins(class_counts: ClassCounts, max_margin: float = 0.5) -> Tensor:
+    """Margins C / n_y^(1/4), with C such that the rarest class has ``max_margin`` (Cao et al. 2019).
+
+    Args:
+        class_counts: as of :func:`log_class_prior`.
+        max_margin: of the rarest class, in units of a logit.
+
+    Returns:
+        float64 tensor of shape [C].
+    """
+    counts = _counts(class_counts)
+    return max_margin * (counts.min() / counts) ** 0.25
+
+
+def logit_adjusted_cross_entropy(logits: Tensor, label: Tensor, log_prior: Tensor, tau: float = 1.0) -> Tensor:
+    r"""Cross-entropy on logits shifted by the class prior (paper, Eq. 2; Menon et al. 2021).
+
+    .. math:: \ell(x, y) = -\log \frac{\exp(f_y(x) + \tau \log \pi_y)}{\sum_{y'} \exp(f_{y'}(x) + \tau \log \pi_{y'})}
+
+    The shift is in the loss only: predictions use the raw logits, which then estimate the class-balanced posterior.
+    With ``tau = 1`` it is the balanced softmax (Ren et al. 2020), whose class counts n_y stand for pi_y.
+
+    Args:
+        logits: [N, C], any floating type; half precision is promoted to float32.
+        label: [N] class indices.
+        log_prior: [C], see :func:`log_class_prior`.
+        tau: strength, 0 gives plain cross-entropy, 1 is Fisher-consistent for the balanced error.
+
+    Returns:
+        [N] losses, one a sample.
+    """
+    logits = promote(logits)
+    return F.cross_entropy(logits + tau * log_prior.to(logits), label.long(), reduction="none")
+
+
+def weighted_cross_entropy(logits: Tensor, label: Tensor, class_weights: Tensor) -> Tensor:
+    r"""Cross-entropy times the weight of the sample's class: :math:`\ell(x, y) = -w_y \log p_y(x)`.
+
+    The weights are not normalised again in each batch, as PyTorch's weighted mean does: with
+    :func:`inverse_frequency_weights` the mean over batches is then the mean of the classes' losses. They change how
+    much a class counts but not its margin, and a network that can separate its training set ends up much as without
+    them (Byrd & Lipton 2019).
+
+    Args:
+        logits: [N, C].
+        label: [N] class indices.
+        class_weights: [C].
+
+    Returns:
+        [N] losses, one a sample.
+    """
+    logits = promote(logits)
+    return F.cross_entropy(logits, label.long(), weight=class_weights.to(logits), reduction="none")
+
+
+def focal_loss(logits: Tensor, label: Tensor, gamma: float = 2.0) -> Tensor:
+    r"""Cross-entropy that counts less the surer the network is (Lin et al. 2017), by MONAI's ``softmax_focal_loss``.
+
+    .. math:: \ell(x, y) = -(1 - p_y(x))^\gamma \log p_y(x)
+
+    Args:
+        logits: [N, C].
+        label: [N] class indices.
+        gamma: 0 gives cross-entropy.
+
+    Returns:
+        [N] losses, one a sample.
+    """
+    logits = promote(logits)
+    return softmax_focal_loss(logits, _one_hot(label, logits), gamma).sum(dim=1)
+
+
+def ldam_loss(logits: Tensor, label: Tensor, margins: Tensor, scale: float = 30.0) -> Tensor:
+    r"""Cross-entropy that asks of rare classes a larger margin (LDAM, Cao et al. 2019).
+
+    .. math:: \ell(x, y) = -\log \frac{\exp(s (f_y(x) - \Delta_y))}
+              {\exp(s (f_y(x) - \Delta_y)) + \sum_{y' \ne y} \exp(s f_{y'}(x))}
+
+    Their schedule that turns class weights on late in training (deferred re-weighting) is not part of it.
+
+    Args:
+        logits: [N, C]. The authors' are cosines, of normalised features and normalised weights.
+        label: [N] class indices.
+        margins: [C], see :func:`ldam_margins`.
+        scale: s. 30 is the authors', for cosines. Without a normalised last layer it is a temperature: the network's
+            own probabilities, the softmax of f, are then less sure by this factor than what is trained; 1 keeps them.
+
+    Returns:
+        [N] losses, one a sample.
+    """
+    logits = promote(logits)
+    return F.cross_entropy(
+        scale * (logits - margins.to(logits) * _one_hot(label, logits)), label.long(), reduction="none"
+    )
+
+
+def _one_hot(label: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros_like(like).scatter(1, label.long()[:, None], 1.0)
+
+
+def promote(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+class CrossEntropy(nn.Module):
+    """Plain cross-entropy, one loss a sample: the inner level of the CE and CVaR-only systems."""
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(promote(logits), label.long(), reduction="none")
+
+
+class LogitAdjustedCrossEntropy(nn.Module):
+    """:func:`logit_adjusted_cross_entropy` with the class prior of the training split.
+
+    Args:
+        class_counts: training scans of each class, in class order (a mapping names them in errors).
+        tau: strength of the adjustment, at least 0; 1 is also the balanced softmax.
+    """
+
+    log_prior: Tensor
+
+    def __init__(self, class_counts: ClassCounts, tau: float = 1.0) -> None:
+        super().__init__()
+        if not 0 <= tau < float("inf"):
+            raise ValueError(f"tau must be in [0, inf), got {tau}")
+        self.tau = float(tau)
+        # not part of the state dict: a checkpoint of the network must not depend on the training prior
+        self.register_buffer("log_prior", log_class_prior(class_counts), persistent=False)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        _require_classes(logits, self.log_prior)
+        return logit_adjusted_cross_entropy(logits, label, self.log_prior, self.tau)
+
+
+class WeightedCrossEntropy(nn.Module):
+    """:func:`weighted_cross_entropy` with the inverse class frequencies of the training split.
+
+    Args:
+        class_counts: training scans of each class, in class order (a mapping names them in errors).
+    """
+
+    class_weights: Tensor
+
+    def __init__(self, class_counts: ClassCounts) -> None:
+        super().__init__()
+        self.register_buffer("class_weights", inverse_frequency_weights(class_counts), persistent=False)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        _require_classes(logits, self.class_weights)
+        return weighted_cross_entropy(logits, label, self.class_weights)
+
+
+class FocalLoss(nn.Module):
+    """:func:`focal_loss`, one loss a sample.
+
+    Args:
+        gamma: 0, or at least 1: between them the gradient is not finite where the network is certain.
+    """
+
+    def __init__(self, gamma: float = 2.0) -> None:
+        super().__init__()
+        if not (gamma == 0 or 1 <= gamma < float("inf")):
+            raise ValueError(f"gamma must be 0 or in [1, inf), got {gamma}")
+        self.gamma = float(gamma)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        return focal_loss(logits, label, self.gamma)
+
+
+class LDAMLoss(nn.Module):
+    """:func:`ldam_loss` with the margins of the training split.
+
+    Args:
+        class_counts: training scans of each class, in class order (a mapping names them in errors).
+        max_margin: of the rarest class, at least 0.
+        scale: of the logits, positive.
+    """
+
+    margins: Tensor
+
+    def __init__(self, class_counts: ClassCounts, max_margin: float = 0.5, scale: float = 30.0) -> None:
+        super().__init__()
+        if not 0 <= max_margin < float("inf"):
+            raise ValueError(f"max_margin must be in [0, inf), got {max_margin}")
+        if not 0 < scale < float("inf"):
+            raise ValueError(f"scale must be positive and finite, got {scale}")
+        self.scale = float(scale)
+        self.register_buffer("margins", ldam_margins(class_counts, max_margin), persistent=False)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        _require_classes(logits, self.margins)
+        return ldam_loss(logits, label, self.margins, self.scale)
+
+
+def _require_classes(logits: Tensor, of_classes: Tensor) -> None:
+    if logits.shape[1] != len(of_classes):
+        raise ValueError(f"logits have {logits.shape[1]} classes, class_counts has {len(of_classes)}")

@@ -1,0 +1,89 @@
+"""The objective: a loss a sample, then an aggregation over groups; FairLACVaRLoss is the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from .aggregation import Aggregation, GroupCVaR
+from .sample_losses import ClassCounts, LogitAdjustedCrossEntropy, promote
+
+
+def _full_precision(like: Tensor) -> AbstractContextManager:
+    """Autocast off for a tensor's device."""
+    kind = like.device.type
+    if not torch.amp.autocast_mode.is_autocast_available(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
+class TwoLevelLoss(nn.Module):
+    """``aggregation(sample_loss(logits, label), group)``: any inner level with any outer level.
+
+    Args:
+        sample_loss: module ``(logits [N, C], label [N]) -> [N]``.
+        aggregation: how sample losses and groups become one loss. What it remembers of earlier batches is in the
+            ``state_dict`` and moves with each call in training mode with gradients enabled.
+    """
+
+    def __init__(self, sample_loss: nn.Module, aggregation: Aggregation) -> None:
+        super().__init__()
+        self.sample_loss = sample_loss
+        self.aggregation = aggregation
+
+    def forward(self, logits: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+        """Scalar loss of a batch.
+
+        Args:
+            logits: [N, C] raw network outputs.
+            target: ``{"label": [N] class indices, "group": [N] group ids, -1 unknown}``.
+        """
+        # autocast would compute the group weights in half precision, where close losses tie and gradients overflow
+        with _full_precision(logits):
+            return self.aggregation(self.sample_loss(promote(logits), target["label"]), target["group"])
+
+    @torch.no_grad()
+    def explain(self, logits: Tensor, target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """[N] loss and [N] weight of each sample; their product sums to the loss (with the exact gradient).
+
+        Changes nothing. Asked about a step's batch before the next step, it gives the losses and weights of that step.
+        """
+        with _full_precision(logits):
+            losses = self.sample_loss(promote(logits), target["label"])
+            return losses, self.aggregation.weights(losses, target["group"])
+
+
+class FairLACVaRLoss(TwoLevelLoss):
+    """The paper's objective: logit-adjusted cross-entropy a sample, CVaR over the groups (Algorithm 1).
+
+    Args:
+        class_counts: training scans of each class, in class order (a mapping names them in errors).
+        alpha: CVaR level in (0, 1].
+        tau: strength of the logit adjustment.
+        gradient: ``exact``, or ``published`` to reproduce the authors' code.
+        estimator: of the groups' losses: ``batch``, the paper's, or ``running`` (:class:`~.GroupCVaR`).
+        momentum: of the running estimate.
+        num_groups: which the running estimate needs.
+
+    Example:
+        >>> loss = FairLACVaRLoss({"a": 250, "g": 84}, alpha=0.8)
+        >>> target = {"label": torch.tensor([0, 1]), "group": torch.tensor([0, 1])}
+        >>> loss(torch.zeros(2, 2), target).item() > 0
+        True
+    """
+
+    def __init__(
+        self,
+        class_counts: ClassCounts,
+        alpha: float = 0.8,
+        tau: float = 1.0,
+        gradient: str = "exact",
+        estimator: str = "batch",
+        momentum: float = 0.9,
+        num_groups: int | None = None,
+    ) -> None:
+        cvar = GroupCVaR(alpha, gradient, estimator, momentum, num_groups)
+        super().__init__(LogitAdjustedCrossEntropy(class_counts, tau), cvar)

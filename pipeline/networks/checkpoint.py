@@ -1,0 +1,109 @@
+"""Checkpoints carry the settings that a network's input and output depend on, and refuse to be loaded under others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..common.errors import UserError
+
+# settings of train.yaml that give a checkpoint its meaning
+MODEL_SETTINGS = (
+    "class_names",
+    "group_by",
+    "group_names",
+    "age_bands",
+    "window",
+    "trim_fraction",
+    "num_slices",
+    "image_size",
+    "fast_decode",
+    "crop_size",
+)
+NETWORK = "network"  # saved beside them: the class of the network, which a config says with network_def
+INFERENCE_NETWORK = "R3D18Classifier"  # the one that inference.yaml runs
+# of checkpoints from before these were saved
+FIRST_SETTINGS = {"age_bands": None, "fast_decode": False, NETWORK: "R3D18Classifier"}
+
+_OTHER_NETWORK = (
+    "\nevaluate it with the configs of its own network, such as ['train.yaml','systems/cnn_rnn.yaml','evaluate.yaml']; "
+    f"inference.yaml runs {INFERENCE_NETWORK} alone"
+)
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint is missing, is none of this bundle, or was made under other settings; a training would be lost."""
+
+
+class ModelSettings:
+    """The settings saved beside the weights; loading compares instead of overwriting.
+
+    Has the ``state_dict`` interface of whatever MONAI's ``CheckpointSaver`` and ``CheckpointLoader`` handle.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        names = (*MODEL_SETTINGS, NETWORK)
+        missing = set(names) - set(settings)
+        unknown = set(settings) - set(names)
+        if missing or unknown:
+            raise ValueError(f"model settings: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        self.settings = {name: _plain(settings[name]) for name in names}
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.settings)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        state = {**FIRST_SETTINGS, **state}
+        differing = [
+            f"{name}: checkpoint {state.get(name)!r}, run {value!r}"
+            for name, value in self.settings.items()
+            if _plain(state.get(name)) != value
+        ]
+        if differing:
+            raise CheckpointError(
+                "the checkpoint was trained with other settings:\n  "
+                + "\n  ".join(differing)
+                + (_OTHER_NETWORK if state[NETWORK] != self.settings[NETWORK] else "")
+            )
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def require_checkpoint(path: str | Path) -> None:
+    """CheckpointError, with what to do, when there is no checkpoint."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"no checkpoint at {path}: train first (train.yaml writes it), or pass --checkpoint FILE")
+
+
+def model_settings(checkpoint: str | Path, train_config: str | Path) -> dict[str, Any]:
+    """The settings a checkpoint was trained with.
+
+    Args:
+        checkpoint: file written by train.yaml.
+        train_config: path of train.yaml. Where there is no checkpoint yet, its values describe the untrained network
+            (for tools that only build it); running anything still needs the checkpoint.
+
+    Returns:
+        a value for each of :data:`MODEL_SETTINGS`, and of a checkpoint also ``network``.
+
+    Raises:
+        CheckpointError: the file is not a checkpoint of this bundle.
+    """
+    if not Path(checkpoint).is_file():
+        config = yaml.safe_load(Path(train_config).read_text())
+        return {name: config[name] for name in MODEL_SETTINGS}
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for files that are no checkpoint
+        raise CheckpointError(f"{checkpoint} cannot be read as a checkpoint ({error})") from error
+    if not isinstance(content, dict) or not {"model", "settings"} <= set(content):
+        raise CheckpointError(
+            f"{checkpoint} is not a checkpoint of this bundle: it holds no 'model' with its 'settings'"
+        )
+    return {**FIRST_SETTINGS, **content["settings"]}

@@ -1,0 +1,65 @@
+"""The paper's network, a video R3D-18 turned into a single-channel CT classifier; loading of published weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.video import R3D_18_Weights, r3d_18
+
+from .pretrained import load_published_weights, refuse_unused_weights
+
+KINETICS_CLASSES = 400
+
+
+def collapse_input_channels(weight: Tensor) -> Tensor:
+    """Mean over the RGB input channels of a convolution kernel: [O, 3, ...] to [O, 1, ...] (paper, Sec. 4.1.3)."""
+    return weight.mean(dim=1, keepdim=True)
+
+
+class R3D18Classifier(nn.Module):
+    """R3D-18 for one-channel volumes, with the head 512-256-ReLU-dropout-classes (paper, Sec. 3.3).
+
+    Args:
+        num_classes: C, at least 2.
+        pretrained: start from Kinetics-400 weights. Evaluation and inference build the network with ``False`` and load
+            a checkpoint.
+        weights: local file with torchvision's R3D-18 state dict; None lets torchvision find or download it.
+        dropout: probability in the head, in [0, 1).
+        hidden: units of the head's hidden layer.
+
+    Raises:
+        PretrainedWeightsError: ``pretrained`` and the weights cannot be had or do not fit.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        pretrained: bool = False,
+        weights: str | Path | None = None,
+        dropout: float = 0.5,
+        hidden: int = 256,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        refuse_unused_weights(pretrained, weights)
+        backbone = r3d_18(weights=None, num_classes=KINETICS_CLASSES)
+        if pretrained:
+            load_published_weights(backbone, R3D_18_Weights.KINETICS400_V1, "R3D-18", "Kinetics-400", weights)
+        rgb = backbone.stem[0]
+        grey = nn.Conv3d(1, rgb.out_channels, rgb.kernel_size, rgb.stride, rgb.padding, bias=False)
+        with torch.no_grad():
+            grey.weight.copy_(collapse_input_channels(rgb.weight))
+        backbone.stem[0] = grey
+        backbone.fc = nn.Sequential(
+            nn.Linear(backbone.fc.in_features, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, num_classes)
+        )
+        self.backbone = backbone
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits [N, C] of volumes [N, 1, D, H, W] with values in [0, 1]."""
+        return self.backbone(image)

@@ -1,0 +1,1 @@
+"""Synthetic chests, and the cohorts made of them."""

@@ -1,0 +1,265 @@
+"""Cohorts of synthetic scans on disk: which scans, in which cells, sites and formats, and the files themselves."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..common.names import CLASS_NAMES, SEXES
+from . import writers
+from .anatomy import SITES, PhantomScan, check_choice, check_shift, synthesize
+
+COHORT_FORMATS = ("jpg", "dicom", "nifti")
+SCAN_FORMATS = (*COHORT_FORMATS, "nrrd", "mha")
+COHORT_COLUMNS = (
+    "scan", "label", "sex", "split", "patient", "site", "age", "slices", "thickness_mm", "synthetic", "presentation",
+)  # fmt: skip
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ValueError(f"seed must be >= 0, got {seed}")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Size and composition of a cohort.
+
+    ``cells``: {split: {(label, sex): scans}}; ``size``: rows and columns of a slice; ``slices``: fewest and most
+    slices of a scan; ``presentation_shift``: see ``synthesize``.
+    """
+
+    cells: Mapping[str, Mapping[tuple[str, str], int]]
+    size: int
+    slices: tuple[int, int]
+    presentation_shift: float = 0.6
+
+    def __post_init__(self) -> None:
+        for split, cells in self.cells.items():
+            for (label, sex), count in cells.items():
+                check_choice("label", label, CLASS_NAMES)
+                check_choice("sex", sex, SEXES)
+                if count < 0:
+                    raise ValueError(f"cells[{split!r}][{label!r}, {sex!r}] must be >= 0, got {count}")
+        if self.size < 32:
+            raise ValueError(f"size must be >= 32, got {self.size}")
+        if not 8 <= self.slices[0] <= self.slices[1]:
+            raise ValueError(f"slices must be (fewest, most) with 8 <= fewest <= most, got {self.slices}")
+        check_shift(self.presentation_shift)
+
+
+def _cells(*male_female: tuple[int, int]) -> dict[tuple[str, str], int]:
+    return {
+        (label, sex): count
+        for label, counts in zip(CLASS_NAMES, male_female, strict=True)
+        for sex, count in zip(SEXES, counts, strict=True)
+    }
+
+
+PRESETS: Mapping[str, Preset] = {
+    "tiny": Preset(
+        {"train": _cells(*[(2, 2)] * 4), "val": _cells(*[(1, 1)] * 4), "test": _cells(*[(1, 1)] * 4)},
+        size=64,
+        slices=(50, 56),
+    ),
+    "demo": Preset(
+        {
+            "train": _cells((20, 20), (13, 2), (16, 16), (16, 16)),
+            "val": _cells((6, 6), (5, 5), (6, 6), (6, 6)),
+            "test": _cells((8, 8), (6, 6), (8, 8), (8, 8)),
+        },
+        size=128,
+        slices=(50, 80),
+    ),
+    # The published cells of the challenge's data, 734 + 155 scans; it has no labelled test split.
+    "benchmark": Preset(
+        {
+            "train": _cells((125, 125), (79, 5), (100, 100), (100, 100)),
+            "val": _cells((25, 25), (12, 13), (20, 20), (20, 20)),
+        },
+        size=512,
+        slices=(50, 700),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ScanSpec:
+    """One scan to be made. ``stream`` and ``seed`` give its generator, whatever is made before or beside it."""
+
+    path: str  # relative to the output folder
+    label: str
+    sex: str
+    split: str
+    patient: str
+    site: str
+    fmt: str
+    size: int
+    slices: tuple[int, int]
+    presentation_shift: float
+    seed: int
+    stream: tuple[int, int]
+
+
+def plan_cohort(preset: str | Preset, *, fmt: str = "mixed", seed: int = 0) -> list[ScanSpec]:
+    """The scans of a cohort in order of cells. Sites and formats are balanced within every cell.
+
+    That balance is the point: neither scanner nor file format may tell the class. Raises ValueError for an unknown
+    preset or format and for a negative seed.
+    """
+    preset = _preset(preset)
+    check_choice("fmt", fmt, (*COHORT_FORMATS, "mixed"))
+    _check_seed(seed)
+    specs: list[ScanSpec] = []
+    cells = [(split, *cell, count) for split, part in preset.cells.items() for cell, count in part.items()]
+    for number, (split, label, sex, count) in enumerate(cells):
+        rng = _generator(seed, (0, number))
+        sites = np.array(list(SITES))[(rng.permutation(count) + rng.integers(len(SITES))) % len(SITES)]
+        for place in range(count):
+            index = len(specs) + 1
+            kind = COHORT_FORMATS[(place + number) % len(COHORT_FORMATS)] if fmt == "mixed" else fmt
+            name = f"phantom-{index:04d}" + (".nii.gz" if kind == "nifti" else "")
+            specs.append(
+                ScanSpec(
+                    path=f"scans/{split}/{label}/{sex}/{name}", label=label, sex=sex, split=split,
+                    patient=f"P{index:04d}", site=str(sites[place]), fmt=kind, size=preset.size, slices=preset.slices,
+                    presentation_shift=preset.presentation_shift, seed=seed, stream=(1, index),
+                )
+            )  # fmt: skip
+    return specs
+
+
+def synthesize_spec(spec: ScanSpec) -> PhantomScan:
+    """The volume of a planned scan; the number of slices is drawn from the range its site uses."""
+    rng = _generator(spec.seed, spec.stream)
+    low, high = np.log(spec.slices[0]), np.log(spec.slices[1])
+    start, stop = (low + (high - low) * part for part in SITES[spec.site].slices)
+    depth = int(np.rint(np.exp(rng.uniform(start, stop))))
+    return synthesize(
+        spec.label, spec.sex, rng=rng, shape=(depth, spec.size, spec.size), site=spec.site,
+        presentation_shift=spec.presentation_shift,
+    )  # fmt: skip
+
+
+def write_phantom_cohort(
+    out: Path | str,
+    preset: str | Preset = "demo",
+    fmt: str = "mixed",
+    seed: int = 0,
+    *,
+    workers: int = 2,
+    progress: bool = True,
+) -> Path:
+    """Write OUT/scans/<split>/<class>/<sex>/<name> and return OUT/cohort.csv (columns ``COHORT_COLUMNS``).
+
+    ``fmt`` is jpg, dicom, nifti or mixed (the three in turn); ``preset`` a key of ``PRESETS`` or a ``Preset``. Files
+    depend on preset, format and seed, not on ``workers`` (1: no pool). cohort.csv is written last: no cohort.csv, no
+    complete cohort. Raises FileExistsError when OUT/scans holds anything, ValueError for wrong arguments.
+    """
+    specs = plan_cohort(preset, fmt=fmt, seed=seed)
+    out = Path(out)
+    if (out / "scans").exists() and any((out / "scans").iterdir()):
+        raise FileExistsError(f"{out / 'scans'} is not empty; remove it or choose another folder, cohorts never mix")
+    rows = sorted(_write_all(out, specs, workers=workers, progress=progress), key=lambda row: str(row["scan"]))
+    path = out / "cohort.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COHORT_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_phantom_scans(
+    out: Path | str,
+    specs: Sequence[tuple[str, str]],
+    *,
+    preset: str | Preset = "demo",
+    fmt: str = "mixed",
+    seed: int = 0,
+    workers: int = 1,
+    progress: bool = False,
+) -> list[Path]:
+    """Write one unlabelled scan per (label, sex) as OUT/new-0001 and so on; return their paths in order.
+
+    ``fmt`` is jpg, dicom, nifti, nrrd, mha or mixed (jpg, dicom and nifti in turn). The streams are other than any
+    cohort's with the same seed: these patients are new. Raises FileExistsError when one of the paths exists.
+    """
+    preset = _preset(preset)
+    check_choice("fmt", fmt, (*SCAN_FORMATS, "mixed"))
+    _check_seed(seed)
+    suffixes = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha"}
+    planned = []
+    for index, (label, sex) in enumerate(specs, start=1):
+        check_choice("label", label, CLASS_NAMES)
+        check_choice("sex", sex, SEXES)
+        kind = COHORT_FORMATS[(index - 1) % len(COHORT_FORMATS)] if fmt == "mixed" else fmt
+        site = str(_generator(seed, (2, index)).choice(list(SITES)))
+        planned.append(
+            ScanSpec(
+                path=f"new-{index:04d}{suffixes.get(kind, '')}", label=label, sex=sex, split="new",
+                patient=f"N{index:04d}", site=site, fmt=kind, size=preset.size, slices=preset.slices,
+                presentation_shift=preset.presentation_shift, seed=seed, stream=(3, index),
+            )
+        )  # fmt: skip
+    for spec in planned:
+        if (Path(out) / spec.path).exists():
+            raise FileExistsError(f"{Path(out) / spec.path} already exists")
+    _write_all(Path(out), planned, workers=workers, progress=progress)
+    return [Path(out) / spec.path for spec in planned]
+
+
+def _write_all(out: Path, specs: Sequence[ScanSpec], *, workers: int, progress: bool) -> list[dict[str, object]]:
+    from tqdm import tqdm
+
+    if workers < 1:
+        raise ValueError(f"workers must be >= 1, got {workers}")
+    out.mkdir(parents=True, exist_ok=True)
+
+    def collect(results: Iterator[dict[str, object]]) -> list[dict[str, object]]:
+        return list(tqdm(results, total=len(specs), desc="synthetic scans", unit="scan", disable=not progress))
+
+    folders = [str(out)] * len(specs)
+    if workers == 1 or len(specs) < 2:
+        return collect(map(_write_one, folders, specs))
+    with ProcessPoolExecutor(max_workers=workers) as pool:
+        return collect(pool.map(_write_one, folders, specs))
+
+
+def _write_one(out: str, spec: ScanSpec) -> dict[str, object]:
+    scan = synthesize_spec(spec)
+    path = Path(out) / spec.path
+    rng = _generator(spec.seed, (*spec.stream, 1))
+    write: dict[str, Callable[[], Path]] = {
+        "jpg": lambda: writers.write_jpg_folder(path, scan.hu),
+        "nifti": lambda: writers.write_nifti(path, scan.hu, scan.spacing),
+        "nrrd": lambda: writers.write_nrrd_or_mha(path, scan.hu, scan.spacing),
+        "mha": lambda: writers.write_nrrd_or_mha(path, scan.hu, scan.spacing),
+        # What archives really hold: half the series numbered from above, some patients scanned prone.
+        "dicom": lambda: writers.write_dicom_series(
+            path, scan.hu, scan.spacing, sex=scan.sex, age=scan.age, patient_id=spec.patient, uid_seed=str(spec.seed),
+            manufacturer=f"fairlung phantom {scan.site}", reverse_names=bool(rng.random() < 0.5),
+            prone=bool(rng.random() < 0.1),
+        ),
+    }  # fmt: skip
+    write[spec.fmt]()
+    return {
+        "scan": spec.path, "label": scan.label, "sex": scan.sex, "split": spec.split, "patient": spec.patient,
+        "site": scan.site, "age": scan.age, "slices": scan.hu.shape[0], "thickness_mm": f"{scan.spacing[0]:.4f}",
+        "synthetic": "yes", "presentation": "shifted" if scan.truth["presentation_shift"] > 0 else "typical",
+    }  # fmt: skip
+
+
+def _generator(seed: int, stream: Sequence[int]) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(stream)))
+
+
+def _preset(preset: str | Preset) -> Preset:
+    if isinstance(preset, Preset):
+        return preset
+    check_choice("preset", preset, tuple(PRESETS))
+    return PRESETS[preset]

@@ -1,0 +1,172 @@
+"""What post-processing changes: each number before and after, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..evaluation.audit import summaries
+from ..evaluation.calibration import BINS, bin_of
+from ..evaluation.predictions import Predictions
+from ..evaluation.resampling import check_resampling, estimate, resample_counts
+from .fitted import Floats, PostprocessError, given_probabilities, log_probabilities
+
+
+def before_after(
+    before: Predictions, after: Predictions, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, Any]:
+    """What a post-processing changed on the same scans of known group, with paired bootstrap intervals of the changes.
+
+    Scans are resampled within class and group, the same ones before and after. The interval is the basic bootstrap's,
+    twice the observed change minus the percentiles (Davison and Hinkley 1997, Sec. 5.2.1): ECE and |gap| are biased
+    upward on a sample, and resamples are biased once more, which the percentile interval would count twice. How often
+    it holds the truth: benchmarks/postprocessing.py, docs/postprocessing.md.
+
+    Args:
+        before: with probabilities.
+        after: the same scans, post-processed.
+        resamples: at least 100.
+        confidence: in (0, 1).
+        seed: same seed, same intervals.
+
+    Returns:
+        ``overall`` (score, gap with two groups, abs_gap, nll, brier, ece) and ``groups`` (group, n, f1, nll, brier,
+        ece), each number as ``{"before", "after", "change": {"value", "low", "high"}}``; ``changed`` predictions,
+        ``mended`` (wrong to right) and ``broken`` (right to wrong), in all and for each group; ``cost`` in words
+        (:func:`cost`); n, n_unknown, synthetic, names and settings.
+
+    Raises:
+        ValueError: a setting is out of range, or the scans, labels or groups differ.
+        PostprocessError: no probabilities, or no scan of known group.
+    """
+    check_resampling(confidence, resamples)
+    if any(
+        not np.array_equal(getattr(before, name), getattr(after, name))
+        for name in ("scan", "label", "group", "class_names", "group_names")
+    ):
+        raise ValueError("before and after must hold the same scans, labels, groups and classes in the same order")
+    scans = len(before.label)
+    before, after = before.known(), after.known()
+    if not len(before.label):
+        raise PostprocessError("no scan has a known group")
+    classes, groups = len(before.class_names), len(before.group_names)
+    strata = before.group * classes + before.label
+    counts = resample_counts(strata, resamples, np.random.default_rng(seed))
+    # the first row is the scans themselves, so that one formula gives the value and its resamples
+    counts = np.concatenate([np.ones((1, len(strata))), counts])
+    numbers = [_numbers(part, counts, groups) for part in (before, after)]
+    tail = (1 - confidence) / 2
+
+    def change(name: str) -> dict[str, Any]:
+        old, new = (part[name] for part in numbers)
+        value = float(new[0] - old[0])
+        top, bottom = np.quantile((new - old)[1:], [1 - tail, tail])
+        ends = min(2 * value - float(top), value), max(2 * value - float(bottom), value)
+        return {"before": float(old[0]), "after": float(new[0]), "change": estimate(value, *ends)}
+
+    def moved(inside: NDArray[np.bool_]) -> dict[str, int]:
+        was, now = before.prediction == before.label, after.prediction == after.label
+        other = inside & (before.prediction != after.prediction)
+        parts = {"changed": other, "mended": other & now, "broken": other & was}
+        return {name: int(rows.sum()) for name, rows in parts.items()}
+
+    result: dict[str, Any] = {
+        "n": len(before.label),
+        "n_unknown": scans - len(before.label),
+        "synthetic": before.synthetic,
+        "class_names": list(before.class_names),
+        "group_names": list(before.group_names),
+        "settings": {"resamples": resamples, "confidence": confidence, "seed": seed},
+        "overall": {
+            name: change(name) for name in ("score", "gap", "abs_gap", "nll", "brier", "ece") if name in numbers[0]
+        },
+        "groups": [
+            {"group": name, "n": int((before.group == g).sum())}
+            | {number: change(f"{number} {g}") for number in ("f1", "nll", "brier", "ece")}
+            | moved(before.group == g)
+            for g, name in enumerate(before.group_names)
+            if (before.group == g).any()
+        ],
+        **moved(np.ones(len(strata), dtype=bool)),
+    }
+    result["cost"] = cost(result)
+    return result
+
+
+def _numbers(predictions: Predictions, counts: Floats, groups: int) -> dict[str, Floats]:
+    """Each number [B] on resamples given as counts [B, N]; those of group g are called ``<number> <g>``."""
+    probabilities = given_probabilities(predictions)
+    label, said = predictions.label, predictions.prediction
+    scan, classes = np.arange(len(label)), len(predictions.class_names)
+    cell = np.ravel_multi_index((predictions.group, label, said), (groups, classes, classes))
+    confusion = (counts @ np.eye(groups * classes**2)[cell]).reshape(-1, groups, classes, classes)
+    found = summaries(confusion)
+    numbers: dict[str, Floats] = {name: found[name] for name in ("score", "gap", "abs_gap") if name in found}
+    numbers |= {f"f1 {g}": found["group_f1"][:, g] for g in range(groups)}
+    nll = -log_probabilities(probabilities)[scan, label]
+    brier = ((probabilities - np.eye(classes)[label]) ** 2).sum(1)
+    sure = probabilities[scan, said]
+    surplus = ((said == label) - sure)[:, None] * np.eye(BINS)[bin_of(sure)]
+    parts = {f" {g}": predictions.group == g for g in range(groups)} | {"": np.ones(len(label), dtype=bool)}
+    for suffix, inside in parts.items():
+        if not inside.any():
+            continue
+        drawn, n = counts[:, inside], int(inside.sum())  # resampling within groups keeps n
+        numbers[f"nll{suffix}"] = drawn @ nll[inside] / n
+        numbers[f"brier{suffix}"] = drawn @ brier[inside] / n
+        numbers[f"ece{suffix}"] = np.abs(drawn @ surplus[inside]).sum(1) / n
+    return numbers
+
+
+NAMES = {
+    "score": "P",
+    "gap": "the gap",
+    "abs_gap": "|gap|",
+    "f1": "F1",
+    "nll": "NLL",
+    "brier": "the Brier score",
+    "ece": "the calibration error",
+}
+BETTER_HIGH = ("score", "f1")
+
+
+def cost(result: Mapping[str, Any]) -> list[str]:
+    """What got worse, in words, the clearest first; one sentence that says so if nothing did.
+
+    Args:
+        result: of :func:`before_after`, without its cost. Larger is worse for |gap|, NLL, Brier score and ECE,
+            smaller is worse for P and F1; the signed gap has no worse side.
+    """
+    parts: list[tuple[str, str, Mapping[str, Any]]] = [
+        (name, "", number) for name, number in result["overall"].items() if name != "gap"
+    ]
+    parts += [
+        (name, f" of {group['group']} scans", group[name])
+        for group in result["groups"]
+        for name in ("f1", "nll", "brier", "ece")
+    ]
+    clear: list[str] = []
+    unclear: list[str] = []
+    for name, whose, number in parts:
+        change = number["change"]
+        rises = name not in BETTER_HIGH
+        if change["value"] == 0 or (change["value"] > 0) != rises:
+            continue
+        apart = change["low"] > 0 or change["high"] < 0
+        text = (
+            f"{NAMES[name]}{whose} {'rises' if rises else 'falls'} from {number['before']:.3f} to "
+            f"{number['after']:.3f} ({100 * result['settings']['confidence']:.0f} % interval of the change "
+            f"{change['low']:+.3f} to {change['high']:+.3f})"
+        )
+        text = text[0].upper() + text[1:]
+        (clear if apart else unclear).append(text + ("." if apart else ": cannot be told from no change."))
+    if result["broken"]:
+        by_group = ", ".join(f"{group['group']} {group['broken']}" for group in result["groups"])
+        clear.append(
+            f"Right before and wrong now: {result['broken']} of the {result['n']} scans ({by_group}); wrong before and "
+            f"right now: {result['mended']}."
+        )
+    return [*clear, *unclear] or [f"None of these numbers got worse on the {result['n']} scans."]

@@ -1,0 +1,172 @@
+"""A fitted post-processing of probabilities, and how it is saved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common.errors import UserError
+from ..evaluation.predictions import PROBABILITY, Predictions
+
+Floats = NDArray[np.float64]
+Method = Literal["temperature", "offsets", "prior"]
+
+SMALLEST = 5e-7  # stands for a probability of 0 in a table: half of the last of the six digits that we write
+PREFIX = 16  # hexadecimal digits kept of the hash of a scan's name
+TIE = 2e-6  # by which a predicted class may fall short of the most probable one: six digits, normalised
+
+
+class PostprocessError(UserError):
+    """Probabilities that cannot be post-processed as asked; the message says why."""
+
+
+class UnlabelledPredictions(NamedTuple):
+    """Predictions of N new scans: ``scan`` N names, ``probabilities`` [N, C] with rows summing to 1."""
+
+    scan: NDArray[np.str_]
+    probabilities: Floats
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted method, all of it plain data.
+
+    Args:
+        method: temperature, offsets or prior.
+        temperature: T; 1 unless the method is temperature.
+        offsets: class -> b, summing to 0; all 0 if the method is temperature.
+        settings: what it was fitted with.
+        validation: what the fit did on the scans it was fitted on, and their number ``n``.
+        scans: sorted first 16 hexadecimal digits of the SHA-256 of the name of each scan it was fitted on.
+        digest: SHA-256 of their sorted names, a line each; empty without scans.
+    """
+
+    method: Method
+    temperature: float
+    offsets: dict[str, float]
+    settings: dict[str, Any]
+    validation: dict[str, float]
+    scans: tuple[str, ...]
+    digest: str
+
+    def transform(self, probabilities: Floats, class_names: Iterable[str]) -> Floats:
+        """Post-processed probabilities [N, C] of probabilities [N, C] of ``class_names``, labelled scans or not.
+
+        Raises:
+            PostprocessError: the classes are not those it was fitted for (their order may differ).
+        """
+        names = tuple(class_names)
+        if set(names) != set(self.offsets):
+            raise PostprocessError(
+                f"fitted for the classes {', '.join(self.offsets)}, but the predictions are of {', '.join(names)}"
+            )
+        return recalibrated(probabilities, self.temperature, np.array([self.offsets[name] for name in names]))
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def load_fitted(path: str | Path) -> Fitted:
+    """Read what :meth:`Fitted.save` wrote.
+
+    Raises:
+        PostprocessError: no such file, or not such a file.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        fitted = Fitted(**content)
+        offsets = {str(name): float(value) for name, value in fitted.offsets.items()}
+        fitted = replace(fitted, temperature=float(fitted.temperature), offsets=offsets, scans=tuple(fitted.scans))
+    except FileNotFoundError:
+        raise PostprocessError(f"{path}: no such file") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        needed = ", ".join(field.name for field in fields(Fitted))
+        raise PostprocessError(f"{path} is no saved post-processing ({needed}): {error}") from error
+    numbers = [fitted.temperature, *offsets.values()]
+    if fitted.method not in get_args(Method) or not np.isfinite(numbers).all() or fitted.temperature <= 0:
+        raise PostprocessError(
+            f"{path} is no saved post-processing: method {fitted.method!r}, temperature {fitted.temperature}, "
+            f"offsets {offsets}"
+        )
+    return fitted
+
+
+def log_probabilities(probabilities: Floats) -> Floats:
+    """Natural logarithm of probabilities [N, C]; a 0 counts as :data:`SMALLEST`, or the row's smallest if less."""
+    positive = np.where(probabilities > 0, probabilities, SMALLEST)
+    return np.log(np.where(probabilities > 0, probabilities, positive.min(1, keepdims=True)))
+
+
+def recalibrated(probabilities: Floats, temperature: float, offsets: Floats) -> Floats:
+    """softmax(log p / T + b), which for T alone is temperature scaling of the logits (Guo et al. 2017, Eq. 9).
+
+    Args:
+        probabilities: [N, C], rows summing to 1.
+        temperature: T > 0; above 1 the probabilities become more even.
+        offsets: [C] b, added to the logarithm.
+
+    Returns:
+        [N, C].
+    """
+    from scipy.special import softmax
+
+    return np.asarray(softmax(log_probabilities(probabilities) / temperature + offsets, axis=1))
+
+
+def mean_nll(log_p: Floats, label: NDArray[np.int64], temperature: float = 1.0) -> float:
+    """Mean negative log-likelihood of the true class under softmax(log p / T), in nats.
+
+    Args:
+        log_p: [N, C] logarithms of probabilities.
+        label: [N] true classes.
+    """
+    from scipy.special import log_softmax
+
+    return float(-log_softmax(log_p / temperature, axis=1)[np.arange(len(label)), label].mean())
+
+
+def make_fitted(
+    method: Method,
+    offsets: dict[str, float],
+    settings: dict[str, Any],
+    validation: dict[str, float],
+    scan: Iterable[str],
+    temperature: float = 1.0,
+) -> Fitted:
+    names = sorted(map(str, scan))
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest() if names else ""
+    hashes = tuple(sorted(map(hashed_name, names)))
+    return Fitted(method, temperature, offsets, settings, {"n": len(names)} | validation, hashes, digest)
+
+
+def hashed_name(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:PREFIX]
+
+
+def given_probabilities(predictions: Predictions | UnlabelledPredictions) -> Floats:
+    if predictions.probabilities is None:
+        raise PostprocessError(f"post-processing needs the {PROBABILITY}<class> columns, and there are none")
+    if not len(predictions.probabilities):
+        raise PostprocessError("no scan to post-process")
+    return predictions.probabilities
+
+
+def refuse_other_predictions(predictions: Predictions) -> None:
+    """Predictions by another rule would change with the rule, and the change would be laid to the method."""
+    probabilities = given_probabilities(predictions)
+    said = probabilities[np.arange(len(probabilities)), predictions.prediction]
+    other = predictions.scan[said < probabilities.max(1) - TIE]
+    if len(other):
+        raise PostprocessError(
+            f"{len(other)} predictions, such as that of {other[0]}, are not the most probable class: another rule "
+            "was applied to these probabilities already"
+        )

@@ -1,0 +1,104 @@
+"""Tables of predictions that post-processing reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..evaluation.predictions import (
+    LISTED,
+    POSTPROCESS,
+    PROBABILITY,
+    SYNTHETIC,
+    Predictions,
+    load_predictions,
+    read_probabilities,
+    read_table,
+)
+from .fitted import Method, PostprocessError, UnlabelledPredictions, given_probabilities
+
+
+def refuse_overwriting(inputs: Iterable[Path], outputs: Sequence[Path]) -> None:
+    """Stop before a file that is read, or one just written, is written over.
+
+    Raises:
+        PostprocessError: an output is an input or another output, by whatever path.
+    """
+    taken = [(path, "is read") for path in inputs]
+    for output in outputs:
+        for other, why in taken:
+            same = output.resolve() == other.resolve()
+            if same or (output.exists() and other.exists() and output.samefile(other)):
+                raise PostprocessError(f"{output} {why} as well; write to another file")
+        taken.append((output, "is written"))
+
+
+def load_table(path: str | Path, group_by: Iterable[str] | None = None) -> Predictions:
+    """Labelled predictions with probabilities, as :func:`~.load_predictions` reads them.
+
+    Raises:
+        PostprocessError: no column ``scan`` (nobody could tell whether a scan was fitted on), or the table was
+            post-processed before.
+        PredictionsError: as :func:`~.load_predictions`.
+    """
+    _raw(Path(path))
+    return load_predictions(path, group_by=tuple(group_by) if group_by else None)
+
+
+def load_unlabelled(path: str | Path) -> UnlabelledPredictions:
+    """Probabilities of scans without labels, such as inference's predictions.csv; failed scans are left out.
+
+    Raises:
+        PostprocessError: as :func:`load_table`, or there is no column or row of probabilities.
+        PredictionsError: no such file, or probabilities that are none.
+    """
+    path = Path(path)
+    table = _raw(path)
+    names = tuple(column[len(PROBABILITY) :] for column in map(str, table.columns) if column.startswith(PROBABILITY))
+    if not names:
+        raise PostprocessError(f"{path}: no {PROBABILITY}<class> columns; it has {', '.join(map(str, table.columns))}")
+    answered = table[[PROBABILITY + name for name in names]].ne("").any(axis=1)
+    table = table[answered].reset_index(drop=True)
+    if table.empty:
+        raise PostprocessError(f"{path}: no scan has probabilities")
+    faults: list[str] = [f"{name!r} is there twice" for name in table["scan"][table["scan"].duplicated()].unique()]
+    probabilities = read_probabilities(path, table, table["scan"], names, faults)
+    if faults or probabilities is None:
+        raise PostprocessError(f"{path}:\n  " + "\n  ".join(faults[:LISTED]))
+    return UnlabelledPredictions(table["scan"].to_numpy(dtype=str), probabilities, names)
+
+
+def write_table(path: str | Path, original: str | Path, predictions: Predictions, method: Method) -> None:
+    """Write post-processed predictions: scan, label, groups, prediction, prob_<class>, postprocess, and synthetic.
+
+    Args:
+        path: the CSV to write.
+        original: the CSV that the predictions come from, with the same scans in the same order; its other columns
+            are not copied.
+        predictions: of :func:`apply`.
+        method: goes into the column ``postprocess``, so that nobody takes the table for the model's own.
+    """
+    probabilities = given_probabilities(predictions)
+    table = _raw(Path(original))[["scan", "label", *predictions.group_by]].copy()
+    table["prediction"] = np.array(predictions.class_names)[predictions.prediction]
+    for c, name in enumerate(predictions.class_names):
+        table[PROBABILITY + name] = [f"{value:.8g}" for value in probabilities[:, c]]
+    table[POSTPROCESS] = method
+    if predictions.synthetic:
+        table[SYNTHETIC] = "yes"
+    table.to_csv(path, index=False)
+
+
+def _raw(path: Path) -> pd.DataFrame:
+    table = read_table(path)
+    if "scan" not in table:
+        raise PostprocessError(
+            f"{path}: no column 'scan'; without names nobody can tell whether a scan was fitted on and judged as well"
+        )
+    if POSTPROCESS in table:
+        done = ", ".join(sorted(set(table[POSTPROCESS]))) or "?"
+        raise PostprocessError(f"{path} was post-processed before ({done}); give the model's own predictions")
+    return table

@@ -1,0 +1,272 @@
+"""A report as plain parts (sections of text, verdicts, tables, pictures), rendered as one HTML file or as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..evaluation.wording import Verdict
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from matplotlib.figure import Figure
+
+
+TEMPLATES = Path(__file__).with_name("templates")
+PNG_DPI = 130
+# a sign and a word for each level of a verdict, so that colour is never alone
+LEVELS = {
+    "finding": ("\u25b2", "Finding"),
+    "inconclusive": ("\u25d0", "Inconclusive"),
+    "no-statement": ("\u25cb", "No statement"),
+    "note": ("\u2022", "Note"),
+}
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Running text."""
+
+    kind: ClassVar[str] = "paragraph"
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Statements with their levels, the most important first."""
+
+    kind: ClassVar[str] = "verdicts"
+    items: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names the row.
+
+    Args:
+        caption: says what the table shows.
+        columns: headings, as many as a row has values.
+        rows: values as text; a line feed in one is a line break, and a space in Markdown.
+        strong: (row, column) of the values in bold.
+        ends_in_text: the last column holds sentences, not numbers.
+
+    Raises:
+        ValueError: a row has another number of values than there are columns.
+    """
+
+    kind: ClassVar[str] = "table"
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    strong: frozenset[tuple[int, int]] = frozenset()
+    ends_in_text: bool = False
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"table {self.caption!r}: {len(row)} values in a row of {len(self.columns)} columns")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure, or an image made elsewhere.
+
+    Args:
+        name: of the file beside the Markdown, without suffix.
+        alt: what the picture shows, with its numbers.
+        png: for Markdown, and for HTML when there is no SVG.
+        svg: for HTML.
+        caption: below the picture.
+        min_width: CSS pixels below which it scrolls in its box instead of shrinking; 0 always shrinks.
+    """
+
+    kind: ClassVar[str] = "picture"
+    name: str
+    alt: str
+    png: bytes
+    svg: bytes | None = None
+    caption: str = ""
+    min_width: int = 0
+
+    @property
+    def data_uri(self) -> str:
+        """The picture as a data URI: an SVG in an image element has ids of its own, and runs no script."""
+        media_type, content = ("image/png", self.png) if self.svg is None else ("image/svg+xml", self.svg)
+        return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures that stand side by side where there is room."""
+
+    kind: ClassVar[str] = "pictures"
+    items: tuple[Picture, ...]
+    column: int = 320  # CSS pixels that one of them needs
+
+
+Block = Paragraph | Verdicts | Table | Picture | Pictures
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it."""
+
+    title: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report.
+
+    Args:
+        title: heading of the whole.
+        facts: (name, value) pairs below it: what was judged.
+        sections: in order.
+        badge: a word that must not be overlooked, such as SYNTHETIC; with ``badge_text`` it says why.
+    """
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    sections: tuple[Section, ...]
+    badge: str = ""
+    badge_text: str = ""
+
+
+def figure_picture(figure: Figure, name: str, alt: str, caption: str = "", min_width: int = 0) -> Picture:
+    """A matplotlib figure as a picture; the same figure gives the same bytes."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    svg, png = io.BytesIO(), io.BytesIO()
+    figure.set_dpi(PNG_DPI)
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    figure.set_layout_engine("none")  # laid out once; savefig would do so, and draw, five times
+    # outlines instead of text: the layout holds on machines that lack the font
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+    return Picture(name, alt, png.getvalue(), svg.getvalue(), caption, min_width)
+
+
+def write_document(document: Document, path: str | Path) -> Path:
+    """Write ``path`` (HTML, self-contained), the same as Markdown beside it, and the Markdown's pictures.
+
+    The Markdown has the suffix ``.md``, and its pictures lie in ``<stem>_files``, which loses the PNGs of an earlier
+    report.
+
+    Returns:
+        path of the HTML file.
+
+    Raises:
+        ValueError: ``path`` does not end in .html.
+    """
+    path = Path(path)
+    require_html(path)
+    folder = path.with_name(f"{path.stem}_files")
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    for picture in _pictures(document):
+        (folder / f"{picture.name}.png").write_bytes(picture.png)
+    _write_text(path.with_suffix(".md"), render_markdown(document, folder.name))
+    _write_text(path, render_html(document))
+    return path
+
+
+def require_html(path: str | Path) -> None:
+    """ValueError when a report's name does not end in .html."""
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"a report is an .html file (Markdown is written beside it), got {Path(path).name}")
+
+
+def render_html(document: Document) -> str:
+    """One HTML page that asks for nothing from anywhere; every text is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja").render(document=document, levels=LEVELS)
+
+
+def render_markdown(document: Document, pictures: str) -> str:
+    """The same content as Markdown (GitHub's tables); ``pictures`` is the folder of its PNG files."""
+    text = (
+        markdown_environment()
+        .get_template("report.md.jinja")
+        .render(document=document, levels=LEVELS, pictures=pictures)
+    )
+    return squeezed(text)
+
+
+def markdown_environment() -> Environment:
+    """Templates of Markdown: every inserted value is escaped, but for what the filter ``raw`` marks as Markdown."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(str(value)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["table"] = lambda table: Markup(markdown_table(table))
+    environment.filters["raw"] = Markup
+    return environment
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it is: no markup, no HTML, no link, no formula, on one line."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*\[\]|#~$])", r"\\\1", text)
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word it is no markup
+    return text.replace("://", ":&#47;/")  # an address would become a link
+
+
+def markdown_table(table: Table) -> str:
+    """A table in GitHub's Markdown, its caption in bold above."""
+    rows = [list(map(escape_markdown, row)) for row in (table.columns, *table.rows)]
+    for row, column in table.strong:
+        rows[row + 1][column] = f"**{rows[row + 1][column]}**"
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    rule = "|".join(["", " --- ", *[" ---: "] * (len(table.columns) - 1), ""])
+    return "\n".join([f"**{escape_markdown(table.caption)}**", "", lines[0], rule, *lines[1:]])
+
+
+def squeezed(text: str) -> str:
+    """Text without repeated empty lines, ending in one line feed."""
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def verdicts_of(result: Mapping[str, Any]) -> Verdicts:
+    """The verdicts of audit.json or compare.json."""
+    return Verdicts(tuple(Verdict(item["level"], item["text"]) for item in result["verdicts"]))
+
+
+def _pictures(document: Document) -> Sequence[Picture]:
+    blocks = [block for section in document.sections for block in section.blocks]
+    return [
+        picture
+        for block in blocks
+        if isinstance(block, (Picture, Pictures))
+        for picture in (block.items if isinstance(block, Pictures) else (block,))
+    ]
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")

@@ -1,0 +1,389 @@
+"""The report of an evaluation, and of a comparison: verdicts first, then every number with its interval."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..common.distributed import is_primary
+from ..common.names import TRAINING_SETTINGS
+from ..common.run_folder import REPORT_FILES
+from ..data.groups import MIN_CELL
+from ..evaluation.audit import NoAuditError
+from ..evaluation.predictions import load_predictions
+from ..evaluation.wording import span_text
+from .document import (
+    Document,
+    Paragraph,
+    Picture,
+    Pictures,
+    Section,
+    Table,
+    figure_picture,
+    require_html,
+    verdicts_of,
+    write_document,
+)
+from .evidence import Evidence, evidence_of_table, read_evidence
+from .evidence_figures import cells_figure, estimates_figure, learning_curves_figure, reliability_figure
+from .figures import cohort_chart, confusion_figure
+from .parts import (
+    NONE,
+    OPTIMISTIC,
+    library_versions,
+    percent,
+    readable_width,
+    scan_facts,
+    synthetic_badge,
+    value_and_span,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def write_report(evaluation_dir: str | Path, path: str | Path | None = None) -> Path | None:
+    """Write the report of an evaluation: HTML, the same as Markdown beside it, and the Markdown's pictures.
+
+    Args:
+        evaluation_dir: see :func:`~.read_evidence`.
+        path: of the HTML; by default ``report.html`` in ``evaluation_dir``.
+
+    Returns:
+        path of the HTML; None in processes other than the first, and, with a warning, where the scans allow no audit.
+
+    Raises:
+        EvidenceError: a file of the evaluation is missing or damaged.
+        ValueError: ``path`` does not end in .html.
+    """
+    path = Path(evaluation_dir, "report.html") if path is None else Path(path)
+    require_html(path)
+    if not is_primary():
+        return None
+    try:
+        document = evaluation_report(read_evidence(evaluation_dir))
+    except NoAuditError as error:
+        logger.warning("no report: %s", error)
+        return None
+    return write_document(document, path)
+
+
+def report_evaluation(evaluation_dir: str | Path) -> Path | None:
+    """:func:`write_report` at the end of an evaluation, which must not be lost by it: a failure is a warning.
+
+    The report of an earlier evaluation in the folder is removed first.
+    """
+    if not is_primary():
+        return None
+    folder = Path(evaluation_dir)
+    for pattern in REPORT_FILES:
+        for old in folder.glob(pattern):
+            old.unlink()
+    try:
+        return write_report(folder)
+    except Exception as error:  # a library that is missing, a full disk, a damaged history
+        logger.warning("no report: %s", error)
+        (folder / "report.html").unlink(missing_ok=True)
+        return None
+
+
+def report_of_table(
+    table: Path,
+    class_names: Sequence[str] | None = None,
+    group_names: Sequence[str] | None = None,
+    group_by: Sequence[str] | None = None,
+) -> Document:
+    """The report of a table of predictions: of its evaluation when it lies in one, else of the table alone.
+
+    Args:
+        table: a CSV, see :func:`~.load_predictions` for it and the other arguments; when one of
+            these is given, the table is read alone.
+    """
+    named = class_names or group_names or group_by
+    if not named and table.name == "predictions.csv" and table.with_name("metrics.json").is_file():
+        return evaluation_report(read_evidence(table.parent))
+    return evaluation_report(evidence_of_table(load_predictions(table, class_names, group_names, group_by), table.name))
+
+
+def evaluation_report(evidence: Evidence) -> Document:
+    """The report of one evaluation; what it lacks is left out, and said so in the last section."""
+    audit = evidence.audit
+    confidence = percent(audit["settings"]["confidence"])
+    optimistic = (Paragraph(OPTIMISTIC),) if evidence.split == "val" else ()
+    sections = [
+        Section("Verdicts", (verdicts_of(audit), *optimistic)),
+        Section("Headline numbers", (_estimates_picture(audit, confidence), headline_table(audit))),
+        Section("Classes and groups", _cell_blocks(audit, confidence)),
+        Section("Confusion matrices", (_confusion_picture(evidence),)),
+    ]
+    left_out = []
+    if any("reliability" in group for group in audit["groups"]):
+        sections.append(Section("Calibration", _calibration_blocks(audit, confidence)))
+    else:
+        left_out.append("calibration and AUC (the predictions have no probabilities)")
+    if evidence.history is not None and (curves := _curves_picture(evidence)) is not None:
+        sections.append(Section("Learning curves", (curves,)))
+    else:
+        left_out.append("learning curves (no history.csv of the training)")
+    if evidence.cells is not None:
+        sections.append(Section("Cohort", (_cohort_pictures(evidence.cells),)))
+    else:
+        left_out.append("the cohort (no cells.csv in the evaluation)")
+    if evidence.errors:
+        sections.append(Section("Worst errors", _error_blocks(evidence)))
+    elif evidence.errors is None:
+        left_out.append("the worst errors (no gallery in the evaluation)")
+    else:
+        sections.append(Section("Worst errors", (Paragraph("No prediction was wrong."),)))
+    sections.append(Section("Differences between groups by class", _difference_blocks(audit)))
+    sections.append(Section("How the numbers were made", _method_blocks(audit, left_out)))
+    what = evidence.source or (f"{evidence.split} split" if evidence.split else "an evaluation")
+    return Document(
+        f"Fairness report: {what}", evaluation_facts(evidence), tuple(sections), *synthetic_badge(evidence.synthetic)
+    )
+
+
+def evaluation_facts(evidence: Evidence) -> tuple[tuple[str, str], ...]:
+    """What was judged: (name, value) pairs."""
+    audit = evidence.audit
+    facts = [("Predictions", evidence.source), ("Split", evidence.split), ("Checkpoint", evidence.checkpoint)]
+    known = [name for name in TRAINING_SETTINGS if evidence.settings.get(name) is not None]
+    facts += [("Training", ", ".join(f"{name} {evidence.settings[name]}" for name in known))]
+    return (*((name, value) for name, value in facts if value), *scan_facts(audit))
+
+
+def headline_table(audit: Mapping[str, Any]) -> Table:
+    """P, gap, F1 and accuracy with their intervals, beside what a fair model shows."""
+    overall, fair = audit["overall"], audit["fair_model"]
+    rows = [("P (mean over groups of the macro F1)", overall["score"], False)]
+    if "gap" in overall:
+        rows.append((f"gap in macro F1 ({' minus '.join(audit['group_names'])})", overall["gap"], True))
+    rows.append(("|gap|" if "gap" in overall else "|gap| (largest between two groups)", overall["abs_gap"], False))
+    for group in audit["groups"]:
+        rows.append((f"macro F1, {group['group']} ({group['n']} scans)", group["f1"], False))
+    rows.append(("macro F1, all groups pooled", overall["f1_macro"], False))
+    rows += [(f"accuracy, {group['group']}", group["accuracy"], False) for group in audit["groups"]]
+    texts = [(name, *value_and_span(estimate, signed)) for name, estimate, signed in rows]
+    texts += [
+        (
+            "|gap| of a perfectly fair model of this score",
+            f"{fair['abs_gap_mean']:.3f}",
+            f"up to {fair['abs_gap_p95']:.3f}",
+        ),
+        ("p of the permutation test of the gap", f"{audit['permutation']['p_value']:.3g}", NONE),
+    ]
+    columns = ("", "value", f"{percent(audit['settings']['confidence'])} interval")
+    return Table("Headline numbers (the fair model: mean, and 95 % of its samples)", columns, tuple(texts))
+
+
+def cells_table(audit: Mapping[str, Any]) -> Table:
+    """Precision, recall and F1 of each class and group with their intervals, and the scans behind them."""
+    rows = [
+        (
+            f"{cell['class']}, {cell['group']}",
+            str(cell["n"]) + (" (no statement)" if cell["small"] else ""),
+            *(span_text(cell[score]) for score in ("precision", "recall", "f1")),
+        )
+        for name in audit["class_names"]
+        for cell in audit["cells"]
+        if cell["class"] == name
+    ]
+    interval = f"{percent(audit['settings']['confidence'])} interval"
+    return Table(
+        f"Each class and group, value ({interval})", ("class, group", "scans", "precision", "recall", "F1"), tuple(rows)
+    )
+
+
+def calibration_table(audit: Mapping[str, Any]) -> Table | None:
+    """AUC, Brier score and calibration error of each group; None without probabilities."""
+    groups = [group for group in audit["groups"] if "ece" in group]
+    rows = [
+        (
+            f"{group['group']} ({group['n']} scans)",
+            span_text(group["auc"]) if group["auc"] else NONE,
+            span_text(group["brier"]),
+            span_text(group["ece"]),
+            f"{group['ece_if_calibrated']['mean']:.3f}, up to {group['ece_if_calibrated']['p95']:.3f}",
+            f"{group['mean_confidence']:.3f}, {group['accuracy']['value']:.3f}",
+        )
+        for group in groups
+    ]
+    columns = ("group", "AUC", "Brier score", "ECE", "ECE if calibrated", "confidence, accuracy")
+    interval = f"{percent(audit['settings']['confidence'])} interval"
+    return Table(f"Probabilities of each group, value ({interval})", columns, tuple(rows)) if rows else None
+
+
+def _estimates_picture(audit: Mapping[str, Any], confidence: str) -> Picture:
+    overall, fair = audit["overall"], audit["fair_model"]
+    said = [f"P {span_text(overall['score'])}"]
+    said += [f"F1 {group['group']} {span_text(group['f1'])}" for group in audit["groups"]]
+    said += [f"gap {span_text(overall['gap'], signed=True)}"] if "gap" in overall else []
+    said += [f"|gap| {span_text(overall['abs_gap'])}"]
+    expected = f"a fair model shows |gap| {fair['abs_gap_mean']:.3f} on average, up to {fair['abs_gap_p95']:.3f}"
+    alt = f"Intervals ({confidence}): {'; '.join(said)}. Beside it, {expected}."
+    caption = (
+        f"Points with their {confidence} intervals. Shaded: where 95 % of the samples of a perfectly fair model of "
+        "this score fall on scans like these."
+    )
+    return figure_picture(estimates_figure(audit), "estimates", alt, caption)
+
+
+def _min_cell(audit: Mapping[str, Any]) -> int:
+    return audit["settings"].get("min_cell", MIN_CELL)  # audits of earlier versions had no other
+
+
+def _cell_blocks(audit: Mapping[str, Any], confidence: str) -> tuple[Picture, Table]:
+    said = [
+        f"{cell['class']} {cell['group']} {span_text(cell['f1'])}, {cell['n']} scans"
+        + (", no statement" if cell["small"] else "")
+        for cell in audit["cells"]
+    ]
+    caption = (
+        f"F1 of each class and group with its {confidence} interval. Hatched: fewer than {_min_cell(audit)} scans, of "
+        "which nothing is said."
+    )
+    alt = f"Heat map of F1 by class and group: {'; '.join(said)}."
+    return figure_picture(cells_figure(audit), "cells", alt, caption), cells_table(audit)
+
+
+def _confusion_picture(evidence: Evidence) -> Picture:
+    audit = evidence.audit
+    classes, groups, counts = audit["class_names"], audit["group_names"], audit["confusion"]
+    figure = confusion_figure(np.array(counts), classes, groups, synthetic=bool(evidence.synthetic))
+    said = []
+    for group, matrix in zip(groups, counts, strict=True):
+        for name, row in zip(classes, matrix, strict=True):
+            predicted = [f"{n} {prediction}" for n, prediction in zip(row, classes, strict=True) if n]
+            said.append(f"{group}, true {name}: {', '.join(predicted) or 'no scan'}")
+    alt = f"Confusion matrices by group, predictions of each true class. {'; '.join(said)}."
+    caption = "Rows are the true class, columns the predicted one; the colour is the share of the row."
+    return figure_picture(figure, "confusion", alt, caption, readable_width(figure))
+
+
+def _calibration_blocks(audit: Mapping[str, Any], confidence: str) -> tuple[Paragraph | Pictures | Table, ...]:
+    pictures = []
+    for index, group in enumerate(audit["groups"]):
+        if "reliability" not in group:
+            continue
+        bins = [f"{b['confidence']:.2f}: {b['accuracy']:.2f} of {b['n']}" for b in group["reliability"]]
+        alt = f"Reliability of {group['group']} scans, accuracy by mean confidence of the bin: {'; '.join(bins)}."
+        pictures.append(figure_picture(reliability_figure(group, index), f"reliability_{index + 1}", alt))
+    table = calibration_table(audit)
+    assert table is not None
+    text = (
+        f"Accuracy of the predictions in ten bins of confidence, with {confidence} Wilson intervals; below, the scans "
+        "of each bin. Points under the line are over-confident."
+    )
+    return Paragraph(text), Pictures(tuple(pictures)), table
+
+
+def _curves_picture(evidence: Evidence) -> Picture | None:
+    assert evidence.history is not None
+    history, groups = evidence.history, evidence.audit["group_names"]
+    try:
+        figure = learning_curves_figure(history, groups, evidence.marked_epoch)
+    except ValueError:  # a history of other numbers
+        return None
+    values = history.set_index(["metric", "epoch"])["value"]
+    shown = [
+        ("train_loss", "training loss"),
+        ("val_score", "P"),
+        *((f"val_f1_{name}", f"F1 {name}") for name in groups),
+    ]
+    shown += [("val_gap", "gap")]
+    last = int(history["epoch"].max())
+    said = []
+    for metric, name in shown:
+        for epoch in [e for e in (evidence.marked_epoch, last) if e is not None and (metric, e) in values.index]:
+            said.append(f"{name} {values[metric, epoch]:.3f} at epoch {epoch}")
+    marked = f" The dashed line is epoch {evidence.marked_epoch}, {evidence.marked_by}." if evidence.marked_by else ""
+    alt = f"Learning curves of {history['epoch'].nunique()} epochs: {'; '.join(dict.fromkeys(said))}."
+    caption = f"Training loss, and the scores on the validation split, by epoch.{marked}"
+    return figure_picture(figure, "learning_curves", alt, caption)
+
+
+def _cohort_pictures(cells: pd.DataFrame) -> Pictures:
+    pictures: list[Picture] = []
+    for split, rows in cells.groupby("split", sort=False):
+        counts = rows.groupby(["label", "group"], sort=False)["n"].sum()
+        said = [f"{label} {group} {n}" for (label, group), n in counts.items()]
+        figure = cohort_chart(rows)
+        alt = f"Scans of the {split} split by class and group: {'; '.join(said)}."
+        pictures.append(figure_picture(figure, f"cohort_{len(pictures) + 1}", alt, min_width=readable_width(figure)))
+    return Pictures(tuple(pictures), column=470)
+
+
+def _error_blocks(evidence: Evidence) -> tuple[Paragraph | Pictures, ...]:
+    assert evidence.errors is not None
+    cards = [
+        Picture(
+            f"error_{number:02d}",
+            f"Slice of {error.scan}, and the same slice with the regions that spoke for {error.prediction}.",
+            error.png,
+            caption=f"{error.scan}: {error.label}, {error.group or 'unknown group'}; predicted {error.prediction} with "
+            f"probability {error.confidence:.3f}",
+        )
+        for number, error in enumerate(evidence.errors, 1)
+    ]
+    text = (
+        "Wrong predictions, the surest first, taken from the groups in turn. Left the middle slice, right the same "
+        "with the regions that spoke for the predicted class (Grad-CAM)."
+    )
+    return Paragraph(text), Pictures(tuple(cards), column=280)
+
+
+def differences_table(audit: Mapping[str, Any]) -> Table:
+    """Equalized-odds and demographic-parity differences of each class, by fairlearn."""
+    found = audit["differences"]
+    rows = [
+        (
+            name,
+            *(
+                f"{found[key][name]:.3f}" if name in found[key] else NONE
+                for key in ("equalized_odds", "demographic_parity")
+            ),
+        )
+        for name in audit["class_names"]
+    ]
+    columns = ("class", "equalized odds", "demographic parity")
+    return Table("Differences between groups, each class against the rest", columns, tuple(rows))
+
+
+def _difference_blocks(audit: Mapping[str, Any]) -> tuple[Paragraph | Table, ...]:
+    text = (
+        "Largest difference between two groups, each class against the rest, by fairlearn: equalized odds (of the true "
+        "and false positive rates) and demographic parity (of the share predicted). They have no interval here; parity "
+        "also differs when a class is more frequent in one group."
+    )
+    return Paragraph(text), differences_table(audit)
+
+
+def _method_blocks(audit: Mapping[str, Any], left_out: list[str]) -> tuple[Paragraph, ...]:
+    settings = audit["settings"]
+    how = {
+        "smoothed": "with one scan a row of the confusion matrix added, spread evenly over the classes, so that a cell "
+        "that was always right is not taken for certain",
+        "percentile": "of the observed scans (percentile bootstrap; too narrow for small cells)",
+    }[settings["method"]]
+    by_fairlearn = max(abs(group["f1"]["value"] - group["f1"]["by_fairlearn"]) for group in audit["groups"])
+    agree = "agree" if by_fairlearn < 1e-9 else f"differ by up to {by_fairlearn:.2g}"
+    texts = [
+        f"Intervals are {percent(settings['confidence'])} intervals. Precision, recall and accuracy: Wilson. F1, P and "
+        f"the gap: {settings['resamples']:,} bootstrap resamples of the scans within each class and group, {how}. AUC, "
+        f"Brier score and ECE: {max(100, settings['resamples'] // 5):,} plain resamples within each class and group. "
+        "They speak of other scans like these, not of other seeds or sites.",
+        f"The test of the gap shuffles the groups among the scans of each class {settings['permutations']:,} times. "
+        "The perfectly fair model draws each group's predictions from those of all groups together, class by class. "
+        f"Seed {settings['seed']}.",
+        "Conventions are scikit-learn's with zero_division=0: a class never predicted has precision 0, a class without "
+        "a scan in a group has F1 0 there, and both count in the macro mean. F1 of each group, computed a second time "
+        f"by scikit-learn through fairlearn: the two {agree}. Of a cell of fewer than {_min_cell(audit)} scans "
+        "nothing is said.",
+        f"{library_versions()}.",
+    ]
+    texts += [f"Left out: {'; '.join(left_out)}."] if left_out else []
+    return tuple(map(Paragraph, texts))

@@ -1,0 +1,192 @@
+"""What an evaluation left behind, read for its report and its model card."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..common.errors import UserError
+from ..common.run_folder import RECORD, training_dir
+from ..evaluation.audit import audit
+from ..evaluation.predictions import Predictions, load_predictions
+
+
+class EvidenceError(UserError, ValueError):
+    """A file of an evaluation is missing, damaged, or does not belong to the others; says which."""
+
+
+@dataclass(frozen=True)
+class ErrorImage:
+    """A wrong prediction and its picture (the bytes of a PNG)."""
+
+    scan: str
+    label: str
+    group: str
+    prediction: str
+    confidence: float
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that is known of one evaluation.
+
+    Args:
+        audit: of :func:`~.audit`.
+        source: what was judged, for a heading: the name of a table, or nothing.
+        split: of the cohort; empty when not known, as is ``checkpoint``.
+        checkpoint: its file name.
+        synthetic: whether the scans are phantoms; None when nobody said.
+        history: columns ``epoch``, ``metric``, ``value`` of the training; None without.
+        marked_epoch: the epoch that the judged checkpoint is from, as far as that is known.
+        marked_by: how that is known.
+        cells: columns ``split``, ``label``, ``group``, ``n`` of the cohort; None without.
+        errors: the worst errors; None when no gallery was made.
+        settings: of the training, as far as it noted them.
+        checkpoint_file: the judged checkpoint; None when it is not where it was.
+    """
+
+    audit: Mapping[str, Any]
+    source: str = ""
+    split: str = ""
+    checkpoint: str = ""
+    synthetic: bool | None = None
+    history: pd.DataFrame | None = None
+    marked_epoch: int | None = None
+    marked_by: str = ""
+    cells: pd.DataFrame | None = None
+    errors: tuple[ErrorImage, ...] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint_file: Path | None = None
+
+
+def evidence_of_table(predictions: Predictions, source: str) -> Evidence:
+    """What a table of predictions alone says: it is audited now.
+
+    Raises:
+        NoAuditError: fewer than two groups have a scan.
+    """
+    return Evidence(audit(predictions), source=source, synthetic=predictions.synthetic or None)
+
+
+def read_evidence(evaluation_dir: str | Path) -> Evidence:
+    """What an evaluation left in its folder, and its training in the folder above.
+
+    Args:
+        evaluation_dir: holds metrics.json, predictions.csv, and, where they were made, audit.json (else the audit is
+            run now), cells.csv and errors/errors.json.
+
+    Raises:
+        EvidenceError: a file is missing or damaged, or audit.json is of other predictions than metrics.json.
+        NoAuditError: fewer than two groups have a scan.
+    """
+    folder = Path(evaluation_dir)
+    metrics = optional_json(folder / "metrics.json")
+    if metrics is None:
+        raise EvidenceError(f"{folder} holds no evaluation (metrics.json is missing): evaluate first")
+    judged = optional_json(folder / "audit.json")
+    if judged is None:
+        judged = audit(_predictions(folder / "predictions.csv"))
+    filled = [matrix for matrix in metrics["confusion"][:-1] if np.any(matrix)]
+    if judged["confusion"] != filled or judged["class_names"] != metrics["class_names"]:
+        raise EvidenceError(f"{folder}: audit.json and metrics.json are not of the same predictions: evaluate again")
+    checkpoint = metrics["checkpoint"]
+    training = training_dir(checkpoint, folder.parent.parent if folder.name == "evaluation" else folder.parent)
+    history = record = settings = None
+    if training is not None:
+        history = optional_table(training / "history.csv", ("epoch", "metric", "value"))
+        record = optional_json(training / RECORD)
+        settings = optional_json(training / "settings.json")
+    epoch, known_by = _marked_epoch(checkpoint, record or {}, history)
+    return Evidence(
+        judged,
+        split=metrics["split"],
+        checkpoint=Path(checkpoint).name,
+        synthetic=bool(metrics["synthetic"]),
+        history=history,
+        marked_epoch=epoch,
+        marked_by=known_by,
+        cells=optional_table(folder / "cells.csv", ("split", "label", "group", "n")),
+        errors=_errors(folder / "errors"),
+        settings=settings or {},
+        checkpoint_file=_checkpoint_file(checkpoint, training),
+    )
+
+
+def optional_json(path: Path) -> Any:
+    """Content of a JSON file; None when there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise EvidenceError(f"{path} cannot be read: {error}") from error
+
+
+def optional_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
+    """A CSV with these columns, the last (and an epoch) as numbers; None when there is no such file, or no row."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        missing = [column for column in columns if column not in table]
+        if missing:
+            raise ValueError(f"no column {', '.join(missing)}")
+        numbers = {columns[-1]: float if columns[-1] == "value" else int}
+        numbers |= {"epoch": int} if "epoch" in columns else {}
+        table = table[list(columns)].astype(numbers)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise EvidenceError(f"{path} cannot be read: {error}") from error
+    return None if table.empty else table
+
+
+def _predictions(path: Path) -> Predictions:
+    if not path.exists():
+        raise EvidenceError(f"{path} is missing: evaluate again")
+    return load_predictions(path)
+
+
+def _checkpoint_file(checkpoint: str, training: Path | None) -> Path | None:
+    places = [Path(checkpoint)] if checkpoint else []
+    places += [training / "models" / Path(checkpoint).name] if checkpoint and training is not None else []
+    return next((path for path in places if path.is_file()), None)
+
+
+def _marked_epoch(checkpoint: str, record: Mapping[str, Any], history: pd.DataFrame | None) -> tuple[int | None, str]:
+    named = re.search(r"epoch=(\d+)\.pt$", checkpoint)
+    if named:
+        return int(named[1]), "the judged checkpoint's"
+    if record.get("best_epoch") is not None:
+        return int(record["best_epoch"]), "the best one"
+    if history is not None:
+        score = history[history["metric"] == "val_score"]
+        if len(score) and score["value"].notna().any():
+            return int(score.loc[score["value"].idxmax(), "epoch"]), "the one of the highest P"
+    return None, ""
+
+
+def _errors(folder: Path) -> tuple[ErrorImage, ...] | None:
+    entries = optional_json(folder / "errors.json")
+    if entries is None:
+        return None
+    found = []
+    for entry in entries:
+        image = folder / Path(entry["image"]).name  # a name in this folder, whatever the file says
+        try:
+            png = image.read_bytes()
+        except OSError as error:
+            raise EvidenceError(
+                f"{folder / 'errors.json'} names {image.name}, which cannot be read: {error}"
+            ) from error
+        if not png.startswith(b"\x89PNG"):
+            raise EvidenceError(f"{image} is no PNG")
+        scan, label, group, said = (str(entry[name]) for name in ("scan", "label", "group", "prediction"))
+        found.append(ErrorImage(scan, label, group, said, float(entry["confidence"]), png))
+    return tuple(found)

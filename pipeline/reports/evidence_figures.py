@@ -1,0 +1,333 @@
+"""Figures of an audit and of a comparison: intervals drawn as intervals, cells with their scans, calibration, curves.
+
+They are narrow, so that they can be read on a phone, and a group has the same colour, marker and line in all of them.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ..common.plotting import CHARACTER, GREY, HATCHES, LINE, MARKERS, PALETTE, label_width, new_figure, plain, wrapped
+from ..evaluation.calibration import BINS, bin_of
+from ..evaluation.wording import number_name, span_text
+from .figures import DARK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+LINES = ("-", "--", "-.", ":")
+WIDTH = 4.8  # inches
+SHADE = "#DDDDDD"
+
+
+def group_style(index: int) -> dict[str, Any]:
+    """Colour, marker and line of the group (or system) with this index; the first 7 differ in colour and marker."""
+    round_, colour = divmod(index, len(PALETTE))
+    return {
+        "color": PALETTE[colour],
+        "marker": MARKERS[(colour + round_) % len(MARKERS)],
+        "linestyle": LINES[(index + round_) % len(LINES)],
+    }
+
+
+def estimates_figure(audit: Mapping[str, Any]) -> Figure:
+    """P, F1 of each group and the gap, each with its interval (a forest plot).
+
+    The gap stands over the range in which 95 % of the samples of a perfectly fair model fall, |gap| beside the mean
+    that such a model shows.
+
+    Args:
+        audit: of :func:`~.audit`.
+    """
+    overall, fair = audit["overall"], audit["fair_model"]
+    shares: list[Number] = [("P", overall["score"], None, False)]
+    for index, group in enumerate(audit["groups"]):
+        shares.append((f"F1 {group['group']}, n = {group['n']}", group["f1"], index, False))
+    shares.append(("pooled macro F1", overall["f1_macro"], None, False))
+    gaps: list[Number] = [("|gap|", overall["abs_gap"], None, False)]
+    if "gap" in overall:
+        gaps.insert(0, (f"gap ({' minus '.join(audit['group_names'])})", overall["gap"], None, True))
+    panels = [_labelled(shares), _labelled(gaps)]
+    figure, (top, bottom) = _forest(panels, legend_lines=3)
+    _draw_rows(top, panels[0])
+    _draw_rows(bottom, panels[1])
+    chance = 1 / len(audit["class_names"])
+    guessing = top.axvline(chance, color=GREY, linestyle=":", linewidth=1.2)
+    top.set_xlim(0, 1)
+    top.set_xlabel("F1", fontsize=9)
+    p95, mean = fair["abs_gap_p95"], fair["abs_gap_mean"]
+    reach = 1.12 * max(p95, *(max(abs(e["low"]), abs(e["high"])) for _, e, _, _ in gaps), 0.01)
+    low, high = fair.get("gap_low", 0.0), fair.get("gap_high", p95)
+    shade = bottom.axvspan(low, high, color=SHADE, zorder=0)
+    bottom.axvline(0, color="black", linewidth=1)
+    row = panels[1][-1][3]
+    (expected,) = bottom.plot(mean, row, "d", color="white", markeredgecolor="black", markersize=7, zorder=5)
+    bottom.set_xlim(-reach if "gap" in overall else 0, reach)
+    bottom.set_xlabel("difference in F1", fontsize=9)
+    _legend(
+        figure,
+        [guessing, shade, expected],
+        [
+            f"guessing evenly: about {chance:.2f}",
+            f"a fair model: 95 % of samples, {low:+.3f} to {high:+.3f}",
+            f"a fair model: mean |gap| {mean:.3f}",
+        ],
+    )
+    return figure
+
+
+def cells_figure(audit: Mapping[str, Any]) -> Figure:
+    """F1 of each class and group as a heat map, with interval and scans; a cell too small to judge is hatched.
+
+    Args:
+        audit: of :func:`~.audit`.
+    """
+    classes, groups = audit["class_names"], audit["group_names"]
+    cells = {(cell["class"], cell["group"]): cell for cell in audit["cells"]}
+    values = np.array([[cells[name, group]["f1"]["value"] for group in groups] for name in classes])
+    names, heads = [wrapped(name) for name in classes], [wrapped(group) for group in groups]
+    width, height = max(1.5, label_width(groups)), max(0.85, LINE * (1 + max(name.count("\n") for name in names)))
+    head = LINE * (1 + max(name.count("\n") for name in heads))
+    figure = new_figure(width * len(groups) + label_width(classes) + 0.5, height * len(classes) + head + 1.0)
+    ax = figure.subplots()
+    image = ax.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.ndindex(*values.shape):
+        cell = cells[classes[row], groups[column]]
+        small = cell["small"]
+        if small:
+            ax.axhspan(row - 0.5, row + 0.5, column / len(groups), (column + 1) / len(groups), facecolor="white",
+                       edgecolor="#999999", hatch="///", linewidth=0)  # fmt: skip
+        colour = "white" if values[row, column] > DARK and not small else "black"
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5} if small else None
+        f1 = cell["f1"]
+        scans = f"n = {cell['n']}: no statement" if small else f"n = {cell['n']}"
+        said = f"{f1['value']:.3f}\n{f1['low']:.3f} to {f1['high']:.3f}\n{scans}"
+        ax.text(column, row, said, ha="center", va="center", fontsize=9, color=colour, bbox=box, linespacing=1.25)
+    ax.set_xticks(range(len(groups)), heads, fontsize=9)
+    ax.set_yticks(range(len(classes)), names, fontsize=9)
+    ax.set_xticks(np.arange(len(groups) - 1) + 0.5, minor=True)
+    ax.set_yticks(np.arange(len(classes) - 1) + 0.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=2)
+    ax.tick_params(which="both", length=0)
+    ax.xaxis.tick_top()
+    bar = figure.colorbar(image, ax=ax, location="bottom", fraction=0.05, pad=0.03, aspect=30)
+    bar.set_label("F1", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def reliability_figure(group: Mapping[str, Any], index: int) -> Figure:
+    """Accuracy against confidence, bin by bin with Wilson intervals, over the scans of each bin.
+
+    Args:
+        group: an entry of ``groups`` of :func:`~.audit` that has a reliability curve.
+        index: of the group, which gives its colour and marker.
+    """
+    curve = pd.DataFrame(group["reliability"])
+    style = group_style(index)
+    title = _filled(f"{group['group']}, n = {group['n']}", 3.6)
+    figure = new_figure(3.6, 4.1 + LINE * title.count("\n"))
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="calibrated")
+    errors = np.abs(curve[["low", "high"]].to_numpy().T - curve["accuracy"].to_numpy())
+    top.errorbar(
+        curve["confidence"], curve["accuracy"], yerr=errors, color=style["color"], marker=style["marker"],
+        linestyle="none", markeredgecolor="black", ecolor="black", elinewidth=1.2, capsize=3, markersize=7,
+    )  # fmt: skip
+    top.set_ylim(-0.03, 1.03)
+    top.set_ylabel("accuracy", fontsize=9)
+    top.set_title(plain(title), fontsize=10)
+    top.legend(frameon=False, fontsize=8, loc="lower right")
+    centres = (bin_of(curve["confidence"].to_numpy()) + 0.5) / BINS
+    bars = bottom.bar(centres, curve["n"], 0.9 / BINS, color=style["color"], edgecolor="black", linewidth=0.6,
+                      hatch=HATCHES[index % len(HATCHES)])  # fmt: skip
+    bottom.bar_label(bars, fontsize=8, padding=1)
+    bottom.set_ylim(0, 1.3 * curve["n"].max())
+    bottom.set_xlim(-0.03, 1.03)
+    bottom.set_xlabel("confidence (probability of the predicted class)", fontsize=9)
+    bottom.set_ylabel("scans", fontsize=9)
+    bottom.yaxis.get_major_locator().set_params(integer=True, nbins=3)
+    for ax in (top, bottom):
+        _tidy(ax)
+    return figure
+
+
+def learning_curves_figure(
+    history: pd.DataFrame, group_names: Sequence[str], marked_epoch: int | None, prefix: str = "val_"
+) -> Figure:
+    """Training loss, F1 of each group with P, and the gap by epoch.
+
+    Args:
+        history: columns ``epoch``, ``metric``, ``value``: ``train_loss``, and ``score``, ``gap`` (or ``abs_gap``) and
+            ``f1_<group>`` after ``prefix``. What is missing is left out.
+        group_names: G names.
+        marked_epoch: marked by a line; None marks none.
+        prefix: of the validation's metrics.
+
+    Raises:
+        ValueError: a column is missing, or nothing in it can be drawn.
+    """
+    missing = [name for name in ("epoch", "metric", "value") if name not in history]
+    if missing:
+        raise ValueError(f"history: no column {', '.join(missing)}; it has {', '.join(map(str, history.columns))}")
+    curves = {str(name): rows.sort_values("epoch") for name, rows in history.groupby("metric")}
+    score = [(f"{prefix}score", "P", {"color": "black", "linestyle": "-", "marker": ""})]
+    score += [(f"{prefix}f1_{name}", f"F1 {name}", group_style(index)) for index, name in enumerate(group_names)]
+    gap = f"{prefix}gap" if f"{prefix}gap" in curves else f"{prefix}abs_gap"
+    said = f"gap ({' minus '.join(group_names)})" if gap == f"{prefix}gap" else "|gap|"
+    dark = {"color": "black", "linestyle": "-", "marker": "."}
+    drawn = [
+        ("training loss", [("train_loss", "training loss", dark)]),
+        ("F1, validation", score),
+        (said, [(gap, said, dark)]),
+    ]
+    panels = [(title, [line for line in lines if line[0] in curves]) for title, lines in drawn]
+    panels = [(title, lines) for title, lines in panels if lines]
+    if not panels:
+        raise ValueError(f"history: no metric of a learning curve; it has {', '.join(curves) or 'none'}")
+    heights = [1.5 if len(lines) == 1 else 1.9 for _, lines in panels]
+    figure = new_figure(WIDTH, sum(heights) + 0.4 + LINE * max(len(lines) for _, lines in panels))
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, (title, lines) in zip(axes, panels, strict=True):
+        for name, label, style in lines:
+            rows = curves[name]
+            ax.plot(
+                rows["epoch"], rows["value"], label=plain(_filled(label, WIDTH)), markersize=4, linewidth=1.5, **style
+            )
+        if title == said:
+            ax.axhline(0, color=GREY, linewidth=1, linestyle=":")
+        if title.startswith("F1"):
+            ax.set_ylim(0, 1)
+        if marked_epoch is not None:
+            ax.axvline(marked_epoch, color="#D55E00", linewidth=1.5, linestyle=(0, (5, 2)))
+        ax.set_title(plain(_filled(title, WIDTH)), fontsize=9, loc="left")
+        if len(lines) > 1:
+            short = max(len(label) for _, label, _ in lines) <= 14
+            below = (0, -0.02 if ax is not axes[-1] else -0.25)
+            ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=below, ncols=3 if short else 1)
+        _tidy(ax)
+    axes[-1].set_xlabel("epoch" if marked_epoch is None else f"epoch (dashed line: epoch {marked_epoch})", fontsize=9)
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def differences_figure(comparison: Mapping[str, Any], group_names: Sequence[str]) -> Figure:
+    """Differences of one system from the reference, each with its interval, over the line of no difference.
+
+    Args:
+        comparison: an entry of ``comparisons`` of :func:`~.compare`.
+        group_names: G names.
+    """
+    style = {f"f1_{name}": index for index, name in enumerate(group_names)}
+    rows = _labelled(
+        [(number_name(key, group_names), e, style.get(key), True) for key, e in comparison["differences"].items()]
+    )
+    figure, (ax,) = _forest([rows])
+    _draw_rows(ax, rows)
+    reach = 1.12 * max(*(max(abs(e["low"]), abs(e["high"])) for _, e, _, _ in rows), 0.01)
+    ax.axvline(0, color="black", linewidth=1, zorder=1)
+    ax.set_xlim(-reach, reach)
+    ax.set_xlabel(plain(_filled(f"{comparison['system']} minus {comparison['reference']}", WIDTH - 0.4)), fontsize=9)
+    return figure
+
+
+def trade_off_figure(result: Mapping[str, Any]) -> Figure:
+    """P against the gap, a point a run with its intervals as a cross; systems differ in colour and marker.
+
+    Args:
+        result: of :func:`~.compare`. With more than two groups the gap is |gap|.
+    """
+    runs = [(index, run) for index, system in enumerate(result["systems"]) for run in system["runs"]]
+    key = "gap" if "gap" in runs[0][1] else "abs_gap"
+    labels = [
+        _filled(
+            f"{system['name']} ({len(system['runs'])} {'run' if len(system['runs']) == 1 else 'runs'})", WIDTH - 0.6
+        )
+        for system in result["systems"]
+    ]
+    lines = sum(_filled(label, WIDTH - 0.6).count("\n") + 1 for label in labels)
+    figure = new_figure(WIDTH, 3.9 + LINE * lines)
+    ax = figure.subplots()
+    handles: dict[int, Any] = {}
+    for index, run in runs:
+        style, gap, score = group_style(index), run[key], run["score"]
+        handles[index] = ax.errorbar(
+            gap["value"], score["value"],
+            xerr=[[gap["value"] - gap["low"]], [gap["high"] - gap["value"]]],
+            yerr=[[score["value"] - score["low"]], [score["high"] - score["value"]]],
+            color=style["color"], marker=style["marker"], markeredgecolor="black", elinewidth=1, capsize=2,
+            markersize=8, linestyle="none",
+        )  # fmt: skip
+    ax.axvline(0, color="black", linewidth=1, zorder=1)
+    ax.set_xlabel(plain(_filled(number_name(key, result["group_names"]), WIDTH - 0.4)), fontsize=9)
+    ax.set_ylabel("P", fontsize=9)
+    _tidy(ax)
+    _legend(figure, [handles[index] for index in range(len(labels))], labels)
+    return figure
+
+
+Number = tuple[str, Mapping[str, float], int | None, bool]  # name, estimate, index of the style, with a sign
+Row = tuple[str, Mapping[str, float], int | None, float]  # text above the interval, estimate, index of the style, y
+
+
+def _labelled(rows: Sequence[Number]) -> list[Row]:
+    """Rows with their text and their place in inches from the top, counted downwards."""
+    placed: list[Row] = []
+    y = 0.0
+    for name, estimate, style, signed in rows:
+        text = _filled(f"{name}: {span_text(estimate, signed)}", WIDTH - 0.2)
+        y -= LINE * (text.count("\n") + 1) + 0.12
+        placed.append((text, estimate, style, y))
+        y -= 0.16
+    return placed
+
+
+def _forest(panels: Sequence[Sequence[Row]], legend_lines: int = 0) -> tuple[Figure, Any]:
+    """A figure with an axis a panel, in which one unit of y is about an inch."""
+    heights = [0.16 - rows[-1][3] for rows in panels]
+    height = sum(heights) + LINE * (3 * len(panels) + legend_lines) + 0.2
+    figure = new_figure(WIDTH, height)
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, panel in zip(axes, heights, strict=True):
+        ax.set_ylim(-panel, 0)
+        ax.set_yticks([])
+        ax.spines[["left"]].set_visible(False)
+        _tidy(ax)
+    return figure, axes
+
+
+def _draw_rows(ax: Axes, rows: Sequence[Row]) -> None:
+    """Intervals with their text above, the ends as caps."""
+    for text, estimate, index, y in rows:
+        style = {"color": "black", "marker": "o"} if index is None else group_style(index)
+        ends = [[estimate["value"] - estimate["low"]], [estimate["high"] - estimate["value"]]]
+        ax.errorbar(
+            estimate["value"], y, xerr=ends, color=style["color"], marker=style["marker"], markeredgecolor="black",
+            ecolor="black", elinewidth=1.5, capsize=4, markersize=7, linestyle="none", zorder=4,
+        )  # fmt: skip
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85}  # over vertical lines
+        ax.text(
+            0, y + 0.1, plain(text), transform=ax.get_yaxis_transform(), fontsize=9, va="bottom", zorder=3, bbox=box
+        )
+
+
+def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    texts = [plain(_filled(label, WIDTH - 0.6)) for label in labels]
+    figure.legend(handles, texts, loc="outside lower left", frameon=False, fontsize=8, ncols=1)
+
+
+def _filled(text: str, width: float) -> str:
+    """Text broken into lines that fit into ``width`` inches."""
+    return textwrap.fill(text, max(8, int(width / CHARACTER)), break_on_hyphens=False)
+
+
+def _tidy(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8)

@@ -1,0 +1,228 @@
+"""What was found when scans were read: a table, the records in full, and a page with a look at every scan.
+
+Records are those of the intake (``fairlung.transforms.LoadScand``) with the scan's name beside them. The files that a
+scan was read from are left out everywhere: their names may identify a patient.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..common.files import encoded, replace_durably
+from ..common.scan_paths import ScanPaths
+from ..common.volumes import slice_counts
+from ..data.intake_records import GROUPS, group_counts, group_of, scan_facts, spacing_text, warning_counts, write_intake
+from .document import Document, Paragraph, Picture, Pictures, Section, Table, render_html
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+import logging
+
+logger = logging.getLogger(__name__)
+
+
+TABLE, PAGE, PICTURES = "intake.csv", "index.html", "pictures"
+PANEL = 160  # pixels of the longest side of a middle slice
+GAP = 4
+GREYS = 64  # levels in a picture: enough for a look, and a third of the bytes
+LOOK = (
+    "Middle slices, axial, coronal and sagittal, as the network gets them before they are cropped. The patient's right "
+    "is on the left; of slice folders that is not known."
+)
+NOTE = 46  # characters of a line of a note in the page's table
+
+
+def middle_slices(volume: NDArray[np.floating], record: Mapping[str, Any]) -> Image:
+    """The middle axial, coronal and sagittal slice of a volume side by side, in the proportions of the body.
+
+    Anterior is up in the axial and left in the sagittal slice, superior is up in both others, and the patient's right
+    is on the left. The slices of the volume are a choice out of the scan's: they are drawn as high as what they span.
+    Without a geometry (slice folders) that height is not known and drawn as that of an axial slice; pixels of a slice
+    are taken for squares.
+
+    Args:
+        volume: [D, H, W] in [0, 1]: slices ``indices`` of the scan, whole (not cropped), of any number of pixels.
+        record: the scan's intake record.
+
+    Returns:
+        Picture of mode L; the longest side of a slice has :data:`PANEL` pixels.
+    """
+    from PIL import Image
+
+    depth, height, width = _extents(volume.shape, record)
+    scale = PANEL / max(depth, height, width)
+    middle = [size // 2 for size in volume.shape]
+    planes = [
+        (volume[middle[0]], height, width),
+        (volume[::-1, middle[1]], depth, width),
+        (volume[::-1, :, middle[2]], depth, height),
+    ]
+    panels = []
+    for plane, rows, columns in planes:
+        size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
+        grey = Image.fromarray(np.rint(np.clip(plane, 0, 1) * 255).astype(np.uint8))
+        levels = np.asarray(grey.resize(size, Image.Resampling.BILINEAR), dtype=float)
+        panels.append(
+            Image.fromarray(np.rint(np.rint(levels * (GREYS - 1) / 255) * 255 / (GREYS - 1)).astype(np.uint8))
+        )
+    picture = Image.new("L", (sum(p.width for p in panels) + 2 * GAP, max(p.height for p in panels)), 255)
+    left = 0
+    for panel in panels:
+        picture.paste(panel, (left, 0))
+        left += panel.width + GAP
+    return picture
+
+
+def _extents(shape: Sequence[int], record: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Lengths of a volume along D, H and W: mm, or pixels where these are not known."""
+    rows, columns = shape[1:] if record["shape"] is None else record["shape"][1:]
+    if record["spacing"] is None:
+        return rows, rows, columns
+    dz, dy, dx = record["spacing"]
+    return (max(record["indices"]) - min(record["indices"]) + 1) * dz, rows * dy, columns * dx
+
+
+def intake_document(
+    records: Sequence[Mapping[str, Any]], pictures: Mapping[str, Path], limit: int, folder: str = PICTURES
+) -> Document:
+    """The page: how many scans are how, what is said of each, and looks at them, the doubtful ones first.
+
+    Args:
+        records: intake records with the scans' names.
+        pictures: scan -> PNG; scans that could not be read have none.
+        limit: pictures on the page at most.
+        folder: name of the folder of all pictures, for the reader.
+    """
+    ordered = sorted(records, key=lambda record: list(GROUPS).index(group_of(record)))
+    counts = group_counts(records)
+    facts = (("scans", str(len(records))), *((GROUPS[group].lower(), str(count)) for group, count in counts.items()))
+    blocks: list[Any] = []
+    if codes := warning_counts(records):
+        rows = tuple((code, str(count)) for code, count in codes.items())
+        blocks.append(Table("Warnings", ("warning", "scans"), rows))
+    blocks.append(_scans_table(ordered))
+    sections = [Section("All scans", tuple(blocks))]
+    left = limit
+    for group in ("warnings", "fine"):  # of the others there is no volume
+        shown = [record for record in ordered if group_of(record) == group and record["scan"] in pictures]
+        if not shown:
+            continue
+        items = tuple(_look(record, pictures[record["scan"]]) for record in shown[:left])
+        said = LOOK
+        if len(shown) > len(items):
+            said += f" {len(shown) - len(items)} more are in the folder {folder}."
+        left -= len(items)
+        sections.append(Section(GROUPS[group], (Paragraph(said), *([Pictures(items, column=300)] if items else []))))
+    return Document("Intake check", facts, tuple(sections))
+
+
+def _scans_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    columns = ("scan", "status", "kind", "slices", "voxel (mm)", "reason or warnings")
+    rows, strong = [], set()
+    for number, record in enumerate(records):
+        group = group_of(record)
+        if group in ("refused", "warnings"):
+            strong.add((number, 1))
+        rows.append(
+            (
+                record["scan"],
+                GROUPS[group].lower(),
+                record["kind"] or "-",
+                f"{record['slices_used']}/{record['slices_found']}" if record["slices_found"] else "-",
+                spacing_text(record["spacing"]) if record["spacing"] else "-",
+                _lines([record["reason"], *record["warnings"], record["series"]]),
+            )
+        )
+    return Table(
+        f"{len(records)} scans, the doubtful first", columns, tuple(rows), frozenset(strong), ends_in_text=True
+    )
+
+
+def _lines(notes: Sequence[str]) -> str:
+    return "\n".join(line for note in notes for line in textwrap.wrap(note, NOTE)) or "-"
+
+
+def _look(record: Mapping[str, Any], path: Path) -> Picture:
+    said = [f"{record['scan']}: {scan_facts(record)}"]
+    if record["spacing"] is None:
+        said[0] += ", not to scale"
+    said += [*record["warnings"], *([record["series"]] if record["series"] else [])]
+    return Picture(path.stem, f"middle slices of {record['scan']}", path.read_bytes(), caption=". ".join(said))
+
+
+class IntakeCollector:
+    """Collects what batches of new scans say of themselves, and writes it down.
+
+    Each scan that can be read gets a picture, ``<output_dir>/pictures/<scan>.png``, when its batch is added; so no
+    volume is kept. :meth:`write` then makes ``intake.csv`` and ``intake.json`` (:func:`write_intake`) and
+    ``index.html``, one page that holds its pictures in itself.
+
+    Args:
+        output_dir: folder; made when it is needed.
+        page_pictures: pictures in the page at most, of about 20 kB each. All are in the folder.
+
+    Raises:
+        ValueError: ``page_pictures`` is negative or no whole number.
+
+    Example:
+        >>> collector = IntakeCollector("check")  # doctest: +SKIP
+        >>> for batch in loader:
+        ...     collector.add(batch)
+        >>> page = collector.write()
+    """
+
+    def __init__(self, output_dir: str | Path, page_pictures: int = 200) -> None:
+        if isinstance(page_pictures, bool) or not isinstance(page_pictures, int) or page_pictures < 0:
+            raise ValueError(f"page_pictures must be a whole number, 0 or more, got {page_pictures!r}")
+        self.output_dir = Path(output_dir)
+        self.page_pictures = page_pictures
+        self.records: list[dict[str, Any]] = []
+        self._name = ScanPaths()
+        self._pictures: dict[str, Path] = {}
+
+    def add(self, batch: Mapping[str, Any]) -> None:
+        """Take a batch.
+
+        Args:
+            batch: ``image`` [N, 1, D, H, W] in [0, 1], not cropped, and lists of N: ``scan`` (name), ``reason``
+                (why it cannot be read, or ""), ``intake`` (record).
+        """
+        for image, scan, reason, intake in zip(
+            batch["image"], batch["scan"], batch["reason"], batch["intake"], strict=True
+        ):
+            record = {"scan": scan, **intake}
+            if reason and record["status"] == "ok":
+                record |= {"status": "refused", "reason": reason}
+            self.records.append(record)
+            path = self.output_dir / PICTURES / f"{self._name(scan)}.png"
+            try:
+                path.unlink(missing_ok=True)  # of an earlier check
+                if record["status"] == "ok":
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    volume = torch.as_tensor(image)[0, : slice_counts(image[None])[0]].float().cpu().numpy()
+                    middle_slices(volume, record).save(path, "PNG", optimize=True)
+                    self._pictures[scan] = path
+            except Exception as error:  # the record must not be lost by its picture
+                logger.warning("%s: no picture: %s: %s", scan, type(error).__name__, error)
+
+    def write(self) -> Path:
+        """Write the tables and the page; returns the path of the page."""
+        write_intake(self.records, self.output_dir / TABLE)
+        page = self.output_dir / PAGE
+        replace_durably(page, encoded(render_html(intake_document(self.records, self._pictures, self.page_pictures))))
+        return page
+
+
+def collect(loader: Iterable[Mapping[str, Any]], collector: IntakeCollector) -> None:
+    """Take all batches of a loader that has a length, with a progress bar; then write the tables and the page."""
+    for batch in tqdm(loader, desc="checking", unit="batch", leave=False):
+        collector.add(batch)
+    collector.write()

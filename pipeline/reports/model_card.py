@@ -1,0 +1,218 @@
+"""The model card of an evaluated checkpoint, and the performance section of a bundle's README."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import __version__
+from ..common.errors import UserError
+from ..common.names import OBJECTIVE_SETTINGS
+from ..evaluation.wording import span_text
+from ..networks.checkpoint import model_settings
+from .document import LEVELS, Table, markdown_environment, squeezed, verdicts_of
+from .evaluation_report import calibration_table, cells_table, differences_table, evaluation_facts, headline_table
+from .evidence import Evidence, read_evidence
+from .parts import OPTIMISTIC, percent, synthetic_badge
+
+NOT_STATED = "not stated"
+START, END = "<!-- performance:start -->", "<!-- performance:end -->"
+PREPROCESSING = {
+    "window": "HU that become 0 and 1",
+    "trim_fraction": "share of slices dropped at each end",
+    "num_slices": "slices",
+    "image_size": "size of a slice",
+    "fast_decode": "JPEG slices shrunk while decoded",
+    "crop_size": "size of the crop",
+}
+
+
+class MarksError(UserError, ValueError):
+    """A README in which the place of the performance section is not marked, or not once."""
+
+
+def write_model_card(evaluation_dir: str | Path, path: str | Path) -> Path:
+    """Write the model card of an evaluated checkpoint: Markdown with a YAML head, as Hugging Face and MONAI have it.
+
+    Args:
+        evaluation_dir: see :func:`~.read_evidence`.
+        path: the Markdown file.
+
+    Raises:
+        EvidenceError: a file of the evaluation is missing or damaged.
+        NoAuditError: fewer than two groups have a scan.
+    """
+    path = Path(path)
+    text = model_card(read_evidence(evaluation_dir))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+    return path
+
+
+def update_performance(readme: str | Path, evaluation_dir: str | Path) -> None:
+    """Put the performance of an evaluation between the marks :data:`START` and :data:`END` of a README.
+
+    Raises:
+        MarksError: no README, or it does not hold each mark once, in this order; it is left as it was.
+        EvidenceError: a file of the evaluation is missing or damaged.
+        NoAuditError: fewer than two groups have a scan.
+    """
+    readme = Path(readme)
+    try:
+        text = readme.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MarksError(f"{readme} cannot be read: {error}") from error
+    for mark in (START, END):
+        if text.count(mark) != 1:
+            raise MarksError(f"{readme} must hold the mark {mark} once, found {text.count(mark)}")
+    before, rest = text.split(START)
+    if END not in rest:
+        raise MarksError(f"{readme}: the mark {END} stands before {START}")
+    after = rest.split(END)[1]
+    section = performance_markdown(read_evidence(evaluation_dir))
+    readme.write_bytes(f"{before}{START}\n{section}{END}{after}".encode(errors="backslashreplace"))
+
+
+def performance_markdown(evidence: Evidence) -> str:
+    """What was judged, the verdicts, and the tables of headline numbers and cells, as Markdown without headings."""
+    badge, badge_text = synthetic_badge(evidence.synthetic)
+    return _performance(evidence, badge=badge, badge_text=badge_text, facts=evaluation_facts(evidence))
+
+
+def _performance(evidence: Evidence, **above: Any) -> str:
+    text = (
+        markdown_environment()
+        .get_template("performance.md.jinja")
+        .render(
+            verdicts=verdicts_of(evidence.audit),
+            levels=LEVELS,
+            headline=headline_table(evidence.audit),
+            cells=cells_table(evidence.audit),
+            **above,
+        )
+    )
+    return squeezed(text)
+
+
+def model_card(evidence: Evidence) -> str:
+    """The card as Markdown. What the evaluation does not say is "not stated"."""
+    audit = evidence.audit
+    calibration = calibration_table(audit)
+    classes = ", ".join(audit["class_names"])
+    group_by = ", ".join(audit["group_by"])
+    head: dict[str, Any] = {"license": "apache-2.0", "library_name": "monai", "pipeline_tag": "image-classification"}
+    head["tags"] = ["monai", "medical", "ct", "lung", "fairness", *(["synthetic"] if evidence.synthetic else [])]
+    head["metrics"] = ["f1", "precision", "recall", "accuracy", *(["roc_auc", "brier_score"] if calibration else [])]
+    text = (
+        markdown_environment()
+        .get_template("model_card.md.jinja")
+        .render(
+            front_matter=f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+            title="Fair lung CT classification",
+            synthetic=evidence.synthetic,
+            description=(
+                f"Classifies a chest CT as one of: {classes}. The network is that of the fairlung bundle, a 3-D "
+                "ResNet-18 (R3D-18) for one channel."
+            ),
+            model=_model_facts(evidence),
+            intended_use="Research on the fair classification of chest CT. Not a medical device.",
+            training_data=_training_data(evidence),
+            training=_training_facts(evidence),
+            facts=evaluation_facts(evidence),
+            group_by=group_by,
+            performance=_performance(evidence, badge="", facts=()),  # which stand above it
+            tables=[calibration] if calibration else [],
+            limitations=_limitations(evidence),
+            fairness=_fairness(evidence),
+            differences=differences_table(audit),
+            version=__version__,
+        )
+    )
+    return squeezed(text)
+
+
+def _model_facts(evidence: Evidence) -> list[tuple[str, str]]:
+    settings: dict[str, Any] = {}
+    if evidence.checkpoint_file is not None:
+        settings = model_settings(evidence.checkpoint_file, "")  # the config is read only where there is no checkpoint
+    facts = [("Checkpoint", evidence.checkpoint or NOT_STATED)]
+    facts += [(f"{name} ({meaning})", _text(settings.get(name))) for name, meaning in PREPROCESSING.items()]
+    return [*facts, ("Terms of the weights", NOT_STATED), ("Software", f"fairlung {__version__}, Apache-2.0")]
+
+
+def _training_data(evidence: Evidence) -> list[str | Table]:
+    found: list[str | Table] = [f"Source, consent and terms of the scans: {NOT_STATED}."]
+    cells = evidence.cells
+    train = None if cells is None else cells[cells["split"] == "train"]
+    if train is None or train.empty:
+        return [f"Scans of each class and group: {NOT_STATED}.", *found]
+    groups = list(dict.fromkeys(train["group"]))
+    count = train.groupby(["label", "group"])["n"].sum()
+    rows = [
+        (label, *(str(count.get((label, group), 0)) for group in groups)) for label in dict.fromkeys(train["label"])
+    ]
+    table = Table(
+        f"Train split of the cohort given to the evaluation, {train['n'].sum():,} scans",
+        ("class", *groups),
+        tuple(rows),
+    )
+    return [table, *found]
+
+
+def _training_facts(evidence: Evidence) -> list[tuple[str, str]]:
+    settings, history = evidence.settings, evidence.history
+    named = {"system": "Objective", "alpha": "alpha (CVaR over groups)", "tau": "tau (logit adjustment)"}
+    named |= {"gradient": "Gradient of the CVaR", "seed": "Seed", "pretrained": "Kinetics-400 weights at first"}
+    named |= {"batch_size": "Batch size", "weight_decay": "Weight decay"}
+    absent = [name for name in OBJECTIVE_SETTINGS if name in settings and settings[name] is None]
+    facts = [(heading, "none" if name in absent else _text(settings.get(name))) for name, heading in named.items()]
+    facts.append(("Epochs", NOT_STATED if history is None else str(int(history["epoch"].max()))))
+    marked = NOT_STATED if evidence.marked_epoch is None else f"{evidence.marked_epoch} ({evidence.marked_by})"
+    facts.append(("Epoch of the checkpoint", marked))
+    rates = None if history is None else history[history["metric"] == "lr"].sort_values("epoch")["value"]
+    facts.append(("Learning rate at first", NOT_STATED if rates is None or rates.empty else f"{rates.iloc[0]:g}"))
+    return [*facts, ("Augmentation, hardware", NOT_STATED)]
+
+
+def _limitations(evidence: Evidence) -> list[str]:
+    audit = evidence.audit
+    small = [f"{cell['group']} {cell['class']} ({cell['n']})" for cell in audit["cells"] if cell["small"]]
+    found = ["One trained model was judged: its numbers say nothing about other seeds."]
+    found += ["It was judged on phantoms: its numbers say nothing about patients."] if evidence.synthetic else []
+    found += [OPTIMISTIC] if evidence.split == "val" else []
+    found += [f"Too few scans for a statement: {', '.join(small)}."] if small else []
+    found += (
+        [f"Group not known, left out of every number here: {audit['n_unknown']} scans."] if audit["n_unknown"] else []
+    )
+    return [
+        *found,
+        f"Fairness was judged by {', '.join(audit['group_by'])} only. Other sites and scanners: {NOT_STATED}.",
+    ]
+
+
+def _fairness(evidence: Evidence) -> list[str]:
+    audit = evidence.audit
+    overall, fair = audit["overall"], audit["fair_model"]
+    confidence = percent(audit["settings"]["confidence"])
+    if "gap" in overall:
+        gap = (
+            f"The gap in macro F1, {' minus '.join(audit['group_names'])}, is {span_text(overall['gap'], signed=True)}"
+        )
+    else:
+        gap = f"The largest gap in macro F1 between two groups is {span_text(overall['abs_gap'])}"
+    worst = audit["worst_cell"]
+    return [
+        f"{gap}, in brackets its {confidence} interval. A perfectly fair model of this score shows |gap| "
+        f"{fair['abs_gap_mean']:.3f} on average on scans like these, and above {fair['abs_gap_p95']:.3f} one time in "
+        f"twenty. Permutation test of the gap: p = {audit['permutation']['p_value']:.3g}.",
+        f"The lowest F1 is that of {worst['group']} {worst['class']}: {span_text(worst['f1'])}, {worst['n']} scans"
+        + (", too few for a statement." if worst["small"] else "."),
+    ]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return NOT_STATED
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

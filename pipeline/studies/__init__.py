@@ -1,0 +1,1 @@
+"""Grids of trainings, their folders, tables and figures."""

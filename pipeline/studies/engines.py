@@ -1,0 +1,124 @@
+"""Where the runs of a study are carried out: one after the other here, or by Ray on many machines.
+
+Each run is a process of its own: one that crashes, natively too, is a failed run, and the others go on.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from ..common.errors import UserError
+from .worker import LOG
+
+Ends = Callable[[Path, int, str], None]  # run.json, exit code, why it was not even started
+
+
+class EngineError(UserError):
+    """An engine that is not installed or not reached."""
+
+
+def execute(run_file: str, started: list[subprocess.Popen] | None = None, folder: str | None = None) -> int:
+    """Carry out the run of a run.json in a process of its own, its output in log.txt beside it; the exit code.
+
+    The process ends when this one does, or when its standard input is closed.
+
+    Args:
+        run_file: path of the run.json.
+        started: is given the process, so that it can be stopped from another thread.
+        folder: to run in; None stays in this one.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", "fairlung.pipeline.studies.worker", run_file]
+    with Path(run_file).with_name(LOG).open("ab") as log:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=folder)
+    if started is not None:
+        started.append(process)
+    code = process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+    return code
+
+
+def run_locally(run_files: Sequence[Path], begins: Callable[[Path], None], ends: Ends, workers: int = 1) -> None:
+    """Carry out runs here, ``workers`` at a time.
+
+    Args:
+        run_files: run.json of each.
+        begins: called when a run starts.
+        ends: called with its exit code when it has ended.
+        workers: at least 1.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    started: list[subprocess.Popen] = []
+
+    def one(run_file: Path) -> None:
+        begins(run_file)
+        ends(run_file, execute(str(run_file), started), "")
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for done in as_completed([pool.submit(one, run_file) for run_file in run_files]):
+                done.result()
+        except BaseException:  # interrupted: each run closes its tracking and ends
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in started:
+                assert process.stdin is not None
+                process.stdin.close()
+            raise
+
+
+def run_by_ray(
+    run_files: Sequence[Path],
+    begins: Callable[[Path], None],
+    ends: Ends,
+    address: str | None = None,
+    cpus: float = 1,
+    gpus: float = 0,
+) -> None:
+    """Carry out runs on a Ray cluster, as many at a time as its CPUs and GPUs allow.
+
+    All machines need this fairlung, and the study's folder, cohort and bundle at the same paths.
+
+    Args:
+        run_files: run.json of each.
+        begins: called when a run is handed over to Ray, which starts it when there is room.
+        ends: called with its exit code when it has ended.
+        address: of the cluster; None starts one on this machine.
+        cpus: of a run.
+        gpus: of a run.
+
+    Raises:
+        EngineError: Ray is not installed, or the cluster is not reached.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise EngineError("the engine ray needs Ray: pip install 'fairlung[ray]'") from error
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise EngineError(f"Ray at {address or 'this machine'} does not answer: {error}") from error
+    try:
+        # a process that crashes is a failed run, not one to try again
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(execute)
+        waiting = {}
+        for run_file in run_files:
+            waiting[task.remote(str(run_file.resolve()), None, str(Path.cwd()))] = run_file
+            begins(run_file)
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            run_file = waiting.pop(done)
+            code, reason = -1, ""
+            try:
+                code = ray.get(done)
+            except ray.exceptions.RayTaskError as error:  # no fairlung there, a folder that is not shared
+                reason = f"Ray could not start it: {str(error.cause).strip()}"
+            except ray.exceptions.RayError as error:  # its machine is gone
+                reason = f"Ray lost it: {type(error).__name__}"
+            ends(run_file, code, reason)
+    finally:
+        ray.shutdown()

@@ -1,0 +1,238 @@
+"""A study's folder, read: what was planned, what is finished, and the predictions of each seed as one table.
+
+A study is a grid of runs (configurations x seeds x folds) in one folder: ``study.json`` and an output_dir a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..common.errors import UserError
+from ..evaluation.metrics import fairness_summary
+from ..evaluation.predictions import Predictions, load_predictions
+from ..reports.evidence import EvidenceError, optional_json, optional_table
+from .record import Study, StudyError, StudyRun, status_text
+
+UNKNOWN_DEVICE = "unknown device"
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """One configuration trained once: a run, or the runs of all folds with their judged scans put together.
+
+    Args:
+        label: of the configuration.
+        seed: of the training.
+        repeat: of the k-fold.
+        device: of the runs; several are joined by a comma.
+        predictions: on all scans that judge.
+        numbers: of :func:`~.fairness_summary`.
+        fold: of the run where each fold is a replicate of its own; else None.
+    """
+
+    label: str
+    seed: int
+    repeat: int | None
+    device: str
+    predictions: Predictions
+    numbers: Mapping[str, float]
+    fold: int | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished part of a study.
+
+    Args:
+        study: what was planned.
+        tables: predictions of each finished run, by its id.
+        replicates: by label, in the study's order; a label whose replicates are all unfinished has none.
+        planned: replicates that were planned, by label.
+        synthetic: the study or a table says that scans are phantoms.
+        problems: finished runs that cannot be used, in words.
+    """
+
+    study: Study
+    tables: Mapping[str, Predictions]
+    replicates: Mapping[str, tuple[Replicate, ...]]
+    planned: Mapping[str, int]
+    synthetic: bool
+    problems: tuple[str, ...]
+
+    @property
+    def any_table(self) -> Predictions:
+        """One of the tables: all have the same classes and groups."""
+        return next(iter(self.tables.values()))
+
+    @property
+    def judged(self) -> Predictions:
+        """All the scans that judge, as one of the replicates, of which there must be one, predicts them."""
+        return next(replicate.predictions for made in self.replicates.values() for replicate in made)
+
+
+def read_results(study: Study) -> Results:
+    """The evaluations of a study's finished runs.
+
+    With folds, the judged scans of all folds of one seed (and repeat) are first put together into one table, so that P
+    and the gap are computed over all scans once, not as a mean over folds of a few scans each. A seed that lacks a
+    fold is left out: its P would be over other scans. Folds that judge the very same scans (a fixed test split) are
+    replicates of their own.
+
+    Raises:
+        StudyError: no run is finished, or the runs do not have the same classes and groups.
+    """
+    tables: dict[str, Predictions] = {}
+    problems: list[str] = []
+    for run in study.runs:
+        if run.status != "finished":
+            continue
+        try:
+            tables[run.id] = _evaluation(run.output_dir / study.reported_split / "evaluation")
+        except (UserError, OSError, KeyError, TypeError) as error:
+            text = " ".join(str(error).replace(f"{study.folder}/", "").split())
+            problems.append(f"{run.id} is called finished, but its evaluation cannot be used: {text}")
+    if not tables:
+        raise StudyError("\n  ".join([f"{study.folder}: no finished run yet ({status_text(study)})", *problems[:5]]))
+    _alike(tables)
+    groups = replicate_groups(study, study.runs)
+    found = {key: replicates_of(study, runs, tables) for key, runs in groups.items()}
+    planned = dict.fromkeys(study.labels, 0)
+    replicates: dict[str, tuple[Replicate, ...]] = dict.fromkeys(study.labels, ())
+    for key, made in found.items():
+        label = key[0]
+        planned[label] += len(groups[key]) if len(made) > 1 else 1
+        replicates[label] += made
+    return Results(
+        study,
+        tables,
+        replicates,
+        planned,
+        study.synthetic or any(table.synthetic for table in tables.values()),
+        tuple(problems),
+    )
+
+
+def replicate_groups(study: Study, runs: Sequence[StudyRun]) -> dict[tuple[Any, ...], list[StudyRun]]:
+    """Runs that make one replicate together, by label, seed, repeat, and device where one seed ran on several."""
+    keys = pd.Series([(run.label, run.seed, run.repeat, run.fold) for run in study.runs])
+    several = bool(keys.duplicated().any())
+    found: dict[tuple[Any, ...], list[StudyRun]] = {}
+    for run in runs:
+        found.setdefault((run.label, run.seed, run.repeat, run.device if several else None), []).append(run)
+    return found
+
+
+def replicates_of(
+    study: Study, runs: Sequence[StudyRun], tables: Mapping[str, Predictions], label: str = ""
+) -> tuple[Replicate, ...]:
+    """The replicates of the runs of one configuration and seed: one, one a fold that judges the same scans, or none.
+
+    Args:
+        study: says how many folds there are.
+        runs: of one configuration, seed and repeat.
+        tables: predictions by id of the run.
+        label: instead of that of the runs.
+
+    Raises:
+        StudyError: the folds share some scans, but not all.
+    """
+    done = [run for run in runs if run.id in tables]
+    if not done:
+        return ()
+    first, parts = done[0], [tables[run.id] for run in done]
+
+    def made(table: Predictions, of: Sequence[StudyRun], fold: int | None = None) -> Replicate:
+        devices = ", ".join(dict.fromkeys(run.device or UNKNOWN_DEVICE for run in of))
+        return Replicate(label or first.label, first.seed, first.repeat, devices, table, numbers_of(table), fold)
+
+    folds = {run.fold for run in study.runs} - {None}
+    scans = [set(part.scan.tolist()) for part in parts]
+    if len(parts) > 1 and all(part == scans[0] for part in scans):
+        return tuple(made(part, [run], run.fold) for part, run in zip(parts, done, strict=True))
+    if sum(map(len, scans)) > len(set().union(*scans)):
+        raise StudyError(f"{study.folder}: folds of {first.label}, seed {first.seed} judge some scans twice")
+    if folds and len(done) < max(len(folds), study.folds):
+        return ()
+    return (made(pooled(parts), done),)
+
+
+def numbers_of(table: Predictions) -> dict[str, float]:
+    """:func:`~.fairness_summary` of a table."""
+    return fairness_summary(torch.from_numpy(table.confusion()), table.class_names, table.group_names)
+
+
+def pooled(tables: Sequence[Predictions]) -> Predictions:
+    """Tables of different scans as one, with neither probabilities nor duplicates.
+
+    Args:
+        tables: of the same classes and groups.
+    """
+    return replace(
+        tables[0],
+        scan=np.concatenate([table.scan for table in tables]),
+        label=np.concatenate([table.label for table in tables]),
+        prediction=np.concatenate([table.prediction for table in tables]),
+        group=np.concatenate([table.group for table in tables]),
+        probabilities=None,
+        synthetic=any(table.synthetic for table in tables),
+    )
+
+
+def _evaluation(folder: Path) -> Predictions:
+    metrics = optional_json(folder / "metrics.json")
+    if metrics is None:
+        raise EvidenceError(f"{folder} holds no evaluation (metrics.json is missing)")
+    table = load_predictions(folder / "predictions.csv", with_probabilities=False)
+    if table.confusion().tolist() != metrics["confusion"]:
+        raise EvidenceError(f"{folder}: predictions.csv and metrics.json are not of the same predictions")
+    return table
+
+
+def _alike(tables: Mapping[str, Predictions]) -> None:
+    (first, reference), *others = tables.items()
+    for name, table in others:
+        for what in ("class_names", "group_names", "group_by"):
+            mine, theirs = getattr(table, what), getattr(reference, what)
+            if mine != theirs:
+                kind = what.replace("_names", "").replace("group_by", "group column")
+                raise StudyError(f"run {name} has the {kind}s {', '.join(mine)}; run {first} has {', '.join(theirs)}")
+
+
+def read_history(run: StudyRun) -> pd.DataFrame | None:
+    """Columns ``epoch``, ``metric``, ``value`` of a training; None without."""
+    return optional_table(run.output_dir / "history.csv", ("epoch", "metric", "value"))
+
+
+def score_on_choosing_scans(run: StudyRun) -> float | None:
+    """P of a run's best epoch on the scans that chose it (its val split); None when it left no note of it."""
+    metrics = optional_json(run.output_dir / "val" / "metrics.json")
+    if metrics is not None:
+        return float(metrics["metrics"]["score"])
+    history = read_history(run)
+    scores = None if history is None else history.loc[history["metric"] == "val_score", "value"].dropna()
+    return None if scores is None or scores.empty else float(scores.max())
+
+
+def read_cells(results: Results) -> pd.DataFrame | None:
+    """Scans of each split, class and group of the study's cohort (columns ``split``, ``label``, ``group``, ``n``).
+
+    With folds the splits differ from run to run, so all scans are counted together. None when no evaluation noted it.
+    """
+    study = results.study
+    for run in (run for run in study.runs if run.id in results.tables):
+        cells = optional_table(
+            run.output_dir / study.reported_split / "evaluation" / "cells.csv", ("split", "label", "group", "n")
+        )
+        if cells is not None and run.fold is None:
+            return cells
+        if cells is not None:
+            together = cells.groupby(["label", "group"], sort=False, as_index=False)["n"].sum()
+            return together.assign(split="all")
+    return None

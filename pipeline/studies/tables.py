@@ -1,0 +1,491 @@
+"""The tables and the page of a study: Markdown, CSV and LaTeX, figures, and one HTML page with everything.
+
+The numbers are :mod:`study_numbers`'s; here they are put into words, tables and pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .. import __version__
+from ..evaluation.paired import TESTED
+from ..evaluation.resampling import Estimate
+from ..evaluation.wording import Verdict, number_name, span_text
+from ..reports.document import (
+    Block,
+    Document,
+    Paragraph,
+    Picture,
+    Section,
+    Table,
+    Verdicts,
+    figure_picture,
+    render_html,
+    render_markdown,
+)
+from ..reports.figures import cohort_chart
+from ..reports.latex import latex_table
+from ..reports.parts import NONE, percent, synthetic_badge
+from .figures import curves_figure, pareto_front, study_trade_off_figure
+from .numbers import SCANS, SEEDS, Row, StudyTables, columns_of, expected_best, fair_gap, number_keys, study_tables
+from .quoted import quoted_paper
+from .record import StudyRun, status_text
+from .results import UNKNOWN_DEVICE, Results, read_cells, read_history
+
+# standard deviations of P between runs that were seen with the paper's recipe
+SEEN_SPREAD = (0.020, 0.036)
+
+
+def optimism_text(tables: StudyTables) -> str:
+    """Whether the reported numbers flatter, and by how much."""
+    study = tables.results.study
+    several = any(len(selection.alphas) > 1 for selection in tables.selections)
+    what = "epoch and alpha" if several else "the epoch"
+    if not study.optimistic:
+        return (
+            f"{what[0].upper()}{what[1:]} of each run {'were' if several else 'was'} chosen on {study.chosen_on}; the "
+            f"numbers are of {study.judged_on}, which chose neither. A configuration picked out of this table "
+            "afterwards is chosen on them, though: the rows of a chosen alpha are not."
+        )
+    low, high = SEEN_SPREAD
+    text = (
+        f"Optimistic: {what} {'are' if several else 'is'} chosen on the very scans that are reported "
+        f"({study.judged_on}). Of configurations that are all alike, with a standard deviation of P of {low:.3f} to "
+        f"{high:.3f} between runs as with the paper's recipe, the best of 6 looks better than it is by "
+        f"{expected_best(6, low):.3f} to {expected_best(6, high):.3f}, the best of 30 by "
+        f"{expected_best(30, low):.3f} to {expected_best(30, high):.3f}."
+    )
+    for selection in tables.selections:
+        if selection.optimism is not None:
+            text += (
+                f" At this study's own spread between seeds the best of the {len(selection.alphas)} alphas of "
+                f"{selection.name.removesuffix(', alpha chosen')} is expected to look {selection.optimism:.3f} better."
+            )
+    return text
+
+
+def table_notes(tables: StudyTables, alone: bool = True) -> tuple[str, ...]:
+    """What a reader of Table 1 must know.
+
+    Args:
+        alone: the table stands alone; on the page the verdicts and warnings stand above it already.
+    """
+    results, study = tables.results, tables.results.study
+    confidence = percent(tables.confidence)
+    notes = []
+    several = [row.label for row in tables.rows if row.over == SEEDS]
+    single = [row.label for row in tables.rows if row.over == SCANS]
+    pooled_folds = any(run.fold is not None for run in study.runs)
+    one = "repeat and seed" if study.repeats > 1 else "seed"
+    if pooled_folds:
+        notes.append(
+            f"The judged scans of all folds of one {one} are one table, over which P and the gap are computed."
+        )
+    if several:
+        text = f"Values are means over seeds{' and repeats' if study.repeats > 1 else ''} with {confidence} t intervals"
+        text += ": they speak of other seeds, not of other scans."
+        text += " Repeats share scans, so that theirs are too narrow." if study.repeats > 1 else ""
+        notes.append(text)
+    if single:
+        which = "Every configuration has" if not several else f"{', '.join(single)}: only"
+        notes.append(
+            f"{which} one seed; the {confidence} interval is the audit's, over scans, and nothing is known about other "
+            "seeds."
+        )
+    if alone:
+        notes += [best.verdict.text for best in tables.best]
+    fair = fair_gap(tables)
+    notes.append(
+        f"|gap| is never 0 on few scans: a perfectly fair model as good as {fair[0]} shows |gap| {fair[1]:.3f} on "
+        "average on these scans."
+    )
+    lacking = len(study.runs) - len(results.tables)
+    if lacking:
+        left = ", ".join(
+            f"{label} {results.planned[label] - len(made)} of {results.planned[label]}"
+            for label, made in results.replicates.items()
+            if results.planned[label] > len(made)
+        )
+        notes.append(f"{status_text(study)}. Seeds that are not in the table: {left or 'none'}.")
+    present = results.judged.present_groups().group_names
+    absent = [name for name in results.judged.group_names if name not in present]
+    if absent:
+        notes.append(f"No scan that judges is of group {', '.join(absent)}: no statement.")
+    devices = dict.fromkeys(run.device or UNKNOWN_DEVICE for run in study.runs if run.id in results.tables)
+    if len(devices) > 1:
+        text = f"The seeds ran on several devices ({', '.join(devices)}), which Table 2 tells apart."
+        if any(len({(r.seed, r.repeat, r.fold) for r in made}) < len(made) for made in results.replicates.values()):
+            text += " One seed on two devices counts as two, though they may be alike: intervals are then too narrow."
+        notes.append(text)
+    if tables.quoted:
+        paper = quoted_paper()
+        source = f"{paper['source']}; {paper['conditions']}" if study.quoted is None else "as the study gives them"
+        notes.append(f"Quoted: printed numbers of others, not computed here ({source}).")
+    if alone or not study.optimistic:
+        notes.append(optimism_text(tables))
+    return tuple(notes)
+
+
+def _stacked(found: Estimate, number: str) -> str:
+    return span_text(found._asdict(), signed=number == "gap").replace(" (", "\n(", 1)
+
+
+def _caption(tables: StudyTables, text: str) -> str:
+    kind = "SYNTHETIC scans (phantoms). " if tables.results.synthetic else ""
+    return f"{kind}{text}"
+
+
+def table_1(tables: StudyTables) -> Table:
+    """Table 1: a row a configuration, ours beside what is quoted."""
+    results = tables.results
+    keys, groups = number_keys(results.judged), results.any_table.group_names
+    rows_shown = all_rows(tables)
+    mixed = len({row.over for row in rows_shown}) > 1
+    names = {key: number_name(key, groups) for key in keys}
+    quoted = [key for key in keys if any(key in row for row in tables.quoted.values())]
+    # two columns, that a page can hold them: F1 of the groups, and what is made of them
+    parts = [
+        part for part in ([k for k in quoted if k.startswith("f1_")], [k for k in quoted if k[:3] != "f1_"]) if part
+    ]
+    strong = set()
+    rows = []
+    for index, row in enumerate(rows_shown):
+        strong |= {(index, 1 + keys.index(b.number)) for b in tables.best if b.apart and b.label == row.label}
+        seeds = str(row.replicates) if row.replicates == row.planned else f"{row.replicates} of {row.planned}"
+        values = [_stacked(row.estimates[key], key) for key in keys]
+        beside = [_quoted_cell(tables.quoted.get(row.label, {}), part) for part in parts]
+        rows.append((row.label, *values, seeds, *([row.over] if mixed else []), *beside))
+    seeds = "seeds" if results.study.repeats <= 1 else "seeds x repeats"
+    columns = ("configuration", *names.values(), seeds, *(["interval over"] if mixed else []))
+    columns += tuple(f"quoted {', '.join(names[key] for key in part)}" for part in parts)
+    text = (
+        f"Table 1. {results.study.name}: mean and {percent(tables.confidence)} interval, on {results.study.judged_on}"
+    )
+    return Table(_caption(tables, text), columns, tuple(rows), frozenset(strong))
+
+
+def _quoted_cell(row: Mapping[str, float], keys: Sequence[str]) -> str:
+    said = [f"{row[key]:{'+' if key == 'gap' else ''}.4f}" if key in row else NONE for key in keys]
+    return ",\n".join(said) if row else NONE
+
+
+def all_rows(tables: StudyTables) -> tuple[Row, ...]:
+    """The rows of Table 1, and, where the scans that chose do not judge, those of a chosen alpha."""
+    chosen = () if tables.results.study.optimistic else tables.selections
+    return (*tables.rows, *(selection.row for selection in chosen if selection.row is not None))
+
+
+def table_1_frame(tables: StudyTables) -> pd.DataFrame:
+    """Table 1 for machines: full precision, a column a number and end of its interval."""
+    bold = {best.number: best.label for best in tables.best if best.apart}
+    rows = []
+    for row in all_rows(tables):
+        line: dict[str, Any] = {"configuration": row.label, "system": row.system, "alpha": row.alpha}
+        line |= {"seeds": row.replicates, "seeds_planned": row.planned, "interval_over": row.over}
+        line |= columns_of(row.estimates)
+        line |= {f"best_{number}": "yes" if bold.get(number) == row.label else "" for number in TESTED}
+        line |= {f"quoted_{key}": value for key, value in tables.quoted.get(row.label, {}).items()}
+        rows.append(line | ({"synthetic": "yes"} if tables.results.synthetic else {}))
+    return pd.DataFrame(rows)
+
+
+def table_2(tables: StudyTables) -> tuple[Table, tuple[str, ...]]:
+    """Table 2 and what is to be said below it."""
+    found, groups = tables.devices, tables.results.any_table.group_names
+    keys = number_keys(tables.results.judged)
+    rows = []
+    for line in found.to_dict("records"):
+        difference = line["kind"] == "difference"
+        spans = [
+            span_text({"value": line[key], "low": line[f"{key}_low"], "high": line[f"{key}_high"]},
+                      difference or key == "gap").replace(" (", "\n(", 1)
+            for key in keys
+        ]  # fmt: skip
+        p = [f"{line[f'p_{key}']:.3g}" if difference else NONE for key in TESTED] if "p_score" in found else []
+        device = line["device"].replace(" minus ", "\nminus ") if difference else line["device"]
+        rows.append((line["configuration"], device, str(line["seeds"]), *spans, *p))
+    names = [number_name(key, groups) for key in keys]
+    columns: tuple[str, ...] = ("configuration", "device", "seeds", *names)
+    columns += ("p of P", "p of |gap|") if "p_score" in found else ()
+    text = "Table 2. The same configurations and seeds on different devices: value and "
+    table = Table(_caption(tables, f"{text}{percent(tables.confidence)} interval"), columns, tuple(rows))
+    devices = dict.fromkeys(found.loc[found["kind"] == "device", "device"])
+    over = "Intervals of a device are over its seeds, with one seed over scans."
+    if "difference" in set(found["kind"]):
+        return table, (
+            f"{over} Differences are over the seeds that both devices have, paired over scans; with several seeds "
+            "chance in the seeds counts too. p by permutation, adjusted by Holm over the table.",
+        )
+    if len(devices) == 1:
+        note = f"All finished runs are of one device ({next(iter(devices))}): there is no other to compare it with. "
+        return table, (f"{note}Run the study on another one and give both folders to fairlung tables.",)
+    return table, (f"{over} No configuration ran with the same seed on two devices: there is no difference to show.",)
+
+
+def quoted_table_2() -> Table:
+    """The paper's printed Table 2."""
+    paper = quoted_paper()
+    keys = ("f1_male", "f1_female", "score", "abs_gap")
+    rows = tuple(
+        (f"{row['configuration']} alpha {row['alpha']}", row["device"], *(f"{row[key]:.4f}" for key in keys))
+        for row in paper["table2"]["rows"]
+    )
+    columns = ("configuration", "device", *(number_name(key, paper["groups"]) for key in keys))
+    return Table(f"Quoted, not computed here: Table 2 of {paper['source']}", columns, rows)
+
+
+def selection_tables(tables: StudyTables) -> tuple[Block, ...]:
+    """What was chosen in each fold, and what the chosen ones score."""
+    study = tables.results.study
+    if not tables.selections:
+        return (Paragraph("No system was run with several values of alpha: there was nothing to choose."),)
+    keys = [key for key in number_keys(tables.results.judged) if not key.startswith("f1_")]
+    names = {key: number_name(key, tables.results.any_table.group_names) for key in keys}
+    blocks: list[Block] = []
+    for selection in tables.selections:
+        if selection.choices.empty:
+            blocks.append(Paragraph(f"{selection.name}: no seed and fold has a finished run of every alpha yet."))
+            continue
+        counts = selection.choices["alpha"].value_counts()
+        often = ", ".join(f"alpha {alpha:g} in {n}" for alpha, n in counts.items())
+        among = ", ".join(f"{alpha:g}" for alpha in selection.alphas)
+        text = f"{selection.name} among {among}: of {len(selection.choices)} choices, {often}."
+        text += f" {selection.lacking} more cannot be made yet: a run is missing." if selection.lacking else ""
+        if selection.row is not None:
+            said = [f"{names[key]} {span_text(selection.row.estimates[key]._asdict(), key == 'gap')}" for key in keys]
+            text += f" On {study.judged_on}: {', '.join(said)}, {percent(tables.confidence)} interval over "
+            text += f"{selection.row.over}."
+            text += " The same scans chose, so this is optimistic." if study.optimistic else ""
+        where = [name for name in ("repeat", "fold", "device") if selection.choices[name].nunique() > 1]
+        rows = tuple(
+            (
+                f"seed {choice['seed']}",
+                *(str(choice[name]) for name in where),
+                f"{choice['alpha']:g}",
+                f"{choice['score_choosing']:.3f}",
+                *(NONE if np.isnan(choice[key]) else f"{choice[key]:{'+' if key == 'gap' else ''}.3f}" for key in keys),
+            )
+            for choice in selection.choices.to_dict("records")
+        )
+        columns = ("", *where, "chosen alpha", "P where chosen", *(f"{names[key]} where judged" for key in keys))
+        caption = _caption(tables, f"{selection.name}: the alpha of the highest P on the choosing scans")
+        blocks += [Paragraph(text), Table(caption, columns, rows)]
+    return tuple(blocks)
+
+
+def selection_frame(tables: StudyTables) -> pd.DataFrame:
+    """The choices for machines."""
+    parts = [selection.choices.assign(configuration=selection.name) for selection in tables.selections]
+    parts = [part for part in parts if not part.empty]
+    found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["configuration", "alpha"])
+    found = found[["configuration", *(column for column in found if column != "configuration")]]
+    return found.assign(synthetic="yes") if tables.results.synthetic else found
+
+
+def study_document(tables: StudyTables) -> Document:
+    """Everything on one page: warnings first, then what can be said, tables, figures, and how they were made."""
+    results, study = tables.results, tables.results.study
+    first_table, (devices, device_notes) = table_1(tables), table_2(tables)
+    warnings = [*study.warnings, *results.problems]
+    warnings += [optimism_text(tables)] if study.optimistic else []
+    unfinished = [run for run in study.runs if run.status != "finished"]
+    warnings += [f"{status_text(study)}: the tables are of the finished ones."] if unfinished else []
+    sections = [Section("Warnings", (Verdicts(tuple(Verdict("note", text) for text in warnings)),))] if warnings else []
+    if tables.best:
+        sections.append(Section("What can be said", (Verdicts(tuple(best.verdict for best in tables.best)),)))
+    sections.append(
+        Section("Table 1: configurations", (first_table, *map(Paragraph, table_notes(tables, alone=False))))
+    )
+    sections.append(Section("Figure 3: P against the gap", (trade_off_picture(tables),)))
+    sections.append(Section("Selection of alpha", selection_tables(tables)))
+    several = tables.devices["device"].nunique() > 1  # else it is Table 1 again
+    blocks: tuple[Block, ...] = (*((devices,) if several else ()), *map(Paragraph, device_notes))
+    sections.append(Section("Table 2: devices", (*blocks, quoted_table_2()) if tables.quoted else blocks))
+    left_out = []
+    for title, picture, lack in (
+        ("Figure 1: the cohort", cohort_picture(tables), "the cohort (no cells.csv in an evaluation)"),
+        ("Learning curves", curves_picture(tables), "learning curves (no history.csv with P in a run)"),
+    ):
+        if picture is None:
+            left_out.append(lack)
+        else:
+            sections.append(Section(title, (picture,)))
+    if unfinished:
+        sections.append(Section("Runs that are not in the tables", (_unfinished_table(unfinished),)))
+    sections.append(Section("How the numbers were made", tuple(map(Paragraph, _method(tables, left_out)))))
+    return Document(f"Study: {study.name}", study_facts(results), tuple(sections), *synthetic_badge(results.synthetic))
+
+
+def study_facts(results: Results) -> tuple[tuple[str, str], ...]:
+    """What was run, which scans chose and which judged: (name, value) pairs."""
+    study, table = results.study, results.any_table
+    protocol = {"given": "the cohort's own splits", "nested": "nested folds", "final": "held-out split"}[study.protocol]
+    protocol += f", {study.folds} folds" if study.folds > 1 else ""
+    protocol += f" x {study.repeats} repeats" if study.repeats > 1 else ""
+    devices = dict.fromkeys(run.device or UNKNOWN_DEVICE for run in study.runs if run.id in results.tables)
+    judged = len(results.judged.known().label)
+    return (
+        ("Protocol", protocol),
+        ("Chosen on", study.chosen_on),
+        ("Judged on", study.judged_on),
+        ("Runs", status_text(study)),
+        ("Seeds", ", ".join(map(str, dict.fromkeys(run.seed for run in study.runs)))),
+        ("Devices", ", ".join(devices)),
+        ("Scans that judge", f"{judged:,}"),
+        ("Classes", ", ".join(table.class_names)),
+        ("Groups", f"{', '.join(table.group_names)} (by {', '.join(table.group_by)})"),
+    )
+
+
+def _unfinished_table(runs: Sequence[StudyRun]) -> Table:
+    rows = tuple(
+        (
+            run.id,
+            run.label,
+            str(run.seed),
+            NONE if run.fold is None else str(run.fold),
+            run.status,
+            " ".join(run.reason.split()) or NONE,
+        )
+        for run in runs
+    )
+    return Table(
+        "Failed, unfinished and pending runs", ("run", "configuration", "seed", "fold", "status", "reason"), rows
+    )
+
+
+def _method(tables: StudyTables, left_out: Sequence[str]) -> list[str]:
+    confidence = percent(tables.confidence)
+    texts = [
+        f"Intervals over seeds are {confidence} t intervals of the mean (scipy). With one seed it is the audit's "
+        f"interval: {tables.resamples:,} bootstrap resamples of the scans within each class and group.",
+        "The best P (and the smallest |gap|) is in bold only where the difference to the next is beyond the noise: the "
+        f"{confidence} interval of a bootstrap of {tables.resamples:,} resamples, paired over scans and over the seeds "
+        "of each, leaves out 0, and so does the permutation test over seeds, adjusted by Holm over the tests made. "
+        "Configurations with fewer seeds than the next are tested too.",
+        "The Pareto front of Figure 3 holds the configurations whose mean no other beats or equals in both P and |gap| "
+        "while beating it in one. It is a front of means, each with its own noise.",
+        f"Seed {tables.seed}. fairlung {__version__}.",
+    ]
+    return texts + ([f"Left out: {'; '.join(left_out)}."] if left_out else [])
+
+
+def trade_off_picture(tables: StudyTables) -> Picture:
+    """Figure 3."""
+    front = pareto_front(
+        [row.estimates["score"].value for row in tables.rows], [row.estimates["abs_gap"].value for row in tables.rows]
+    )
+    said = [
+        f"{row.label}: P {span_text(row.estimates['score']._asdict())}, |gap| "
+        f"{span_text(row.estimates['abs_gap']._asdict())}"
+        for row in tables.rows
+    ]
+    names = ", ".join(tables.rows[index].label for index in front)
+    figure = study_trade_off_figure(
+        [(row.label, row.estimates, row.values) for row in tables.rows], synthetic=tables.results.synthetic
+    )
+    caption = (
+        f"Means with their {percent(tables.confidence)} intervals as crosses, seeds as faint points. Up and to the "
+        f"left is better. Dashed: the Pareto front of the means ({names}); it says nothing of the noise."
+    )
+    return figure_picture(figure, "figure3", f"P against |gap|. {'; '.join(said)}.", caption, min_width=480)
+
+
+def cohort_picture(tables: StudyTables) -> Picture | None:
+    """Figure 1; None when no evaluation noted the cohort."""
+    cells = read_cells(tables.results)
+    if cells is None:
+        return None
+    said = [f"{row.split} {row.label} {row.group} {row.n}" for row in cells.itertuples()]
+    figure = cohort_chart(cells, synthetic=tables.results.synthetic)
+    return figure_picture(figure, "figure1", f"Scans by class and group: {'; '.join(said)}.", min_width=480)
+
+
+def curves_picture(tables: StudyTables) -> Picture | None:
+    """Learning curves; None when no run has a history of P."""
+    results = tables.results
+    parts = []
+    for run in results.study.runs:
+        history = read_history(run) if run.id in results.tables else None
+        if history is not None:
+            parts.append(history.assign(configuration=run.label, run=run.id))
+    curves = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["metric"])
+    if not (curves["metric"] == "val_score").any():
+        return None
+    groups = results.any_table.group_names
+    figure = curves_figure(curves, groups, synthetic=results.synthetic)
+    last = (
+        curves.loc[curves["metric"] == "val_score"].sort_values("epoch").groupby(["configuration", "run"], sort=False)
+    )
+    ends = last["value"].last().groupby("configuration", sort=False).mean()
+    said = "; ".join(f"{label} {value:.3f}" for label, value in ends.items())
+    caption = (
+        "On the validation scans of each run: the mean over the runs of a configuration, shaded one standard "
+        "deviation. Grey: the means of the others."
+    )
+    caption += f" The gap is {' minus '.join(groups)}." if len(groups) == 2 else ""
+    alt = f"Learning curves: P and the gap by epoch. P of the last epoch: {said}."
+    return figure_picture(figure, "curves", alt, caption, min_width=480)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written, and what it says."""
+
+    paths: tuple[Path, ...]
+    table: Table
+    verdicts: tuple[Verdict, ...]
+
+
+def write_tables(
+    folders: Sequence[str | Path],
+    output: str | Path | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Written:
+    """Write the tables, the figures and the page of a study.
+
+    Args:
+        folders: the study, and others with which Table 2 is joined.
+        output: folder; by default ``tables`` in the study's.
+
+    Raises:
+        StudyError, ValueError: see :func:`study_tables`.
+    """
+    tables = study_tables(folders, confidence, resamples, seed)
+    folder = Path(folders[0], "tables") if output is None else Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    document = study_document(tables)
+    texts: dict[str, str] = {"index.html": render_html(document), "tables.md": render_markdown(document, ".")}
+    first, (second, device_notes) = table_1(tables), table_2(tables)
+    notes = table_notes(tables)
+    badge = synthetic_badge(tables.results.synthetic)
+    facts = study_facts(tables.results)
+    for name, heading, table, below in (
+        ("table1", "Configurations", first, notes),
+        ("table2", "Devices", second, device_notes),
+    ):
+        section = Section(heading, (table, *map(Paragraph, below)))
+        texts[f"{name}.md"] = render_markdown(Document(tables.results.study.name, facts, (section,), *badge), ".")
+        texts[f"{name}.tex"] = latex_table(table, f"tab:{name}", below)
+    selection = Section("Selection of alpha", selection_tables(tables))
+    texts["selection.md"] = render_markdown(Document(tables.results.study.name, facts, (selection,), *badge), ".")
+    synthetic = {"synthetic": "yes"} if tables.results.synthetic else {}
+    texts["table1.csv"] = table_1_frame(tables).to_csv(index=False)
+    texts["table2.csv"] = tables.devices.assign(**synthetic).to_csv(index=False)
+    texts["selection.csv"] = selection_frame(tables).to_csv(index=False)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+    pictures = [b for section in document.sections for b in section.blocks if isinstance(b, Picture)]
+    for picture in pictures:
+        (folder / f"{picture.name}.png").write_bytes(picture.png)
+        (folder / f"{picture.name}.svg").write_bytes(picture.svg or b"")
+    names = [*texts, *(f"{picture.name}.{kind}" for picture in pictures for kind in ("png", "svg"))]
+    return Written(tuple(folder / name for name in names), first, tuple(best.verdict for best in tables.best))

@@ -1,0 +1,98 @@
+"""One run of a study, in a process of its own: train, or go on training, then evaluate.
+
+    python -m fairlung.pipeline.studies.worker RUN/run.json
+
+It runs the bundle as ``python -m monai.bundle run`` does, and ends when the process that started it does.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ..common.errors import user_error
+from ..common.files import write_json
+from ..common.run_folder import is_complete
+
+DONE = "done.json"
+FAILED = "failed.json"
+LOG = "log.txt"
+
+
+def main(path: str) -> int:
+    """Do what a run.json says, unless it is done; 0 when all of it is."""
+    folder = Path(path).parent
+    with FileLock(folder / "run.lock"):  # an earlier process may not have ended yet
+        if (folder / DONE).is_file():
+            return 0
+        (folder / FAILED).unlink(missing_ok=True)
+        begin = time.monotonic()
+        try:
+            device = run(json.loads(Path(path).read_text()), folder)
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()
+            known = user_error(error)
+            reason = str(known) if known else traceback.format_exception_only(_root(error))[-1].strip()
+            write_json(folder / FAILED, {"reason": reason})
+            return 1
+        write_json(folder / DONE, {"device": device, "seconds": round(time.monotonic() - begin, 1)})
+    return 0
+
+
+def run(planned: Mapping[str, Any], folder: Path) -> str:
+    """Train and evaluate; the name of the device."""
+    import torch
+    from monai.bundle import run as run_bundle
+
+    from ..common.text import device_name
+
+    configs = Path(planned["bundle_root"], "configs")
+    files = [str(configs / f"{name}.yaml") for name in planned["configs"]]
+    settings = {"bundle_root": planned["bundle_root"], "cohort": planned["cohort"], "output_dir": str(folder)}
+    settings |= {**planned["settings"], "parent_run": planned["parent_run"]}
+    settings |= {"tracking_uri": planned["tracking_uri"]} if planned["tracking_uri"] else {}
+    device = torch.device(settings.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+    settings["device"] = f"$torch.device('{device}')"
+    if not is_complete(folder):
+        run_bundle(config_file=files, resume=True, **settings)
+    for split in planned["evaluate"]:
+        gc.collect()  # what is left of the training
+        run_bundle(
+            config_file=[*files, str(configs / "evaluate.yaml")], split=split, **settings | planned["evaluation"]
+        )
+    return device_name(device)
+
+
+def _root(error: BaseException) -> BaseException:
+    """The error that others, such as MONAI's, were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _end_with_parent() -> None:
+    """The other end of standard input closes when the process that started this one ends, however it ends."""
+
+    def watch() -> None:
+        # not sys.stdin: its lock, held while it waits, would be held for ever in the loader processes that are forked
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    _end_with_parent()
+    sys.exit(main(sys.argv[1]))

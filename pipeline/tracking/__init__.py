@@ -1,0 +1,14 @@
+"""MLflow: runs, the journal that outlives its server, registered models."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "handlers": ["TrackEvaluation", "TrackTraining"],
+        "registry": ["register_evaluation", "require_tracking"],
+        "run": ["RunTracker"],
+    },
+)

@@ -1,0 +1,220 @@
+"""What a run says to MLflow, written down before it is sent: what a server did not take can be sent later.
+
+A journal is a folder ``<output_dir>/mlflow_pending/<id>`` with ``journal.jsonl`` and copies of files. Its lines are
+entries (create, params, metrics, dataset, text, file, tags, end) numbered by ``n``, and marks: which entries were sent,
+where files were copied, which MLflow run it is. Sending an entry twice changes nothing in MLflow, and the run carries
+the journal's id as a tag, so a mark that was lost makes no duplicate. The folder is removed once all is sent.
+
+It holds what MLflow would have got: no password, and of the patients no more than the artifacts show.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .store import UPLOAD_TIMEOUT, impatient, living_run
+
+PENDING = "mlflow_pending"  # folder in an output_dir
+JOURNAL = "journal.jsonl"
+BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's limits on one request
+
+
+class Lines:
+    """Appends lines of JSON to a journal. Nothing here raises on a full disk: :attr:`problem` says what is wrong, and
+    what could not be written is tried again with the next line.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.problem: OSError | None = None
+        self._unwritten: list[str] = []
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        # a line starts with the line end: what a full disk cut off does not spoil the line after it
+        self._unwritten.append("\n" + json.dumps(line))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / JOURNAL).open("ab") as file:
+                file.write("".join(self._unwritten).encode())
+        except OSError as error:
+            self.problem = error
+        else:
+            self._unwritten.clear()
+            self.problem = None
+
+    def sent(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Note that entries were sent."""
+        self.write({"sent": [entry["n"] for entry in entries]})
+
+    def is_run(self, run_id: str) -> None:
+        """Note which MLflow run this is."""
+        self.write({"run_id": run_id})
+
+
+class Journal(Lines):
+    """The journal of a run that is going on; locked as long as its process lives.
+
+    Attributes:
+        unsent: entries that are still to be sent.
+    """
+
+    def __init__(self, output_dir: str | Path, uid: str) -> None:
+        super().__init__(Path(output_dir) / PENDING / uid)
+        self.uid = uid
+        self.unsent: list[dict[str, Any]] = []
+        self._count = 0
+        self._lock = FileLock(self.folder / "lock", thread_local=False)
+        with suppress(OSError, Timeout):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(blocking=False)
+
+    def add(self, op: str, **content: Any) -> dict[str, Any]:
+        """Write an entry that is to be sent."""
+        entry = {"n": self._count, "op": op, "time": int(time.time() * 1000), **content}
+        self._count += 1
+        self.unsent.append(entry)
+        self.write(entry)
+        return entry
+
+    def sent(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        super().sent(entries)
+        numbers = {entry["n"] for entry in entries}
+        self.unsent = [entry for entry in self.unsent if entry["n"] not in numbers]
+
+    def keep_file(self, entry: dict[str, Any]) -> None:
+        """Copy the file of an entry into the journal: the original may be gone when it is sent."""
+        copy = self.folder / f"{entry['n']}" / Path(entry["source"]).name
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(entry["source"], copy)
+        except OSError as error:
+            self.problem = error
+            with suppress(OSError):
+                copy.unlink()
+        else:
+            entry["copied"] = True
+            self.write({"copied": entry["n"]})
+
+    def close(self) -> None:
+        """Let go of the journal; remove it when everything was sent."""
+        if not self.unsent:
+            remove(self.folder)
+        with suppress(OSError):
+            self._lock.release()
+
+
+def remove(folder: Path) -> None:
+    """Remove a journal's folder, and the folder of journals when it was the last one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
+
+
+@dataclass
+class Written:
+    """A journal as read back."""
+
+    folder: Path
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    sent: set[int] = field(default_factory=set)
+    run_id: str | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Written:
+        """Lines that are no JSON, cut off by a kill or a full disk, are left out."""
+        journal, copied = cls(folder), set()
+        for text in (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if "op" in line:
+                journal.entries.append(line)
+            elif "sent" in line:
+                journal.sent.update(line["sent"])
+            elif "copied" in line:
+                copied.add(line["copied"])
+            else:
+                journal.run_id = line["run_id"]
+                if line.get("anew"):
+                    journal.sent.clear()
+        for entry in journal.entries:
+            if entry["n"] in copied:
+                entry["copied"] = True
+        return journal
+
+
+def send(client: Any, run_id: str, entries: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Send one entry, or several of metrics, to a run.
+
+    Raises:
+        FileNotFoundError: the file of an entry is gone, or is not the one it was.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+    entry = entries[0]
+    op = entry["op"]
+    if op == "metrics":
+        metrics = [Metric(*values) for one in entries for values in one["values"]]
+        for i in range(0, len(metrics), BATCH["metrics"]):
+            client.log_batch(run_id, metrics=metrics[i : i + BATCH["metrics"]])
+    elif op in ("params", "tags"):
+        make = Param if op == "params" else RunTag
+        values = [make(*item) for item in entry["values"].items()]
+        for i in range(0, len(values), BATCH[op]):
+            client.log_batch(run_id, **{op: values[i : i + BATCH[op]]})
+    elif op == "dataset":
+        context = [InputTag("mlflow.data.context", entry["context"])]
+        client.log_inputs(run_id, datasets=[DatasetInput(Dataset(**entry["dataset"]), tags=context)])
+    elif op == "text":
+        client.log_text(run_id, entry["text"], entry["name"])
+    elif op == "file":
+        _send_file(client, run_id, entry, folder)
+    elif op == "end":
+        client.set_terminated(run_id, entry["status"], entry["time"])
+    else:
+        raise ValueError(f"the journal holds an unknown entry {op!r}")
+
+
+def stamp(path: Path) -> dict[str, int]:
+    """By which a file is known to be unchanged."""
+    info = path.stat()
+    return {"size": info.st_size, "mtime_ns": info.st_mtime_ns}
+
+
+def _send_file(client: Any, run_id: str, entry: Mapping[str, Any], folder: Path) -> None:
+    path = Path(entry["source"])
+    if entry.get("copied"):
+        path = folder / str(entry["n"]) / path.name
+    elif not path.is_file() or stamp(path) != {name: entry[name] for name in ("size", "mtime_ns")}:
+        raise FileNotFoundError(f"{path} is gone or has changed")
+    with impatient(MLFLOW_HTTP_REQUEST_TIMEOUT=UPLOAD_TIMEOUT):
+        client.log_artifact(run_id, str(path), entry["folder"])
+
+
+def batches(entries: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Entries as they are sent: all metrics together, the rest one by one, the end last."""
+    listed = list(entries)
+    metrics = [entry for entry in listed if entry["op"] == "metrics"]
+    yield from ([entry] for entry in listed if entry["op"] not in ("create", "metrics", "end"))
+    for i in range(0, len(metrics), 100):
+        yield metrics[i : i + 100]
+    yield from ([entry] for entry in listed if entry["op"] == "end")
+
+
+def is_refusal(client: Any, run_id: str, error: BaseException) -> bool:
+    """Whether MLflow takes entries of this run but not this one; sending it again would not help."""
+    if isinstance(error, FileNotFoundError):
+        return True
+    if getattr(error, "error_code", "") not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
+        return False
+    return living_run(client, run_id) is not None

@@ -1,0 +1,199 @@
+"""Publishing a checkpoint as an MLflow model: logged, registered, and made champion by a stated rule.
+
+The model is plain files: :mod:`~.tracking.pyfunc_model` as its script, the checkpoint (weights and settings), the
+bundle's configs, and the source of this fairlung for machines that have none. mlflow is imported only when something is
+published.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..common.distributed import is_primary
+from ..common.run_folder import RECORD, training_dir
+from ..common.text import without_login
+from ..networks.checkpoint import require_checkpoint
+from .bundle_model import log_bundle_model
+from .champion import RULE, Candidate, Decision, Judgement, RegistryError, challenge, champion, read_judgement
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+    from .run import RunTracker
+import logging
+
+logger = logging.getLogger(__name__)
+
+
+CHAMPION = "champion"
+
+
+class Registered(NamedTuple):
+    """A new version of a registered model and what came of it."""
+
+    name: str
+    version: int
+    decision: Decision
+
+
+def register_model(client: MlflowClient, name: str, model_id: str, run_id: str, judgement: Judgement) -> Registered:
+    """Register a logged model as a new version, and let it challenge the champion.
+
+    The alias moves by :data:`RULE`, which is also the registered model's description. One that a person moved by hand
+    is respected: the new version challenges whichever version holds it.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+
+    try:
+        client.create_registered_model(name, description=f"Chest-CT classifier, made by fairlung.\n\n{RULE}")
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+    tags = judgement.tags()
+    run_tags = client.get_run(run_id).data.tags
+    if run_tags.get("fairlung.kind") == "evaluate":  # of a training's run the cohort may be another
+        tags["fairlung.cohort_digest"] = run_tags["fairlung.cohort_digest"]
+    # without a server, MLflow would look for models:/ in the process's default store, which may be another
+    server = client.tracking_uri.startswith("http")
+    source = f"models:/{model_id}" if server else client.get_logged_model(model_id).artifact_location
+    created = client.create_model_version(
+        name, source, run_id=run_id, tags=tags, description=_description(judgement), model_id=model_id
+    )
+    new = Candidate(int(created.version), judgement)
+    decision = _decide(client, name, new)
+    if decision.champion:
+        client.set_registered_model_alias(name, CHAMPION, str(new.version))
+    logger.info("%s version %d, champion: %s (%s)", name, new.version, decision.champion, decision.reason)
+    return Registered(name, new.version, decision)
+
+
+def _decide(client: MlflowClient, name: str, new: Candidate) -> Decision:
+    alias = client.get_registered_model(name).aliases.get(CHAMPION)
+    if alias is not None:
+        holder = Judgement.from_tags(client.get_model_version(name, str(alias)).tags)
+        if holder is None:
+            return Decision(False, f"version {alias} holds the alias and has no judgement to compare with")
+        decision = challenge(holder, new.judgement)
+        return Decision(decision.champion, f"{decision.reason}; the champion was version {alias}")
+    others = [candidate for candidate in _candidates(client, name) if candidate.version != new.version]
+    if champion([*others, new]) != new.version:
+        return Decision(False, "no version holds the alias, and this one would not win it from an earlier one")
+    return Decision(True, "no version holds the alias")
+
+
+def _candidates(client: MlflowClient, name: str) -> list[Candidate]:
+    quoted = name.replace("'", "''")
+    found: list[ModelVersion] = list(client.search_model_versions(f"name='{quoted}'"))
+    judged = [(int(version.version), Judgement.from_tags(version.tags)) for version in found]
+    return [Candidate(number, judgement) for number, judgement in judged if judgement is not None]
+
+
+def _description(judgement: Judgement) -> str:
+    kind = " SYNTHETIC scans (phantoms)." if judgement.synthetic else ""
+    interval = "no interval"
+    if judgement.gap_low is not None and judgement.gap_high is not None:
+        interval = f"interval {judgement.gap_low:+.4f} to {judgement.gap_high:+.4f}"
+    score = f"P {judgement.score:.4f}, gap {judgement.gap:+.4f} ({interval})"
+    return f"{score} on split {judgement.split}.{kind}"
+
+
+def require_tracking(name: str, tracking_uri: str | None) -> None:
+    """RegistryError, before any work is done, when a model is to be registered by an untracked run."""
+    if name and tracking_uri == "":
+        raise RegistryError("--register needs MLflow: leave --tracking_uri away, or give a store's address")
+
+
+def register_evaluation(
+    name: str, tracker: RunTracker, checkpoint: str | Path, bundle_root: str | Path, evaluation_dir: str | Path
+) -> Registered | None:
+    """Log and register the evaluated checkpoint in the evaluation's open run; an empty name registers nothing."""
+    if not name or not is_primary():
+        return None
+    from mlflow import MlflowClient, get_tracking_uri
+
+    try:
+        if tracker.run_id is None:
+            raise RegistryError("MLflow does not have the evaluation's run")
+        client = MlflowClient(tracking_uri=tracker.tracking_uri or get_tracking_uri())
+        judgement = read_judgement(evaluation_dir)
+        model_id = log_bundle_model(client, tracker.run_id, checkpoint, bundle_root)
+        return register_model(client, name, model_id, tracker.run_id, judgement)
+    except Exception as error:
+        tracker.finish()  # the evaluation is done and did not fail
+        raise RegistryError(
+            f"the evaluation is done, its model is not registered: {error}. Later, once MLflow has its runs (fairlung "
+            f"mlflow-sync OUTPUT_DIR): fairlung register OUTPUT_DIR --name {name} --split SPLIT"
+        ) from error
+
+
+def register_output(
+    output_dir: str | Path,
+    name: str,
+    bundle_root: str | Path,
+    split: str = "test",
+    checkpoint: str | Path | None = None,
+    tracking_uri: str | None = None,
+) -> Registered:
+    """Log and register a checkpoint after its evaluation, in the run of its training.
+
+    Args:
+        output_dir: of the evaluation; the training may have another.
+        name: of the registered model.
+        bundle_root: folder of the bundle.
+        split: whose evaluation judges the version.
+        checkpoint: None takes the one that was evaluated.
+        tracking_uri: None takes the one that the training noted.
+
+    Raises:
+        RegistryError: the evaluation, its checkpoint or the run is missing, or the checkpoint is not the judged one.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    evaluation_dir = Path(output_dir, split, "evaluation")
+    judgement = read_judgement(evaluation_dir)
+    judged = _judged_checkpoint(evaluation_dir, Path(output_dir))
+    if checkpoint is None and judged is None:
+        raise RegistryError(f"the checkpoint that {evaluation_dir} judged is gone; pass --checkpoint FILE")
+    chosen = Path(checkpoint or judged or "")
+    require_checkpoint(chosen)
+    if judged is not None and not filecmp.cmp(chosen, judged, shallow=False):
+        raise RegistryError(f"{evaluation_dir} judged {judged}, whose content differs from {chosen}: evaluate that one")
+    trainings = [training_dir(judged or chosen, Path(output_dir)), Path(output_dir)]
+    training = next((folder for folder in trainings if folder is not None and (folder / RECORD).is_file()), None)
+    if training is None:
+        raise RegistryError(
+            f"{trainings[0] or output_dir} names no MLflow run ({RECORD}): it was trained without tracking"
+        )
+    record = json.loads((training / RECORD).read_text())
+    if record["run_id"] is None:
+        raise RegistryError(f"MLflow does not have the run yet; first: fairlung mlflow-sync {training}")
+    uri = tracking_uri or _store(record["tracking_uri"])
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not file.is_file():
+        raise RegistryError(f"no MLflow store at {file} (from here); pass --tracking-uri")
+    client = MlflowClient(tracking_uri=uri)
+    try:
+        client.get_run(record["run_id"])
+    except MlflowException as error:
+        raise RegistryError(f"the store has no run {record['run_id']} ({error}); pass --tracking-uri") from error
+    model_id = log_bundle_model(client, record["run_id"], chosen, bundle_root)
+    return register_model(client, name, model_id, record["run_id"], judgement)
+
+
+def _judged_checkpoint(evaluation_dir: Path, output_dir: Path) -> Path | None:
+    """The checkpoint that an evaluation names, also where the output folder was moved; None when it is gone."""
+    named = Path(json.loads((evaluation_dir / "metrics.json").read_text())["checkpoint"])
+    return next((path for path in (named, output_dir / "models" / named.name) if path.is_file()), None)
+
+
+def _store(recorded: str) -> str:
+    """The recorded address, with user and password from MLFLOW_TRACKING_URI when that is the same address."""
+    current = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return current if current and without_login(current) == recorded else recorded

@@ -1,0 +1,493 @@
+"""MLflow runs that say everything about a training or an evaluation, and never merge, stay open or stop a training.
+
+MONAI's ``MLFlowHandler`` joins unfinished runs, leaves crashed ones RUNNING, and logs neither settings nor pictures;
+this speaks to MLflow's client instead. mlflow is imported only when a run is tracked. Whatever is said to MLflow is
+written down first (:mod:`~.tracking.journal`): when MLflow cannot be reached or its disk is full, the run goes on and
+``fairlung mlflow-sync OUTPUT_DIR`` sends it later.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from ignite.engine import Engine
+
+from ..common import run_folder
+from ..common.distributed import is_primary
+from ..common.names import TRAINING_SETTINGS
+from ..common.run_folder import EVALUATION_FILES, training_dir
+from ..common.text import device_name, without_login
+from ..data.cohort_checks import SPLITS
+from ..reports.evaluation_summary import write_evaluation
+from . import store, sync
+from .journal import Journal, batches, is_refusal, send, stamp
+from .note import note_markdown
+from .store import TrackingError, impatient
+from .system_load import SystemMonitor
+
+if TYPE_CHECKING:
+    from ..data.cohort import Cohort
+import logging
+
+logger = logging.getLogger(__name__)
+
+
+MAX_PARAM_LENGTH = 6000  # MLflow's limits
+MAX_NOTE_LENGTH = 8000
+
+
+class RunTracker:
+    """One MLflow run.
+
+    Args:
+        tracking_uri: where MLflow keeps runs; None takes MLflow's own choice (``MLFLOW_TRACKING_URI``, else a SQLite
+            store in the working directory); "" tracks nothing.
+        experiment: MLflow experiment, made when it does not exist.
+        run_name: readable name; a suffix makes it unique.
+        output_dir: the job's output folder; ``mlflow_run.json`` in it says which run it belongs to, and
+            ``mlflow_pending`` keeps what is not sent yet.
+        source_dir: a folder in the git checkout whose commit the run states.
+        kind: ``train`` or ``evaluate``, a tag. An evaluation is nested under the training of its checkpoint.
+        parent_run: id of the MLflow run to nest a training under, such as a study's.
+        tags: more tags.
+        system_metrics: log the load of CPU, memory, disk, network and GPU.
+        device: whose name the run states.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str | None,
+        experiment: str,
+        run_name: str,
+        output_dir: str | Path,
+        source_dir: str | Path = ".",
+        kind: str = "train",
+        parent_run: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+        system_metrics: bool = False,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.tracking_uri = tracking_uri
+        self.experiment = experiment
+        self.run_name = f"{run_name} {time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+        self.output_dir = Path(output_dir)
+        self.source_dir = Path(source_dir)
+        self.kind = kind
+        self.parent_run = parent_run
+        self.tags = dict(tags or {})
+        self.system_metrics = system_metrics
+        self.device = torch.device(device)
+        self.run_id: str | None = None  # None too while a run has not reached MLflow
+        self._uri = ""
+        self._client: Any = None  # None while MLflow is not reached
+        self._experiment_id = ""
+        self._journal: Journal | None = None
+        self._lock = threading.RLock()
+        self._warned = self._warned_of_copy = False
+        self._group_names: tuple[str, ...] = ()
+        self._about = ""
+        self._metric_names: set[str] = set()
+        self._training: dict[str, Any] = {}  # the record of the training that an evaluation judges
+        self._monitor: SystemMonitor | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether a run is open."""
+        return self._journal is not None
+
+    def start(
+        self, settings: Mapping[str, Any], config: Mapping[str, Any], cohort: Cohort, resumed: bool = False
+    ) -> None:
+        """Open the run and log what is known before the first step.
+
+        Args:
+            settings: plain settings, logged as parameters. Those of an evaluation's training replace its own.
+            config: the merged config, logged as ``config/config.yaml``.
+            cohort: logged as a data set with its digest, and as the table of its cells. Scan names, patients and other
+                columns of the cohort are not logged.
+            resumed: a training goes on: so does the run that its folder names, if MLflow has it.
+
+        Raises:
+            TrackingError: a mistyped address, a deleted experiment, an unknown parent run, classes or groups that would
+                share a metric's name. A server that is away or a full disk is a warning.
+        """
+        if not is_primary():
+            return
+        if self.kind == "train" and not resumed:  # an earlier training's
+            with suppress(OSError):
+                (self.output_dir / run_folder.RECORD).unlink(missing_ok=True)
+        if self.tracking_uri == "":
+            return
+        import mlflow
+
+        _refuse_shared_names(cohort.class_names)
+        _refuse_shared_names(cohort.group_names)
+        self._uri = store.absolute(self.tracking_uri or mlflow.get_tracking_uri())
+        self._group_names = tuple(cohort.group_names)
+        away = self._connect()
+        if self.kind != "train":
+            self._training = _training_record(settings, self.output_dir)
+            known = self._training.get("settings", {})
+            settings = {k: v for k, v in settings.items() if k not in TRAINING_SETTINGS} | known
+        self._about = _about(settings, self.kind, cohort)
+        interrupted = self._interrupted() if resumed else {}
+        self.run_name = interrupted.get("run_name", self.run_name)
+        uid = uuid.uuid4().hex
+        self._journal = Journal(self.output_dir, uid)
+        atexit.register(self.finish, "FAILED")  # however the process ends, short of a kill -9: the run is closed
+        _exit_on_sigterm()
+        if away is not None:
+            self._go_offline(away)
+        self._submit(
+            "create",
+            uri=self._uri if without_login(self._uri) == self._uri else None,
+            experiment=self.experiment,
+            name=self.run_name,
+            tags=self._start_tags(settings, cohort) | {store.MARK: uid},
+            training={key: self._training.get(key) for key in ("run_id", "journal")} if self._training else None,
+            interrupted={key: interrupted.get(key) for key in ("run_id", "journal")} if interrupted else None,
+        )
+        if self.kind == "train":
+            self._write_record({key: settings[key] for key in TRAINING_SETTINGS if settings.get(key) is not None})
+        if not interrupted:  # MLflow takes a parameter once; settings that may change stand in settings.json
+            self._submit("params", values={name: _param(value) for name, value in settings.items()})
+            self._log_cohort(cohort)
+        self.log_text(yaml.safe_dump(_loggable(config), sort_keys=False), "config/config.yaml")
+        self.log_text(json.dumps(_loggable(settings), indent=2), "config/settings.json")
+        if self.system_metrics:
+            self._monitor = SystemMonitor(lambda values: self._submit("metrics", values=values))
+        logger.info("MLflow run %s (%s)", self.run_name, self.run_id or "not sent yet")
+
+    def _interrupted(self) -> dict[str, Any]:
+        """The record of the training that goes on, after what it could not send itself was sent."""
+        if self._client is not None:
+            try:
+                sync.sync(self.output_dir, self._uri)
+            except Exception as error:  # sent another time
+                self._warn("what an earlier process left for MLflow is not sent: %s", error)
+        return _read_json(self.output_dir / run_folder.RECORD)
+
+    def _connect(self) -> Exception | None:
+        """Reach MLflow; the reason why not, unless the settings are at fault."""
+        try:
+            self._client, self._experiment_id = store.connect(self._uri, self.experiment)
+            if self.parent_run and self.kind == "train" and store.living_run(self._client, self.parent_run) is None:
+                raise TrackingError(f"parent_run: MLflow has no run {self.parent_run!r}")
+        except TrackingError:
+            raise
+        except Exception as error:
+            self._client = None
+            return error
+        return None
+
+    def _start_tags(self, settings: Mapping[str, Any], cohort: Cohort) -> dict[str, str]:
+        tags = {"mlflow.source.name": self.source_dir.resolve().name, "mlflow.source.type": "LOCAL"}
+        tags |= {"fairlung.kind": self.kind, "fairlung.cohort_digest": cohort.digest, **_git_tags(self.source_dir)}
+        tags |= {"fairlung.synthetic": "true"} if cohort.synthetic else {}
+        for name in ("system", "alpha", "seed", "fold"):
+            if settings.get(name) is not None:
+                tags[f"fairlung.{name}"] = _param(settings[name])
+        tags["fairlung.device"] = device_name(self.device)
+        tags["mlflow.note.content"] = self._about
+        if self.parent_run:
+            tags["mlflow.parentRunId"] = self.parent_run
+        return tags | {str(name): _param(value) for name, value in self.tags.items()}
+
+    def _log_cohort(self, cohort: Cohort) -> None:
+        import mlflow
+
+        cells = cohort.cells()
+        source = mlflow.data.from_pandas(cells, name="cohort", digest=cohort.digest[:36])
+        entity = {key: value for key, value in dict(source._to_mlflow_entity()).items() if value is not None}
+        entity |= {"source_type": "code", "source": json.dumps({"tags": {}})}  # MLflow's names the user and a path
+        self._submit("dataset", dataset=entity, context=self.kind)
+        self.log_text(cells.to_csv(index=False), "cohort/cells.csv")
+
+    def _write_record(self, training: Mapping[str, Any]) -> None:
+        assert self._journal is not None
+        content: dict[str, Any] = {"tracking_uri": self._uri, "run_id": self.run_id, "run_name": self.run_name}
+        content |= {"journal": self._journal.uid, "settings": training}
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            (self.output_dir / run_folder.RECORD).write_text(json.dumps(_loggable(content), indent=2))
+        except OSError as error:
+            self._warn_of_copy(error)
+
+    def _submit(self, op: str, **content: Any) -> None:
+        """Write an entry down and send it, unless MLflow was away already."""
+        with self._lock:
+            journal = self._journal
+            if journal is None:
+                return
+            entry = journal.add(op, **content)
+            if self._client is not None:
+                try:
+                    with impatient():
+                        self._send(journal, [entry])
+                except Exception as error:  # a training must not end on it
+                    self._client = None
+                    self._go_offline(error)
+            if self._client is None:
+                if op == "file":
+                    journal.keep_file(entry)
+                if journal.problem is not None:
+                    self._warn_of_copy(journal.problem)
+
+    def _send(self, journal: Journal, entries: list[dict[str, Any]]) -> None:
+        if entries[0]["op"] == "create":
+            self.run_id = store.create_run(self._client, self._experiment_id, entries[0])
+            journal.is_run(self.run_id)
+        else:
+            assert self.run_id is not None
+            try:
+                send(self._client, self.run_id, entries, journal.folder)
+            except Exception as error:
+                if not is_refusal(self._client, self.run_id, error):
+                    raise
+                self._warn("MLflow refused something about run %r, which goes on: %s", self.run_name, error)
+        journal.sent(entries)
+
+    def _go_offline(self, error: Exception) -> None:
+        self._warn(
+            "MLflow does not answer (%s); the run goes on and is kept here. Send it later: fairlung mlflow-sync %s",
+            error,
+            self.output_dir,
+        )
+
+    def _warn(self, message: str, *values: Any) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(message, *(_short(v) if isinstance(v, Exception) else v for v in values))
+
+    def _warn_of_copy(self, error: OSError) -> None:
+        if not self._warned_of_copy:
+            self._warned_of_copy = True
+            logger.warning("what MLflow did not take cannot be kept either, and will be missing: %s", _short(error))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log numbers of an epoch; the headline ones under a grouped name too (:func:`with_grouped_names`)."""
+        if self.active:
+            named = with_grouped_names(metrics, self._group_names)
+            self._metric_names.update(named)
+            now = int(time.time() * 1000)
+            self._submit("metrics", values=[[_metric_name(k), float(v), now, step] for k, v in named.items()])
+
+    def log_text(self, text: str, name: str) -> None:
+        """Log a text file under the artifacts."""
+        self._submit("text", text=text, name=name)
+
+    def log_file(self, path: str | Path, folder: str | None = None) -> None:
+        """Log a file under the artifacts; a missing one is an error."""
+        if self.active:
+            path = Path(path).absolute()
+            self._submit("file", source=str(path), folder=folder, **stamp(path))
+
+    def log_evaluation(
+        self,
+        predictions: str | Path,
+        split: str,
+        audit: Mapping[str, Any] | None = None,
+        epoch: int | None = None,
+        **summary: Any,
+    ) -> dict[str, Any]:
+        """Summarise a prediction table (:func:`~.write_evaluation`) and log it with its pictures.
+
+        With an audit (:func:`~.write_audit`) its verdicts stand first in the description, which becomes
+        :func:`note_markdown`. A training's headline metrics of its best ``epoch`` are logged as
+        ``<split>/best_<name>``: what runs are compared by, where the curves end with the last epoch.
+        """
+        if not is_primary():
+            return {}
+        result = write_evaluation(predictions, split=split, **summary)
+        folder = f"evaluation/{split}"
+        for name in EVALUATION_FILES:
+            path = Path(predictions).with_name(name)
+            if path.exists():  # no audit of a training's best epoch; without matplotlib no picture
+                self.log_file(path, folder)
+        if self.active:
+            self.log_result({**result, "audit": audit, "epoch": epoch})
+        return result
+
+    def log_review(self, evaluation_dir: str | Path, split: str) -> None:
+        """Log an evaluation's report and the pictures of its worst errors beside its tables, where there are any."""
+        folder = Path(evaluation_dir)
+        if self.active and (folder / "report.html").exists():
+            self.log_file(folder / "report.html", f"evaluation/{split}")
+        for path in sorted(folder.glob("errors/*")) if self.active else []:
+            self.log_file(path, f"evaluation/{split}/errors")
+
+    def log_result(self, result: Mapping[str, Any]) -> None:
+        """Log an evaluation's headline: the run's description, and for a training the best epoch's numbers."""
+        epoch = result.get("epoch")
+        record = _read_json(self.output_dir / run_folder.RECORD)
+        if self.kind == "train":
+            names = with_grouped_names(
+                {f"{result['split']}_{k}": v for k, v in result["metrics"].items()}, self._group_names
+            )
+            best = {k.replace("/", "/best_"): v for k, v in names.items() if "/" in k}
+            self.log_metrics({k: v for k, v in best.items() if k not in self._metric_names}, epoch or 0)
+            if record and epoch is not None:
+                with suppress(OSError):
+                    (self.output_dir / run_folder.RECORD).write_text(
+                        json.dumps(record | {"best_epoch": epoch}, indent=2)
+                    )
+        else:
+            epoch = self._training.get("best_epoch")
+        note = note_markdown({"about": self._about, **result, "epoch": epoch})
+        self._submit("tags", values={"mlflow.note.content": note[:MAX_NOTE_LENGTH]})
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Close the run, and try once more to send what MLflow did not take; does nothing when it is closed already."""
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            monitor.stop()
+        with self._lock:
+            journal = self._journal
+            if journal is None:
+                return
+            self._submit("end", status=status)
+            self._journal = None
+            atexit.unregister(self.finish)
+            if journal.unsent:
+                self._send_rest(journal)
+            journal.close()
+            self.run_id = None
+
+    def _send_rest(self, journal: Journal) -> None:
+        try:
+            with impatient():
+                self._client, self._experiment_id = store.connect(self._uri, self.experiment)
+                if self.run_id is None:  # a creation whose answer was lost
+                    self.run_id = store.find_run(self._client, self._experiment_id, journal.uid)
+                if self.run_id is None:
+                    self._send(journal, journal.unsent[:1])
+                assert self.run_id is not None
+                sync.note_run_id(self.output_dir, journal.uid, self.run_id)
+                for batch in batches(journal.unsent):
+                    self._send(journal, batch)
+                journal.sent(journal.unsent)
+        except Exception as error:
+            logger.info(
+                "MLflow run %s is not sent (%s). Send it later: fairlung mlflow-sync %s",
+                self.run_name,
+                _short(error),
+                self.output_dir,
+            )
+        else:
+            logger.info("MLflow run %s was sent after all", self.run_name)
+
+    def fail(self, engine: Engine, error: BaseException) -> None:
+        """Ignite handler: close the run as FAILED (KILLED when interrupted) and pass the exception on."""
+        self.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise error
+
+
+def _git_tags(folder: Path) -> dict[str, str]:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        changed = bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"mlflow.source.git.commit": commit, "fairlung.uncommitted_changes": str(changed).lower()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _training_record(settings: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
+    """What the training of an evaluation's checkpoint noted beside its folder ``models``."""
+    training = training_dir(settings.get("checkpoint"), output_dir)
+    return {} if training is None else _read_json(training / run_folder.RECORD)
+
+
+def _about(settings: Mapping[str, Any], kind: str, cohort: Cohort) -> str:
+    """A run in one line."""
+    named = [f"{name} {_param(settings[name])}" for name in TRAINING_SETTINGS[1:] if settings.get(name) is not None]
+    what = ", ".join([f"**{settings.get('system') or 'unknown system'}**", *named])
+    scans = "SYNTHETIC scans (phantoms)" if cohort.synthetic else "scans"
+    return f"{'Training' if kind == 'train' else 'Evaluation'} of {what}, on {len(cohort.table)} {scans}."
+
+
+def with_grouped_names(metrics: Mapping[str, float], group_names: Sequence[str]) -> dict[str, float]:
+    """The same metrics, the headline ones under a second name too, that MLflow's page groups by: ``val/gap``.
+
+    ``val_score`` gives ``val/score``, ``best_val_score`` ``val/best_score``, ``train_loss`` ``train/loss`` and ``lr``
+    ``train/lr``; so do gap, abs_gap, f1_macro and f1_<group> of every split. F1 of single classes is not repeated.
+    """
+    headline = ["score", "gap", "abs_gap", "f1_macro", *(f"f1_{group}" for group in group_names)]
+    grouped = {"train_loss": "train/loss", "lr": "train/lr"}
+    for split in SPLITS:
+        grouped |= {f"{split}_{name}": f"{split}/{name}" for name in headline}
+        grouped |= {f"best_{split}_{name}": f"{split}/best_{name}" for name in headline}
+    return {**metrics, **{grouped[name]: value for name, value in metrics.items() if name in grouped}}
+
+
+def _exit_on_sigterm() -> None:
+    """Let SIGTERM (a scheduler's or a container's stop) end the process as sys.exit does, so that runs are closed."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def _metric_name(name: str) -> str:
+    """A name that MLflow takes: letters, digits and ``_-. :/``; other signs of class and group names become ``_``."""
+    name = re.sub(r"<(?=\d)", "under ", re.sub(r">=(?=\d)", "from ", name))  # bands of age stay apart and readable
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def _refuse_shared_names(names: Sequence[str]) -> None:
+    """Two classes, or groups, whose metrics MLflow would hold under one name."""
+    called: dict[str, str] = {}
+    for name in names:
+        other = called.setdefault(_metric_name(name), name)
+        if other != name:
+            raise TrackingError(
+                f"{other!r} and {name!r} would both be {_metric_name(name)!r} in MLflow, which takes letters, digits "
+                "and _-. :/ only; rename one, or track nothing (--tracking_uri '')"
+            )
+
+
+def _short(error: Exception) -> str:
+    """An error in one line, without logins; those of HTTP end in the cause, after addresses and a whole request."""
+    text = " ".join(without_login(str(error)).split())
+    text = text.partition("(Caused by ")[2].rstrip(")'\" ") or text
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _param(value: Any) -> str:
+    value = _loggable(value)
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= MAX_PARAM_LENGTH else text[: MAX_PARAM_LENGTH - 3] + "..."
+
+
+def _loggable(value: Any) -> Any:
+    """A setting as plain data, the user and password of an address left out wherever one stands."""
+    if isinstance(value, str):
+        return without_login(value)
+    if isinstance(value, Mapping):
+        return {str(key): _loggable(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_loggable(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)

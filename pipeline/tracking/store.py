@@ -1,0 +1,198 @@
+"""The MLflow store: connecting, finding and making runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ..common.errors import UserError
+from ..common.text import without_login
+
+MARK = "fairlung.journal"  # tag: the journal's id, by which its run is found again
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows runs of training, not of agents
+
+# MLflow's own 7 retries of 120 s would hold up a training for minutes; an answer takes far less than this
+IMPATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+UPLOAD_TIMEOUT = "60"  # the server answers when it has stored the file
+REFUSED_LOGIN = re.compile("password authentication failed|does not exist|no pg_hba|Access denied|Unknown database")
+
+
+class TrackingError(UserError, ValueError):
+    """MLflow cannot be used as the settings say: a mistyped address, a deleted experiment, a refused login."""
+
+
+def _is_no_retry(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Retrying (")
+
+
+@contextmanager
+def impatient(**settings: str) -> Iterator[None]:
+    """MLflow's HTTP client gives up in seconds, and without a log line a retry: the caller says what is wrong.
+
+    What the user set by environment variable stays.
+    """
+    retries = logging.getLogger("urllib3.connectionpool")
+    nested = _is_no_retry in retries.filters
+    retries.addFilter(_is_no_retry)
+    ours = {name: value for name, value in {**IMPATIENCE, **settings}.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+        if not nested:
+            retries.removeFilter(_is_no_retry)
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether the settings are at fault, and not a server that is away or a disk that is full."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return 400 <= error.get_http_status_code() < 500 and error.get_http_status_code() not in (408, 429)
+    return isinstance(error, (ValueError, ImportError, PermissionError, FileNotFoundError, NotADirectoryError))
+
+
+def connect(uri: str, experiment: str) -> tuple[Any, str]:
+    """MLflow's client of a store that answers, and the id of an experiment, which is made when it does not exist.
+
+    Raises:
+        TrackingError: the settings are at fault.
+        Exception: the store does not answer.
+    """
+    import mlflow
+
+    try:
+        with impatient(), _first_access(uri):
+            _probe(uri)
+            client = mlflow.MlflowClient(tracking_uri=uri)
+            return client, _experiment_id(client, experiment)
+    except TrackingError:
+        raise
+    except Exception as error:
+        if is_mistake(error):
+            raise TrackingError(f"MLflow at {without_login(uri)}: {without_login(str(error))}") from error
+        raise
+
+
+def _probe(uri: str) -> None:
+    """One attempt on a database: MLflow itself makes ten, which take two minutes."""
+    scheme = re.split(r"[+:]", uri)[0]
+    if uri.startswith("sqlite:///"):
+        try:
+            sqlite3.connect(_sqlite_file(uri), timeout=20).execute("pragma schema_version").connection.close()
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise TrackingError(f"{_sqlite_file(uri)}: {error}") from error
+    elif scheme in ("postgresql", "mysql", "mssql"):
+        import sqlalchemy
+
+        try:
+            seconds = {} if scheme == "mssql" else {"connect_timeout": 10}
+            engine = sqlalchemy.create_engine(uri, connect_args=seconds, poolclass=sqlalchemy.NullPool)
+        except sqlalchemy.exc.ArgumentError as error:
+            raise TrackingError(str(error)) from error
+        try:
+            engine.connect().close()
+        except sqlalchemy.exc.OperationalError as error:
+            if REFUSED_LOGIN.search(str(error)):
+                raise TrackingError(str(error.orig).strip()) from error
+            raise
+
+
+def _sqlite_file(uri: str) -> Path:
+    return Path(uri.removeprefix("sqlite:///").split("?")[0])
+
+
+@contextmanager
+def _first_access(uri: str) -> Iterator[None]:
+    """One process at a time: two that create the tables of the same SQLite file at once ruin it."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    path = _sqlite_file(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        yield
+
+
+def absolute(uri: str) -> str:
+    """An address that means the same in another working directory."""
+    return f"sqlite:///{_sqlite_file(uri).absolute()}" if uri.startswith("sqlite:///") else uri
+
+
+def _experiment_id(client: Any, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, tags=EXPERIMENT_TAGS)
+        except MlflowException:  # another process made it meanwhile
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise TrackingError(f"MLflow experiment {name!r} is deleted; restore it or choose another")
+    return found.experiment_id
+
+
+def find_run(client: Any, experiment: str, uid: str) -> str | None:
+    """The run of a journal."""
+    found = client.search_runs([experiment], filter_string=f"tags.`{MARK}` = '{uid}'", max_results=1)
+    return found[0].info.run_id if found else None
+
+
+def living_run(client: Any, run_id: str | None) -> Any:
+    """The run of an id; None when there is none or it is deleted."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        return None
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # the latter: no id at all
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def create_run(client: Any, experiment: str, entry: Mapping[str, Any]) -> str:
+    """Make the run of a ``create`` entry; nested under its training's run, where that is in the same experiment.
+
+    The run of an interrupted training is opened again, where there is one.
+    """
+    tags = dict(entry["tags"])
+    interrupted = entry.get("interrupted")
+    if interrupted:
+        run = living_run(client, interrupted["run_id"])
+        run_id = run.info.run_id if run else find_run(client, experiment, interrupted["journal"])
+        if run_id:
+            client.update_run(run_id, status="RUNNING")
+            client.set_tag(run_id, MARK, tags[MARK])
+            return run_id
+    training = entry.get("training")
+    if training:
+        parent = living_run(client, training["run_id"])
+        run_id = parent.info.run_id if parent else find_run(client, experiment, training["journal"])
+        if run_id:
+            tags["fairlung.training_run_id"] = run_id
+            if parent is None or parent.info.experiment_id == experiment:
+                tags["mlflow.parentRunId"] = run_id
+    run = client.create_run(experiment, start_time=entry["time"], run_name=entry["name"], tags=tags)
+    return run.info.run_id

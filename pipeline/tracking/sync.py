@@ -1,0 +1,116 @@
+"""Sends to MLflow what it did not take while it was away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..common.run_folder import RECORD
+from ..common.text import without_login
+from .journal import JOURNAL, PENDING, Lines, Written, batches, is_refusal, remove, send
+from .store import MARK, TrackingError, connect, create_run, find_run, impatient, living_run
+
+
+def note_run_id(output_dir: str | Path, uid: str, run_id: str) -> None:
+    """Tell the folder's record of its training which run that is."""
+    record = Path(output_dir, RECORD)
+    with suppress(OSError, ValueError):
+        content = json.loads(record.read_text())
+        if content.get("journal") == uid:
+            record.write_text(json.dumps(content | {"run_id": run_id}, indent=2))
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What became of a journal: ``sent`` entries went to the run; 0 and no ``run_id``: its training still runs."""
+
+    name: str
+    run_id: str | None
+    status: str = ""
+    sent: int = 0
+    refused: tuple[str, ...] = ()
+
+
+def sync(output_dir: str | Path, tracking_uri: str | None = None) -> list[Synced]:
+    """Send what trainings and evaluations of a folder could not send, into their runs or, where none is, into new ones.
+
+    A run whose process died before it could say how it ended becomes FAILED.
+
+    Args:
+        output_dir: the job's output folder.
+        tracking_uri: where to; None takes the address that the run was meant for.
+
+    Returns:
+        one for each journal, the oldest first; [] when nothing is left to send.
+
+    Raises:
+        TrackingError: MLflow does not answer, or not as it should; what is left can be sent again.
+    """
+    folders = [path.parent for path in Path(output_dir).glob(f"{PENDING}/*/{JOURNAL}")]
+    journals = sorted((Written.read(folder) for folder in folders), key=_begin)
+    return [_sync_one(Path(output_dir), journal, tracking_uri) for journal in journals if journal.entries]
+
+
+def _begin(journal: Written) -> int:
+    return min((entry["time"] for entry in journal.entries if entry["op"] == "create"), default=0)
+
+
+def _sync_one(output_dir: Path, journal: Written, tracking_uri: str | None) -> Synced:
+    create = next((entry for entry in journal.entries if entry["op"] == "create"), None)
+    if create is None:
+        raise TrackingError(f"{journal.folder}: the beginning of the journal is missing")
+    lock = FileLock(journal.folder / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return Synced(create["name"], None)
+    uri = tracking_uri or create["uri"]
+    if not uri:
+        raise TrackingError("the address had a password, which was not kept; pass it as --tracking-uri")
+    try:
+        with impatient():
+            return _send_rest(output_dir, journal, create, *connect(uri, create["experiment"]))
+    except TrackingError:
+        raise
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow at {without_login(uri)} did not take it all: {without_login(str(error))}"
+        ) from error
+    finally:
+        lock.release()
+
+
+def _send_rest(output_dir: Path, journal: Written, create: Mapping[str, Any], client: Any, experiment: str) -> Synced:
+    marks = Lines(journal.folder)
+    uid = create["tags"][MARK]
+    run = living_run(client, journal.run_id)
+    run_id = run.info.run_id if run else find_run(client, experiment, uid)
+    # marks are about the run they were made for; another one, on another server or after a deletion, gets everything
+    same = run_id is not None and run_id == journal.run_id
+    pending = [entry for entry in journal.entries if not (same and entry["n"] in journal.sent)]
+    if run_id is None:
+        run_id = create_run(client, experiment, create)
+    if not same:
+        marks.write({"run_id": run_id, "anew": True})
+    note_run_id(output_dir, uid, run_id)
+    end = next((entry for entry in journal.entries if entry["op"] == "end"), None)
+    if end is None:
+        end = {"n": -1, "op": "end", "status": "FAILED", "time": max(entry["time"] for entry in journal.entries)}
+        pending.append(end)
+    refused = []
+    for batch in batches(pending):
+        try:
+            send(client, run_id, batch, journal.folder)
+        except Exception as error:
+            if not is_refusal(client, run_id, error):
+                raise
+            refused.append(without_login(str(error)))
+        marks.sent(batch)
+    remove(journal.folder)
+    return Synced(create["name"], run_id, end["status"], len(pending), tuple(refused))

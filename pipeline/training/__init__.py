@@ -1,0 +1,17 @@
+"""What MONAI's trainer needs beyond stock: groups, steps over several batches, resuming."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "accumulation": ["MicroBatchInferer", "whole_batch"],
+        "batches": ["PrepareGroupBatch"],
+        "group_loss": ["GroupLoss"],
+        "history": ["EpochLog", "MetricHistory"],
+        "output_dir": ["discard_previous", "publish", "require_new"],
+        "resume": ["ResumePoint"],
+    },
+)

@@ -1,0 +1,76 @@
+"""The training's loss and the weight of each group, as metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.metrics import Metric
+from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
+from torch import Tensor
+
+from ..common.names import LEFT_OUT
+from ..losses.two_level import TwoLevelLoss
+
+
+class GroupLoss(Metric):
+    """Mean loss and mean CVaR weight of each group over a training epoch.
+
+    ``train_loss`` is the mean of the batches' losses, ``train_loss_<group>`` the mean loss of the group's scans, and
+    ``train_cvar_weight_<group>`` the share of the objective that the group had, averaged over batches; the shares of
+    all groups (and of ``left_out``, the scans of no group) sum to 1 with the exact gradient; with a running estimate on
+    average.
+
+    Args:
+        loss: the objective in training; its parts are evaluated again, on the outputs of the step, without gradient.
+        group_names: G names.
+        output_transform: engine output -> ``(logits [N, C], {"label": [N], "group": [N]}, loss)``.
+    """
+
+    def __init__(
+        self,
+        loss: TwoLevelLoss,
+        group_names: Sequence[str],
+        output_transform: Callable[[Any], Any] = lambda output: (output["pred"], output["label"], output["loss"]),
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if LEFT_OUT in group_names:
+            raise ValueError(f"group_names: {LEFT_OUT!r} is reserved for the scans of no group")
+        self.loss = loss
+        self.group_names = tuple(group_names)
+        super().__init__(
+            output_transform=output_transform, device=device, skip_unrolling=True, metrics_result_mode="flatten"
+        )
+
+    @reinit__is_reduced
+    def reset(self) -> None:
+        # a row each: loss sum, scans, weight sum; a column a group and one for unknown. Kept on the device of the
+        # first batch: moving them at every step would make the step wait.
+        self.sums: Tensor | None = None
+        self.batches: Tensor | None = None
+
+    @reinit__is_reduced
+    def update(self, output: tuple[Tensor, Mapping[str, Tensor], Tensor]) -> None:
+        logits, target, loss = output
+        losses, weights = self.loss.explain(logits.detach(), target)
+        group = torch.where(target["group"] < 0, len(self.group_names), target["group"])
+        rows = torch.stack([losses.double(), torch.ones_like(losses).double(), weights.double()])
+        sums = torch.zeros(3, len(self.group_names) + 1, dtype=torch.float64, device=rows.device)
+        sums.index_add_(1, group.long(), rows)
+        batch = torch.stack([torch.as_tensor(loss).detach().double().to(rows.device), rows.new_ones(())])
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.batches = batch if self.batches is None else self.batches + batch
+
+    @sync_all_reduce("sums", "batches")
+    def compute(self) -> dict[str, float]:
+        if self.sums is None or self.batches is None:
+            return {}
+        loss, scans, weight = self.sums.cpu()
+        batches = self.batches.cpu()
+        result = {"train_loss": (batches[0] / batches[1]).item()}
+        for g, name in enumerate((*self.group_names, LEFT_OUT)):
+            if scans[g] > 0:
+                result[f"train_loss_{name}"] = (loss[g] / scans[g]).item()
+                result[f"train_cvar_weight_{name}"] = (weight[g] / batches[1]).item()
+        return result

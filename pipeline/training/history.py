@@ -1,0 +1,120 @@
+"""What the stock MONAI engines need to train with groups: batch preparation, group losses, a record of the epochs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedTrainer
+
+from ..common.distributed import is_primary
+
+logger = logging.getLogger(__name__)
+
+
+class EpochLog:
+    """One line an epoch: training loss on the trainer, P, F1 of each group and gap on the evaluator.
+
+    Args:
+        names: metrics to show, in order; those that an engine does not have are left out.
+        label: what the line is about, e.g. ``train``.
+    """
+
+    def __init__(self, names: Sequence[str], label: str) -> None:
+        self.names = tuple(names)
+        self.label = label
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if not is_primary():
+            return
+        shown = [f"{name} {engine.state.metrics[name]:.4f}" for name in self.names if name in engine.state.metrics]
+        logger.info("epoch %d  %s  %s", engine.state.epoch, self.label, "  ".join(shown))
+
+
+class MetricHistory:
+    """Every number of every epoch in a CSV of columns ``epoch``, ``metric``, ``value``, for learning curves.
+
+    A handler of the trainer. Of the trainer it takes the metrics and ``lr``, the rate that the epoch was trained with;
+    of the evaluator the metrics and ``best_<key metric>``, the best value so far.
+
+    A training starts the file afresh. One that is resumed at epoch k keeps the rows of earlier epochs. The file is
+    replaced as a whole each epoch and is never half written; one that cannot be written is a warning, given once.
+
+    Args:
+        path: the CSV; its folder is made.
+        evaluator: the engine that validates the training, if there is one.
+    """
+
+    COLUMNS = ("epoch", "metric", "value")
+
+    def __init__(self, path: str | Path, evaluator: Engine | None = None) -> None:
+        self.path = Path(path)
+        self.evaluator = evaluator
+        self._rows: list[tuple[int, str, float]] = []
+        self._started = False
+        self._rate: float | None = None
+        self._warned = False
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        engine.add_event_handler(Events.STARTED, self._expect_start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._add_training)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._add_evaluation)
+
+    def _expect_start(self, engine: Engine) -> None:
+        self._started = False  # which epoch it starts with is known when all handlers of STARTED have run
+
+    def _start_epoch(self, engine: SupervisedTrainer) -> None:
+        # the rate is read before the scheduler, which runs at the end of the epoch, moves it
+        self._rate = float(engine.optimizer.param_groups[0]["lr"])
+        if not self._started:
+            self._started = True
+            self._rows = self._earlier_rows(engine.state.epoch)
+            self._write()
+
+    def _add_training(self, engine: Engine) -> None:
+        assert self._rate is not None
+        self._add(engine.state.epoch, {**engine.state.metrics, "lr": self._rate})
+
+    def _add_evaluation(self, engine: Engine) -> None:
+        best = {f"best_{engine.state.key_metric_name}": engine.state.best_metric}
+        self._add(engine.state.epoch, {**engine.state.metrics, **best})
+
+    def _add(self, epoch: int, values: Mapping[str, Any]) -> None:
+        self._rows += [(epoch, name, float(value)) for name, value in values.items()]
+        self._write()
+
+    def _earlier_rows(self, epoch: int) -> list[tuple[int, str, float]]:
+        if epoch == 1 or not is_primary() or not self.path.exists():
+            return []
+        try:
+            table = pd.read_csv(self.path, dtype={"epoch": int, "metric": str, "value": str})[list(self.COLUMNS)]
+            table["value"] = table["value"].astype(float)  # exact, which not every version's parser is
+        except (OSError, ValueError, KeyError) as error:
+            self._warn("%s is no history and is not continued: %s", self.path, error)
+            return []
+        return list(table[table["epoch"] < epoch].itertuples(index=False, name=None))
+
+    def _write(self) -> None:
+        if not is_primary():
+            return
+        part = self.path.with_name(self.path.name + ".part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            pd.DataFrame(self._rows, columns=list(self.COLUMNS)).to_csv(part, index=False, na_rep="nan")
+            part.replace(self.path)
+        except OSError as error:
+            self._warn("%s cannot be written, the training goes on: %s", self.path, error)
+
+    def _warn(self, message: str, *values: Any) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(message, *values)

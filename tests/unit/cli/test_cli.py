@@ -1,0 +1,91 @@
+"""The console program, in process; and once as a program."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from fairlung.pipeline import __version__
+from fairlung.pipeline.cli.app import app
+from fairlung.pipeline.phantoms.writers import write_jpg_folder
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_phantom_then_cohort_agree(cli, tmp_path: Path) -> None:
+    made = cli("phantom", tmp_path / "p", "--preset", "tiny", "--format", "jpg", "--seed", 3, "--workers", 1)
+    assert made.exit_code == 0, made.output
+    assert "synthetic" in made.output
+    built = cli("cohort", tmp_path / "p" / "scans", "-o", tmp_path / "again.csv", "--chart", tmp_path / "chart.png")
+    assert built.exit_code == 0, built.output
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    first = pd.read_csv(tmp_path / "p" / "cohort.csv").assign(scan=lambda t: "p/" + t["scan"])
+    again = pd.read_csv(tmp_path / "again.csv")
+    columns = ["scan", "label", "sex", "split"]
+    pd.testing.assert_frame_equal(
+        first[columns].sort_values("scan", ignore_index=True), again[columns].sort_values("scan", ignore_index=True)
+    )
+    again_refused = cli("phantom", tmp_path / "p", "--preset", "tiny", "--format", "jpg")
+    assert again_refused.exit_code == 1
+    assert "not empty" in again_refused.output
+
+
+def test_new_scans_have_no_labels_in_their_names(cli, tmp_path: Path) -> None:
+    done = cli("phantom", tmp_path, "--preset", "tiny", "--new-scans", 3)
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new-0001", "new-0002", "new-0003.nii.gz"]
+
+
+def test_cohort_says_what_it_leaves_out(cli, tmp_path: Path, odd_hu) -> None:
+    for sex in ("male", "female"):
+        write_jpg_folder(tmp_path / "Train" / "normal" / sex / "ct_0", odd_hu[0])
+    (tmp_path / "Train" / "normal" / "male" / "[empty]").mkdir()
+    done = cli("cohort", tmp_path, "-o", tmp_path / "cohort.csv")
+    assert done.exit_code == 0, done.output
+    assert "[empty]" in done.output
+    nothing = cli("cohort", tmp_path / "Train" / "normal" / "male" / "[empty]", "-o", tmp_path / "c.csv")
+    assert nothing.exit_code == 1
+    assert "no usable scan" in nothing.output
+
+
+def test_results_shows_the_table(cli, tmp_path: Path) -> None:
+    from fairlung.pipeline.reports.evaluation_summary import write_evaluation
+
+    folder = tmp_path / "test" / "evaluation"
+    folder.mkdir(parents=True)
+    rows = [("a", "x", "male", "x"), ("b", "y", "male", "y"), ("c", "x", "female", "x"), ("d", "y", "female", "x")]
+    pd.DataFrame(rows, columns=["scan", "label", "sex", "prediction"]).to_csv(folder / "predictions.csv", index=False)
+    write_evaluation(folder / "predictions.csv", ["x", "y"], ["male", "female"], split="test", checkpoint="best.pt")
+    done = cli("results", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "+0.6667" in done.output  # 1 - (2/3 + 0) / 2
+    assert "0.6667 (1)" in done.output
+    assert json.loads((folder / "metrics.json").read_text())["metrics"]["score"] == pytest.approx(2 / 3)
+    assert "P of about 0.50; this is +0.17" in done.output
+    assert "SYNTHETIC" not in done.output
+    val = tmp_path / "val" / "evaluation"
+    val.mkdir(parents=True)
+    table = pd.read_csv(folder / "predictions.csv").assign(synthetic="yes")
+    table.to_csv(val / "predictions.csv", index=False)
+    write_evaluation(val / "predictions.csv", ["x", "y"], ["male", "female"], split="val")
+    both = cli("results", tmp_path)
+    assert "test split, best.pt" in both.output
+    assert "val split, , SYNTHETIC" in both.output
+    none = cli("results", tmp_path / "none")
+    assert none.exit_code == 1
+    assert "holds no evaluation" in none.output
+
+
+def test_as_a_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "fairlung.pipeline", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, __version__)

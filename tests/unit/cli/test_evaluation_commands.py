@@ -1,0 +1,66 @@
+"""The commands of the console program on prediction tables: verdicts first, clear refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from reconstruction import paper_cells, predictions_of
+from typer.testing import CliRunner
+
+from fairlung.pipeline.cli.app import app
+
+runner = CliRunner(env={"COLUMNS": "160"})
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    cells = paper_cells()
+    found = predictions_of(cells["systems"]["LA+CVaR alpha 0.8"]["confusion"], cells["class_names"])
+    names = np.array(found.class_names)
+    columns = {"scan": found.scan, "truth": names[found.label], "said": names[found.prediction]}
+    path = tmp_path / "others.csv"
+    pd.DataFrame(columns | {"gender": np.array(["M", "F"])[found.group]}).to_csv(path, index=False)
+    return path
+
+
+OTHERS = ["--group-by", "gender", "--label-column", "truth", "--prediction-column", "said", "--resamples", "500"]
+
+
+def test_an_audit_of_another_models_table(table: Path, tmp_path: Path) -> None:
+    done = runner.invoke(app, ["audit", str(table), *OTHERS, "-o", str(tmp_path / "audit.json")])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("inconclusive: The gap of +0.024 (F minus M")
+    result = json.loads((tmp_path / "audit.json").read_text())
+    assert result["overall"]["score"]["value"] == pytest.approx(0.8403, abs=1e-4)
+    assert result["group_names"] == ["F", "M"]
+    for cell in result["cells"]:
+        assert cell["class"] in done.output
+
+
+def test_the_order_of_the_groups_is_the_sign_of_the_gap(table: Path) -> None:
+    done = runner.invoke(app, ["audit", str(table), *OTHERS, "--group-name", "M", "--group-name", "F"])
+    assert done.output.startswith("inconclusive: The gap of -0.024 (M minus F")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--group-by", "age"], "no column 'age'; it has scan, truth, said, gender"),
+        (["--confidence", "95"], "confidence must be in (0, 1), got 95"),
+        (["--method", "bca"], "method must be one of smoothed, percentile, got 'bca'"),
+        (["--group-name", "M"], "which is none of M"),
+    ],
+)
+def test_an_audit_that_cannot_be_made_says_why(table: Path, arguments: list[str], message: str) -> None:
+    done = runner.invoke(app, ["audit", str(table), *OTHERS, *arguments])
+    assert done.exit_code == 1
+    assert message in " ".join(done.stderr.split())
+
+
+def test_an_audit_of_what_is_not_there(tmp_path: Path) -> None:
+    done = runner.invoke(app, ["audit", str(tmp_path / "absent.csv")])
+    assert done.exit_code == 1 and "absent.csv" in done.stderr

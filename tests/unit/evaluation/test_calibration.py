@@ -1,0 +1,139 @@
+"""Calibration and AUC of a group, against scikit-learn and simulations of a calibrated model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss, roc_auc_score
+from statsmodels.stats.proportion import proportion_confint
+
+from fairlung.pipeline.evaluation.calibration import (
+    auc_of_resamples,
+    bin_of,
+    expected_calibration_error,
+    group_calibration,
+    reliability_curve,
+)
+from fairlung.pipeline.evaluation.predictions import Predictions
+from fairlung.pipeline.evaluation.resampling import resample_counts
+
+
+def calibrated(seed: int, size: int, classes: int = 3, power: float = 1.0) -> Predictions:
+    """Labels drawn from the probabilities; those are then raised to ``power`` (over-confident above 1)."""
+    rng = np.random.default_rng(seed)
+    true = rng.dirichlet(np.full(classes, 0.6), size)
+    label = (rng.random(size)[:, None] > true.cumsum(1)).sum(1)
+    shown = true**power / (true**power).sum(1, keepdims=True)
+    scan = np.array([str(i) for i in range(size)])
+    names = tuple("abcdef"[:classes])
+    return Predictions(scan, label, shown.argmax(1), np.arange(size) % 2, shown, names, ("male", "female"), ("sex",))
+
+
+def test_bins_hold_their_right_end_and_the_first_zero() -> None:
+    assert bin_of(np.array([0.0, 0.1, 0.10001, 0.95, 1.0])).tolist() == [0, 0, 1, 9, 9]
+
+
+def test_ece_by_hand() -> None:
+    sure, correct = np.array([0.9, 0.8, 0.85, 0.3]), np.array([1, 1, 0, 0])
+    # bins (0.8, 0.9]: confidences .9 and .85, one right of two; (0.7, 0.8]: .8, right; (0.2, 0.3]: .3, wrong
+    expected = (abs(1 - 1.75) + abs(1 - 0.8) + abs(0 - 0.3)) / 4
+    assert expected_calibration_error(sure, correct) == pytest.approx(expected)
+    stacked = expected_calibration_error(sure, np.stack([correct, 1 - correct]))
+    assert stacked.shape == (2,) and stacked[0] == pytest.approx(expected)
+
+
+def test_the_reliability_curve_is_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    sure = rng.uniform(0.001, 0.999, 500)
+    correct = rng.random(500) < sure
+    ours = reliability_curve(sure, correct)
+    accuracy, confidence = calibration_curve(correct, sure, n_bins=10)
+    np.testing.assert_allclose([point["accuracy"] for point in ours], accuracy)
+    np.testing.assert_allclose([point["confidence"] for point in ours], confidence)
+    assert sum(point["n"] for point in ours) == 500
+    assert all(point["low"] <= point["accuracy"] <= point["high"] for point in ours)
+
+
+def test_auc_and_brier_are_scikit_learns() -> None:
+    table = calibrated(1, 300)
+    found = group_calibration(table, np.random.default_rng(0), 200)
+    for g, name in enumerate(table.group_names):
+        inside = table.group == g
+        label, probabilities = table.label[inside], table.probabilities[inside]
+        area = roc_auc_score(label, probabilities, multi_class="ovr", average="macro")
+        assert found[name]["auc"]["value"] == pytest.approx(area)
+        assert found[name]["auc"]["low"] < area < found[name]["auc"]["high"]
+        brier = brier_score_loss(label, probabilities, scale_by_half=False, labels=[0, 1, 2])
+        assert found[name]["brier"]["value"] == pytest.approx(brier)
+
+
+def test_two_classes_have_the_usual_auc() -> None:
+    table = calibrated(2, 120, classes=2)
+    found = group_calibration(table, np.random.default_rng(0), 100)["male"]
+    inside = table.group == 0
+    assert found["auc"]["value"] == pytest.approx(roc_auc_score(table.label[inside], table.probabilities[inside, 1]))
+
+
+def test_the_auc_of_a_resample_is_scikit_learns_on_its_rows() -> None:
+    table = calibrated(3, 60)
+    probabilities = np.round(table.probabilities, 1)  # with ties
+    counts = resample_counts(table.label, 5, np.random.default_rng(0))
+    found = auc_of_resamples(table.label, probabilities, counts, np.random.default_rng(1))
+    for b, drawn in enumerate(counts.astype(int)):
+        rows = np.repeat(np.arange(60), drawn)
+        areas = [roc_auc_score(table.label[rows] == c, probabilities[rows, c]) for c in range(3)]
+        assert found[b] == pytest.approx(np.mean(areas))
+
+
+@pytest.mark.parametrize("scans", [(3, 3), (5, 40), (40, 5), (60, 60)])
+def test_a_separated_class_is_not_taken_for_certain(scans: tuple[int, int]) -> None:
+    label = np.repeat([0, 1], scans)
+    right = np.linspace(0.6, 0.9, len(label))
+    table = Predictions(
+        np.arange(len(label)).astype(str),
+        label,
+        label,
+        np.zeros(len(label), dtype=np.int64),
+        np.where(label[:, None] == [0, 1], right[:, None], 1 - right[:, None]),
+        ("x", "y"),
+        ("male",),
+        ("sex",),
+    )
+    found = group_calibration(table, np.random.default_rng(0), 20_000)["male"]["auc"]
+    low, high = proportion_confint(min(scans), min(scans), method="beta")
+    assert (found["value"], found["high"], high) == (1, 1, 1)
+    assert found["low"] == pytest.approx(low, abs=0.01)
+
+
+def test_resamples_keep_the_size_of_every_stratum() -> None:
+    strata = np.array([0, 0, 0, 1, 1, 7])
+    counts = resample_counts(strata, 100, np.random.default_rng(0))
+    for stratum in (0, 1, 7):
+        assert (counts[:, strata == stratum].sum(1) == (strata == stratum).sum()).all()
+
+
+def test_a_group_without_a_class_has_no_auc() -> None:
+    table = calibrated(4, 80)
+    few = table.take(~((table.group == 1) & (table.label == 2)))
+    found = group_calibration(few, np.random.default_rng(0), 100)
+    assert found["female"]["auc"] is None
+    assert found["male"]["auc"] is not None
+
+
+def test_a_calibrated_model_is_rarely_called_miscalibrated_and_an_over_confident_one_is() -> None:
+    alarms = 0
+    for seed in range(150):
+        group = group_calibration(calibrated(seed, 120), np.random.default_rng(seed), 200)["male"]
+        alarms += group["ece"]["value"] > group["ece_if_calibrated"]["p95"]
+    assert binomtest(alarms, 150, 0.05, alternative="greater").pvalue > 1e-3
+    over = group_calibration(calibrated(0, 400, power=4), np.random.default_rng(0), 200)["male"]
+    assert over["ece"]["value"] > over["ece_if_calibrated"]["p95"]
+    assert over["ece"]["low"] > 0
+
+
+def test_without_probabilities_there_is_nothing_to_say() -> None:
+    table = calibrated(5, 30)
+    bare = Predictions(**{**vars(table), "probabilities": None})
+    assert group_calibration(bare, np.random.default_rng(0)) == {}

@@ -1,0 +1,147 @@
+"""Tables of predictions, ours and others': read as they are meant, or refused with the scan and the cause."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import confusion_matrix
+
+from fairlung.pipeline.common.names import CLASS_NAMES, SEXES, UNKNOWN_GROUP
+from fairlung.pipeline.evaluation.predictions import PredictionsError, load_predictions
+
+
+def written(folder: Path, **columns: list) -> Path:
+    pd.DataFrame(columns).to_csv(folder / "p.csv", index=False)
+    return folder / "p.csv"
+
+
+def test_a_table_of_this_pipeline(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        scan=["x", "y", "z"],
+        label=["b", "a", "b"],
+        sex=["female", "", "male"],
+        prediction=["b", "b", "a"],
+        prob_a=[0.1, 0.4, 0.6],
+        prob_b=[0.9, 0.6, 0.4],
+    )
+    table = load_predictions(path)
+    assert table.class_names == ("a", "b")
+    assert table.group_names == SEXES
+    assert table.label.tolist() == [1, 0, 1] and table.prediction.tolist() == [1, 1, 0]
+    assert table.group.tolist() == [1, UNKNOWN_GROUP, 0]
+    assert table.confusion().nonzero()[0].tolist() == [0, 1, 2]  # the unknown one is counted apart
+    known = table.known()
+    assert known.scan.tolist() == ["x", "z"] and known.probabilities.shape == (2, 2)
+    np.testing.assert_array_equal(
+        table.confusion().sum(0), confusion_matrix(table.label, table.prediction, labels=[0, 1])
+    )
+
+
+def test_probabilities_alone_give_the_prediction(tmp_path: Path) -> None:
+    path = written(tmp_path, label=["1", "0"], sex=["F", "M"], prob_0=[0.2, 0.5001], prob_1=[0.8, 0.4999])
+    table = load_predictions(path)
+    assert table.prediction.tolist() == [1, 0]
+    assert table.group_names == ("F", "M")
+    assert table.scan.tolist() == ["line 2", "line 3"]
+
+
+def test_a_prediction_beside_probabilities_stands(tmp_path: Path) -> None:
+    path = written(tmp_path, label=["0"], sex=["F"], prediction=["1"], prob_0=[0.6], prob_1=[0.4])
+    assert load_predictions(path).prediction.tolist() == [1]
+
+
+def test_classes_are_those_that_occur_unless_they_are_the_benchmarks(tmp_path: Path) -> None:
+    ours = written(tmp_path, label=["normal", "covid19"], sex=["male", "female"], prediction=["normal", "normal"])
+    assert load_predictions(ours).class_names == CLASS_NAMES
+    grades = written(tmp_path, label=["grade 10", "grade 9"], sex=["male", "female"], prediction=["grade 9"] * 2)
+    assert load_predictions(grades).class_names == ("grade 9", "grade 10")
+    only_one = written(tmp_path, label=["x"], sex=["male"], prediction=["x"])
+    with pytest.raises(PredictionsError, match=r"only one class occurs \(x\); name them all"):
+        load_predictions(only_one)
+    assert load_predictions(only_one, class_names=["x", "y"]).class_names == ("x", "y")
+
+
+def test_several_group_columns_make_a_group_of_each_combination_that_occurs(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        label=["a", "b", "a", "b"],
+        prediction=["a", "b", "b", "b"],
+        sex=["female", "male", "female", "male"],
+        site=["s10", "s9", "s9", ""],
+    )
+    table = load_predictions(path, group_by=["sex", "site"])
+    assert table.group_names == ("male x s9", "female x s9", "female x s10")
+    assert table.group.tolist() == [2, 0, 1, UNKNOWN_GROUP]
+    assert load_predictions(path, group_by=["site"], group_names=["s10", "s9"]).group.tolist() == [0, 1, 1, -1]
+
+
+def test_groups_without_a_scan_can_be_left_out(tmp_path: Path) -> None:
+    path = written(tmp_path, label=["a", "b", "a"], prediction=["a", "b", "b"], site=["c", "", "a"])
+    table = load_predictions(path, group_by=["site"], group_names=["a", "b", "c"]).present_groups()
+    assert table.group_names == ("a", "c")
+    assert table.group.tolist() == [1, UNKNOWN_GROUP, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label": ["a"], "prediction": ["a"]}, "no column 'sex'; it has label, prediction"),
+        ({"label": ["a", "b"], "sex": ["m", "f"]}, "neither a column 'prediction' nor prob_<class> columns"),
+        ({"scan": ["x"], "label": ["c"], "sex": ["m"], "prob_a": [1], "prob_b": [0]}, "x: column 'label' holds 'c'"),
+        ({"label": ["a"], "sex": ["m"], "prob_a": [0.5], "prob_b": [0.2]}, "line 2: the probabilities are not"),
+        ({"label": ["a"], "sex": ["m"], "prob_a": [1.5], "prob_b": [-0.5]}, "line 2: the probabilities are not"),
+        ({"label": ["a"], "sex": ["m"], "prob_a": ["much"], "prob_b": [0]}, "line 2: the probabilities are not"),
+        ({"label": ["a", "b"], "sex": ["m", "f"], "prediction": ["b", ""]}, "line 3: column 'prediction' is empty"),
+        (
+            {"scan": ["x", "x"], "label": ["a", "b"], "sex": ["m", "f"], "prediction": ["b", "a"]},
+            "'x' is there twice",
+        ),
+        ({"label": ["a", "b"], "sex": ["", "unknown"], "prediction": ["b", "a"]}, "no scan has a group in column sex"),
+        ({"label": [], "sex": [], "prediction": []}, "no prediction in it"),
+    ],
+)
+def test_a_table_that_cannot_be_judged_says_why(tmp_path: Path, columns: dict, message: str) -> None:
+    path = written(tmp_path, **columns)
+    with pytest.raises(PredictionsError, match="p.csv") as raised:
+        load_predictions(path)
+    assert message in str(raised.value)
+
+
+def test_faults_are_listed_together_and_counted(tmp_path: Path) -> None:
+    path = written(tmp_path, label=["z"] * 9 + ["a"], sex=["m"] * 10, prob_a=[1] * 10, prob_b=[0] * 10)
+    with pytest.raises(PredictionsError) as raised:
+        load_predictions(path)
+    assert str(raised.value).count("holds 'z', which is none of a, b") == 5
+    assert "and 4 more" in str(raised.value)
+
+
+def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PredictionsError, match="no such file"):
+        load_predictions(tmp_path / "absent.csv")
+    (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00\x01" * 50)
+    with pytest.raises(PredictionsError, match="is no table of predictions"):
+        load_predictions(tmp_path / "x.csv")
+    path = written(tmp_path, label=["a", "b"], sex=["male", "third"], prediction=["a", "b"])
+    with pytest.raises(PredictionsError, match="which is none of male, female"):
+        load_predictions(path, group_names=SEXES)
+
+
+def test_a_table_of_an_evaluation_has_the_names_of_its_metrics(tmp_path: Path) -> None:
+    columns = {"scan": ["x", "y"], "label": ["b", "a"], "site": ["s1", "s2"], "prediction": ["b", "b"]}
+    path = written(tmp_path, **columns)
+    (tmp_path / "metrics.json").write_text('{"class_names": ["b", "a", "c"], "group_names": ["s2", "s1"]}')
+    table = load_predictions(path)
+    assert (table.class_names, table.group_names, table.group_by) == (("b", "a", "c"), ("s2", "s1"), ("site",))
+    given = load_predictions(path, class_names=["a", "b"], group_by=["site"])
+    assert (given.class_names, given.group_names) == (("a", "b"), ("s1", "s2"))
+
+
+def test_probabilities_that_are_none_can_be_left_out(tmp_path: Path) -> None:
+    path = written(tmp_path, label=["a"], sex=["male"], prediction=["b"], prob_a=["nan"], prob_b=["nan"])
+    with pytest.raises(PredictionsError, match="are not numbers"):
+        load_predictions(path)
+    assert load_predictions(path, with_probabilities=False).probabilities is None

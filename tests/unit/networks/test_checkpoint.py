@@ -1,0 +1,249 @@
+"""Checkpoints: the settings travel with the weights, and other settings are refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from fairlung.pipeline.common.errors import UserError, user_error
+from fairlung.pipeline.networks.checkpoint import (
+    MODEL_SETTINGS,
+    CheckpointError,
+    ModelSettings,
+    model_settings,
+    require_checkpoint,
+)
+from fairlung.pipeline.training.output_dir import discard_previous, publish, require_new
+
+SETTINGS: dict[str, Any] = {
+    "class_names": ["a", "g", "covid", "normal"],
+    "group_by": "sex",
+    "group_names": ["male", "female"],
+    "age_bands": None,
+    "window": [-1350, 150],
+    "trim_fraction": 0.1,
+    "num_slices": 64,
+    "image_size": 256,
+    "fast_decode": False,
+    "crop_size": 224,
+    "network": "R3D18Classifier",
+}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "best.pt"
+    torch.save({"model": {"weight": torch.zeros(2)}, "settings": ModelSettings(**SETTINGS).state_dict()}, path)
+    return path
+
+
+def test_settings_survive_a_file(checkpoint: Path) -> None:
+    state = torch.load(checkpoint, weights_only=True)["settings"]
+    assert state == SETTINGS
+    ModelSettings(**SETTINGS).load_state_dict(state)
+
+
+def test_a_tuple_is_a_list() -> None:
+    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in SETTINGS.items()}
+    ModelSettings(**tuples).load_state_dict(ModelSettings(**SETTINGS).state_dict())
+    ModelSettings(**SETTINGS).load_state_dict(tuples)
+    assert ModelSettings(**tuples).state_dict() == SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("class_names", ["a", "g", "normal", "covid"]),
+        ("group_by", "site"),
+        ("group_names", ["female", "male"]),
+        ("age_bands", [65]),
+        ("window", [-1000, 400]),
+        ("trim_fraction", 0.2),
+        ("num_slices", 32),
+        ("image_size", 128),
+        ("fast_decode", True),
+        ("crop_size", 112),
+        ("network", "CNNRNNClassifier"),
+    ],
+)
+def test_each_difference_is_named_with_both_values(name: str, other: object) -> None:
+    run = ModelSettings(**SETTINGS)
+    with pytest.raises(CheckpointError) as caught:
+        run.load_state_dict({**SETTINGS, name: other})
+    assert f"{name}: checkpoint {other!r}, run {SETTINGS[name]!r}" in str(caught.value)
+    assert not any(f"{same}:" in str(caught.value) for same in SETTINGS if same != name)
+    assert run.state_dict() == SETTINGS  # compared, not overwritten
+
+
+def test_all_differences_at_once_and_a_missing_setting() -> None:
+    state = {**SETTINGS, "num_slices": 8, "image_size": 32}
+    del state["window"]
+    with pytest.raises(CheckpointError) as caught:
+        ModelSettings(**SETTINGS).load_state_dict(state)
+    for name in ("num_slices: checkpoint 8", "image_size: checkpoint 32", "window: checkpoint None"):
+        assert name in str(caught.value)
+
+
+def test_a_checkpoint_from_before_the_network_was_saved_is_of_the_first_network() -> None:
+    state = {name: value for name, value in SETTINGS.items() if name != "network"}
+    ModelSettings(**SETTINGS).load_state_dict(state)
+    with pytest.raises(CheckpointError, match="network: checkpoint 'R3D18Classifier', run 'CNNRNNClassifier'"):
+        ModelSettings(**{**SETTINGS, "network": "CNNRNNClassifier"}).load_state_dict(state)
+
+
+def test_settings_must_be_complete() -> None:
+    with pytest.raises(ValueError, match=r"missing \['window'\], unknown \['windows'\]"):
+        ModelSettings(**{("windows" if name == "window" else name): value for name, value in SETTINGS.items()})
+
+
+def test_state_is_a_copy() -> None:
+    settings = ModelSettings(**SETTINGS)
+    settings.state_dict()["num_slices"] = 1
+    assert settings.state_dict() == SETTINGS
+
+
+# --- settings of a network -------------------------------------------------------------------------------------------
+
+
+def test_settings_come_from_the_checkpoint(checkpoint: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    other = {**SETTINGS, "num_slices": 8, "class_names": ["x", "y"]}
+    torch.save({"model": {}, "settings": other}, checkpoint)
+    assert model_settings(checkpoint, bundle_dir / "configs/train.yaml") == other
+    assert model_settings(str(checkpoint), tmp_path / "is not read.yaml") == other
+
+
+@pytest.mark.parametrize("later", ["age_bands", "fast_decode", "network"])
+def test_a_checkpoint_of_before_a_setting_has_its_first_value(checkpoint: Path, bundle_dir: Path, later: str) -> None:
+    older = {name: value for name, value in SETTINGS.items() if name != later}
+    torch.save({"model": {}, "settings": older}, checkpoint)
+    assert model_settings(checkpoint, bundle_dir / "configs/train.yaml") == SETTINGS
+    ModelSettings(**SETTINGS).load_state_dict(older)
+
+
+def test_without_a_checkpoint_they_are_the_training_configs(bundle_dir: Path, tmp_path: Path) -> None:
+    train = bundle_dir / "configs/train.yaml"
+    found = model_settings(tmp_path / "none.pt", train)
+    config = yaml.safe_load(train.read_text())
+    assert found == {name: config[name] for name in MODEL_SETTINGS}
+    assert not any(str(value).startswith(("$", "@")) for value in found.values())  # plain values, as overlays need
+    ModelSettings(network="R3D18Classifier", **found)
+
+
+@pytest.mark.parametrize("content", [{"model": {}}, {"settings": {}}, [1, 2], {"stem.0.weight": torch.zeros(1)}])
+def test_a_file_of_something_else(content: object, bundle_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="is not a checkpoint of this bundle") as caught:
+        model_settings(path, bundle_dir / "configs/train.yaml")
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken archive"])
+def test_a_file_that_cannot_be_loaded(content: bytes, bundle_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "broken.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        model_settings(path, bundle_dir / "configs/train.yaml")
+    assert str(path) in str(caught.value)
+
+
+def test_missing_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    require_checkpoint(checkpoint)
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*none\.pt: train first .* --checkpoint FILE"):
+        require_checkpoint(tmp_path / "none.pt")
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_training_is_not_overwritten_by_accident(tmp_path: Path) -> None:
+    require_new(tmp_path / "new", overwrite=False)
+    require_new(tmp_path, overwrite=False)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/best.pt").write_bytes(b"weights")
+    with pytest.raises(CheckpointError, match=r"already holds a training; .*--output_dir.*--overwrite True"):
+        require_new(tmp_path, overwrite=False)
+    require_new(str(tmp_path), overwrite=True)
+    assert (tmp_path / "models/best.pt").read_bytes() == b"weights"
+
+
+def test_publish(checkpoint: Path, tmp_path: Path) -> None:
+    before = set(tmp_path.rglob("*"))
+    publish(checkpoint, "")
+    assert set(tmp_path.rglob("*")) == before
+    model = tmp_path / "bundle/models/model.pt"
+    publish(checkpoint, model)
+    assert model.read_bytes() == checkpoint.read_bytes()
+    checkpoint.write_bytes(b"a better one")
+    publish(str(checkpoint), str(model))
+    assert model.read_bytes() == b"a better one"
+
+
+# --- user errors -----------------------------------------------------------------------------------------------------
+
+
+def wrapped(error: Exception, explicitly: bool) -> Exception:
+    """``error`` as MONAI passes it on: inside two other errors."""
+    try:
+        try:
+            try:
+                raise error
+            except Exception as first:
+                raise RuntimeError("instantiating") from (first if explicitly else None) or first
+        except RuntimeError:
+            raise ValueError("resolving")  # noqa: B904  implicit context
+    except ValueError as last:
+        return last
+
+
+@pytest.mark.parametrize("explicitly", [True, False])
+def test_the_user_error_is_found_among_its_wrappers(explicitly: bool) -> None:
+    error = CheckpointError("choose another folder")
+    assert user_error(wrapped(error, explicitly)) is error
+    assert user_error(error) is error
+
+
+def test_the_outermost_user_error_counts() -> None:
+    inner, outer = UserError("inner"), UserError("outer")
+    outer.__cause__ = inner
+    assert user_error(outer) is outer
+
+
+def test_other_errors_are_nobodys() -> None:
+    assert user_error(wrapped(KeyError("bug"), True)) is None
+    assert user_error(None) is None
+
+
+def test_a_new_training_discards_our_files_alone(tmp_path: Path) -> None:
+    ours = ["models/best.pt", "models/checkpoint_epoch=3.pt", "val/predictions.csv", "test/evaluation/metrics.json"]
+    theirs = ["models/mine.pt", "val/scan/0.jpg", "train/scan.nii.gz", "test/evaluation/notes.txt", "cohort.csv"]
+    for name in ours + theirs:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    discard_previous(tmp_path)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == set(theirs)
+
+
+def test_values_that_our_code_refuses_are_user_errors_and_a_librarys_are_not() -> None:
+    from fairlung.pipeline.losses.aggregation import GroupCVaR
+
+    def wrapped(raise_: Callable[[], object]) -> BaseException:
+        try:
+            try:
+                raise_()
+            except Exception as error:
+                raise RuntimeError("Failed to instantiate") from error
+        except RuntimeError as error:
+            return error
+        raise AssertionError
+
+    ours = user_error(wrapped(lambda: GroupCVaR(alpha=2)))
+    assert str(ours) == "alpha must be in (0, 1], got 2"
+    assert user_error(wrapped(lambda: torch.zeros(2).reshape(3))) is None
+    assert user_error(wrapped(lambda: int("x"))) is None

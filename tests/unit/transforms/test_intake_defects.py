@@ -1,0 +1,211 @@
+"""Every defect of the table is answered as the table says, and no patient is named in what is said of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import planted_defects as planted
+import pytest
+from planted_defects import DEFECTS, PAIRS, REFUSED, SKIPPED, TREES, Defect, Tree
+
+from fairlung.transforms import LoadScan, ScanError, find_scans
+from fairlung.transforms.load_scan import LUNG_WINDOW
+
+NO_SERIES = ("NIfTI, NRRD, MetaImage", "Folders of JPEG or PNG slices")  # groups that start from nothing
+ROWS = [(group, defect) for group, defects in DEFECTS.items() for defect in defects]
+ROW_OF = {defect.what: defect for _, defect in ROWS}
+LOAD = LoadScan(size=planted.PNG_SIZE)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The clean series. Shared and read-only."""
+    return planted.write_clean(tmp_path_factory.mktemp("clean") / "series")
+
+
+@pytest.fixture
+def copy(clean: Path, tmp_path: Path) -> Callable[[], Path]:
+    return lambda: Path(shutil.copytree(clean, tmp_path / "scan"))
+
+
+def answer(path: Any) -> tuple[np.ndarray | None, dict[str, Any], str]:
+    """Volume [D, H, W] or None, record, and every text that could reach a user."""
+    try:
+        volume, record = LOAD.read(path)
+    except ScanError as error:
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__) is not None:
+            chain.append(cause)
+        return None, dict(error.record or {}), " ".join([*map(str, chain), json.dumps(error.record)])
+    return volume[0].numpy(), record, json.dumps(record)
+
+
+def codes(record: dict[str, Any]) -> list[str]:
+    return sorted(warning.split(":")[0] for warning in record["warnings"])
+
+
+def expected(record: dict[str, Any], *defects: Defect) -> np.ndarray:
+    hu = planted.clean_volume()[0]
+    if record["kind"] == "slices":
+        return (defects[0].volume or planted.grey_volume)(hu) / 255.0
+    for defect in defects:
+        hu = hu if defect.volume is None else defect.volume(hu)
+    low, high = LUNG_WINDOW
+    return np.clip((hu - low) / (high - low), 0, 1)
+
+
+def check(path: Path, *defects: Defect) -> str:
+    """One defect or several: what is said of all, the volume changed by each; what refuses one refuses all."""
+    volume, record, said = answer(path)
+    no = [defect for defect in defects if defect.outcome in (REFUSED, SKIPPED)]
+    if no:
+        assert record["status"] in {defect.outcome for defect in no}, record
+        assert any(defect.says[0] in record["reason"] for defect in no), record["reason"]
+        return said
+    assert record["status"] == "ok", record["reason"]
+    assert codes(record) == sorted({code for defect in defects for code in defect.says}), record
+    wanted = expected(record, *defects)
+    assert volume is not None and volume.shape == wanted.shape
+    compared = np.isfinite(wanted)
+    np.testing.assert_allclose(volume[compared], wanted[compared], rtol=0, atol=1e-4)
+    return said
+
+
+def check_privacy(*texts: str) -> None:
+    for text in texts:
+        assert [secret for secret in planted.SECRETS if secret in text] == []
+
+
+def test_the_clean_chest_draws_no_warning(clean: Path) -> None:
+    """Else a defect could hide behind it."""
+    check(clean, Defect("nothing", lambda folder: None, "unchanged"))
+
+
+@pytest.mark.parametrize(("group", "defect"), ROWS, ids=[f"{group[:5]}-{row.what}" for group, row in ROWS])
+def test_a_defect(
+    group: str,
+    defect: Defect,
+    copy: Callable[[], Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("DEBUG")
+    folder = tmp_path if group in NO_SERIES else copy()
+    path = defect.plant(folder) or folder
+    said = check(path, defect)
+    check_privacy(said, caplog.text, *capfd.readouterr())
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=" + ".join)
+def test_two_defects(pair: tuple[str, str], copy: Callable[[], Path]) -> None:
+    defects = [ROW_OF[what] for what in pair]
+    folder = copy()
+    for defect in defects:
+        defect.plant(folder)
+    check_privacy(check(folder, *defects))
+
+
+def test_rows_are_of_different_kinds() -> None:
+    assert len({defect.what for _, defect in ROWS}) == len(ROWS)
+    assert len(ROWS) >= 45
+
+
+def test_every_warning_is_drawn_and_documented() -> None:
+    root = Path(__file__).parents[3]
+    told = {
+        code for file in (root / "transforms").glob("*.py") for code in re.findall(r'f?"([a-z_]+): ', file.read_text())
+    }
+    assert "missing_slices" in told
+    assert told - {code for _, defect in ROWS for code in defect.says} == set()
+    assert [code for code in sorted(told) if f"`{code}`" not in (root / "docs" / "intake.md").read_text()] == []
+
+
+def test_the_documentation_has_this_table() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "intake.md").read_text()
+    begin, end = "<!-- python tests/planted_defects.py -->\n", "<!-- end -->"
+    assert text.split(begin)[1].split(end)[0].strip() == planted.table().strip()
+
+
+# --- trees -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tree", TREES, ids=[tree.what for tree in TREES])
+def test_a_tree(tree: Tree, clean: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree.plant(tmp_path, clean)
+    found = find_scans(tmp_path)
+    assert [item["scan"] for item in found] == list(tree.scans)
+    for item in found:
+        volume, record, said = answer(item["image"])
+        assert codes(record) == sorted(tree.scans[item["scan"]])
+        assert volume is not None and len(volume) == 40
+        np.testing.assert_allclose(volume, expected(record), rtol=0, atol=1e-4)
+        check_privacy(said, caplog.text)
+
+
+MESSY = [
+    "thick slices of it", "a coronal reformat alone", "localizers alone", "a dose report alone", "localizers",
+    "a CT of another patient", "text, PDF, system files", "hidden `._` files", "a preview picture", "ten pictures",
+    "no suffix, UIDs as names", "names in no order", "no preamble, no suffix", "a file cut within its pixels",
+    "garbage in all files", "one missing", "a gap of three slices", "a single slice", "gantry tilt of 35 degrees",
+    "no rescale", "colour", "JPEG-LS", "Enhanced CT, frames in no order", "NIfTI, compressed", "NIfTI of two volumes",
+    "NIfTI, compressed, a bit flipped", "NRRD, header and voxels apart", "NRRD, its voxels not there", "MHD and raw",
+    "MHA, compressed", "names slice_3.png", "numbers twice", "a JPEG cut short", "all black",
+]  # fmt: skip
+
+
+def test_a_messy_tree(clean: Path, tmp_path: Path) -> None:
+    """Every scan is found and answered exactly once, whatever lies around it."""
+    wanted: dict[str, Defect] = {}
+    for number, what in enumerate(MESSY):
+        group = next(group for group, defect in ROWS if defect.what == what)
+        folder = tmp_path / f"site {number % 3}" / f"{number:02d}"
+        if group in NO_SERIES:
+            folder.mkdir(parents=True)
+        else:
+            shutil.copytree(clean, folder)
+        path = ROW_OF[what].plant(folder) or folder
+        wanted[path.relative_to(tmp_path).as_posix()] = ROW_OF[what]
+    (tmp_path / "empty" / "nested").mkdir(parents=True)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "list.csv").write_text("name\nnobody\n")
+    (tmp_path / "README.txt").write_text("no scan")
+    (tmp_path / "site 0" / "export.zip").write_bytes(b"PK no scan")
+    shutil.copytree(clean, tmp_path / ".trash")
+    (tmp_path / "site 1" / "again").symlink_to(tmp_path, target_is_directory=True)
+
+    found = find_scans(tmp_path)
+    assert len(found) == len(wanted) >= 30
+    assert {item["scan"] for item in found} == set(wanted)
+    for item in found:
+        check_privacy(check(item["image"], wanted[item["scan"]]))
+
+
+def test_a_folder_that_nobody_may_list(clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(clean, tmp_path / "a")
+    (tmp_path / "locked").mkdir()
+    listed = os.scandir
+
+    def scandir(folder: Any = ".") -> Any:
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = find_scans(tmp_path)
+    assert [item["scan"] for item in found] == ["a", "locked"]
+    assert answer(found[0]["image"])[0] is not None
+    assert "Permission denied" in answer(found[1]["image"])[1]["reason"]
+
+
+def test_a_path_that_cannot_be(tmp_path: Path) -> None:
+    for name in ("x" * 5000, "a\0b"):
+        volume, record, _ = answer(tmp_path / name)
+        assert volume is None and record["status"] == "refused"

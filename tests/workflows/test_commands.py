@@ -1,0 +1,178 @@
+"""The three commands of the README as programs, from another working directory; and MONAI's own bundle tools."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from workflows import SHRUNK
+
+pytestmark = pytest.mark.slow
+
+
+def command(*arguments: str, cwd: Path, code: int = 0) -> str:
+    """Run `python -m monai.bundle ARGUMENTS`; what it printed."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW")}
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", *arguments], capture_output=True, text=True, cwd=cwd, env=environment
+    )
+    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def job(bundle_dir: Path, small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train, evaluate and infer as the README says, shrunk; the working directory."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    configs = bundle_dir / "configs"
+    shrunk = [f"--{name}={value}" for name, value in SHRUNK.items()]
+    common = ["--bundle_root", str(bundle_dir), "--cohort", str(small_cohort), "--output_dir", "runs/a08"]
+    command(
+        "run", "--config_file", str(configs / "train.yaml"), *common, *shrunk,
+        "--pretrained=False", f"--model_file={folder}/model.pt", cwd=folder,
+    )  # fmt: skip
+    both = str([str(configs / "train.yaml"), str(configs / "evaluate.yaml")])
+    command("run", "--config_file", both, *common, "--num_workers=0", cwd=folder)
+    command(
+        "run", "--config_file", str(configs / "inference.yaml"), "--bundle_root", str(bundle_dir),
+        "--scans", str(small_cohort.parent / "scans" / "val"), "--output_dir", "out",
+        "--checkpoint", "model.pt", "--num_workers=0", cwd=folder,
+    )  # fmt: skip
+    return folder
+
+
+def test_the_three_commands(job: Path) -> None:
+    metrics = json.loads((job / "runs" / "a08" / "val" / "evaluation" / "metrics.json").read_text())["metrics"]
+    assert 0 <= metrics["score"] <= 1
+    rows = list(csv.DictReader((job / "out" / "predictions.csv").read_text().splitlines()))
+    assert [row["status"] for row in rows] == ["ok"] * 8
+    assert (job / "mlflow.db").is_file()  # where a plain `mlflow ui` in this folder looks
+
+
+def test_a_user_error_ends_with_its_message_alone(bundle_dir: Path, tmp_path: Path) -> None:
+    arguments = ["--config_file", str(bundle_dir / "configs" / "train.yaml"), "--bundle_root", str(bundle_dir)]
+    printed = command("run", *arguments, "--lrr", "1", cwd=tmp_path, code=1)
+    assert printed.rstrip().endswith("'lrr' (did you mean 'learning_rate'?)")
+    assert "Traceback" not in printed
+
+
+def test_training_needs_no_mlflow_when_tracking_is_off(bundle_dir: Path, small_cohort: Path, tmp_path: Path) -> None:
+    """On a machine without mlflow, itk and matplotlib, epochs are trained and checkpoints written."""
+    overrides = SHRUNK | {"epochs": 1, "cohort": str(small_cohort), "output_dir": str(tmp_path / "run")}
+    overrides |= {"bundle_root": str(bundle_dir), "pretrained": False, "tracking_uri": "", "cache_dir": ""}
+    code = f"""
+import sys
+for name in ("mlflow", "itk", "matplotlib"):
+    sys.modules[name] = None
+from monai.bundle import ConfigWorkflow
+workflow = ConfigWorkflow({str(bundle_dir / "configs" / "train.yaml")!r}, model_file="", **{overrides!r})
+workflow.initialize()
+workflow.run()
+workflow.finalize()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "models" / "best.pt").is_file()
+    assert (tmp_path / "run" / "val" / "metrics.json").is_file()
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+# ---- MONAI's tools -------------------------------------------------------------------------------------------------
+def test_verify_metadata(bundle_dir: Path, tmp_path: Path) -> None:
+    """Against the fields that MONAI's schema 20240725 requires, written out here: the schema itself is online."""
+    from monai.bundle import verify_metadata
+
+    tensor = ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"]
+    io = {"type": "object", "additionalProperties": {"type": "object", "required": tensor}}
+    required = [
+        "schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
+        "description", "authors", "copyright", "network_data_format",
+    ]  # fmt: skip
+    schema = {
+        "$schema": "https://json-schema.org/draft/2019-09/schema",
+        "type": "object",
+        "required": required,
+        "properties": {
+            "changelog": {"type": "object"},
+            "eval_metrics": {"type": "object"},
+            "references": {"type": "array", "items": {"type": "string"}},
+            "network_data_format": {
+                "type": "object",
+                "required": ["inputs", "outputs"],
+                "properties": {"inputs": io, "outputs": io},
+            },
+        },
+    }
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    verify_metadata(
+        str(bundle_dir / "configs" / "metadata.json"),
+        filepath=str(tmp_path / "schema.json"),
+        hash_val=hashlib.sha256((tmp_path / "schema.json").read_bytes()).hexdigest(),
+        hash_type="sha256",
+    )
+
+
+@pytest.mark.parametrize("config", ["train", "inference"])
+def test_verify_net_in_out(bundle_dir: Path, config: str) -> None:
+    """The full-size network on the documented input shape."""
+    from monai.bundle import verify_net_in_out
+
+    overrides = {"pretrained": False} if config == "train" else {}
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(bundle_dir / "configs" / "metadata.json"),
+        config_file=str(bundle_dir / "configs" / f"{config}.yaml"),
+        device="cpu",
+        bundle_root=str(bundle_dir),
+        **overrides,
+    )
+
+
+def exported(job: Path, bundle_dir: Path) -> dict[str, str]:
+    """What both exports are told about the network."""
+    configs = bundle_dir / "configs"
+    return {
+        "net_id": "network_def",
+        "ckpt_file": str(job / "model.pt"),
+        "key_in_ckpt": "model",
+        "meta_file": str(configs / "metadata.json"),
+        "config_file": str(configs / "inference.yaml"),
+        "bundle_root": str(bundle_dir),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_ckpt_export(job: Path, bundle_dir: Path) -> None:
+    from monai.bundle import ckpt_export
+
+    ckpt_export(filepath=str(job / "model.ts"), **exported(job, bundle_dir))
+    image = torch.rand(2, 1, 8, 24, 24)
+    torch.testing.assert_close(torch.jit.load(job / "model.ts")(image), network(job)(image))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_onnx_export(job: Path, bundle_dir: Path) -> None:
+    import onnxruntime
+    from monai.bundle import onnx_export
+
+    onnx_export(filepath=str(job / "model.onnx"), input_shape=[1, 1, 8, 24, 24], **exported(job, bundle_dir))
+    image = torch.rand(1, 1, 8, 24, 24)
+    session = onnxruntime.InferenceSession(job / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    np.testing.assert_allclose(logits, network(job)(image).detach().numpy(), atol=1e-4)
+
+
+def network(job: Path) -> torch.nn.Module:
+    from fairlung.pipeline.networks.r3d18 import R3D18Classifier
+
+    net = R3D18Classifier(4).eval()
+    net.load_state_dict(torch.load(job / "model.pt", weights_only=True)["model"])
+    return net

@@ -1,0 +1,277 @@
+"""Inference as a hospital uses it: studies of several series, archives, several checkpoints, pictures, DICOM, a folder
+that fills. The shipped configs, shrunk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+import SimpleITK as sitk
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+from workflows import CLASSES, SHRUNK, Start, cause, run
+
+from fairlung.pipeline.cli.app import app
+from fairlung.pipeline.networks.checkpoint import CheckpointError, ModelSettings
+from fairlung.pipeline.networks.r3d18 import R3D18Classifier
+from fairlung.pipeline.phantoms.writers import write_dicom_series, write_nifti
+
+NAME, PATIENT = "SECRET^PATIENT", "SECRET-ID-77"
+SETTINGS = {"class_names": CLASSES, "group_by": "sex", "group_names": ["male", "female"], "age_bands": None}
+SETTINGS |= {"window": [-1350, 150], "trim_fraction": 0.1, "fast_decode": False}
+SETTINGS |= {name: SHRUNK[name] for name in ("num_slices", "image_size", "crop_size")}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two checkpoints of untrained networks that answer differently."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        network = R3D18Classifier(num_classes=4)
+        torch.nn.init.normal_(network.backbone.fc[-1].bias, std=0.5)
+        settings = ModelSettings(network="R3D18Classifier", **SETTINGS).state_dict()
+        path = folder / f"seed{seed}" / "models" / "best.pt"
+        path.parent.mkdir(parents=True)
+        torch.save({"model": network.state_dict(), "settings": settings}, path)
+        (path.parents[1] / "settings.json").write_text(json.dumps({"tau": 1.0}))
+    return folder
+
+
+def _localizer(folder: Path, source: Path) -> None:
+    dataset = pydicom.dcmread(next(source.iterdir()))
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    dataset.SeriesInstanceUID = pydicom.uid.generate_uid()
+    dataset.SeriesNumber = 9
+    folder.mkdir(exist_ok=True)
+    dataset.save_as(folder / "scout")
+
+
+@pytest.fixture(scope="module")
+def hospital(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree as it is exported: a study with a localizer in it, archives, a folder with a localizer alone."""
+    root = tmp_path_factory.mktemp("hospital")
+    study = root / "study one"
+    shutil.copytree(data_dir / "chest_ct_dicom", study)
+    for path in study.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.PatientName, dataset.PatientID, dataset.AccessionNumber = NAME, PATIENT, "SECRET-ACC"
+        dataset.save_as(path)
+    _localizer(study, data_dir / "chest_ct_dicom")
+    _localizer(root / "scout", data_dir / "chest_ct_dicom")
+    packed = root.parent / "packed"
+    (packed / "inner").mkdir(parents=True)
+    shutil.copy(data_dir / "chest_ct.nrrd", packed / "inner" / "ct.nrrd")
+    shutil.make_archive(str(root / "more"), "zip", packed)
+    (packed / "notes").mkdir()
+    (packed / "notes" / "viewer.txt").write_text("no scan")
+    shutil.make_archive(str(root / "viewer"), "tar", packed / "notes")
+    (root / "torn.zip").write_bytes((root / "more.zip").read_bytes()[:5000])
+    (root / "report.txt").write_text("not a scan")
+    return root
+
+
+@pytest.fixture(scope="module")
+def answered(start: Start, models: Path, hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The tree, answered by both checkpoints with everything that can be asked for."""
+    output = tmp_path_factory.mktemp("answered")
+    settings = {"overlay": True, "dicom_out": True, "flip_tta": True, "read_timeout": 120}
+    settings |= {"prevalence": {"adenocarcinoma": 0.1, "squamous_cell": 0.1, "covid19": 0.2, "normal": 0.6}}
+    settings |= {"checkpoint": str(models / "*" / "models" / "best.pt"), "num_workers": 1, "batch_size": 2}
+    with pytest.raises(SystemExit) as stopped:
+        run(start("inference", scans=str(hospital), output_dir=str(output), **settings))
+    table = pd.read_csv(output / "predictions.csv", keep_default_na=False).set_index("scan")
+    entries = {entry["scan"]: entry for entry in json.loads((output / "predictions.json").read_text())}
+    return SimpleNamespace(code=stopped.value.code, table=table, entries=entries, output=output)
+
+
+def test_every_scan_has_its_answer_or_its_reason(answered: SimpleNamespace) -> None:
+    assert answered.code == 3
+    status = answered.table["status"].to_dict()
+    expected = {"scout": "skipped", "study one": "ok", "more.zip/inner/ct.nrrd": "ok", "torn.zip": "failed"}
+    assert status == expected | {"viewer.tar": "skipped"}
+    assert "localizer" in answered.table.loc["scout", "reason"]
+    assert "torn.zip" in answered.entries and answered.entries["torn.zip"]["reason"]
+    assert list(answered.entries) == list(answered.table.index)
+
+
+def test_the_twins_get_one_answer_of_both_models(answered: SimpleNamespace, models: Path, data_dir: Path) -> None:
+    """The mean over checkpoints and mirrored volumes, corrected by Bayes' rule, recomputed without the bundle."""
+    from monai.transforms import CenterSpatialCrop, Resize
+
+    from fairlung.transforms import LoadScan, SampleSlices, TrimSlices
+
+    names = [f"prob_{name}" for name in CLASSES]
+    found = answered.table.loc[["study one", "more.zip/inner/ct.nrrd"], names].astype(float).to_numpy()
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+    volume = LoadScan(select=[TrimSlices(0.1), SampleSlices(8)])(data_dir / "chest_ct.nrrd")
+    volume = (Resize((8, 32, 32), mode="area")(volume) * 255 + 0.5).clamp(0.5, 255.5).floor() / 255
+    volume = torch.as_tensor(CenterSpatialCrop((8, 24, 24))(volume))[None]
+    members = []
+    for path in sorted(models.glob("*/models/best.pt")):
+        network = R3D18Classifier(num_classes=4)
+        network.load_state_dict(torch.load(path, weights_only=True)["model"])
+        with torch.no_grad():
+            both = [network.eval()(each).softmax(1)[0].numpy() for each in (volume, volume.flip(-1))]
+        members.append(np.mean(both, axis=0))
+    expected = np.mean(members, axis=0) * [0.1, 0.1, 0.2, 0.6]
+    np.testing.assert_allclose(found[0], expected / expected.sum(), atol=1e-4)
+
+
+def test_the_chosen_series_is_told(answered: SimpleNamespace) -> None:
+    intake = answered.entries["study one"]["intake"]
+    assert intake["series"].endswith("not 1: localizer") and intake["series"].startswith("2 of 2 (79 slices")
+    assert answered.table.loc["study one", "warnings"] == ""  # a localizer beside it is nothing unusual
+
+
+def test_pictures_and_maps(answered: SimpleNamespace, data_dir: Path) -> None:
+    folder = answered.output / "overlay"
+    with Image.open(folder / "study one.png") as montage:
+        assert montage.size[0] > 300
+    series = sitk.ImageSeriesReader()
+    series.SetFileNames(series.GetGDCMSeriesFileNames(str(data_dir / "chest_ct_dicom")))
+    scan = series.Execute()
+    explained = sitk.ReadImage(str(folder / "study one_map.nii.gz"))
+    assert explained.GetSize() == scan.GetSize()
+    for index in [(0, 0, 0), (63, 10, 78)]:  # the same voxel lies at the same place
+        place = scan.TransformIndexToPhysicalPoint(index)
+        np.testing.assert_allclose(explained.TransformIndexToPhysicalPoint(index), place, atol=1e-2)
+    assert 0 < sitk.GetArrayFromImage(explained).max() <= 1
+    assert nibabel.load(folder / "more.zip" / "inner" / "ct.nrrd_map.nii.gz").shape == (64, 64, 79)
+
+
+def test_dicom_objects_refer_to_the_study_and_name_nobody(answered: SimpleNamespace, hospital: Path) -> None:
+    folder = answered.output / "dicom"
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.dcm")) == [
+        "study one/montage.dcm",
+        "study one/report.dcm",
+    ]
+    source = pydicom.dcmread(hospital / "study one" / "IMG0001.dcm")
+    report = pydicom.dcmread(folder / "study one" / "report.dcm")
+    assert report.Modality == "SR" and report.StudyInstanceUID == source.StudyInstanceUID
+    montage = pydicom.dcmread(folder / "study one" / "montage.dcm")
+    assert montage.SOPClassUID.name.endswith("Secondary Capture Image Storage")
+
+
+def test_nobody_is_named_anywhere(answered: SimpleNamespace) -> None:
+    for path in answered.output.rglob("*"):
+        assert not path.is_file() or b"SECRET" not in path.read_bytes(), path
+
+
+def test_a_checkpoint_of_other_settings_is_refused(start: Start, models: Path, hospital: Path, tmp_path: Path) -> None:
+    content = torch.load(models / "seed0" / "models" / "best.pt", weights_only=True)
+    content["settings"]["num_slices"] = 16
+    torch.save(content, tmp_path / "other.pt")
+    paths = [str(models / "seed1" / "models" / "best.pt"), str(tmp_path / "other.pt")]
+    error = cause(start("inference", scans=str(hospital), checkpoint=paths, output_dir=str(tmp_path / "out")))
+    assert isinstance(error, CheckpointError)
+    assert "other.pt" in str(error) and "num_slices" in str(error)
+
+
+def test_a_csv_of_paths_is_answered_row_by_row(start: Start, models: Path, data_dir: Path, tmp_path: Path) -> None:
+    shutil.copy(data_dir / "chest_ct.nrrd", tmp_path / "a.nrrd")
+    (tmp_path / "list.csv").write_text("scan,note\na.nrrd,here\ngone.nrrd,not here\n")
+    checkpoint = str(models / "seed0" / "models" / "best.pt")
+    settings = {"checkpoint": checkpoint, "output_dir": str(tmp_path / "out")}
+    with pytest.raises(SystemExit):
+        run(start("inference", scans=str(tmp_path / "list.csv"), **settings))
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False).set_index("scan")
+    assert table["status"].to_dict() == {"a.nrrd": "ok", "gone.nrrd": "failed"}
+    assert "does not exist" in table.loc["gone.nrrd", "reason"]
+
+
+def test_a_folder_that_fills_is_answered_as_it_fills(
+    start: Start, models: Path, data_dir: Path, odd_hu: tuple, tmp_path: Path
+) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    shutil.copy(data_dir / "chest_ct.nrrd", scans / "first.nrrd")
+
+    def slowly() -> None:
+        (scans / "second").mkdir()
+        for path in sorted((data_dir / "chest_ct_dicom").iterdir()):
+            shutil.copy(path, scans / "second")
+            time.sleep(0.03)
+
+    settings = {"watch": True, "quiet_seconds": 1.0, "poll_seconds": 0.2, "idle_seconds": 4.0}
+    settings |= {"output_dir": str(tmp_path / "out")}
+    settings |= {"scans": str(scans), "checkpoint": str(models / "seed0" / "models" / "best.pt")}
+    copying = threading.Thread(target=slowly)
+    copying.start()
+    run(start("inference", **settings))
+    copying.join()
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False).set_index("scan")
+    assert table["status"].to_dict() == {"first.nrrd": "ok", "second": "ok"}
+    names = [f"prob_{name}" for name in CLASSES]
+    np.testing.assert_allclose(*table[names].astype(float).to_numpy(), atol=1e-5)  # never half of the study
+    write_nifti(scans / "third.nii.gz", np.tile(odd_hu[0], (2, 1, 1)), odd_hu[1])
+    run(start("inference", **settings | {"idle_seconds": 2.0}))  # a new process picks up where the first stopped
+    again = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False)
+    assert list(again["scan"]) == ["first.nrrd", "second", "third.nii.gz"]
+
+
+# --- fairlung check ---------------------------------------------------------------------------------------------------
+def test_check_says_the_same_without_a_network(hospital: Path, bundle_dir: Path, tmp_path: Path, odd_hu: tuple) -> None:
+    output = tmp_path / "check"
+    arguments = ["check", str(hospital), "-o", str(output), "--workers", "0", "--bundle-root", str(bundle_dir)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 3, result.output
+    table = pd.read_csv(output / "intake.csv", keep_default_na=False).set_index("scan")
+    status = {"scout": "skipped", "study one": "ok", "more.zip/inner/ct.nrrd": "ok", "torn.zip": "refused"}
+    assert table["status"].to_dict() == status | {"viewer.tar": "skipped"}
+    assert (output / "pictures" / "study one.png").is_file()
+    assert "torn.zip" in (output / "index.html").read_text()
+    assert "SECRET" not in (output / "index.html").read_text() + (output / "intake.json").read_text()
+    every = tmp_path / "every"
+    result = CliRunner().invoke(app, [*arguments[:2], "-o", str(every), *arguments[4:], "--all-series"])
+    names = list(pd.read_csv(every / "intake.csv")["scan"])
+    assert {"study one#1", "study one#2"} <= set(names) and "study one" not in names
+
+
+def test_check_of_nothing_is_a_user_error(bundle_dir: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "none"), "--bundle-root", str(bundle_dir)])
+    assert result.exit_code == 1 and "does not exist" in result.output
+    result = CliRunner().invoke(app, ["check", str(tmp_path), "--bundle-root", str(tmp_path)])
+    assert result.exit_code == 1 and "--bundle-root" in result.output
+
+
+def test_a_prevalence_without_the_training_prior_is_refused(
+    start: Start, models: Path, hospital: Path, tmp_path: Path
+) -> None:
+    """A model of plain cross-entropy answers under its training frequencies: Bayes' rule needs them."""
+    folder = tmp_path / "ce"
+    shutil.copytree(models / "seed0", folder)
+    (folder / "settings.json").write_text(json.dumps({"tau": None}))
+    settings = {"scans": str(hospital), "checkpoint": str(folder / "models" / "best.pt"), "output_dir": str(tmp_path)}
+    error = cause(start("inference", prevalence=dict.fromkeys(CLASSES, 0.25), **settings))
+    assert "trained_prevalence" in str(error)
+
+
+def test_a_cohort_with_a_scan_that_inference_refuses_does_not_train(
+    start: Start, small_cohort: Path, tmp_path: Path, odd_hu: tuple
+) -> None:
+    """The same intake serves training: the run stops with the list, and what was doubtful of the others is told."""
+    series = write_dicom_series(tmp_path / "coronal", np.tile(odd_hu[0], (2, 1, 1)), odd_hu[1], sex="male", age=50)
+    for path in series.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+        dataset.save_as(path)
+    table = pd.read_csv(small_cohort)
+    table["scan"] = [str(small_cohort.parent / scan) for scan in table["scan"]]
+    table.loc[0, "scan"] = str(series)
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    error = cause(start("train", cohort=str(tmp_path / "cohort.csv"), output_dir=str(tmp_path / "run")))
+    assert "1 of 16 scans cannot be read" in str(error) and "coronal" in str(error)
+    intake = pd.read_csv(tmp_path / "run" / "intake" / "train.csv")
+    assert list(intake["status"]).count("refused") == 1 and len(intake) == 16
+    assert "few_slices" in intake["warnings"].iloc[1]

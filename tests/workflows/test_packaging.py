@@ -1,0 +1,148 @@
+"""One lock of exact versions: what make installs is what environment.yml installs and what setup.cfg allows."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib.metadata
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).parents[2]
+# import name -> distribution, where they differ
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "markdown_it": "markdown-it-py",
+    "ignite": "pytorch-ignite",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+# imported by packages that a requirement brings along and re-exports
+PART_OF = {"fire": "monai", "markupsafe": "jinja2", "packaging": "pytest"}
+# imported by a requirement that does not bring it along, when it is asked for
+ASKED_FOR = {"psutil", "pyjpegls"}  # MLflow, to log the machine's load; pydicom, to decode JPEG-LS
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.fixture(scope="module")
+def lock() -> list[Requirement]:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def setup() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def listed(text: str) -> list[Requirement]:
+    return [Requirement(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def declared(setup: configparser.ConfigParser) -> dict[str, list[Requirement]]:
+    extras = {name: listed(text) for name, text in setup["options.extras_require"].items()}
+    return {"": listed(setup["options"]["install_requires"]), **extras}
+
+
+def test_the_lock_is_exact(lock: list[Requirement]) -> None:
+    for requirement in lock:
+        (specifier,) = requirement.specifier
+        assert specifier.operator == "==", str(requirement)
+        assert "*" not in specifier.version, str(requirement)
+
+
+def test_the_lock_satisfies_every_declared_range(lock: list[Requirement], setup: configparser.ConfigParser) -> None:
+    versions: dict[str, list[str]] = {}
+    for requirement in lock:
+        versions.setdefault(canonical(requirement.name), []).append(next(iter(requirement.specifier)).version)
+    for requirements in declared(setup).values():
+        for requirement in requirements:
+            assert versions[canonical(requirement.name)], requirement.name
+            for version in versions[canonical(requirement.name)]:
+                assert requirement.specifier.contains(version), f"{requirement} against {version}"
+
+
+def test_this_environment_is_the_locked_one(lock: list[Requirement]) -> None:
+    wrong = {}
+    for requirement in lock:
+        if requirement.marker is None or requirement.marker.evaluate():
+            installed = importlib.metadata.version(requirement.name)
+            if not requirement.specifier.contains(installed):
+                wrong[str(requirement)] = installed
+    assert not wrong
+
+
+def test_conda_installs_what_the_lock_says(lock: list[Requirement], setup: configparser.ConfigParser) -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    # conda brings Python and pip alone, so nothing that the lock pins comes from another place
+    assert [re.split(r"[ <>=]", entry)[0] for entry in conda] == ["python", "pip"]
+    assert SpecifierSet(conda[0].removeprefix("python").strip()) == SpecifierSet(setup["options"]["python_requires"])
+    assert pip[0] == "--requirement requirements.lock"
+    assert pip[-1] == "--editable ."
+    named = [Requirement(entry) for entry in pip[1:-1]]
+    locked = {canonical(requirement.name) for requirement in lock}
+    for requirement in named:
+        assert not requirement.specifier, "versions stand in the lock alone"
+        assert canonical(requirement.name) in locked
+    card = {"monai", "torch", "torchvision", "nibabel", "simpleitk", "pydicom", "itk", "mlflow"}
+    assert {canonical(requirement.name) for requirement in named} == card
+
+
+def test_packages_and_folders_agree(setup: configparser.ConfigParser) -> None:
+    packages = setup["options"]["packages"].split()
+    folders = dict(line.split(" = ") for line in setup["options"]["package_dir"].strip().splitlines())
+    assert sorted(packages) == sorted(folders)
+    found = {path.parent for name in ("pipeline", "transforms") for path in (ROOT / name).rglob("__init__.py")}
+    assert {ROOT / folder for folder in folders.values()} == found
+
+
+def imports(folder: str) -> set[str]:
+    """Distributions that the modules of a folder import."""
+    names = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names.add(node.module)
+    ours = {"fairlung", *(path.stem for path in (ROOT / "tests" / "helpers").glob("*.py"))}
+    tops = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - ours
+    return {canonical(PART_OF.get(top, DISTRIBUTIONS.get(top, top))) for top in tops}
+
+
+def test_every_import_is_declared_and_every_requirement_is_used(setup: configparser.ConfigParser) -> None:
+    requirements = {extra: {canonical(r.name) for r in listed} for extra, listed in declared(setup).items()}
+    packages = imports("pipeline") | imports("transforms")
+    optional = requirements["ray"] | requirements["openvino"]
+    assert packages - requirements[""] == optional, "imported but not declared"
+    assert requirements[""] - packages == ASKED_FOR, "declared but not imported"
+    tests = imports("tests")
+    assert tests - requirements[""] - requirements["dev"] - requirements["export"] == set()
+
+
+def test_the_top_level_is_the_design_card() -> None:
+    import subprocess
+
+    tracked = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
+    card = {"pipeline", "transforms", "bundles", "tests", "environment.yml", "setup.cfg", "README.md"}
+    beside = {"pyproject.toml", "Makefile", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "docs"}
+    beside |= {"benchmarks", "studies", "requirements.lock"}
+    hidden = {".ci", ".gitignore", ".pre-commit-config.yaml"}
+    assert card <= top
+    assert top <= card | beside | hidden

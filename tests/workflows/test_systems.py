@@ -1,0 +1,137 @@
+"""Every system that is shipped as an overlay trains through the shipped config, and is recorded as what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigWorkflow
+from workflows import SMALL_NETWORK, Start
+
+from fairlung.pipeline.common.config import UnknownSettingError
+from fairlung.pipeline.common.errors import user_error
+from fairlung.pipeline.common.names import OBJECTIVE_SETTINGS
+from fairlung.pipeline.common.volumes import unit_range
+
+FOLDER = Path(__file__).parents[2] / "bundles" / "fair_lung_ct" / "configs" / "systems"
+SYSTEMS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+NAMED = {
+    "ce": "CE seed 42",
+    "la": "LA tau 1.0 seed 42",
+    "cvar": "CVaR alpha 0.7 exact seed 42",
+    "la_cvar": "LA+CVaR alpha 0.8 tau 1.0 exact seed 42",
+    "inverse_frequency": "inverse frequency seed 42",
+    "balanced_softmax": "balanced softmax seed 42",
+    "focal": "focal seed 42",
+    "ldam": "LDAM seed 42",
+    "worst_group": "worst group seed 42",
+    "group_dro": "group DRO seed 42",
+    "daw_fdd": "DAW-FDD alpha 0.5 seed 42",
+    "cnn_rnn": "CNN-RNN seed 42",
+    "recommended": "LA+CVaR recommended alpha 0.8 tau 1.0 exact seed 42",
+}
+# the same volumes in every epoch, so that a few steps show
+MEMORISE = {"epochs": 10, "val_interval": 10, "learning_rate": 2e-2, "image_size": 24}
+MEMORISE |= {"flip_prob": 0, "rotation_prob": 0, "brightness": 0}
+VARIANTS = [(name, {}) for name in SYSTEMS if name != "cnn_rnn"]  # whose network test_cnn_rnn.py trains
+VARIANTS += [(name, {"gradient": "published"}) for name in ("cvar", "la_cvar", "recommended")]
+VARIANTS += [("recommended", {"estimator": "batch"})]
+
+
+@pytest.fixture(scope="module")
+def unequal_cohort(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small cohort with half as many squamous carcinomas to train on: a rare class."""
+    table = pd.read_csv(small_cohort)
+    rare = table[(table["split"] == "train") & (table["label"] == "squamous_cell")]
+    table = table.drop(rare.groupby("sex").head(1).index)
+    table["scan"] = [str(small_cohort.parent / scan) for scan in table["scan"]]
+    path = tmp_path_factory.mktemp("unequal") / "cohort.csv"
+    table.to_csv(path, index=False)
+    return path
+
+
+def on_fixed_batch(workflow: ConfigWorkflow, batch: dict[str, Any]) -> torch.Tensor:
+    """The network's answers to the whole training set in one batch."""
+    network = workflow.parser.get_parsed_content("network")
+    network.train()  # batch statistics: so few steps do not settle the running ones
+    with torch.no_grad():
+        return network(unit_range(batch["image"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), VARIANTS, ids=lambda part: part if isinstance(part, str) else "-".join(part.values())
+)
+def test_every_system_trains_and_lowers_its_loss(
+    start: Start, unequal_cohort: Path, tmp_path: Path, name: str, settings: dict[str, str]
+) -> None:
+    workflow = start(
+        "train",
+        f"systems/{name}",
+        cohort=str(unequal_cohort),
+        output_dir=str(tmp_path / "run"),
+        network_def=SMALL_NETWORK,
+        **MEMORISE,
+        **settings,
+    )
+    workflow.initialize()
+    scans = workflow.parser.get_parsed_content("train::dataset")
+    batch = torch.utils.data.default_collate([scans[i] for i in range(len(scans))])
+    before = on_fixed_batch(workflow, batch)
+    workflow.run()
+    workflow.finalize()
+    after = on_fixed_batch(workflow, batch)
+    loss = workflow.parser.get_parsed_content("loss").eval()  # what it remembers stays: one objective for both
+    assert loss(after, batch) < 0.97 * loss(before, batch)
+    trained = json.loads((tmp_path / "run" / "settings.json").read_text())
+    overlay = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    recorded = {key: overlay[key] for key in ("system", *OBJECTIVE_SETTINGS) if key in overlay} | settings
+    assert {key: trained[key] for key in recorded} == recorded
+    assert (tmp_path / "run" / "models" / "best.pt").exists()
+
+
+def test_every_system_has_a_name_and_a_header(start: Start) -> None:
+    assert set(NAMED) == set(SYSTEMS)
+    for name in SYSTEMS:
+        workflow = start("train", f"systems/{name}")
+        workflow.parser.parse(reset=True)
+        assert workflow.parser.get_parsed_content("run_name") == NAMED[name]
+        assert (FOLDER / f"{name}.yaml").read_text().startswith("# Overlay on train.yaml: ")
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_setting_that_the_system_does_not_have_is_refused(start: Start, name: str, tmp_path: Path) -> None:
+    """A run of plain cross-entropy is never recorded with an alpha."""
+    overlay = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    without = [setting for setting in OBJECTIVE_SETTINGS if setting in overlay and overlay[setting] is None]
+    for setting, value in {"alpha": 0.7, "tau": 0.5, "gradient": "exact"}.items():
+        # a cohort that is not there: what is accepted goes on to it
+        workflow = start("train", f"systems/{name}", output_dir=str(tmp_path), cohort="none.csv", **{setting: value})
+        with pytest.raises(Exception) as caught:  # noqa: PT011  (MONAI wraps every kind)
+            workflow.initialize()
+        error = user_error(caught.value)
+        refused = isinstance(error, UnknownSettingError)
+        assert refused == (setting in without), error
+        if refused:
+            assert f"({overlay['system']}) reads no such setting" in str(error)
+            assert f"{setting} is {value}" in str(error)
+
+
+def test_an_objective_of_ones_own_is_held_to_it_too(start: Start, tmp_path: Path) -> None:
+    loss = {
+        "_target_": "fairlung.pipeline.losses.two_level.TwoLevelLoss",
+        "sample_loss": {"_target_": "fairlung.pipeline.losses.sample_losses.CrossEntropy"},
+        "aggregation": {
+            "_target_": "fairlung.pipeline.losses.aggregation.GroupCVaR",
+            "alpha": 0.6,
+            "gradient": "@gradient",
+        },
+    }
+    workflow = start("train", output_dir=str(tmp_path), loss_function=loss)
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        workflow.initialize()
+    assert "alpha is 0.8, tau is 1.0; leave it out, or make it null" in str(user_error(caught.value))

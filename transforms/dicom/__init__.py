@@ -1,0 +1,1 @@
+"""DICOM folders: headers, the choice of the chest CT, its stack of slices, its pixels."""

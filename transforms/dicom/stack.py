@@ -1,0 +1,315 @@
+"""DICOM: headers of a folder, its series, which of them is the chest CT, and where its slices lie.
+
+Only headers are read here. Files are DICOM by their content; slices belong together by patient, StudyInstanceUID and
+SeriesInstanceUID, and by orientation, matrix and pixel spacing; they are ordered by position along their normal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ..geometry import RAS_OF_LPS
+from ..scan import Refusal, Skipped
+from ..tolerances import (
+    DRIFT_MM,
+    GAP_STEPS,
+    MAX_DRIFT_MM,
+    MAX_GAP_MM,
+    MAX_MISSING,
+    MAX_OBLIQUE_DEGREES,
+    MAX_STEP_RATIO,
+    MAX_TILT_DEGREES,
+    MIN_SLICES,
+    OBLIQUE_DEGREES,
+    SAME_DIRECTION,
+    SAME_PIXEL_SPACING,
+    SAME_POSITION_MM,
+    STRAY_SLICES,
+    TILT_DEGREES,
+    UNEVEN_STEP,
+    UNIT_VECTORS,
+)
+from .headers import SliceHeader, no_ct_slice, series_order
+
+
+@dataclass
+class Series:
+    """The slices of a series that make one stack.
+
+    Args:
+        slices: along D, from inferior to superior, once :meth:`lay_out` has been called.
+        problem: why it cannot be answered; None = it can.
+        affine: stored voxel (column, row, slice) -> RAS mm.
+    """
+
+    slices: list[SliceHeader]
+    number: int = 0
+    found: int = 0
+    problem: Refusal | None = None
+    warnings: list[str] = field(default_factory=list)
+    affine: np.ndarray | None = None
+    tilt_degrees: float | None = None
+
+    @property
+    def first(self) -> SliceHeader:
+        return self.slices[0]
+
+    @property
+    def extent_mm(self) -> float:
+        """From end to end; 0 of a single slice without geometry."""
+        return 0.0 if self.affine is None else len(self.slices) * float(np.linalg.norm(self.affine[:3, 2]))
+
+
+def judged(headers: list[SliceHeader]) -> Series:
+    """A series from the headers of its files: what it is, its largest stack, where that stack's slices lie."""
+    found = len(headers)
+    reasons = list(map(no_ct_slice, headers))
+    skipped = Counter(filter(None, reasons))
+    kept = [header for header, reason in zip(headers, reasons, strict=True) if not reason]
+    if not kept:
+        return Series(headers, found=found, problem=Skipped(skipped.most_common(1)[0][0]))
+    series = Series(kept, found=found)
+    if skipped:
+        strays = ", ".join(f"{count} {what}" for what, count in skipped.most_common())
+        series.warnings.append(f"other_images: in the series are also {strays}, left out")
+    try:
+        lay_out(series)
+    except Refusal as error:
+        series.problem = error
+    return series
+
+
+def lay_out(series: Series) -> None:
+    """Order the slices of a series from inferior to superior, and check where they lie.
+
+    Raises:
+        Refusal: they do not make one axial stack within the tolerances.
+    """
+    _keep_one_stack(series)
+    _drop_copies(series)
+    first = series.first
+    if first.orientation is None or any(header.position is None for header in series.slices):
+        if len(series.slices) == 1 and first.frame is None:
+            return  # one slice has no order; it is taken as it lies
+        raise Refusal("slices without ImagePositionPatient or ImageOrientationPatient: their order cannot be known")
+    if first.pixel_spacing is None:
+        raise Refusal("slices without PixelSpacing")
+    row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
+    lengths = np.linalg.norm([row, column], axis=1)
+    if np.abs(lengths - 1).max() > UNIT_VECTORS or abs(row @ column) > UNIT_VECTORS:
+        raise Refusal("ImageOrientationPatient holds no two unit vectors at a right angle")
+    row, column = row / lengths[0], column / lengths[1]
+    normal = np.cross(row, column)
+    _check_plane(series, normal)
+    series.slices.sort(key=lambda header: float(normal @ np.array(header.position)) * np.sign(normal[2]))
+    _split_acquisitions(series, normal)
+    _check_numbers(series)
+    positions = np.array([header.position for header in series.slices])
+    steps = np.abs(np.diff(positions @ normal))
+    step = _check_steps(series, steps)
+    direction = _check_line(series, positions, normal * np.sign(normal[2]), step)
+    rows_mm, columns_mm = first.pixel_spacing
+    lps = np.eye(4)
+    lps[:3, 0], lps[:3, 1], lps[:3, 2] = row * columns_mm, column * rows_mm, direction
+    lps[:3, 3] = series.first.position
+    series.affine = RAS_OF_LPS @ lps
+
+
+def _keep_one_stack(series: Series) -> None:
+    """Keep the largest group of slices with one orientation, matrix and pixel spacing."""
+    stacks: list[list[SliceHeader]] = []
+    for header in series.slices:
+        for stack in stacks:
+            if _same_stack(stack[0], header):
+                stack.append(header)
+                break
+        else:
+            stacks.append([header])
+    largest = max(stacks, key=len)
+    strays = len(series.slices) - len(largest)
+    if strays > STRAY_SLICES * len(series.slices):
+        sizes = ", ".join(str(len(stack)) for stack in sorted(stacks, key=len, reverse=True)[:5])
+        raise Refusal(
+            f"its {len(series.slices)} slices differ in orientation, matrix or pixel spacing ({len(stacks)} stacks of "
+            f"{sizes})"
+        )
+    if strays:
+        series.warnings.append(f"mixed_stack: {strays} slices of another orientation, matrix or spacing are left out")
+        series.slices = largest
+
+
+def _same_stack(one: SliceHeader, other: SliceHeader) -> bool:
+    if (one.rows, one.columns) != (other.rows, other.columns):
+        return False
+    return _close(one.orientation, other.orientation, SAME_DIRECTION, 0) and _close(
+        one.pixel_spacing, other.pixel_spacing, 0, SAME_PIXEL_SPACING
+    )
+
+
+def _close(one: Sequence[float] | None, other: Sequence[float] | None, absolute: float, relative: float) -> bool:
+    if one is None or other is None:
+        return one is other
+    return bool(np.allclose(one, other, atol=absolute, rtol=relative))
+
+
+def _drop_copies(series: Series) -> None:
+    """Of files that are one SOP instance keep one; where slices lie apart the same UID makes no copies of them."""
+    unique = {
+        (header.instance or str(header.path), header.frame, header.position): header
+        for header in reversed(series.slices)
+    }
+    copies = len(series.slices) - len(unique)
+    if copies:
+        series.warnings.append(f"copied_files: {copies} files are copies of others and left out")
+        series.slices = list(unique.values())[::-1]
+
+
+def _check_plane(series: Series, normal: np.ndarray) -> None:
+    angle = float(np.degrees(np.arccos(min(1.0, abs(normal[2])))))
+    if angle > MAX_OBLIQUE_DEGREES:
+        plane = {0: "sagittal", 1: "coronal", 2: "oblique"}[int(np.abs(normal).argmax())]
+        raise Refusal(f"{plane} slices ({angle:.0f} degrees from axial)")
+    if angle > OBLIQUE_DEGREES:
+        series.warnings.append(f"oblique: slices are {angle:.0f} degrees from axial")
+
+
+def _split_acquisitions(series: Series, normal: np.ndarray) -> None:
+    """Where several slices lie at one position, keep one acquisition, or one of slices that are equal."""
+    from .pixels import same_pixels
+
+    acquisitions: dict[Any, list[SliceHeader]] = defaultdict(list)
+    for header in series.slices:
+        acquisitions[header.acquisition].append(header)
+    places = _places(series.slices, normal)
+    if len(places) == len(series.slices) and not _interleaved(series.slices, len(acquisitions)):
+        return
+    # of equal ones the one acquired first, not the one that files happen to name first
+    largest = max(sorted(acquisitions.values(), key=lambda found: _acquired(found[0])), key=len)
+    if len(acquisitions) > 1 and _covers(largest, series.slices, places, normal):
+        series.warnings.append(
+            f"acquisitions: {len(acquisitions)} acquisitions of the same region, one of {len(largest)} slices is taken"
+        )
+        series.slices = largest
+        return
+    if len(places) == len(series.slices):
+        raise Refusal(f"slices of {len(acquisitions)} acquisitions lie between each other, and none covers the scan")
+    doubled = [place for place in places if len(place) > 1]
+    for place in doubled:
+        if not all(same_pixels(place[0], other) for other in place[1:]):
+            at = float(normal @ np.array(place[0].position))
+            raise Refusal(
+                f"{len(doubled)} positions hold several slices that differ (the first at {at:.1f} mm): which of them "
+                "belong together cannot be told"
+            )
+    series.warnings.append(f"duplicate_slices: {len(series.slices) - len(places)} slices lie twice in the series")
+    series.slices = [place[0] for place in places]
+
+
+def _interleaved(slices: Sequence[SliceHeader], acquisitions: int) -> bool:
+    """Whether slices in order leave an acquisition and come back to it: two phases, and not two blocks of one scan."""
+    changes = sum(one.acquisition != other.acquisition for one, other in pairwise(slices))
+    return changes >= acquisitions
+
+
+def _acquired(header: SliceHeader) -> list[tuple[bool, int]]:
+    return [series_order(number) for number in header.acquisition]
+
+
+def _check_numbers(series: Series) -> None:
+    """Warn where every second slice counts on by itself: two acquisitions that nothing else tells apart."""
+    numbers = [header.number for header in series.slices if header.number is not None]
+    if len(numbers) < len(series.slices) or len(numbers) < MIN_SLICES or _counts(numbers):
+        return
+    if _counts(numbers[::2]) and _counts(numbers[1::2]):
+        series.warnings.append("interleaved: by their numbers every second slice is of another acquisition")
+
+
+def _counts(numbers: Sequence[int]) -> bool:
+    steps = np.diff(numbers)
+    return bool((steps > 0).all() or (steps < 0).all())
+
+
+def _covers(
+    some: Sequence[SliceHeader], slices: Sequence[SliceHeader], places: Sequence[Any], normal: np.ndarray
+) -> bool:
+    """Whether some of the slices are a stack of their own that reaches from end to end of all of them."""
+    if len(_places(some, normal)) < len(some):
+        return False
+    if len(places) < len(slices):
+        return len(some) >= len(places) * (1 - MAX_MISSING)
+    ends, all_ends = (np.array([found[-1].position, found[0].position]) @ normal for found in (some, slices))
+    return bool(abs(ends[0] - ends[1]) >= abs(all_ends[0] - all_ends[1]) * (1 - MAX_MISSING))
+
+
+def _places(slices: Sequence[SliceHeader], normal: np.ndarray) -> list[list[SliceHeader]]:
+    """Slices in order, those at one position together."""
+    places: list[list[SliceHeader]] = []
+    last = None
+    for header in slices:
+        at = float(normal @ np.array(header.position))
+        if last is not None and abs(at - last) < SAME_POSITION_MM:
+            places[-1].append(header)
+        else:
+            places.append([header])
+            last = at
+    return places
+
+
+def _check_steps(series: Series, steps: np.ndarray) -> float:
+    """The mean step from slice to slice in mm; 1 for a single slice.
+
+    Raises:
+        Refusal: too much is missing, or the step changes within the stack.
+    """
+    if not len(steps):
+        return 1.0
+    step = float(np.median(steps))
+    low, high = np.percentile(steps, [10, 90])
+    if high > MAX_STEP_RATIO * low:
+        raise Refusal(f"steps between slices change from {low:.2f} to {high:.2f} mm")
+    gaps = steps[steps > GAP_STEPS * step]
+    missing = int(sum(round(gap / step) - 1 for gap in gaps))
+    total = len(steps) + 1 + missing
+    if missing:
+        said = f"{missing} of {total} slices are missing, the largest gap is {gaps.max():.1f} mm"
+        if missing > MAX_MISSING * total or gaps.max() - step > MAX_GAP_MM:
+            raise Refusal(said)
+        series.warnings.append(f"missing_slices: {said}")
+    whole = np.maximum(1, np.round(steps / step))
+    off = np.abs(steps / step - whole)
+    if off.max() > UNEVEN_STEP:
+        series.warnings.append(
+            f"uneven_spacing: steps between slices are {steps.min():.2f} to {steps.max():.2f} mm, mostly {step:.2f}"
+        )
+    return float(steps.sum() / (len(steps) + missing))
+
+
+def _check_line(series: Series, positions: np.ndarray, normal: np.ndarray, step: float) -> np.ndarray:
+    """The step from slice to slice as a vector, LPS mm.
+
+    Raises:
+        Refusal: slices are sheared or shifted against each other beyond the tolerances.
+    """
+    along = (positions - positions[0]) @ normal
+    across = positions - positions[0] - along[:, None] * normal
+    slope = np.zeros(3) if along[-1] == 0 else (along @ across) / (along @ along)
+    shear = float(np.degrees(np.arctan(np.linalg.norm(slope))))
+    stated = max((abs(header.tilt_degrees or 0.0) for header in series.slices), default=0.0)
+    tilt = max(shear, stated)
+    series.tilt_degrees = round(tilt, 2)
+    if tilt > MAX_TILT_DEGREES:
+        raise Refusal(f"gantry tilt of {tilt:.1f} degrees")
+    if tilt > TILT_DEGREES:
+        series.warnings.append(f"gantry_tilt: {tilt:.1f} degrees; the stack is sheared, not resampled")
+    drift = float(np.linalg.norm(across - along[:, None] * slope, axis=1).max())
+    if drift > MAX_DRIFT_MM:
+        raise Refusal(f"slices are shifted against each other by up to {drift:.0f} mm")
+    if drift > DRIFT_MM:
+        series.warnings.append(f"shifted_slices: slices are shifted against each other by up to {drift:.1f} mm")
+    return (normal + slope) * step

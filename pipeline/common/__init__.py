@@ -8,17 +8,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "config": [
-            "check_schedule",
-            "check_settings",
-            "defined_above",
-            "resolved_config",
-            "resolved_settings",
-            "run_name",
-            "training_config",
-            "write_settings",
+            "check_settings", "resolved_config", "resolved_settings", "run_name", "training_config", "write_settings",
         ],
-        "distributed": ["start_processes"],
+        "distributed": ["local_device", "start_processes"],
         "run_folder": ["is_resumed", "resume_point"],
         "volumes": ["PADDING", "unit_range"],
     },
-)
+)  # fmt: skip

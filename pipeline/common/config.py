@@ -7,14 +7,14 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY, MERGE_KEY
 
 from .distributed import is_primary, world_size
 from .errors import UserError, show_user_errors
-from .names import OBJECTIVE_SETTINGS
+from .references import references, unread_by_objective
 from .text import without_login
 
 # where and how a training runs, not what it computes: a training that is resumed may change them
@@ -25,39 +25,39 @@ RUN_SETTINGS = (
 )  # fmt: skip
 
 
+Running = TypeVar("Running", ConfigParser, ConfigWorkflow)
+
+
 class UnknownSettingError(UserError, ValueError):
     """An override or config entry that nothing reads; says the nearest valid name."""
 
 
 def running_workflow() -> ConfigWorkflow:
-    """The workflow whose expression is being evaluated.
+    """The workflow whose expression is being evaluated."""
+    return _running(ConfigWorkflow)
 
-    MONAI gives expressions no access to the config they belong to, so this looks for the workflow among the callers.
+
+def _running(kind: type[Running]) -> Running:
+    """The parser or workflow whose expression is being evaluated.
+
+    MONAI gives expressions no access to the config they belong to, so this looks for it among the callers.
     """
     frame = sys._getframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
-        if isinstance(owner, ConfigWorkflow):
+        if isinstance(owner, kind):
             return owner
         frame = frame.f_back  # type: ignore[assignment]
-    raise RuntimeError("running_workflow() was called outside a bundle config")
-
-
-def defined_above(entry: Any) -> Any:
-    """The entry itself: MONAI's ``check_properties`` wants a ``_target_`` in each of the trainer's handlers."""
-    return entry
-
-
-def check_schedule(epochs: int, val_interval: int) -> None:
-    """ValueError when a training would end without a validation, and so without a best checkpoint."""
-    if not 1 <= val_interval <= epochs:
-        raise ValueError(f"val_interval must be in [1, epochs = {epochs}], got {val_interval}")
+    raise RuntimeError(f"no {kind.__name__} is evaluating an expression")
 
 
 def run_name(system: str, **settings: Any) -> str:
-    """A run in a line, ``LA+CVaR alpha 0.8 tau 1.0 exact seed 42``; settings that are None are left out."""
+    """A run in a line, ``LA+CVaR alpha 0.8 tau 1.0 exact seed 42``; what its loss does not read is left out."""
+    unread = unread_by_objective(_running(ConfigParser).config)
     shown = [
-        str(value) if name == "gradient" else f"{name} {value}" for name, value in settings.items() if value is not None
+        str(value) if name == "gradient" else f"{name} {value}"
+        for name, value in settings.items()
+        if value is not None and name not in unread
     ]
     return " ".join([system, *shown])
 
@@ -67,9 +67,8 @@ def check_settings() -> None:
 
     MONAI accepts ``--lrr 1e-3``, adds an entry ``lrr`` and ignores it. Here every top-level entry, and every entry of
     the sections below it, must be referenced by another entry, be an instruction list of the workflow, or be declared
-    by one of the merged config files (not every overlay uses all of train.yaml). And an objective must read the
-    settings that a run of it is named and found by: plain cross-entropy with alpha 0.8 is refused, as the run would be
-    recorded with an alpha that it never had.
+    by one of the merged config files (not every overlay uses all of train.yaml). A setting of an objective that the
+    chosen one does not read must be as train.yaml has it: plain cross-entropy with ``--alpha 0.7`` is refused.
 
     Also makes the process end on a user error with its message alone (:func:`~.show_user_errors`).
 
@@ -80,7 +79,7 @@ def check_settings() -> None:
     workflow = running_workflow()
     config = resolved_config()
     instructions = _instructions(workflow)
-    referenced = set(_references(config))
+    referenced = set(references(config))
     declared = _declared_entries(workflow.config_root_path, config)
     unread = [
         entry for entry in _entries(config) if entry not in instructions | declared and not _is_read(entry, referenced)
@@ -89,35 +88,24 @@ def check_settings() -> None:
         listed = ", ".join(f"{entry!r} (did you mean {_nearest(entry, config, unread)!r}?)" for entry in unread)
         raise UnknownSettingError(f"unknown setting, nothing in the config reads it: {listed}")
     if config.get("loss") is not None:  # inference and evaluation have none
-        read = _read_by("loss", config)
-        strange = [name for name in OBJECTIVE_SETTINGS if config.get(name) is not None and name not in read]
-        if strange:
-            listed = ", ".join(f"{name} is {config[name]}" for name in strange)
-            raise UnknownSettingError(
-                f"the objective ({config.get('system', 'loss_function')}) reads no such setting, and the run would be "
-                f"recorded with it: {listed}; leave it out, or make it null"
-            )
+        _refuse_unread_settings(config, workflow.config_root_path / "train.yaml")
 
 
-def _read_by(entry: str, config: dict[str, Any]) -> set[str]:
-    """Ids of all entries that an entry refers to, directly or through others, and its own."""
-    found: set[str] = set()
-    unvisited = [entry]
-    while unvisited:
-        name = unvisited.pop()
-        if name in found:
-            continue
-        found.add(name)
-        value: Any = config
-        for part in ReferenceResolver.split_id(name):
-            value = value[int(part)] if isinstance(value, list) else (value or {}).get(part)
-        unvisited.extend(_references(value))
-    return found
+def _refuse_unread_settings(config: dict[str, Any], defaults: Path) -> None:
+    """UnknownSettingError when a setting that the objective does not read was changed: the run would not have it."""
+    default = ConfigParser.load_config_file(defaults) if defaults.is_file() else {}
+    changed = [name for name in unread_by_objective(config) if config.get(name) not in (None, default.get(name))]
+    if changed:
+        listed = ", ".join(f"{name} is {config[name]}" for name in changed)
+        raise UnknownSettingError(
+            f"the objective ({config.get('system', 'loss_function')}) reads no such setting: {listed}; leave it out, "
+            "or make it null"
+        )
 
 
 def _instructions(workflow: ConfigWorkflow) -> set[str]:
     """Entries that the workflow executes: nothing reads them, and reading them would run them."""
-    return {"imports", workflow.init_id, workflow.run_id, workflow.final_id}
+    return {"imports", "start_processes", workflow.init_id, workflow.run_id, workflow.final_id}
 
 
 def _nearest(entry: str, config: dict[str, Any], unread: list[str]) -> str:
@@ -164,17 +152,6 @@ def _is_read(entry: str, referenced: set[str]) -> bool:
     return bool(above & referenced) or any(other.startswith(entry + ID_SEP_KEY) for other in referenced)
 
 
-def _references(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield from ReferenceResolver.match_refs_pattern(value)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _references(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _references(item)
-
-
 def resolved_config() -> dict[str, Any]:
     """The running config as merged: files, overlays and overrides, expressions unevaluated."""
     parser = running_workflow().parser
@@ -193,11 +170,16 @@ def training_config() -> dict[str, str]:
 
 
 def resolved_settings() -> dict[str, Any]:
-    """Every plain top-level setting of the running config with its value: what a user can override by name."""
+    """Every plain top-level setting of the running config with its value: what a user can override by name.
+
+    Of the settings of objectives (:data:`~.OBJECTIVE_SETTINGS`) those that the loss reads.
+    """
     workflow = running_workflow()
+    config = resolved_config()
+    passed_over = _instructions(workflow) | set(unread_by_objective(config))
     settings = {}
-    for key, value in resolved_config().items():
-        if key in _instructions(workflow) or isinstance(value, dict):
+    for key, value in config.items():
+        if key in passed_over or isinstance(value, dict):
             continue
         content = workflow.parser.get_parsed_content(key)
         if _is_plain(content):

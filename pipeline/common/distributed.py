@@ -45,6 +45,11 @@ def start_processes(backend: str) -> None:
     dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=PATIENCE)
 
 
+def local_device() -> torch.device:
+    """This process's own GPU, as torchrun counts the processes of a host; where there are none, the CPU."""
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def world_size() -> int:
     """Processes in the group; 1 when there is none."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -8,9 +8,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "archives": ["scan_roots"],
-        "cohort": ["load_cohort", "warn_of_small_cells"],
-        "dataset": ["ScanDataset", "default_num_workers"],
-        "new_scans": ["NewScanDataset"],
-        "sampling": ["EpochSampler", "SeedEpochs", "balanced_class_counts", "order_digest"],
+        "cohort": ["load_cohort"],
+        "dataset": ["ScanDataset", "default_num_workers", "read_scans"],
+        "new_scans": ["NewScanDataset", "scan_finder"],
+        "preprocessing": ["center_crop", "pad_slices", "to_unit_range", "volume_transforms"],
+        "sampling": ["EpochSampler", "SeedEpochs", "class_counts", "training_items"],
     },
 )

@@ -199,6 +199,12 @@ class ScanDataset(Dataset):
         return self.transform({**self.data[index], "image": self.volumes[index]["image"]})
 
 
+def read_scans(folder: str | Path, num_workers: int = 0, **datasets: ScanDataset) -> None:
+    """:meth:`ScanDataset.prepare` of each split, its intake records in ``<folder>/<split>.csv``."""
+    for split, dataset in datasets.items():
+        dataset.prepare(num_workers, f"reading {split} scans", Path(folder, f"{split}.csv"))
+
+
 class _Attempt(NamedTuple):
     failure: str  # why the scan cannot be read, or ""
     record: Mapping[str, Any]  # the intake record, if any

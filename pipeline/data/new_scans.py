@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from monai.data import Dataset
 
+from fairlung.transforms import find_scans
+
 from .intake_records import empty_record, failure_reason, record_of
+
+
+def scan_finder(all_series: bool = False) -> Callable[..., Sequence[Mapping[str, Any]]]:
+    """:func:`~.find_scans` with ``all_series`` chosen, to be called with a root, or several."""
+    return partial(find_scans, all_series=all_series)
 
 
 class NewScanDataset(Dataset):

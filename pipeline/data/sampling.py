@@ -20,6 +20,7 @@ from torch.utils.data import Sampler
 
 from ..common.distributed import rank, world_size
 from ..common.names import UNKNOWN_GROUP
+from .cohort import Cohort, SmallGroups, warn_of_small_cells
 
 Ints = NDArray[np.int64]
 
@@ -105,6 +106,17 @@ def balanced_class_counts(items: Sequence[Mapping[str, Any]], class_names: Seque
     if unknown:
         prior = prior + unknown * share[UNKNOWN_GROUP]
     return {name: float(len(items) * p) for name, p in zip(class_names, prior, strict=True)}
+
+
+def class_counts(cohort: Cohort, items: Sequence[Mapping[str, Any]], every_group: bool) -> Mapping[str, float]:
+    """Training scans of each class as they are drawn: the cohort's counts or, under ``every_group``, balanced ones."""
+    return balanced_class_counts(items, cohort.class_names) if every_group else cohort.class_counts("train")
+
+
+def training_items(cohort: Cohort, min_cell: int, small_groups: SmallGroups) -> Sequence[Mapping[str, Any]]:
+    """:meth:`~.Cohort.training_items`, with a warning that names the groups and cells of few scans."""
+    warn_of_small_cells(cohort, min_cell, small_groups)
+    return cohort.training_items(min_cell, small_groups)
 
 
 def order_digest(items: Sequence[Mapping[str, Any]]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
@@ -108,9 +109,9 @@ class GroupConfusion(Metric):
     Args:
         class_names: C names.
         group_names: G names.
-        key: None computes the whole :func:`fairness_summary` (use it in ``additional_metrics``); a name out of
-            it computes that number for a key metric, which must be a scalar (MONAI takes a dictionary for never
-            better) and better when larger (so not a gap).
+        key: a name out of the :func:`fairness_summary` that the metric is attached by as a key metric, which must be
+            a scalar (MONAI takes a dictionary for never better) and better when larger (so not a gap). The engine gets
+            that number under that name, and the whole summary beside it. None gives it the summary alone.
         prefix: put before every name, e.g. ``val_``.
         output_transform: engine output -> ``(logits [N, C], {"label": [N], "group": [N]})``.
     """
@@ -156,10 +157,14 @@ class GroupConfusion(Metric):
         self.confusion += counts.to(self._device)
 
     @sync_all_reduce("confusion")
-    def compute(self) -> float | dict[str, float]:
+    def compute(self) -> dict[str, float]:
         if not self.confusion.any():
             raise NotComputableError("no scan was evaluated")
         summary = fairness_summary(self.confusion.cpu(), self.class_names, self.group_names)
-        if self.key is not None:
-            return summary[self.key.removeprefix(self.prefix)]
         return {self.prefix + name: value for name, value in summary.items()}
+
+    def completed(self, engine: Engine, name: str) -> None:
+        summary = self.compute()
+        if self.key is not None:
+            engine.state.metrics[name] = summary[self.prefix + self.key.removeprefix(self.prefix)]
+        engine.state.metrics.update(summary)

@@ -140,9 +140,13 @@ class PredictionWriter:
         Raises:
             PredictionTableError: ``path`` is a table of other columns, or no table.
         """
+        self.recover()
+        return self._answered
+
+    def recover(self) -> None:
+        """With ``append``, mend the table that is there, before rows are added; see :attr:`answered` for the errors."""
         if self.append:
             self._recover()
-        return self._answered
 
     @property
     def _part(self) -> Path:

@@ -124,4 +124,5 @@ def _trained_tau(checkpoint: str | Path) -> tuple[float | None] | None:
         settings = json.loads((folder / "settings.json").read_text()) if folder else {}
     except (OSError, ValueError):
         return None
-    return (settings["tau"],) if isinstance(settings, dict) and "tau" in settings else None
+    told = isinstance(settings, dict) and not {"system", "tau"}.isdisjoint(settings)  # without tau: its loss has none
+    return (settings.get("tau"),) if told else None

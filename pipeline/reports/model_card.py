@@ -166,7 +166,7 @@ def _training_facts(evidence: Evidence) -> list[tuple[str, str]]:
     named = {"system": "Objective", "alpha": "alpha (CVaR over groups)", "tau": "tau (logit adjustment)"}
     named |= {"gradient": "Gradient of the CVaR", "seed": "Seed", "pretrained": "Kinetics-400 weights at first"}
     named |= {"batch_size": "Batch size", "weight_decay": "Weight decay"}
-    absent = [name for name in OBJECTIVE_SETTINGS if name in settings and settings[name] is None]
+    absent = [name for name in OBJECTIVE_SETTINGS if {"system", name} & settings.keys() and settings.get(name) is None]
     facts = [(heading, "none" if name in absent else _text(settings.get(name))) for name, heading in named.items()]
     facts.append(("Epochs", NOT_STATED if history is None else str(int(history["epoch"].max()))))
     marked = NOT_STATED if evidence.marked_epoch is None else f"{evidence.marked_epoch} ({evidence.marked_by})"

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from ..common.references import unread_by_objective
 from ..data.cohort import Cohort, load_cohort
 from ..data.folds import fold_tables, write_folds
 from .record import STUDY_FILE, StudyError, read_json
@@ -316,7 +317,7 @@ def _settings_of(root: Path, names: Sequence[str]) -> dict[str, Any]:
             folder, there = path.parent, sorted(p.stem for p in path.parent.glob("*.yaml"))
             raise StudyError(f"{folder} has no {path.name}{_near(path.stem, there)}; it has {', '.join(there)}")
         merged |= yaml.safe_load(path.read_text())
-    return merged
+    return merged | dict.fromkeys(unread_by_objective(merged))
 
 
 def _near(name: str, known: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "batches": ["PrepareGroupBatch"],
         "group_loss": ["GroupLoss"],
         "history": ["EpochLog", "MetricHistory"],
-        "output_dir": ["discard_previous", "publish", "require_new"],
-        "resume": ["ResumePoint"],
+        "output_dir": ["begin", "check_run", "publish"],
+        "resume": ["ResumePoint", "made_for"],
     },
 )

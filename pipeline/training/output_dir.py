@@ -1,17 +1,39 @@
-"""The output folder of a training: refused, emptied, its best checkpoint published."""
+"""The begin and the end of a training: its output folder refused or emptied, its best checkpoint published."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
+from ..common.config import resolved_config, resolved_settings, write_settings
 from ..common.distributed import barrier, is_primary
 from ..common.run_folder import EVALUATION_FILES, REVIEW_FILES, is_resumed, resume_point
+from ..data.cohort import Cohort
 from ..data.cohort_checks import SPLITS
 from ..networks.checkpoint import CheckpointError
 
 logger = logging.getLogger(__name__)
+
+
+def check_run(epochs: int, val_interval: int, output_dir: str | Path, overwrite: bool, resume: bool) -> None:
+    """What can be refused before anything is built.
+
+    Raises:
+        ValueError: a training that would end without a validation, and so without a best checkpoint.
+        CheckpointError: see :func:`require_new`.
+    """
+    if not 1 <= val_interval <= epochs:
+        raise ValueError(f"val_interval must be in [1, epochs = {epochs}], got {val_interval}")
+    require_new(output_dir, overwrite, resume)
+
+
+def begin(tracker: Any, cohort: Cohort, output_dir: str | Path, resume: bool = False) -> None:
+    """Open a training's run (:class:`~.RunTracker`), remove what an earlier one left in the folder, write settings."""
+    tracker.start(resolved_settings(), resolved_config(), cohort, is_resumed(output_dir, resume))
+    discard_previous(output_dir, resume)
+    write_settings(Path(output_dir, "settings.json"))
 
 
 def require_new(output_dir: str | Path, overwrite: bool, resume: bool = False) -> None:

@@ -18,10 +18,18 @@ from monai.engines import SupervisedTrainer
 from monai.handlers import CheckpointSaver
 from torch.nn.parallel import DistributedDataParallel
 
+from ..common.config import training_config
 from ..common.distributed import is_primary
+from ..data.cohort import Cohort
+from ..data.sampling import order_digest
 from ..networks.checkpoint import CheckpointError
 
 logger = logging.getLogger(__name__)
+
+
+def made_for(cohort: Cohort, items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """All that the numbers of a training depend on: the running config, the cohort, the order of its items."""
+    return {**training_config(), "cohort": cohort.digest, "order": order_digest(items)}
 
 
 class ResumePoint:
@@ -58,6 +66,8 @@ class ResumePoint:
             _survive_kills(kept.save_handler)
 
     def attach(self, engine: SupervisedTrainer) -> None:
+        """Attach to the trainer, and read the file at once if the training is to go on from it (:meth:`read`)."""
+        self.read()
         engine.add_event_handler(Events.STARTED, self._restore)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
@@ -78,7 +88,7 @@ class ResumePoint:
         part.replace(self.path)
 
     def read(self) -> None:
-        """Read the file, before anything else is done, if the training is to go on from it.
+        """Read the file if the training is to go on from it.
 
         Raises:
             CheckpointError: it cannot be read, or is of another training.

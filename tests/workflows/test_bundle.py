@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,17 +15,18 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.networks.nets import DenseNet121
 from sklearn.metrics import f1_score
 from workflows import CLASSES, SHRUNK, Start, cause, run
 
 from fairlung.pipeline.common.config import UnknownSettingError
 from fairlung.pipeline.common.errors import EXIT_SOME_FAILED, user_error
 from fairlung.pipeline.data.cohort_checks import CohortError
-from fairlung.pipeline.data.dataset import UnreadableScansError
+from fairlung.pipeline.data.dataset import UnreadableScansError, transform_digest
 from fairlung.pipeline.networks.checkpoint import MODEL_SETTINGS, CheckpointError
 from fairlung.pipeline.networks.pretrained import PretrainedWeightsError
-from fairlung.transforms import LoadScan
+from fairlung.transforms import LoadScan, SampleSlices, TrimSlices
 
 
 @pytest.fixture(scope="session")
@@ -170,7 +172,7 @@ def test_inference_of_one_scan_exits_cleanly(
     assert [(row["scan"], row["status"]) for row in rows] == [("lung1.nrrd", "ok")]
 
 
-def test_preprocessing_gives_the_documented_tensor(start: Start, bundle_dir: Path, data_dir: Path) -> None:
+def test_preprocessing_gives_the_documented_tensor(start: Start, data_dir: Path) -> None:
     workflow = start("inference", checkpoint="no/such/model.pt", scans=str(data_dir / "golden" / "jpg_scan"))
     workflow.parser.parse(reset=True)
     workflow._is_initialized = True  # without a checkpoint there is nothing to initialize; the transforms stand alone
@@ -179,11 +181,6 @@ def test_preprocessing_gives_the_documented_tensor(start: Start, bundle_dir: Pat
     assert image.dtype == torch.float32
     assert image.shape == (1, 64, 224, 224)
     assert 0 <= image.min() <= image.max() <= 1
-    config = yaml.safe_load((bundle_dir / "configs" / "train.yaml").read_text())
-    selectors = ConfigParser(config)["volume_transforms"][0]["select"]
-    assert [s["_target_"].rsplit(".")[-1] for s in selectors] == ["TrimSlices", "SampleSlices"]
-    from fairlung.transforms import SampleSlices, TrimSlices
-
     whole = LoadScan(select=[TrimSlices(0.1), SampleSlices(64)], size=256)(data_dir / "golden" / "jpg_scan")
     assert torch.equal(image, whole[:, :, 16:240, 16:240])
 
@@ -266,6 +263,7 @@ def test_a_mistyped_override_stops_with_the_nearest_name(start: Start, wrong: st
 CONFIGS = [("train",), ("train", "demo"), ("train", "evaluate"), ("train", "demo", "evaluate"), ("inference",)]
 CONFIGS += [("inference", "check")]
 CONFIGS += [("train", "demo", "systems/focal"), ("train", "systems/focal", "evaluate")]
+CONFIGS += [("train", "networks/densenet121"), ("train", "multi_gpu_train")]
 
 
 @pytest.mark.parametrize("names", CONFIGS)
@@ -415,8 +413,81 @@ def test_metadata_versions_are_the_locked_ones(bundle_dir: Path) -> None:
 
 
 def test_inference_preprocesses_as_validation_does(bundle_dir: Path) -> None:
-    train = yaml.safe_load((bundle_dir / "configs" / "train.yaml").read_text())
-    infer = yaml.safe_load((bundle_dir / "configs" / "inference.yaml").read_text())
+    train = ConfigParser.load_config_file(bundle_dir / "configs" / "train.yaml")
+    infer = ConfigParser.load_config_file(bundle_dir / "configs" / "inference.yaml")
     assert infer["preprocessing"]["transforms"] == "$@volume_transforms + @center_crop + [@to_unit_range]"
-    for shared in ("volume_transforms", "center_crop", "to_tensor", "settings", "min_slices"):
+    for shared in ("volume_transforms", "center_crop", "settings", "min_slices"):
         assert infer[shared] == train[shared]
+    built = [
+        transform_digest([*parser.get_parsed_content("volume_transforms"), *parser.get_parsed_content("center_crop")])
+        for parser in (ConfigParser(train), ConfigParser(infer | {"bundle_root": str(bundle_dir)}))
+    ]
+    assert built[0] == built[1]
+
+
+# ---- the configs as a reader meets them ----------------------------------------------------------------------------
+MOST_LINES = {"train": 330, "inference": 170}
+
+
+def strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from strings(item)
+
+
+def test_configs_are_short_and_hide_nothing(bundle_dir: Path) -> None:
+    for path in (bundle_dir / "configs").rglob("*.yaml"):
+        text = path.read_text()
+        assert text.startswith("# "), path
+        assert len(text.splitlines()) <= MOST_LINES.get(path.stem, 90), path
+        assert max(map(len, text.splitlines())) <= 120, path
+        config = yaml.safe_load(text)
+        assert config.get("imports", ["$import fairlung.pipeline as fairlung"]) == [
+            "$import fairlung.pipeline as fairlung"
+        ]
+        expressions = [value for value in strings(config) if value.startswith("$")]
+        assert not [value for value in expressions if len(value) > 120], path
+        steps = config.get("initialize", [])
+        assert len(steps) <= 8, path
+        # a step calls a function or builds an entry; it is no tuple of them, and reads no property for its effect
+        assert all(re.fullmatch(r"\$@[\w:]+|\$(@?[\w:.]+)\(.*\)( if .* else None)?", step) for step in steps), path
+
+
+# ---- what 0.1 left behind ------------------------------------------------------------------------------------------
+def test_inference_of_0_1_still_answers(
+    answers: tuple[int, pd.DataFrame], trained: SimpleNamespace, bundle_dir: Path, scans: Path, data_dir: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Its inference.yaml is in the models that are registered in MLflow."""
+    (tmp_path / "configs").mkdir()
+    shutil.copy(data_dir / "configs_0_1" / "inference.yaml", tmp_path / "configs")
+    settings = {"bundle_root": str(bundle_dir), "scans": str(scans / "real"), "output_dir": str(tmp_path / "out")}
+    settings |= {"checkpoint": str(trained.model), "num_workers": 0, "overlay": True}
+    config = str(tmp_path / "configs" / "inference.yaml")
+    metadata = str(bundle_dir / "configs" / "metadata.json")
+    workflow = ConfigWorkflow(config, metadata, logging_file=False, workflow_type="infer", **settings)
+    run(workflow)
+    assert workflow.check_properties() == []
+    found = pd.read_csv(tmp_path / "out" / "predictions.csv").set_index("scan")
+    expected = answers[1].set_index("scan").loc[["real/" + name for name in found.index]]
+    for name in CLASSES:
+        np.testing.assert_allclose(found[f"prob_{name}"], expected[f"prob_{name}"].astype(float), atol=1e-6)
+    assert len(list((tmp_path / "out" / "overlay").glob("*.png"))) == len(found) == 2
+
+
+# ---- another network -----------------------------------------------------------------------------------------------
+def test_another_network_of_monai_is_three_lines(start: Start, small_cohort: Path, tmp_path: Path) -> None:
+    names = ("train", "networks/densenet121")
+    settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path)}
+    sizes = {"num_slices": 32, "image_size": 40, "crop_size": 32, "epochs": 1, "batch_size": 8}
+    workflow = run(start(*names, **settings, **sizes))
+    assert isinstance(workflow.network_def, DenseNet121)
+    content = torch.load(tmp_path / "models" / "best.pt", weights_only=True)
+    assert content["settings"]["network"] == "DenseNet121"
+    run(start(*names, "evaluate", **settings))
+    evaluated = json.loads((tmp_path / "val" / "evaluation" / "metrics.json").read_text())
+    assert evaluated["metrics"] == json.loads((tmp_path / "val" / "metrics.json").read_text())["metrics"]
+    error = cause(start("inference", scans=str(small_cohort), checkpoint=str(tmp_path / "models" / "best.pt")))
+    assert "network: checkpoint 'DenseNet121', run 'R3D18Classifier'" in str(error)

@@ -11,12 +11,13 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow
-from workflows import SMALL_NETWORK, Start
+from workflows import SMALL_NETWORK, Start, run
 
 from fairlung.pipeline.common.config import UnknownSettingError
 from fairlung.pipeline.common.errors import user_error
 from fairlung.pipeline.common.names import OBJECTIVE_SETTINGS
 from fairlung.pipeline.common.volumes import unit_range
+from fairlung.pipeline.losses.aggregation import GroupCVaR
 
 FOLDER = Path(__file__).parents[2] / "bundles" / "fair_lung_ct" / "configs" / "systems"
 SYSTEMS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -35,6 +36,9 @@ NAMED = {
     "cnn_rnn": "CNN-RNN seed 42",
     "recommended": "LA+CVaR recommended alpha 0.8 tau 1.0 exact seed 42",
 }
+# what its loss reads of alpha, tau and gradient, and a run of it records
+READ: dict[str, list[str]] = {name: [] for name in NAMED} | {"la": ["tau"], "daw_fdd": ["alpha"]}
+READ |= {"la_cvar": list(OBJECTIVE_SETTINGS), "recommended": list(OBJECTIVE_SETTINGS), "cvar": ["alpha", "gradient"]}
 # the same volumes in every epoch, so that a few steps show
 MEMORISE = {"epochs": 10, "val_interval": 10, "learning_rate": 2e-2, "image_size": 24}
 MEMORISE |= {"flip_prob": 0, "rotation_prob": 0, "brightness": 0}
@@ -91,6 +95,7 @@ def test_every_system_trains_and_lowers_its_loss(
     overlay = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     recorded = {key: overlay[key] for key in ("system", *OBJECTIVE_SETTINGS) if key in overlay} | settings
     assert {key: trained[key] for key in recorded} == recorded
+    assert [key for key in OBJECTIVE_SETTINGS if key in trained] == READ[name]
     assert (tmp_path / "run" / "models" / "best.pt").exists()
 
 
@@ -107,31 +112,44 @@ def test_every_system_has_a_name_and_a_header(start: Start) -> None:
 def test_a_setting_that_the_system_does_not_have_is_refused(start: Start, name: str, tmp_path: Path) -> None:
     """A run of plain cross-entropy is never recorded with an alpha."""
     overlay = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    without = [setting for setting in OBJECTIVE_SETTINGS if setting in overlay and overlay[setting] is None]
-    for setting, value in {"alpha": 0.7, "tau": 0.5, "gradient": "exact"}.items():
+    for setting, value in {"alpha": 0.65, "tau": 0.5, "gradient": "published"}.items():
         # a cohort that is not there: what is accepted goes on to it
         workflow = start("train", f"systems/{name}", output_dir=str(tmp_path), cohort="none.csv", **{setting: value})
         with pytest.raises(Exception) as caught:  # noqa: PT011  (MONAI wraps every kind)
             workflow.initialize()
         error = user_error(caught.value)
         refused = isinstance(error, UnknownSettingError)
-        assert refused == (setting in without), error
+        assert refused == (setting not in READ[name]), error
         if refused:
             assert f"({overlay['system']}) reads no such setting" in str(error)
             assert f"{setting} is {value}" in str(error)
 
 
+OWN_LOSS = {  # as 0.1's overlays gave a whole loss_function, by 0.1's names
+    "_target_": "fairlung.pipeline.losses.TwoLevelLoss",
+    "sample_loss": {"_target_": "fairlung.pipeline.losses.CrossEntropy"},
+    "aggregation": {"_target_": "fairlung.pipeline.aggregation.GroupCVaR", "alpha": 0.6, "gradient": "@gradient"},
+}
+
+
 def test_an_objective_of_ones_own_is_held_to_it_too(start: Start, tmp_path: Path) -> None:
-    loss = {
-        "_target_": "fairlung.pipeline.losses.two_level.TwoLevelLoss",
-        "sample_loss": {"_target_": "fairlung.pipeline.losses.sample_losses.CrossEntropy"},
-        "aggregation": {
-            "_target_": "fairlung.pipeline.losses.aggregation.GroupCVaR",
-            "alpha": 0.6,
-            "gradient": "@gradient",
-        },
-    }
-    workflow = start("train", output_dir=str(tmp_path), loss_function=loss)
+    workflow = start("train", output_dir=str(tmp_path), loss_function=OWN_LOSS, alpha=0.7, tau=0.5)
     with pytest.raises(Exception) as caught:  # noqa: PT011
         workflow.initialize()
-    assert "alpha is 0.8, tau is 1.0; leave it out, or make it null" in str(user_error(caught.value))
+    assert "alpha is 0.7, tau is 0.5; leave it out, or make it null" in str(user_error(caught.value))
+
+
+def test_an_overlay_of_0_1_trains_and_its_nulls_are_not_recorded(
+    start: Start, small_cohort: Path, tmp_path: Path
+) -> None:
+    overlay = {"system": "mine", "alpha": None, "tau": None, "loss_function": OWN_LOSS}
+    workflow = run(
+        start(
+            "train", cohort=str(small_cohort), output_dir=str(tmp_path), network_def=SMALL_NETWORK, epochs=1, **overlay
+        )
+    )
+    aggregation = workflow.parser.get_parsed_content("loss").aggregation
+    assert (type(aggregation), aggregation.alpha) == (GroupCVaR, 0.6)
+    trained = json.loads((tmp_path / "settings.json").read_text())
+    assert {key: trained[key] for key in OBJECTIVE_SETTINGS if key in trained} == {"gradient": "exact"}
+    assert trained["run_name"] == "mine exact seed 42"

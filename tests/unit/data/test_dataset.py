@@ -221,7 +221,8 @@ def test_another_process_finds_the_cache(
         {"trim_fraction": 0.2},
         {"num_slices": 6},
         {"image_size": 28},
-        {"volume_transforms#1#mode": "trilinear"},
+        {"volume_transforms#every_slice": True, "num_slices": 6},
+        {"volume_transforms#further": ["$monai.transforms.Lambdad('image', torch.negative)"]},
     ],
     ids=lambda change: next(iter(change)),
 )

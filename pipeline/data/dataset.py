@@ -63,8 +63,9 @@ def _voxel_files(header: Path) -> list[Path]:
 def transform_digest(transforms: Sequence[Callable]) -> bytes:
     """Digest of the settings of deterministic transforms, for ``PersistentDataset(hash_transform=...)``.
 
-    Walks every transform's attributes, so any changed argument gives another digest, and the same settings give the
-    same digest in every process. The versions of fairlung and MONAI count as settings.
+    Walks every transform's attributes: any changed argument gives another digest, the same settings give the same one
+    in every process. The versions of fairlung and MONAI count as settings. (joblib.hash gives the same settings another
+    digest when two transforms share a list, or when one holds a random state, as each Compose does.)
     """
     described = repr((__version__, monai.__version__, [_describe(transform, ()) for transform in transforms]))
     return hashlib.sha256(described.encode()).hexdigest().encode()
@@ -105,12 +106,9 @@ def _describe(value: Any, parents: tuple[int, ...]) -> Any:
 class ScanDataset(Dataset):
     """Items of a split with their volumes: cached preprocessing, then augmentation.
 
-    Only the volume is cached, under a key made of the scan's path and fingerprint and of the preprocessing's settings.
-    Labels, groups and augmentation may change freely; a changed scan or setting never meets a stale volume. Splits,
-    folds and runs share one ``cache_dir``.
-
-    Indexed by a :class:`~.Draw`, an item is augmented by the draw's seed; by a plain index, by the random
-    state of the process.
+    Only the volume is cached, under a key of the scan's path and fingerprint and the preprocessing's settings: labels,
+    groups and augmentation may change freely, and splits, folds and runs share one ``cache_dir``. An item that is
+    indexed by a :class:`~.Draw` is augmented by the draw's seed, else by the random state of the process.
 
     Args:
         data: items with ``image`` (path) and anything else that should reach the batch.

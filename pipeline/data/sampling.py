@@ -6,8 +6,6 @@ training that is resumed draws what it would have drawn.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +25,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One access to a scan.
-
-    Args:
-        index: of the item.
-        seed: of its augmentation.
-    """
+    """One access to a scan: the index of its item, and the seed of its augmentation."""
 
     index: int
     seed: int
@@ -41,9 +34,9 @@ class Draw:
 def balanced_order(group: Sequence[int], batch_size: int, rng: np.random.Generator) -> Ints:
     """Indices of an epoch whose every batch holds every group, all groups equally often.
 
-    A group is shuffled through as often as its places ask for: a small group is repeated. Places that are left over
-    when the batch is no multiple of the groups go to the groups in turn. Scans of unknown group get their share of all
-    places, taken from groups that have more than one in a batch.
+    A small group is repeated, shuffled anew each time. Places that are left over when the batch is no multiple of the
+    groups go to the groups in turn. Scans of unknown group get their share of all places, taken from the groups that
+    have more than one in a batch.
 
     Args:
         group: [N] group ids, -1 unknown.
@@ -119,11 +112,6 @@ def training_items(cohort: Cohort, min_cell: int, small_groups: SmallGroups) -> 
     return cohort.training_items(min_cell, small_groups)
 
 
-def order_digest(items: Sequence[Mapping[str, Any]]) -> str:
-    """SHA-256 (hex) of the scans in their order: what a draw's index means."""
-    return hashlib.sha256(json.dumps([item["scan"] for item in items]).encode()).hexdigest()
-
-
 class EpochSampler(Sampler[Draw]):
     """The draws of an epoch, shuffled by seed and epoch, dealt out to the processes of a group.
 
@@ -168,17 +156,13 @@ class EpochSampler(Sampler[Draw]):
 
 
 class SeedEpochs:
-    """Makes what an epoch draws a function of seed and epoch: tells the sampler which one it is, and seeds torch's
-    generators (dropout), each process otherwise.
+    """Handler of the trainer that makes what an epoch draws a function of seed and epoch.
 
-    Args:
-        sampler: of the training's loader.
-        seed: of the training.
+    It tells the loader's sampler which epoch it is, and seeds torch's generators (dropout), each process otherwise.
     """
 
     def __init__(self, sampler: EpochSampler, seed: int) -> None:
-        self.sampler = sampler
-        self.seed = seed
+        self.sampler, self.seed = sampler, seed
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self)

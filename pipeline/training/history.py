@@ -1,4 +1,4 @@
-"""What the stock MONAI engines need to train with groups: batch preparation, group losses, a record of the epochs."""
+"""The record of a training's epochs: a line in the log, and history.csv with every number."""
 
 from __future__ import annotations
 
@@ -12,21 +12,16 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 
 from ..common.distributed import is_primary
+from ..common.files import replaced
 
 logger = logging.getLogger(__name__)
 
 
 class EpochLog:
-    """One line an epoch: training loss on the trainer, P, F1 of each group and gap on the evaluator.
-
-    Args:
-        names: metrics to show, in order; those that an engine does not have are left out.
-        label: what the line is about, e.g. ``train``.
-    """
+    """Handler of any engine: a line an epoch of the metrics ``names``, of those that it has, behind ``label``."""
 
     def __init__(self, names: Sequence[str], label: str) -> None:
-        self.names = tuple(names)
-        self.label = label
+        self.names, self.label = tuple(names), label
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -39,17 +34,11 @@ class EpochLog:
 
 
 class MetricHistory:
-    """Every number of every epoch in a CSV of columns ``epoch``, ``metric``, ``value``, for learning curves.
+    """Handler of the trainer: every number of every epoch in a CSV of columns ``epoch``, ``metric``, ``value``.
 
-    A handler of the trainer. Of the trainer it takes the metrics and ``lr``, the rate that the epoch was trained with;
-    of the evaluator the metrics and ``best_<key metric>``, the best value so far.
-
-    A training starts the file afresh. One that is resumed at epoch k keeps the rows of earlier epochs. The file is
-    replaced as a whole each epoch and is never half written; one that cannot be written is a warning, given once.
-
-    Args:
-        path: the CSV; its folder is made.
-        evaluator: the engine that validates the training, if there is one.
+    The trainer gives its metrics and ``lr``, the rate that the epoch was trained with; the evaluator, if there is one,
+    its metrics and ``best_<key metric>``, the best value so far. A training that is resumed at epoch k keeps the rows
+    of earlier epochs. The file is never half written; one that cannot be written is a warning, given once.
     """
 
     COLUMNS = ("epoch", "metric", "value")
@@ -106,11 +95,10 @@ class MetricHistory:
     def _write(self) -> None:
         if not is_primary():
             return
-        part = self.path.with_name(self.path.name + ".part")
+        table = pd.DataFrame(self._rows, columns=list(self.COLUMNS))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            pd.DataFrame(self._rows, columns=list(self.COLUMNS)).to_csv(part, index=False, na_rep="nan")
-            part.replace(self.path)
+            replaced(self.path, lambda part: table.to_csv(part, index=False, na_rep="nan"))
         except OSError as error:
             self._warn("%s cannot be written, the training goes on: %s", self.path, error)
 

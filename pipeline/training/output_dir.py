@@ -58,16 +58,10 @@ def discard_previous(output_dir: str | Path, resume: bool = False) -> None:
     Only files by the names we give them; the folder may hold anything else. What is resumed stays.
     """
     if is_primary() and not is_resumed(output_dir, resume):
-        written = list(Path(output_dir, "models").glob("checkpoint_epoch=*.pt"))
-        written += [
-            resume_point(output_dir),
-            Path(output_dir, "models", "best.pt"),
-            Path(output_dir, "val", "latest.csv"),
-        ]
+        patterns = ["models/checkpoint_epoch=*.pt", "models/best.pt", "val/latest.csv"]
         for folder in ("val", *(f"{split}/evaluation" for split in SPLITS)):
-            for pattern in (*EVALUATION_FILES, *REVIEW_FILES):
-                written += Path(output_dir, folder).glob(pattern)
-        for path in written:
+            patterns += [f"{folder}/{pattern}" for pattern in (*EVALUATION_FILES, *REVIEW_FILES)]
+        for path in (resume_point(output_dir), *(path for p in patterns for path in Path(output_dir).glob(p))):
             path.unlink(missing_ok=True)
     barrier()
 

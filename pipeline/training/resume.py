@@ -6,9 +6,12 @@ machine a training that is resumed gives the same numbers, to the bit, as one th
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..common.config import training_config
 from ..common.distributed import is_primary
+from ..common.files import replaced
 from ..data.cohort import Cohort
-from ..data.sampling import order_digest
 from ..networks.checkpoint import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -29,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 def made_for(cohort: Cohort, items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """All that the numbers of a training depend on: the running config, the cohort, the order of its items."""
-    return {**training_config(), "cohort": cohort.digest, "order": order_digest(items)}
+    scans = json.dumps([item["scan"] for item in items])  # what the index of a draw means
+    return {**training_config(), "cohort": cohort.digest, "order": hashlib.sha256(scans.encode()).hexdigest()}
 
 
 class ResumePoint:
@@ -38,7 +42,7 @@ class ResumePoint:
     It has to come last among the trainer's handlers: what others do at the end of an epoch belongs to the epoch.
 
     Args:
-        path: of the file; replaced as a whole, never half written.
+        path: of the file; never half written.
         parts: what has a ``state_dict``: network, optimizer, scheduler, loss.
         evaluator: whose best metric is kept.
         savers: of checkpoints, which know the files they keep and the best score.
@@ -66,7 +70,7 @@ class ResumePoint:
             _survive_kills(kept.save_handler)
 
     def attach(self, engine: SupervisedTrainer) -> None:
-        """Attach to the trainer, and read the file at once if the training is to go on from it (:meth:`read`)."""
+        """Attach to the trainer, and :meth:`read` at once."""
         self.read()
         engine.add_event_handler(Events.STARTED, self._restore)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
@@ -83,16 +87,10 @@ class ResumePoint:
             "made_for": self.made_for,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(self.path.name + ".part")
-        torch.save(content, part)
-        part.replace(self.path)
+        replaced(self.path, partial(torch.save, content))
 
     def read(self) -> None:
-        """Read the file if the training is to go on from it.
-
-        Raises:
-            CheckpointError: it cannot be read, or is of another training.
-        """
+        """Read the file if the training is to go on from it; CheckpointError if it cannot be read, or is of another."""
         if not self.resume or not self.path.is_file():
             return
         try:

@@ -48,7 +48,7 @@ def _span(estimate: dict[str, float] | None, sign: str = "") -> str:
 
 def show_intake(intake: Intake) -> None:
     """What was unpacked, and what was left."""
-    from ..data.archives import readable_bytes
+    from ..data.unpack_limits import readable_bytes
 
     for done in intake.unpacked:
         how = "unpacked before" if done.reused else "unpacked"

@@ -108,12 +108,12 @@ class OpenScan:
         return dz, dy, dx
 
 
-def new_record(kind: str = "") -> Record:
-    """The intake record of a scan of which nothing is known yet; every value is plain, so that it can be cached."""
+def new_record(kind: str = "", status: str = "ok", reason: str = "") -> Record:
+    """The intake record of a scan of which nothing else is known; every value is plain, so that it can be cached."""
     return {
         "kind": kind,
-        "status": "ok",
-        "reason": "",
+        "status": status,
+        "reason": reason,
         "warnings": [],
         "series": "",
         "slices_found": 0,

@@ -18,33 +18,19 @@ import pytest
 import SimpleITK as sitk
 import torch
 from PIL import Image
+from small_scans import PERSON, loader, save_grey
 
 from fairlung.pipeline.phantoms.writers import write_dicom_series, write_jpg_folder, write_nifti, write_nrrd_or_mha
-from fairlung.transforms import LoadScan, LoadScand, SampleSlices, ScanError, TrimSlices, find_scans
-from fairlung.transforms.files import natural_key
+from fairlung.transforms import LoadScand, SampleSlices, ScanError, TrimSlices, find_scans
 from fairlung.transforms.scan import OpenScan
 
 WIDE = (-1024.0, 3071.0)
-PERSON = {"sex": "female", "age": 60}
-
-
-def loader(**settings: object) -> LoadScan:
-    """Takes scans of a few slices, as most here are."""
-    return LoadScan(**{"min_slices": 1, **settings})  # type: ignore[arg-type]
 
 
 def read_hu(path: Path) -> np.ndarray:
     """HU (D, H, W) as LoadScan sees them, through a window that clips nothing."""
     low, high = WIDE
     return loader(window=WIDE)(path)[0].numpy() * (high - low) + low
-
-
-def save_grey(folder: Path, names: Sequence[str], size: int = 8) -> Path:
-    """Slices whose grey value is 10 times their place in ``names``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for place, name in enumerate(names):
-        Image.fromarray(np.full((size, size), 10 * place, np.uint8)).save(folder / name)
-    return folder
 
 
 def order_read(folder: Path) -> list[int]:
@@ -107,29 +93,6 @@ def test_slices_come_in_natural_order_of_their_names(names: list[str], tmp_path:
     (scan / "notes.txt").write_text("not a slice")
     (scan / "folder.jpg").mkdir()
     assert order_read(scan) == list(range(len(names)))
-
-
-def test_natural_key_orders_any_names() -> None:
-    names = [
-        "10",
-        "2",
-        "a",
-        "A1",
-        "a01",
-        "a1",
-        "",
-        "1a",
-        "1.jpg",
-        "01.jpg",
-        "-3",
-        "x\u00b2.jpg",
-        "\u0663.jpg",
-        "5\u00b2",
-    ]
-    ordered = sorted(names, key=natural_key)
-    backwards = names[::-1]
-    assert ordered == sorted(backwards, key=natural_key)
-    assert ordered.index("2") < ordered.index("10")
 
 
 def test_colour_slices_become_grey_as_pillow_does_it(tmp_path: Path) -> None:
@@ -392,86 +355,3 @@ def test_missing_keys() -> None:
     assert LoadScand("image", allow_missing_keys=True)({"label": 1}) == {"label": 1}
     with pytest.raises(KeyError, match="image"):
         LoadScand("image")({"label": 1})
-
-
-# --- finding scans ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tree(odd_hu: tuple[np.ndarray, Sequence[float]], tmp_path: Path) -> Path:
-    hu, spacing = odd_hu
-    root = tmp_path / "tree"
-    save_grey(root / "a/patient10", ["0.jpg", "1.jpg"])
-    save_grey(root / "a/patient2", ["0.png", "1.png"])
-    write_dicom_series(root / "b/series", hu, spacing, **PERSON)
-    write_nifti(root / "b/scan.nii.gz", hu, spacing)
-    write_nrrd_or_mha(root / "c.mha", hu, spacing)
-    save_grey(root / ".cache/patient", ["0.jpg"])
-    save_grey(root / "a/.thumbnails", ["0.jpg"])
-    (root / "b/._scan.nii.gz").write_bytes(b"resource fork of a Mac")
-    (root / "empty").mkdir()
-    (root / "readme.txt").write_text("")
-    return root
-
-
-def test_scans_of_a_mixed_tree(tree: Path) -> None:
-    names = ["a/patient2", "a/patient10", "b/scan.nii.gz", "b/series", "c.mha"]
-    found = find_scans(tree)
-    assert found == [{"image": str(tree / name), "scan": name} for name in names]
-    for scan in found:
-        assert loader()(scan["image"]).ndim == 4
-    assert find_scans(str(tree / "b")) == [
-        {"image": str(tree / "b" / name), "scan": name} for name in ("scan.nii.gz", "series")
-    ]
-
-
-@pytest.mark.parametrize("name", ["a/patient2", "b/series", "b/scan.nii.gz", "c.mha"])
-def test_a_root_that_is_one_scan(name: str, tree: Path) -> None:
-    assert find_scans(tree / name) == [{"image": str(tree / name), "scan": Path(name).name}]
-
-
-def test_nothing_found(tree: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"--scans: .*none does not exist"):
-        find_scans(tree / "none")
-    with pytest.raises(FileNotFoundError, match=r"--scans: no scan found in .*empty \(looked for DICOM .*\.jpg.*\.nii"):
-        find_scans(tree / "empty")
-
-
-def test_a_stray_picture_changes_no_answer(tmp_path: Path, data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    shutil.copytree(data_dir / "chest_ct_dicom", tmp_path / "tree" / "a" / "ct")
-    picture = data_dir / "golden" / "jpg_scan" / "0.jpg"
-    for folder in (tmp_path / "tree", tmp_path / "tree" / "a"):
-        shutil.copy(picture, folder / "preview.jpg")
-    assert [scan["scan"] for scan in find_scans(tmp_path / "tree")] == ["a/ct"]
-    assert caplog.text.count("not taken for a scan") == 2
-    shutil.copy(picture, tmp_path / "tree" / "a" / "ct" / "preview.jpg")
-    (scan,) = find_scans(tmp_path / "tree")
-    assert scan["scan"] == "a/ct"
-    volume, record = loader().read(scan["image"])
-    assert record["warnings"] == ["pictures: 1 pictures beside the DICOM files are not used"]
-    assert torch.equal(volume, loader()(data_dir / "chest_ct_dicom"))
-    for number in range(10):
-        shutil.copy(picture, tmp_path / "tree" / "a" / "ct" / f"{number}.jpg")
-    with pytest.raises(ScanError, match="many pictures beside DICOM files"):
-        loader()(scan["image"])
-
-
-def test_the_cohort_builder_recognises_what_the_loader_reads(tmp_path: Path, data_dir: Path, odd_hu) -> None:
-    """The two packages do not import each other, so each has its own rules."""
-    from fairlung.pipeline.data.cohort_folders import build_cohort
-
-    root = tmp_path / "train" / "normal" / "male"
-    write_jpg_folder(root / "jpg", odd_hu[0])
-    shutil.copytree(data_dir / "chest_ct_dicom", root / "dicom")
-    (root / "bare").mkdir()
-    for path in (data_dir / "chest_ct_dicom").iterdir():
-        shutil.copy(path, root / "bare" / path.stem)
-    for suffix in (".nii.gz", ".nii"):
-        write_nifti(root / f"scan{suffix}", *odd_hu)
-    for suffix in (".nrrd", ".mha"):
-        write_nrrd_or_mha(root / f"scan{suffix}", *odd_hu)
-    (root / "empty").mkdir()
-    (root / "text").mkdir()
-    (root / "text" / "notes.txt").write_text("no scan")
-    built = build_cohort(tmp_path)
-    assert [scan["scan"] for scan in find_scans(tmp_path)] == list(built.table["scan"])

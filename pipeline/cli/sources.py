@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import difflib
 import glob
 import re
 import shutil
@@ -12,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.text import without_login
+from fairlung.transforms.files import visible
+
+from ..common.text import nearest, without_login
 from ..evaluation.predictions import PredictionsError
 from ..tracking.store import UPLOAD_TIMEOUT, impatient, living_run
 
@@ -94,8 +95,8 @@ def _instead(path: Path) -> str:
         if parent == parent.parent:
             return ""
         path, parent = parent, parent.parent
-    names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
-    near = sorted(difflib.get_close_matches(path.name, names, n=LISTED)) or names[:LISTED]
+    names = sorted(entry.name for entry in visible(parent))
+    near = sorted(nearest(path.name, names, LISTED)) or names[:LISTED]
     if not near:
         return f"; {parent} is empty"
     more = ", ..." if len(near) == LISTED < len(names) else ""

@@ -23,6 +23,8 @@ from typing import Any, get_args
 
 import pandas as pd
 
+from fairlung.transforms.checks import check_whole
+
 from ..common.names import UNKNOWN, UNKNOWN_GROUP
 from .cohort_checks import (
     SPLITS,
@@ -131,8 +133,7 @@ class Cohort:
 
     def small_groups(self, min_cell: int = MIN_CELL) -> dict[str, int]:
         """Groups with fewer than ``min_cell`` scans in the training split, and how many they have."""
-        if isinstance(min_cell, bool) or not isinstance(min_cell, int) or min_cell < 0:
-            raise ValueError(f"min_cell must be a whole number, 0 or more, got {min_cell!r}")
+        check_whole("min_cell", min_cell, least=0)
         ids = Counter(item["group"] for item in self.items("train"))
         return {name: ids[g] for g, name in enumerate(self.group_names) if ids[g] < min_cell}
 

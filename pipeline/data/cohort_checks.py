@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import os
 import re
@@ -16,6 +15,7 @@ import pandas as pd
 
 from ..common.errors import UserError
 from ..common.names import CLASS_ALIASES, SEXES, UNKNOWN
+from ..common.text import hint_at, nearest
 from .groups import AGE, AGE_BAND, JOIN, MAX_AGE, UnknownGroups, age_bands, group_values, joined, occurring_groups
 
 SPLITS = ("train", "val", "test")
@@ -134,7 +134,7 @@ def column_problems(table: pd.DataFrame, columns: tuple[str, ...], edges: tuple[
 
 def _near_column(name: str, columns: list[str]) -> str:
     """A misspelt column, if one is near. Others are not shown: without a header, they are a patient's row."""
-    near = difflib.get_close_matches(name, [c for c in columns if c not in KNOWN_COLUMNS], n=1, cutoff=0.6)
+    near = nearest(name, [column for column in columns if column not in KNOWN_COLUMNS])
     return f" (is it {shown_value(near[0])}?)" if near else ""
 
 
@@ -274,14 +274,12 @@ def cell_problems(
 
 def _did_you_mean(value: str, valid: Sequence[str]) -> str:
     """A hint at the nearest valid name: by spelling, else what is short or long for it, else nothing."""
-    by_key = {name.casefold(): name for name in reversed(valid)}
-    near = difflib.get_close_matches(value.casefold(), list(by_key), n=1)
-    if not near:
-        near = [key for key in by_key if key.startswith(value.casefold()) or value.casefold().startswith(key)]
-    if len(near) == 1:
-        return f", did you mean {by_key[near[0]]!r}?"
-    alias = CLASS_ALIASES.get(value.casefold())
-    return f", did you mean {alias!r}?" if alias in valid else ""
+    key = value.casefold()
+    near = nearest(value, valid) or [
+        name for name in valid if name.casefold().startswith(key) or key.startswith(name.casefold())
+    ]
+    alias = CLASS_ALIASES.get(key, "")
+    return hint_at(near if len(near) == 1 else [alias] if alias in valid else [])
 
 
 def shown_value(value: str) -> str:

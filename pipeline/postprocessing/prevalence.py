@@ -9,7 +9,6 @@ the checkpoint still lies in its folder, tells tau.
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from ..common.errors import UserError
 from ..common.run_folder import training_dir
+from ..common.text import did_you_mean
 from .fit import describe
 from .fitted import Fitted
 from .prior import fit_prior, read_frequencies
@@ -73,8 +73,7 @@ def _frequencies(given: Any, class_names: Sequence[str], setting: str) -> dict[s
         given = read_frequencies(texts, setting)
     for name, value in given.items():
         if name not in class_names:
-            near = difflib.get_close_matches(str(name), class_names, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(str(name), class_names)
             raise PrevalenceError(f"{setting}: no class {name!r}{hint}; the model's are {', '.join(class_names)}")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             raise PrevalenceError(f"{setting} of {name} must be a number above 0, got {value!r}")

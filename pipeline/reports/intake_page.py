@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from fairlung.transforms.checks import check_whole
+
 from ..common.files import encoded, replace_durably
 from ..common.scan_paths import ScanPaths
 from ..common.volumes import slice_counts
@@ -180,8 +182,7 @@ class IntakeCollector:
     """
 
     def __init__(self, output_dir: str | Path, page_pictures: int = 200) -> None:
-        if isinstance(page_pictures, bool) or not isinstance(page_pictures, int) or page_pictures < 0:
-            raise ValueError(f"page_pictures must be a whole number, 0 or more, got {page_pictures!r}")
+        check_whole("page_pictures", page_pictures, least=0)
         self.output_dir = Path(output_dir)
         self.page_pictures = page_pictures
         self.records: list[dict[str, Any]] = []

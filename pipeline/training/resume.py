@@ -19,6 +19,7 @@ from monai.handlers import CheckpointSaver
 from torch.nn.parallel import DistributedDataParallel
 
 from ..common.distributed import is_primary
+from ..common.files import replacing
 from ..networks.checkpoint import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -73,9 +74,8 @@ class ResumePoint:
             "made_for": self.made_for,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(self.path.name + ".part")
-        torch.save(content, part)
-        part.replace(self.path)
+        with replacing(self.path) as part:
+            torch.save(content, part)
 
     def read(self) -> None:
         """Read the file, before anything else is done, if the training is to go on from it.

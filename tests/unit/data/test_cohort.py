@@ -151,9 +151,9 @@ def test_one_error_names_every_planted_problem(tmp_path):
     path.write_text(text)
     report = message(path)
     for planted in (
-        "line 2: label 'adenocarcinom' is unknown, did you mean 'adenocarcinoma'?",
-        "line 3: sex 'femal' is unknown, did you mean 'female'?",
-        "line 4: split 'training' is unknown, did you mean 'train'?",
+        "line 2: label 'adenocarcinom' is unknown (did you mean 'adenocarcinoma'?)",
+        "line 3: sex 'femal' is unknown (did you mean 'female'?)",
+        "line 4: split 'training' is unknown (did you mean 'train'?)",
         "line 6: scan is empty",
         "line 7: label is empty",
         "line 8: split is empty",

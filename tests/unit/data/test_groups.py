@@ -171,17 +171,17 @@ def test_values_that_are_no_groups_are_named_by_line(tmp_path: Path) -> None:
     table = pd.DataFrame({"sex": ["male", "femal", "female", "unknown"], "site": ["Alder", "elm", "alder", "a x b"]})
     path = write(tmp_path, table)
     assert problems(path) == [
-        "  - line 3: sex 'femal' is unknown, did you mean 'female'?; valid: male, female",
+        "  - line 3: sex 'femal' is unknown (did you mean 'female'?); valid: male, female",
     ]
     assert problems(path, group_by=["sex", "site"]) == [
-        "  - line 3: sex 'femal' is unknown, did you mean 'female'?; valid: male, female",
+        "  - line 3: sex 'femal' is unknown (did you mean 'female'?); valid: male, female",
         "  - line 4: site 'alder' is written 'Alder' in line 2",
         "  - line 5: site 'a x b' holds ' x ', which joins the values of a group",
     ]
     names = ["male x Alder", "femal x elm"]
     told = problems(path, group_by=["sex", "site"], group_names=names)
     assert told[0] == (
-        "  - line 4: sex x site 'female x alder' is unknown, did you mean 'male x Alder'?; "
+        "  - line 4: sex x site 'female x alder' is unknown (did you mean 'male x Alder'?); "
         "valid: male x Alder, femal x elm"
     )
     assert load(path, group_names=["male", "femal", "female"]).group_names == ("male", "femal", "female")
@@ -316,7 +316,7 @@ def test_small_groups_are_left_out_of_training_alone(tmp_path: Path) -> None:
         cohort.training_items(13, "leave_out")
     with pytest.raises(ValueError, match="small_groups must be one of keep, leave_out, got 'drop'"):
         cohort.training_items(10, "drop")
-    with pytest.raises(ValueError, match="min_cell must be a whole number, 0 or more, got -1"):
+    with pytest.raises(ValueError, match="min_cell must be a whole number of at least 0, got -1"):
         cohort.training_items(-1)
 
 

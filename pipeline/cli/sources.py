@@ -13,11 +13,12 @@ from typing import Any
 
 from fairlung.transforms.files import visible
 
+from ..common import run_folder
 from ..common.text import nearest, without_login
 from ..evaluation.predictions import PredictionsError
 from ..tracking.store import UPLOAD_TIMEOUT, impatient, living_run
 
-TABLE = "predictions.csv"
+TABLE = run_folder.PREDICTIONS
 RUN = re.compile(r"(?:runs:/+)?([0-9a-f]{32})/?")
 LISTED = 5  # of what there is instead
 

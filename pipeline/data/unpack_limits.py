@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.filesize import decimal as readable_size
+
 from ..common.errors import UserError
 
 MAX_ENTRIES = 2_000_000
@@ -88,10 +90,10 @@ class Budget:
         if entries > limits.entries:
             raise ArchiveError(f"{self.archive}: more than {limits.entries:,} files and folders, the limit")
         if size > limits.bytes:
-            raise ArchiveError(f"{self.archive}: unpacks to more than {readable_bytes(limits.bytes)}, the limit")
+            raise ArchiveError(f"{self.archive}: unpacks to more than {readable_size(limits.bytes)}, the limit")
         if size > max(HARMLESS_BYTES, limits.ratio * self.packed):
             raise ArchiveError(
-                f"{self.archive}: its {readable_bytes(self.packed)} unpack to more than {limits.ratio:g} times as "
+                f"{self.archive}: its {readable_size(self.packed)} unpack to more than {limits.ratio:g} times as "
                 "much, the limit: it is made to fill the disk, or its files are all but empty"
             )
 
@@ -99,17 +101,8 @@ class Budget:
         free = shutil.disk_usage(folder).free
         if self.bytes > free:
             raise ArchiveError(
-                f"{self.archive}: unpacks to {readable_bytes(self.bytes)}, but only {readable_bytes(free)} are free"
+                f"{self.archive}: unpacks to {readable_size(self.bytes)}, but only {readable_size(free)} are free"
             )
-
-
-def readable_bytes(size: float) -> str:
-    """A size for people: ``12.3 MB``."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def examine(folder: Path) -> Content:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..common import run_folder
 from ..common.errors import UserError
 from ..common.run_folder import training_dir
 from ..common.text import did_you_mean
@@ -120,7 +121,7 @@ def _trained_tau(checkpoint: str | Path) -> tuple[float | None] | None:
     """(tau,) of the training that a checkpoint lies in, by its settings.json; None where there is none."""
     folder = training_dir(checkpoint, Path(checkpoint).parent.parent)
     try:
-        settings = json.loads((folder / "settings.json").read_text()) if folder else {}
+        settings = json.loads((folder / run_folder.SETTINGS).read_text()) if folder else {}
     except (OSError, ValueError):
         return None
     return (settings["tau"],) if isinstance(settings, dict) and "tau" in settings else None

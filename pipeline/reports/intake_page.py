@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from fairlung.transforms.checks import check_whole
 
+from ..common import run_folder
 from ..common.files import encoded, replace_durably
 from ..common.scan_paths import ScanPaths
 from ..common.volumes import slice_counts
@@ -31,7 +32,7 @@ import logging
 logger = logging.getLogger(__name__)
 
 
-TABLE, PAGE, PICTURES = "intake.csv", "index.html", "pictures"
+TABLE, PAGE, PICTURES = run_folder.INTAKE, "index.html", "pictures"
 PANEL = 160  # pixels of the longest side of a middle slice
 GAP = 4
 GREYS = 64  # levels in a picture: enough for a look, and a third of the bytes

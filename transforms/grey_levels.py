@@ -18,7 +18,7 @@ def to_grey_levels(volume: torch.Tensor) -> torch.Tensor:
 class RandBrightnessd(RandScaleIntensityd):
     """Draw a volume's brightness, a factor from ``1 + factors``, and leave the volume as it is.
 
-    An 8-bit volume keeps its 8 bits on its way to the device; ``fairlung.pipeline.engine.unit_range`` applies the
+    An 8-bit volume keeps its 8 bits on its way to the device; ``fairlung.pipeline.common.unit_range`` applies the
     factor there. The draw is that of MONAI's ``RandScaleIntensityd`` with the same random state.
 
     Args:

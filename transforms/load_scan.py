@@ -50,7 +50,7 @@ def open_scan(
         source: where it lies.
         size: slices of a slice folder are resized to size x size; None keeps them.
         min_slices: a scan of fewer is refused.
-        fast_decode: see :func:`.slice_folder.open_slices`.
+        fast_decode: see :func:`~.open_slices`.
 
     Raises:
         Refusal: the scan is missing, ambiguous, unreadable, or outside the tolerances.
@@ -150,7 +150,7 @@ class LoadScan(Transform):
     """Read a scan of any kind into a float32 volume [1, D, H, W] in [0, 1] (orientation: see the module).
 
     Accepts a folder of JPEG or PNG slices, a folder with DICOM files, a DICOM, NIfTI, NRRD, MHA or MHD file. Of several
-    DICOM series the chest CT is chosen (:func:`.dicom_series.choose`). Slices of 8 bits are divided by 255; everything
+    DICOM series the chest CT is chosen (:func:`~.choose`). Slices of 8 bits are divided by 255; everything
     else must be HU and is windowed.
 
     Only the selected slices are decoded: of a slice folder, DICOM, and NIfTI whose last axis is that of the slices.
@@ -161,7 +161,7 @@ class LoadScan(Transform):
         size: slices of a slice folder are resized to size x size with Pillow's bicubic filter while they are read, as
             the published loader does it; None keeps them. HU volumes are never resized here (use ``Resized``).
         min_slices: scans of fewer slices are refused.
-        fast_decode: let the JPEG decoder shrink slices towards ``size`` (:func:`.slice_folder.open_slices`): faster,
+        fast_decode: let the JPEG decoder shrink slices towards ``size`` (:func:`~.open_slices`): faster,
             and no longer the published volume to the bit. Other kinds of scans are read as before.
 
     Raises:

@@ -2,7 +2,7 @@
 
 Whatever an archive says, nothing is written outside the target folder, no more than the limits allow, and the target
 is there only when it is complete. Zip and tar are unpacked by the standard library, RAR by the first of
-:data:`RAR_PROGRAMS` that is installed and can.
+:data:`~.RAR_PROGRAMS` that is installed and can.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def build_with_archives(
     class_names: Sequence[str] | None = None,
     limits: Limits | None = None,
 ) -> Intake:
-    """:func:`.cohort.build_cohort` of a folder, of an archive, or of a folder with archives in it.
+    """:func:`~.build_cohort` of a folder, of an archive, or of a folder with archives in it.
 
     Archives are unpacked when ``source`` is one, when ``unpack_to`` is given, or when the folder holds no usable scan
     beside them; else they are left and named in the result.
@@ -108,12 +108,12 @@ def build_with_archives(
     Args:
         source: folder or archive.
         unpack_to: the folder for what is unpacked, one folder an archive; by default ``<name>_unpacked`` beside it.
-        layout, class_names: as in :func:`.cohort.build_cohort`.
+        layout, class_names: as in :func:`~.build_cohort`.
         limits: of each archive.
 
     Raises:
         ArchiveError: as :func:`unpack`; or ``unpack_to`` holds something else.
-        CohortError, ValueError: as :func:`.cohort.build_cohort`.
+        CohortError, ValueError: as :func:`~.build_cohort`.
     """
     source = Path(os.path.abspath(source))
     single = source.is_file()

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from fairlung.transforms import LoadScan
+from fairlung.transforms import LoadScan, ScanError
 
 PERSON = {"sex": "female", "age": 60}
 
@@ -24,3 +25,10 @@ def save_grey(folder: Path, names: Sequence[str], size: int = 8) -> Path:
     for place, name in enumerate(names):
         Image.fromarray(np.full((size, size), 10 * place, np.uint8)).save(folder / name)
     return folder
+
+
+def refusal(path: Path, **settings: object) -> str:
+    with pytest.raises(ScanError) as caught:
+        loader(**settings)(path)  # type: ignore[arg-type]
+    assert str(path) in str(caught.value)
+    return str(caught.value)

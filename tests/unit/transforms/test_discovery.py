@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -159,3 +161,20 @@ def test_pictures_above_scans_are_a_scan_to_neither(tmp_path: Path) -> None:
         "pictures with scans in folders below them; which one is the scan?"
     ]
     assert "train/normal/male/ct" not in [item["scan"] for item in find_scans(tmp_path)]
+
+
+def test_listing_scans_and_reading_a_cohort_load_nothing_that_they_do_not_need(tmp_path: Path, data_dir: Path) -> None:
+    """In processes of their own: what is imported stays imported."""
+    root = tmp_path / "train" / "normal" / "male"
+    save_grey(root / "ct", ["0.jpg"])
+    (tmp_path / "cohort.csv").write_text("scan,label,sex\ntrain/normal/male/ct,normal,male\n")
+    heavy = "{'torch', 'monai', 'nibabel', 'SimpleITK', 'scipy', 'sklearn', 'matplotlib', 'rich'}"
+    for said in (
+        f"from fairlung.transforms import find_scans; find_scans({str(data_dir)!r})",
+        "from fairlung.pipeline import load_cohort; "
+        f"load_cohort({str(tmp_path / 'cohort.csv')!r}, class_names=['normal'], allow_empty_cells=True)",
+        f"from fairlung.pipeline.data.cohort_folders import build_cohort; build_cohort({str(tmp_path)!r})",
+    ):
+        code = f"import sys; {said}; print(*sorted({heavy} & set(sys.modules)))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "", said

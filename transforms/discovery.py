@@ -115,6 +115,15 @@ def find_scans(roots: str | os.PathLike[str] | Sequence[tuple[str, str, str]], a
     Those of :func:`scans_below`. Pictures in a folder that has scans below it are no scan (a preview, most likely): a
     warning says so. A DICOM series that goes on in further folders is one scan, named by the first.
 
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp())
+        >>> for name in ("patient10/0.jpg", "patient2/0.jpg", "ct.nii.gz"):
+        ...     (folder / name).parent.mkdir(exist_ok=True)
+        ...     (folder / name).touch()
+        >>> [item["scan"] for item in find_scans(folder)]
+        ['ct.nii.gz', 'patient2', 'patient10']
+
     Args:
         roots: a folder tree, one scan, or a CSV with a column ``scan`` of paths, absolute or from the CSV on. Or
             several of them: (prefix of the names, path, problem); of one with a problem the problem is the answer.

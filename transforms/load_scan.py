@@ -155,6 +155,16 @@ class LoadScan(Transform):
 
     Only the selected slices are decoded: of a slice folder, DICOM, and NIfTI whose last axis is that of the slices.
 
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from PIL import Image
+        >>> folder = Path(mkdtemp())
+        >>> for number in range(3):
+        ...     Image.linear_gradient("L").save(folder / f"{number}.png")
+        >>> volume, record = LoadScan(size=64, min_slices=1).read(folder)
+        >>> tuple(volume.shape), record["slices_used"]
+        ((1, 3, 64, 64), 3)
+
     Args:
         select: slice selectors applied in turn.
         window: HU that become 0 and 1.

@@ -219,6 +219,16 @@ def load_cohort(
 ) -> Cohort:
     """Read and check a cohort file.
 
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp())
+        >>> for scan in ("a", "b"):
+        ...     (folder / scan).mkdir()
+        >>> _ = (folder / "cohort.csv").write_text("scan,label,sex\\na,normal,male\\nb,normal,female\\n")
+        >>> cohort = load_cohort(folder / "cohort.csv", class_names=["normal"])
+        >>> cohort.group_names, cohort.class_counts("all")
+        (('male', 'female'), {'normal': 2})
+
     Args:
         path: the CSV file (UTF-8, comma).
         class_names: the classes, in the order of their ids; at least one.

@@ -18,7 +18,6 @@ from .files import (
     NIFTI_SUFFIXES,
     SLICE_SUFFIXES,
     has_suffix,
-    slice_files,
     visible_entries,
     visible_files,
 )
@@ -274,8 +273,3 @@ def _series(item: Item) -> list[Item]:
         {"image": ScanSource(source.path, source.more, each.number), "scan": f"{item['scan']}#{each.number}"}
         for each in series
     ]
-
-
-def pictures_beside(folder: Path) -> int:
-    """How many pictures lie in a DICOM folder."""
-    return len(slice_files(folder)) if folder.is_dir() else 0

@@ -22,7 +22,8 @@ from monai.transforms import MapTransform, Transform
 
 from .dicom.choice import choice, choose, read_folder, too_few
 from .dicom.pixels import check_rescale, read_hu
-from .discovery import pictures_beside, scan_kind, source_files
+from .discovery import scan_kind, source_files
+from .files import slice_files
 from .geometry import turn_to_lps
 from .plausibility import air_of_grey, check_chest, check_grey, check_hu, grey_counts, hu_of
 from .scan import OpenScan, Record, Refusal, ScanError, ScanSource, Skipped, as_source, describe, new_record
@@ -109,7 +110,8 @@ def _open_dicom(source: ScanSource, min_slices: int) -> OpenScan:
     chose = choice(chosen, series) if source.series is None else ""
     if chose and sum(each.problem is None for each in series) > 1:
         told.append(f"several_series: {chose}")
-    if source.series is None and (pictures := pictures_beside(Path(source.path))):
+    folder = Path(source.path)
+    if source.series is None and folder.is_dir() and (pictures := len(slice_files(folder))):
         told.append(f"pictures: {pictures} pictures beside the DICOM files are not used")
     slices, first = chosen.slices, chosen.first
     stored = first.columns, first.rows, len(slices)

@@ -22,6 +22,7 @@ SPLITS = ("train", "val", "test")
 UNSPLIT = "all"  # what a file without a split column is called as a whole
 KNOWN_COLUMNS = ("scan", "label", "sex", "split", "patient", "site", "age")
 MAX_PROBLEMS = 50
+MAX_GROUPS = 100  # that a cohort may give by itself; more are no groups but a mistaken column
 MAX_LINES_NAMED = 10
 MAX_CELLS_NAMED = 12
 MAX_VALUE_LENGTH = 120
@@ -207,6 +208,27 @@ def resolved_groups(
         found = occurring_groups(valid) or (SEXES if list(values) == ["sex"] else ())
     unknown = bool((values == "").any(axis=1).any())
     return (*found, UNKNOWN) if unknown and unknown_groups == "own_group" and UNKNOWN not in found else found
+
+
+def number_problems(found: tuple[str, ...], names: tuple[str, ...] | None, columns: tuple[str, ...]) -> list[str]:
+    """Whether there are any groups, and not so many that the column is most likely mistaken."""
+    if not set(found) - {UNKNOWN}:
+        return [f"no scan has a group by {', '.join(columns)}: a value is missing in every row"]
+    if names is None and len(found) > MAX_GROUPS:
+        return [
+            f"{len(found)} groups by {', '.join(columns)}: is it the right column? More than {MAX_GROUPS} must "
+            "be listed in group_names"
+        ]
+    return []
+
+
+def row_problems(table: pd.DataFrame, lines: list[int], root: Path) -> Iterator[Problem]:
+    """What is wrong with splits, scans and patients."""
+    if "split" in table:
+        yield from value_problems(table, lines, "split", SPLITS)
+    yield from scan_problems(table, lines, root)
+    if {"patient", "split"} <= set(table):
+        yield from patient_problems(table, lines)
 
 
 def scan_problems(table: pd.DataFrame, lines: list[int], root: Path) -> Iterator[Problem]:

@@ -18,6 +18,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from fairlung.transforms.checks import check_whole
+
 from ..common.errors import UserError
 from ..common.names import UNKNOWN
 from .cohort import Cohort
@@ -171,14 +173,10 @@ def write_folds(cohort: Cohort, folds: Sequence[Fold], folder: str | os.PathLike
 
 
 def _check(folds: int, repeats: int, seed: int, inner_folds: int) -> None:
-    for name, value, least in (
-        ("folds", folds, 2),
-        ("repeats", repeats, 1),
-        ("seed", seed, 0),
-        ("inner_folds", inner_folds, 2),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    check_whole("folds", folds, least=2)
+    check_whole("repeats", repeats, least=1)
+    check_whole("seed", seed, least=0)
+    check_whole("inner_folds", inner_folds, least=2)
 
 
 def _table(cohort: Cohort) -> pd.DataFrame:

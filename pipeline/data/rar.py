@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import rarfile
 
-from .unpack_limits import LISTED, ArchiveError, Budget, broken, check_name, encrypted, examine
+from .unpack_limits import LISTED, MAX_ENTRIES, ArchiveError, Budget, broken, check_name, encrypted, examine
 
 rarfile.RAR_MAX_COMMENT = -1  # comments are not read: those of old archives are unpacked by running a program
 rarfile.TRY_ENCODINGS = ("utf8",)  # of its guesses at old names, UTF-16 would hide one that leads out of the folder
@@ -50,7 +50,7 @@ class RarMember(NamedTuple):
     checksum: int | None
 
 
-def read_rar(path: Path) -> tuple[list[RarMember], list[Path]]:
+def read_rar(path: Path, most: int = MAX_ENTRIES) -> tuple[list[RarMember], list[Path]]:
     """The entries of a RAR archive, one that spans volumes once, and the files that it consists of.
 
     rarfile reads the headers. What it lets pass is an error here: data that ends beyond the file, a volume without its
@@ -59,6 +59,7 @@ def read_rar(path: Path) -> tuple[list[RarMember], list[Path]]:
     Args:
         path: the archive, or its first volume; the others lie beside it, named as RAR names them
             (``x.part2.rar``, or ``x.r00`` after ``x.rar``).
+        most: entries; of more no list is made, which would fill the memory.
 
     Raises:
         ArchiveError: not RAR, damaged, truncated, encrypted as a whole, or a volume is missing.
@@ -77,6 +78,8 @@ def read_rar(path: Path) -> tuple[list[RarMember], list[Path]]:
             ended.add(file)
         if block.type == rarfile.RAR_BLOCK_FILE and not block.flags & rarfile.RAR_FILE_SPLIT_BEFORE:
             members.append(_member(block))
+        if len(members) > most:
+            raise ArchiveError(f"{path}: more than {most:,} files and folders, the limit")
 
     with path.open("rb") as start:
         if not start.read(len(rarfile.RAR5_ID)).startswith(SIGNATURES):
@@ -116,7 +119,7 @@ def _member(block: Any) -> RarMember:
 
 
 def unpack_rar(archive: Path, folder: Path, budget: Budget) -> list[Path]:
-    members, volumes = read_rar(archive)
+    members, volumes = read_rar(archive, budget.limits.entries)
     budget.packed += sum(volume.stat().st_size for volume in volumes[1:])
     listed: dict[str, RarMember] = {}
     for member in members:

@@ -252,6 +252,13 @@ def _continued(items: list[Item]) -> list[Item]:
     return whole
 
 
+def parts_of_scans(paths: Iterable[Path]) -> set[Path]:
+    """The DICOM folders among scans that hold each but a part of one series."""
+    found = _continued([{"image": str(path), "scan": str(path)} for path in paths])
+    sources = [item["image"] for item in found if isinstance(item["image"], ScanSource)]
+    return {Path(part) for source in sources for part in (source.path, *source.more)}
+
+
 def source_files(source: ScanSource) -> list[Path]:
     """The DICOM files of a source."""
     path = Path(source.path)

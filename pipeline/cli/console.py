@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..data.cohort import Cohort
-from ..data.groups import JOIN
+from ..common.names import JOIN
 from ..reports import document
 
 if TYPE_CHECKING:
     from ..data.archives import Intake
+    from ..data.cohort import Cohort
     from ..evaluation.wording import Verdict
 
 

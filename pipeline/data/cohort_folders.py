@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fairlung.transforms.discovery import is_volume, scan_kind, scans_below
+from fairlung.transforms.discovery import is_volume, parts_of_scans, scan_kind, scans_below
 from fairlung.transforms.files import SLICE_SUFFIXES, has_suffix, natural_key, visible, visible_files
 
 from ..common.names import CHALLENGE_CLASSES, CLASS_ALIASES, CLASS_NAMES, SEXES
 from .cohort_checks import SPLITS, CohortError, checked_names, problem_report, shown_value
 
 LAYOUTS = ("auto", "paper", "challenge")
+PART = "its DICOM series goes on in another folder; put all its files into one"
 
 
 class Skipped(NamedTuple):
@@ -76,9 +77,11 @@ def build_cohort(
             if reason:
                 skipped.append(Skipped("/".join(here), reason))
                 continue
-            for scan, problem in _scans_in(place):
+            found = list(_scans_in(place))
+            parts = parts_of_scans(scan for scan, problem in found if not problem)
+            for scan, problem in found:
                 path = scan.relative_to(root).as_posix()
-                problem = problem or _unwritable(path)
+                problem = problem or (PART if scan in parts else _unwritable(path))
                 if problem:
                     skipped.append(Skipped(path, problem))
                 else:

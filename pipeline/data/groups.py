@@ -16,9 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from fairlung.transforms.files import natural_key
 
-from ..common.names import SEXES, UNKNOWN, UNKNOWN_GROUP
+from ..common.names import JOIN, SEXES, UNKNOWN, UNKNOWN_GROUP
 
-JOIN = " x "  # between the values of several columns
 MIN_CELL = 10  # scans of a class and group below which no statement about the cell is made
 AGE = "age"  # column, years
 AGE_BAND = "age_band"  # column that age bands make of it

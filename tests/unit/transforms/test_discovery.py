@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_scans import PERSON, loader, save_grey
 
-from fairlung.pipeline.data.cohort_folders import build_cohort
+from fairlung.pipeline.data.cohort_folders import PART, build_cohort
 from fairlung.pipeline.phantoms.writers import write_dicom_series, write_nifti, write_nrrd_or_mha
 from fairlung.transforms import ScanError, find_scans
 from fairlung.transforms.dicom.headers import MAGIC
@@ -149,6 +149,21 @@ def test_a_single_dicom_file_is_a_scan_whatever_it_is_called(tmp_path: Path, dat
         shutil.copy(slice_, root / name)
         assert [item["scan"] for item in find_scans(root / name)] == [name]
     assert [Path(scan).name for scan in build_cohort(tmp_path).table["scan"]] == ["a.dcm", "b.dicom", "c.img", "d"]
+
+
+def test_a_series_in_two_folders_is_one_scan_to_inference_and_no_row_of_a_cohort(
+    tmp_path: Path, data_dir: Path
+) -> None:
+    root = tmp_path / "train" / "normal" / "male"
+    for i, slice_ in enumerate(sorted((data_dir / "chest_ct_dicom").iterdir())):
+        folder = root / ("first" if i < 3 else "second")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(slice_, folder)
+    save_grey(root / "whole", ["0.jpg"])
+    assert [item["scan"].rpartition("/")[2] for item in find_scans(tmp_path)] == ["first", "whole"]
+    built = build_cohort(tmp_path)
+    assert list(built.table["scan"]) == ["train/normal/male/whole"]
+    assert {(Path(entry.path).name, entry.reason) for entry in built.skipped} == {("first", PART), ("second", PART)}
 
 
 def test_pictures_above_scans_are_a_scan_to_neither(tmp_path: Path) -> None:

@@ -11,17 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .dicom.choice import read_folder
 from .dicom.headers import SeriesKey, SliceHeader, looks_like_dicom, read_headers, series_key
-from .files import SLICE_SUFFIXES, has_suffix, natural_key, slice_files, visible_files
+from .files import (
+    DICOM_SUFFIXES,
+    ITK_SUFFIXES,
+    NIFTI_SUFFIXES,
+    SLICE_SUFFIXES,
+    has_suffix,
+    visible_entries,
+    visible_files,
+)
 from .scan import Refusal, ScanSource, as_source
 from .tolerances import MAX_PICTURES_BESIDE
-from .volume_files import ITK_SUFFIXES, NIFTI_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-
-DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 DICOM_INDEX = "DICOMDIR"
 ROOT_NAMED = (".csv", ".tsv")
 # never DICOM: files that lie beside scans and need not be opened to know it
@@ -45,17 +49,18 @@ def dicom_files(folder: Path) -> list[Path]:
     return [path for path in visible_files(folder) if is_dicom(path)]
 
 
+def is_volume(path: Path) -> bool:
+    """Whether a file is a scan by itself by its name: NIfTI, NRRD, MetaImage."""
+    return has_suffix(path, (*NIFTI_SUFFIXES, *ITK_SUFFIXES))
+
+
 def scan_kind(path: Path) -> str | None:
     """``slices``, ``dicom``, ``nifti`` or ``itk`` for a path that holds a scan, else None.
 
     ``mixed`` is a folder with many pictures beside DICOM files: which of them is the scan cannot be told.
     """
     if path.is_dir():
-        files = visible_files(path)
-        pictures = sum(has_suffix(file, SLICE_SUFFIXES) for file in files)
-        if any(is_dicom(file) for file in files):
-            return "mixed" if pictures > MAX_PICTURES_BESIDE else "dicom"
-        return "slices" if pictures else None
+        return _kind_of_folder(visible_files(path))
     if not path.is_file():
         return None
     if has_suffix(path, NIFTI_SUFFIXES):
@@ -65,12 +70,58 @@ def scan_kind(path: Path) -> str | None:
     return "dicom" if is_dicom(path) else None
 
 
+def _kind_of_folder(files: Sequence[Path]) -> str | None:
+    pictures = sum(has_suffix(file, SLICE_SUFFIXES) for file in files)
+    if any(map(is_dicom, files)):
+        return "mixed" if pictures > MAX_PICTURES_BESIDE else "dicom"
+    return "slices" if pictures else None
+
+
+def scans_below(path: Path) -> list[Path]:
+    """The scans at or below a path, in natural order, told by their files alone: what a scan is, for every command.
+
+    A folder with slices or DICOM files in it is one scan; every NIfTI, NRRD, MHA file is one. Links are followed.
+    """
+    return _walk(path) if path.is_dir() else [path] if scan_kind(path) else []
+
+
+def _walk(folder: Path, above: frozenset[str] = frozenset()) -> list[Path]:
+    try:
+        here = os.path.realpath(folder)
+        if here in above:  # a link that leads back up
+            return []
+        below: list[Path] = []
+        files: list[Path] = []
+        for entry in visible_entries(folder):
+            path = folder / entry.name
+            if entry.is_dir():
+                below += _walk(path, above | {here})
+            elif entry.is_file():
+                files.append(path)
+                below += [path] if is_volume(path) else []
+        kind = _kind_of_folder(files)
+    except OSError:  # such as a folder that nobody may list; reading it will say so
+        return [folder]
+    if kind == "slices" and below:
+        logger.warning("%s: the pictures in it are not taken for a scan, as there are scans below it", folder)
+        return below
+    return [folder, *below] if kind else below
+
+
 def find_scans(roots: str | os.PathLike[str] | Sequence[tuple[str, str, str]], all_series: bool = False) -> list[Item]:
     """Every scan at or below a path, in natural order.
 
-    A folder with slices or DICOM files in it is one scan; every NIfTI, NRRD, MHA file is one. Pictures in a folder that
-    has scans below it are no scan (a preview, most likely): a warning says so. A DICOM series that goes on in further
-    folders is one scan, named by the first.
+    Those of :func:`scans_below`. Pictures in a folder that has scans below it are no scan (a preview, most likely): a
+    warning says so. A DICOM series that goes on in further folders is one scan, named by the first.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp())
+        >>> for name in ("patient10/0.jpg", "patient2/0.jpg", "ct.nii.gz"):
+        ...     (folder / name).parent.mkdir(exist_ok=True)
+        ...     (folder / name).touch()
+        >>> [item["scan"] for item in find_scans(folder)]
+        ['ct.nii.gz', 'patient2', 'patient10']
 
     Args:
         roots: a folder tree, one scan, or a CSV with a column ``scan`` of paths, absolute or from the CSV on. Or
@@ -107,9 +158,9 @@ def find_scans(roots: str | os.PathLike[str] | Sequence[tuple[str, str, str]], a
 
 
 def _found(root: Path) -> list[Item]:
-    paths = _walk(root) if root.is_dir() else [root] if scan_kind(root) else []
     return [
-        {"image": str(path), "scan": path.name if path == root else path.relative_to(root).as_posix()} for path in paths
+        {"image": str(path), "scan": path.name if path == root else path.relative_to(root).as_posix()}
+        for path in scans_below(root)
     ]
 
 
@@ -142,32 +193,6 @@ def _listed(file: Path) -> list[Item]:
         else:
             items += [item | {"scan": f"{name}/{item['scan']}"} for item in below]
     return items
-
-
-def _walk(folder: Path, above: frozenset[str] = frozenset()) -> list[Path]:
-    try:
-        return _walked(folder, above)
-    except OSError:  # such as a folder that nobody may list; reading it will say so
-        return [folder]
-
-
-def _walked(folder: Path, above: frozenset[str]) -> list[Path]:
-    here = os.path.realpath(folder)
-    if here in above:  # a link that leads back up
-        return []
-    below: list[Path] = []
-    for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name)):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            below += _walk(path, above | {here})
-        elif has_suffix(path, (*NIFTI_SUFFIXES, *ITK_SUFFIXES)) and path.is_file():
-            below.append(path)
-    kind = scan_kind(folder)
-    if kind == "slices" and below:
-        logger.warning("%s: the pictures in it are not taken for a scan, as there are scans below it", folder)
-        return below
-    return [folder, *below] if kind else below
 
 
 def _folder(item: Item) -> Path | None:
@@ -227,6 +252,13 @@ def _continued(items: list[Item]) -> list[Item]:
     return whole
 
 
+def parts_of_scans(paths: Iterable[Path]) -> set[Path]:
+    """The DICOM folders among scans that hold each but a part of one series."""
+    found = _continued([{"image": str(path), "scan": str(path)} for path in paths])
+    sources = [item["image"] for item in found if isinstance(item["image"], ScanSource)]
+    return {Path(part) for source in sources for part in (source.path, *source.more)}
+
+
 def source_files(source: ScanSource) -> list[Path]:
     """The DICOM files of a source."""
     path = Path(source.path)
@@ -239,6 +271,8 @@ def _series(item: Item) -> list[Item]:
     source = item["image"] if isinstance(item["image"], ScanSource) else ScanSource(item["image"])
     if source.problem or not os.path.isdir(source.path) or scan_kind(Path(source.path)) != "dicom":
         return [item]
+    from .dicom.choice import read_folder
+
     series, _ = read_folder(source_files(source))
     if len(series) < 2:
         return [item]
@@ -246,8 +280,3 @@ def _series(item: Item) -> list[Item]:
         {"image": ScanSource(source.path, source.more, each.number), "scan": f"{item['scan']}#{each.number}"}
         for each in series
     ]
-
-
-def pictures_beside(folder: Path) -> int:
-    """How many pictures lie in a DICOM folder."""
-    return len(slice_files(folder)) if folder.is_dir() else 0

@@ -1,4 +1,4 @@
-"""Files of a folder: visible ones, by suffix, in natural order."""
+"""Files of a folder: visible ones, by suffix, in natural order; and what each kind of scan is called."""
 
 from __future__ import annotations
 
@@ -8,23 +8,43 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SLICE_SUFFIXES = (".jpg", ".jpeg", ".png")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that orders numbers inside names by value: 2.jpg before 10.jpg, IM-0009 before IM-0010."""
-    parts = re.split(r"(\d+)", name)
-    return [(1, int(part), "") if part.isdecimal() else (0, 0, part.lower()) for part in parts] + [(0, 0, name)]
+def natural_key(name: str, ignore_case: bool = True) -> list[tuple[int, int, str]]:
+    """Sort key that orders numbers inside names by value: 2.jpg before 10.jpg, IM-0009 before IM-0010.
+
+    Example:
+        >>> sorted(["10.jpg", "b.jpg", "2.jpg", "A.jpg"], key=natural_key)
+        ['2.jpg', '10.jpg', 'A.jpg', 'b.jpg']
+    """
+    parts = re.split(r"(\d+)", name.lower() if ignore_case else name)
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts] + [(0, 0, name)]
 
 
 def has_suffix(path: Path, suffixes: Sequence[str]) -> bool:
     return path.name.lower().endswith(tuple(suffixes))
 
 
+def visible_entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, in natural order, without hidden entries (``._1.jpg``).
+
+    An entry tells files from folders without asking the file system, which may be far away, for each.
+    """
+    with os.scandir(folder) as entries:
+        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: natural_key(entry.name))
+
+
+def visible(folder: Path) -> list[Path]:
+    """What lies in a folder, in natural order, without hidden entries."""
+    return [folder / entry.name for entry in visible_entries(folder)]
+
+
 def visible_files(folder: Path) -> list[Path]:
-    """Files of a folder in natural order, without hidden ones (``._1.jpg``)."""
-    with os.scandir(folder) as entries:  # tells files from folders without asking the file system for each
-        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
-    return [folder / name for name in sorted(names, key=natural_key)]
+    """The visible files of a folder in natural order."""
+    return [folder / entry.name for entry in visible_entries(folder) if entry.is_file()]
 
 
 def slice_files(folder: Path) -> list[Path]:

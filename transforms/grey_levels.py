@@ -10,7 +10,12 @@ from monai.transforms import RandScaleIntensityd
 
 
 def to_grey_levels(volume: torch.Tensor) -> torch.Tensor:
-    """Values in [0, 1] as uint8: ``255 x``, rounded half up and cut off at 0 and 255; the inverse divides by 255."""
+    """Values in [0, 1] as uint8: ``255 x``, rounded half up and cut off at 0 and 255; the inverse divides by 255.
+
+    Example:
+        >>> to_grey_levels(torch.tensor([0.0, 0.5, 1.0, 2.0]))
+        tensor([  0, 128, 255, 255], dtype=torch.uint8)
+    """
     levels = torch.as_tensor(volume).as_subclass(torch.Tensor) * 255
     return levels.add_(0.5).clamp_(0, 255.5).to(torch.uint8)  # the conversion truncates
 
@@ -18,7 +23,7 @@ def to_grey_levels(volume: torch.Tensor) -> torch.Tensor:
 class RandBrightnessd(RandScaleIntensityd):
     """Draw a volume's brightness, a factor from ``1 + factors``, and leave the volume as it is.
 
-    An 8-bit volume keeps its 8 bits on its way to the device; ``fairlung.pipeline.engine.unit_range`` applies the
+    An 8-bit volume keeps its 8 bits on its way to the device; ``fairlung.pipeline.common.unit_range`` applies the
     factor there. The draw is that of MONAI's ``RandScaleIntensityd`` with the same random state.
 
     Args:

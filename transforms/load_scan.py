@@ -22,7 +22,8 @@ from monai.transforms import MapTransform, Transform
 
 from .dicom.choice import choice, choose, read_folder, too_few
 from .dicom.pixels import check_rescale, read_hu
-from .discovery import pictures_beside, scan_kind, source_files
+from .discovery import scan_kind, source_files
+from .files import slice_files
 from .geometry import turn_to_lps
 from .plausibility import air_of_grey, check_chest, check_grey, check_hu, grey_counts, hu_of
 from .scan import OpenScan, Record, Refusal, ScanError, ScanSource, Skipped, as_source, describe, new_record
@@ -50,7 +51,7 @@ def open_scan(
         source: where it lies.
         size: slices of a slice folder are resized to size x size; None keeps them.
         min_slices: a scan of fewer is refused.
-        fast_decode: see :func:`.slice_folder.open_slices`.
+        fast_decode: see :func:`~.open_slices`.
 
     Raises:
         Refusal: the scan is missing, ambiguous, unreadable, or outside the tolerances.
@@ -109,7 +110,8 @@ def _open_dicom(source: ScanSource, min_slices: int) -> OpenScan:
     chose = choice(chosen, series) if source.series is None else ""
     if chose and sum(each.problem is None for each in series) > 1:
         told.append(f"several_series: {chose}")
-    if source.series is None and (pictures := pictures_beside(Path(source.path))):
+    folder = Path(source.path)
+    if source.series is None and folder.is_dir() and (pictures := len(slice_files(folder))):
         told.append(f"pictures: {pictures} pictures beside the DICOM files are not used")
     slices, first = chosen.slices, chosen.first
     stored = first.columns, first.rows, len(slices)
@@ -150,10 +152,20 @@ class LoadScan(Transform):
     """Read a scan of any kind into a float32 volume [1, D, H, W] in [0, 1] (orientation: see the module).
 
     Accepts a folder of JPEG or PNG slices, a folder with DICOM files, a DICOM, NIfTI, NRRD, MHA or MHD file. Of several
-    DICOM series the chest CT is chosen (:func:`.dicom_series.choose`). Slices of 8 bits are divided by 255; everything
+    DICOM series the chest CT is chosen (:func:`~.choose`). Slices of 8 bits are divided by 255; everything
     else must be HU and is windowed.
 
     Only the selected slices are decoded: of a slice folder, DICOM, and NIfTI whose last axis is that of the slices.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from PIL import Image
+        >>> folder = Path(mkdtemp())
+        >>> for number in range(3):
+        ...     Image.linear_gradient("L").save(folder / f"{number}.png")
+        >>> volume, record = LoadScan(size=64, min_slices=1).read(folder)
+        >>> tuple(volume.shape), record["slices_used"]
+        ((1, 3, 64, 64), 3)
 
     Args:
         select: slice selectors applied in turn.
@@ -161,7 +173,7 @@ class LoadScan(Transform):
         size: slices of a slice folder are resized to size x size with Pillow's bicubic filter while they are read, as
             the published loader does it; None keeps them. HU volumes are never resized here (use ``Resized``).
         min_slices: scans of fewer slices are refused.
-        fast_decode: let the JPEG decoder shrink slices towards ``size`` (:func:`.slice_folder.open_slices`): faster,
+        fast_decode: let the JPEG decoder shrink slices towards ``size`` (:func:`~.open_slices`): faster,
             and no longer the published volume to the bit. Other kinds of scans are read as before.
 
     Raises:

@@ -20,7 +20,7 @@ class ScanSource:
     Args:
         path: file or folder, which messages name.
         more: further folders in which the same DICOM series goes on.
-        series: which series of the folder, from 1 in the order of :func:`.dicom_series.read_folder`; None chooses.
+        series: which series of the folder, from 1 in the order of :func:`~.read_folder`; None chooses.
         problem: why there is nothing to read, found out before (an archive that could not be unpacked).
         expected: nothing is wrong with that (an archive of other things): the scan is skipped, not refused.
     """
@@ -56,7 +56,7 @@ class ScanError(ValueError):
 
 
 class Refusal(Exception):
-    """Why a scan cannot be answered, without its name; :class:`.load_scan.LoadScan` adds that and the record."""
+    """Why a scan cannot be answered, without its name; :class:`~.LoadScan` adds that and the record."""
 
     status = "refused"
 
@@ -108,12 +108,12 @@ class OpenScan:
         return dz, dy, dx
 
 
-def new_record(kind: str = "") -> Record:
-    """The intake record of a scan of which nothing is known yet; every value is plain, so that it can be cached."""
+def new_record(kind: str = "", status: str = "ok", reason: str = "") -> Record:
+    """The intake record of a scan of which nothing else is known; every value is plain, so that it can be cached."""
     return {
         "kind": kind,
-        "status": "ok",
-        "reason": "",
+        "status": status,
+        "reason": reason,
         "warnings": [],
         "series": "",
         "slices_found": 0,

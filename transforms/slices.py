@@ -13,6 +13,8 @@ import numpy as np
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, Transform
 
+from .checks import check_whole
+
 MIN_SLICES_TO_TRIM = 6
 
 
@@ -94,8 +96,7 @@ class SampleSlices(SliceSelector):
     """
 
     def __init__(self, num_slices: int) -> None:
-        if not isinstance(num_slices, int) or num_slices < 1:
-            raise ValueError(f"num_slices must be a whole number of at least 1, got {num_slices}")
+        check_whole("num_slices", num_slices, least=1)
         self.num_slices = num_slices
 
     def indices(self, depth: int) -> np.ndarray:
@@ -119,8 +120,7 @@ class FirstSlices(SliceSelector):
     """
 
     def __init__(self, max_slices: int) -> None:
-        if not isinstance(max_slices, int) or max_slices < 1:
-            raise ValueError(f"max_slices must be a whole number of at least 1, got {max_slices}")
+        check_whole("max_slices", max_slices, least=1)
         self.max_slices = max_slices
 
     def indices(self, depth: int) -> np.ndarray:

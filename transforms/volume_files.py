@@ -14,8 +14,6 @@ from .scan import OpenScan, Refusal
 from .tolerances import MAX_OBLIQUE_DEGREES, MAX_TILT_DEGREES, OBLIQUE_DEGREES, TILT_DEGREES
 from .voxel_bytes import check_metaimage_header, check_number, check_rest, check_voxel_bytes
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 NRRD_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior")
 
 

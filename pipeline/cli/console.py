@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..data.cohort import Cohort
-from ..data.groups import JOIN
+from ..common.names import JOIN
 from ..reports import document
 
 if TYPE_CHECKING:
     from ..data.archives import Intake
+    from ..data.cohort import Cohort
     from ..evaluation.wording import Verdict
 
 
@@ -48,11 +48,11 @@ def _span(estimate: dict[str, float] | None, sign: str = "") -> str:
 
 def show_intake(intake: Intake) -> None:
     """What was unpacked, and what was left."""
-    from ..data.archives import readable_bytes
+    from rich.filesize import decimal
 
     for done in intake.unpacked:
         how = "unpacked before" if done.reused else "unpacked"
-        text = f"{how}: {done.archive.name}, {done.files:,} files, {readable_bytes(done.bytes)}, to {done.folder}"
+        text = f"{how}: {done.archive.name}, {done.files:,} files, {decimal(done.bytes)}, to {done.folder}"
         console.print(escape(text), highlight=False, soft_wrap=True)
         for name in done.left_packed:
             _show_left(f"{done.archive.name}: {name}: an archive in an archive in an archive")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from ..common import run_folder
 from .console import console, show_audit, show_before_after, show_comparison, show_evaluation, stop
 
 
@@ -167,11 +168,11 @@ def report(
         if (source is None) == (comparison is None):
             raise ValueError("give a SOURCE, or --compare with a file")
         if comparison is not None:
-            path = write_comparison_report(comparison, output or Path("report.html"))
+            path = write_comparison_report(comparison, output or Path(run_folder.REPORT))
         else:
             assert source is not None
             table = _one_table(source, split, tracking_uri)
-            beside = table.with_name("report.html") if Path(source).is_dir() else Path("report.html")
+            beside = table.with_name(run_folder.REPORT) if Path(source).is_dir() else Path(run_folder.REPORT)
             path = write_document(report_of_table(table, class_name, group_name, group_by), output or beside)
     except (UserError, ValueError) as error:
         stop(error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import difflib
 import glob
 import re
 import shutil
@@ -12,11 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.text import without_login
+from fairlung.transforms.files import visible
+
+from ..common import run_folder
+from ..common.text import nearest, without_login
 from ..evaluation.predictions import PredictionsError
 from ..tracking.store import UPLOAD_TIMEOUT, impatient, living_run
 
-TABLE = "predictions.csv"
+TABLE = run_folder.PREDICTIONS
 RUN = re.compile(r"(?:runs:/+)?([0-9a-f]{32})/?")
 LISTED = 5  # of what there is instead
 
@@ -94,8 +96,8 @@ def _instead(path: Path) -> str:
         if parent == parent.parent:
             return ""
         path, parent = parent, parent.parent
-    names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
-    near = sorted(difflib.get_close_matches(path.name, names, n=LISTED)) or names[:LISTED]
+    names = sorted(entry.name for entry in visible(parent))
+    near = sorted(nearest(path.name, names, LISTED)) or names[:LISTED]
     if not near:
         return f"; {parent} is empty"
     more = ", ..." if len(near) == LISTED < len(names) else ""

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from ..common import run_folder
 from ..studies.folder import StudyFolder
 from ..studies.plan import Planned
 from .console import console
@@ -61,7 +62,7 @@ def _table(folder: StudyFolder, began: dict[str, float], took: dict[str, float])
         table.add_column(heading, justify="left" if heading in ("configuration", "status") else "right")
     for run in _shown(folder):
         status = folder.status(run.id)
-        epoch, score = _progress(folder.run_file(run.id).with_name("history.csv"))
+        epoch, score = _progress(folder.run_file(run.id).with_name(run_folder.HISTORY))
         seconds = took.get(run.id, time.monotonic() - began[run.id] if run.id in began else None)
         reason = f" {folder.reason(run.id)[:60]}" if status == "failed" else ""
         table.add_row(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from monai.bundle.utils import ID_SEP_KEY, MERGE_KEY
 from .distributed import is_primary, world_size
 from .errors import UserError, show_user_errors
 from .references import references, unread_by_objective
-from .text import without_login
+from .text import did_you_mean, without_login
 
 # where and how a training runs, not what it computes: a training that is resumed may change them
 RUN_SETTINGS = (
@@ -85,7 +84,7 @@ def check_settings() -> None:
         entry for entry in _entries(config) if entry not in instructions | declared and not _is_read(entry, referenced)
     ]
     if unread:
-        listed = ", ".join(f"{entry!r} (did you mean {_nearest(entry, config, unread)!r}?)" for entry in unread)
+        listed = ", ".join(f"{entry!r}{_nearest(entry, config, unread)}" for entry in unread)
         raise UnknownSettingError(f"unknown setting, nothing in the config reads it: {listed}")
     if config.get("loss") is not None:  # inference and evaluation have none
         _refuse_unread_settings(config, workflow.config_root_path / "train.yaml")
@@ -109,14 +108,14 @@ def _instructions(workflow: ConfigWorkflow) -> set[str]:
 
 
 def _nearest(entry: str, config: dict[str, Any], unread: list[str]) -> str:
-    """The most similar name of a plain setting, or, for an id inside a section, of any entry."""
+    """A hint at the most similar name of a plain setting, or, for an id inside a section, of any entry."""
     nested = ID_SEP_KEY in entry
     valid = [
         name
         for name in _entries(config)
         if name not in unread and (nested or not isinstance(config.get(name, {}), dict))
     ]
-    return difflib.get_close_matches(entry, valid, n=1, cutoff=0)[0]
+    return did_you_mean(entry, valid, cutoff=0)
 
 
 def _declared_entries(folder: Path, config: dict[str, Any]) -> set[str]:

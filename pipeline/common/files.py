@@ -6,16 +6,32 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def replaced(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file that is there as a whole or not at all."""
-    part = path.with_name(f".{path.name}")  # keeps the suffix, which says the format
+@contextmanager
+def replacing(path: Path, name: str = "") -> Iterator[Path]:
+    """Write a file so that whoever reads it finds the old content or the new, never a part.
+
+    Yields a hidden path beside it to write to, which becomes ``path`` when the block ends, and is gone when it fails.
+
+    Args:
+        path: the file.
+        name: of the hidden path, where several processes may write the file at once; else that of the file, with the
+            suffix that says the format.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder, replacing(Path(folder, "a.txt")) as part:
+        ...     print(part.name, part.write_text("whole"))
+        .a.txt 5
+    """
+    part = path.with_name(name or f".{path.name}")
     try:
-        write(part)
+        yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -54,13 +70,11 @@ def append_durably(path: Path, content: bytes) -> None:
 
 
 def replace_durably(path: Path, content: bytes) -> None:
-    """Write a file anew: whoever reads it finds the old content or the new, never a part."""
-    part = path.with_name(f"{path.name}.tmp")
-    with part.open("wb") as file:
+    """Write a file anew, on the disk when this returns: the old content or the new, never a part."""
+    with replacing(path) as part, part.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
 
 
 def encoded(text: str) -> bytes:
@@ -78,6 +92,5 @@ def finite(value: Any) -> Any:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file as a whole, never half."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2))
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=2))

@@ -11,6 +11,7 @@ SEXES = ("male", "female")
 TRAINING_SETTINGS = ("system", "alpha", "tau", "gradient", "seed", "fold")
 # those among them that an objective may be without: null in its config
 OBJECTIVE_SETTINGS = ("alpha", "tau", "gradient")
+JOIN = " x "  # between the values of several columns in the name of a group
 UNKNOWN = "unknown"  # what scans of unknown group are called
 LEFT_OUT = "left_out"  # what a training calls scans that take no part in the aggregation over groups
 UNKNOWN_GROUP = -1  # id of a group that is not known or takes no part

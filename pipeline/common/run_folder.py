@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+PREDICTIONS, METRICS, AUDIT, CONFUSION = "predictions.csv", "metrics.json", "audit.json", "confusion.png"
+REPORT, CELLS, INTAKE = "report.html", "cells.csv", "intake.csv"
+SETTINGS, HISTORY = "settings.json", "history.csv"  # of a training
+RECORD = "mlflow_run.json"  # in an output_dir: the run of its training
+
+EVALUATION_FILES = (PREDICTIONS, METRICS, AUDIT, CONFUSION)
+# patterns of what is made of them later; with the files above, all that an evaluation leaves
+REPORT_FILES = (REPORT, "report.md", "report_files/*.png")
+REVIEW_FILES = (CELLS, INTAKE, "intake.json", *REPORT_FILES, "errors/errors.json", "errors/*.png")
+
+
+def best_checkpoint(output_dir: str | Path) -> Path:
+    """The checkpoint of the best epoch of a training."""
+    return Path(output_dir, "models", "best.pt")
+
 
 def resume_point(output_dir: str | Path) -> Path:
     """Where a training that is going on keeps what it needs to be resumed (:class:`~.ResumePoint`)."""
@@ -17,7 +32,7 @@ def is_resumed(output_dir: str | Path, resume: bool) -> bool:
 
 def is_complete(output_dir: str | Path) -> bool:
     """Whether a folder holds a training that came to its end."""
-    return Path(output_dir, "models", "best.pt").is_file() and not resume_point(output_dir).exists()
+    return best_checkpoint(output_dir).is_file() and not resume_point(output_dir).exists()
 
 
 def training_dir(checkpoint: str | Path | None, output_dir: Path) -> Path | None:
@@ -34,11 +49,3 @@ def training_dir(checkpoint: str | Path | None, output_dir: Path) -> Path | None
     if path.parent.name != "models":
         return None
     return path.parent.parent if path.exists() else output_dir
-
-
-EVALUATION_FILES = ("predictions.csv", "metrics.json", "audit.json", "confusion.png")
-# patterns of what is made of them later; with the files above, all that an evaluation leaves
-REPORT_FILES = ("report.html", "report.md", "report_files/*.png")
-REVIEW_FILES = ("cells.csv", "intake.csv", "intake.json", *REPORT_FILES, "errors/errors.json", "errors/*.png")
-
-RECORD = "mlflow_run.json"  # file in an output_dir: the run of its training

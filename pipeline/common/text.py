@@ -1,18 +1,51 @@
-"""Text for logs and records: addresses without logins, names of devices."""
+"""Text for logs and messages: addresses without logins, names of devices, what a misspelt name may have meant."""
 
 from __future__ import annotations
 
+import difflib
 import platform
 import re
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+
+def nearest(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The names most like a misspelt one, the best first, whatever the case of their letters.
+
+    Args:
+        name: as it was written.
+        known: the names that there are.
+        count: how many at most.
+        cutoff: how like they must be, from 0 (anything) to 1 (equal).
+    """
+    by_key = {each.casefold(): each for each in reversed(list(known))}
+    return [by_key[key] for key in difflib.get_close_matches(name.casefold(), by_key, n=count, cutoff=cutoff)]
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """A hint for a message that a name is unknown; "" where none is near.
+
+    Example:
+        >>> "no class 'nromal'" + did_you_mean("nromal", ["covid19", "normal"])
+        "no class 'nromal' (did you mean 'normal'?)"
+    """
+    return hint_at(nearest(name, known, cutoff=cutoff))
+
+
+def hint_at(near: Sequence[str]) -> str:
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def device_name(device: torch.device) -> str:
     """What a device is called: the GPU's name, or the processor's."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     with suppress(OSError):
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)

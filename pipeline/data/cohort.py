@@ -23,8 +23,11 @@ from typing import Any, get_args
 
 import pandas as pd
 
+from fairlung.transforms.checks import check_whole
+
 from ..common.names import UNKNOWN, UNKNOWN_GROUP
 from .cohort_checks import (
+    MAX_GROUPS,
     SPLITS,
     UNSPLIT,
     CohortError,
@@ -35,11 +38,11 @@ from .cohort_checks import (
     column_problems,
     group_problems,
     listed,
-    patient_problems,
+    number_problems,
     problem_report,
     read_table_lines,
     resolved_groups,
-    scan_problems,
+    row_problems,
     split_problems,
     value_problems,
 )
@@ -61,7 +64,6 @@ logger = logging.getLogger(__name__)
 
 # no groups: they say something else, are patients' own, or are what predictions.csv says beside the groups
 NO_GROUPS = ("", "scan", "label", "split", "patient", AGE, "prediction", "synthetic", "postprocess")
-MAX_GROUPS = 100  # that a cohort may give by itself; more are no groups but a mistaken column
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +133,7 @@ class Cohort:
 
     def small_groups(self, min_cell: int = MIN_CELL) -> dict[str, int]:
         """Groups with fewer than ``min_cell`` scans in the training split, and how many they have."""
-        if isinstance(min_cell, bool) or not isinstance(min_cell, int) or min_cell < 0:
-            raise ValueError(f"min_cell must be a whole number, 0 or more, got {min_cell!r}")
+        check_whole("min_cell", min_cell, least=0)
         ids = Counter(item["group"] for item in self.items("train"))
         return {name: ids[g] for g, name in enumerate(self.group_names) if ids[g] < min_cell}
 
@@ -218,6 +219,16 @@ def load_cohort(
 ) -> Cohort:
     """Read and check a cohort file.
 
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp())
+        >>> for scan in ("a", "b"):
+        ...     (folder / scan).mkdir()
+        >>> _ = (folder / "cohort.csv").write_text("scan,label,sex\\na,normal,male\\nb,normal,female\\n")
+        >>> cohort = load_cohort(folder / "cohort.csv", class_names=["normal"])
+        >>> cohort.group_names, cohort.class_counts("all")
+        (('male', 'female'), {'normal': 2})
+
     Args:
         path: the CSV file (UTF-8, comma).
         class_names: the classes, in the order of their ids; at least one.
@@ -238,12 +249,7 @@ def load_cohort(
         ValueError: an argument makes no sense.
     """
     class_names = checked_names(class_names, "class_names")
-    columns = group_columns(group_by)
-    for column in columns:
-        if column == AGE:
-            raise ValueError("group_by: ages are no groups; set age_bands, such as [65], and group by age_band")
-        if column in NO_GROUPS or column.startswith("prob_"):
-            raise ValueError(f"group_by: {column!r} cannot hold the group")
+    columns = _checked_columns(group_by)
     if unknown_groups not in get_args(UnknownGroups):
         raise ValueError(f"unknown_groups must be one of {', '.join(get_args(UnknownGroups))}, got {unknown_groups!r}")
     names = None if group_names is None else checked_group_names(group_names, columns, unknown_groups)
@@ -251,37 +257,34 @@ def load_cohort(
     if isinstance(require_splits, str) or not set(require_splits) <= set(SPLITS):
         raise ValueError(f"require_splits: {require_splits!r} is not a list of {', '.join(SPLITS)}")
     path = Path(os.path.abspath(path))
-    table, lines, ragged = read_table_lines(path)
-
-    problems = column_problems(table, columns, edges)
-    in_rows = list(ragged)
+    table, lines, in_rows = read_table_lines(path)
     resolved: tuple[str, ...] = ()
+    problems = column_problems(table, columns, edges)
     if not problems:
         in_rows += value_problems(table, lines, "label", class_names)
-        if edges is not None:
-            in_rows += add_age_bands(table, lines, edges)
+        in_rows += [] if edges is None else add_age_bands(table, lines, edges)
         values = group_values(table, columns)
         in_rows += group_problems(values, lines, names)
+        in_rows += row_problems(table, lines, path.parent)
         resolved = resolved_groups(values, names, unknown_groups)
-        if not set(resolved) - {UNKNOWN}:
-            problems.append(f"no scan has a group by {', '.join(columns)}: a value is missing in every row")
-        elif names is None and len(resolved) > MAX_GROUPS:
-            problems.append(
-                f"{len(resolved)} groups by {', '.join(columns)}: is it the right column? More than {MAX_GROUPS} must "
-                "be listed in group_names"
-            )
-            resolved = ()
-        if "split" in table:
-            in_rows += value_problems(table, lines, "split", SPLITS)
-        in_rows += scan_problems(table, lines, path.parent)
-        if {"patient", "split"} <= set(table):
-            in_rows += patient_problems(table, lines)
+        problems += number_problems(resolved, names, columns)
         problems += split_problems(table, require_splits)
-        problems += cell_problems(table, joined(values), class_names, resolved, len(columns), allow_empty_cells)
+        counted = resolved if names or len(resolved) <= MAX_GROUPS else ()
+        problems += cell_problems(table, joined(values), class_names, counted, len(columns), allow_empty_cells)
     problems += [text for _, text in sorted(in_rows, key=lambda problem: problem[0])]
     if problems:
         raise CohortError(problem_report(path, problems))
     return Cohort(table, path.parent, class_names, resolved, columns)
+
+
+def _checked_columns(group_by: str | Sequence[str]) -> tuple[str, ...]:
+    columns = group_columns(group_by)
+    for column in columns:
+        if column == AGE:
+            raise ValueError("group_by: ages are no groups; set age_bands, such as [65], and group by age_band")
+        if column in NO_GROUPS or column.startswith("prob_"):
+            raise ValueError(f"group_by: {column!r} cannot hold the group")
+    return columns
 
 
 def warn_of_small_cells(cohort: Cohort, min_cell: int = MIN_CELL, small_groups: SmallGroups = "keep") -> None:

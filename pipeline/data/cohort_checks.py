@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import os
 import re
@@ -16,12 +15,14 @@ import pandas as pd
 
 from ..common.errors import UserError
 from ..common.names import CLASS_ALIASES, SEXES, UNKNOWN
+from ..common.text import hint_at, nearest
 from .groups import AGE, AGE_BAND, JOIN, MAX_AGE, UnknownGroups, age_bands, group_values, joined, occurring_groups
 
 SPLITS = ("train", "val", "test")
 UNSPLIT = "all"  # what a file without a split column is called as a whole
 KNOWN_COLUMNS = ("scan", "label", "sex", "split", "patient", "site", "age")
 MAX_PROBLEMS = 50
+MAX_GROUPS = 100  # that a cohort may give by itself; more are no groups but a mistaken column
 MAX_LINES_NAMED = 10
 MAX_CELLS_NAMED = 12
 MAX_VALUE_LENGTH = 120
@@ -134,7 +135,7 @@ def column_problems(table: pd.DataFrame, columns: tuple[str, ...], edges: tuple[
 
 def _near_column(name: str, columns: list[str]) -> str:
     """A misspelt column, if one is near. Others are not shown: without a header, they are a patient's row."""
-    near = difflib.get_close_matches(name, [c for c in columns if c not in KNOWN_COLUMNS], n=1, cutoff=0.6)
+    near = nearest(name, [column for column in columns if column not in KNOWN_COLUMNS])
     return f" (is it {shown_value(near[0])}?)" if near else ""
 
 
@@ -209,6 +210,27 @@ def resolved_groups(
     return (*found, UNKNOWN) if unknown and unknown_groups == "own_group" and UNKNOWN not in found else found
 
 
+def number_problems(found: tuple[str, ...], names: tuple[str, ...] | None, columns: tuple[str, ...]) -> list[str]:
+    """Whether there are any groups, and not so many that the column is most likely mistaken."""
+    if not set(found) - {UNKNOWN}:
+        return [f"no scan has a group by {', '.join(columns)}: a value is missing in every row"]
+    if names is None and len(found) > MAX_GROUPS:
+        return [
+            f"{len(found)} groups by {', '.join(columns)}: is it the right column? More than {MAX_GROUPS} must "
+            "be listed in group_names"
+        ]
+    return []
+
+
+def row_problems(table: pd.DataFrame, lines: list[int], root: Path) -> Iterator[Problem]:
+    """What is wrong with splits, scans and patients."""
+    if "split" in table:
+        yield from value_problems(table, lines, "split", SPLITS)
+    yield from scan_problems(table, lines, root)
+    if {"patient", "split"} <= set(table):
+        yield from patient_problems(table, lines)
+
+
 def scan_problems(table: pd.DataFrame, lines: list[int], root: Path) -> Iterator[Problem]:
     first_line: dict[str, int] = {}
     for line, scan in zip(lines, table["scan"], strict=True):
@@ -274,14 +296,12 @@ def cell_problems(
 
 def _did_you_mean(value: str, valid: Sequence[str]) -> str:
     """A hint at the nearest valid name: by spelling, else what is short or long for it, else nothing."""
-    by_key = {name.casefold(): name for name in reversed(valid)}
-    near = difflib.get_close_matches(value.casefold(), list(by_key), n=1)
-    if not near:
-        near = [key for key in by_key if key.startswith(value.casefold()) or value.casefold().startswith(key)]
-    if len(near) == 1:
-        return f", did you mean {by_key[near[0]]!r}?"
-    alias = CLASS_ALIASES.get(value.casefold())
-    return f", did you mean {alias!r}?" if alias in valid else ""
+    key = value.casefold()
+    near = nearest(value, valid) or [
+        name for name in valid if name.casefold().startswith(key) or key.startswith(name.casefold())
+    ]
+    alias = CLASS_ALIASES.get(key, "")
+    return hint_at(near if len(near) == 1 else [alias] if alias in valid else [])
 
 
 def shown_value(value: str) -> str:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from fairlung.transforms.discovery import is_volume, parts_of_scans, scan_kind, scans_below
+from fairlung.transforms.files import SLICE_SUFFIXES, has_suffix, natural_key, visible, visible_files
+
 from ..common.names import CHALLENGE_CLASSES, CLASS_ALIASES, CLASS_NAMES, SEXES
 from .cohort_checks import SPLITS, CohortError, checked_names, problem_report, shown_value
 
 LAYOUTS = ("auto", "paper", "challenge")
-# What fairlung.transforms.load_scan reads (the two packages do not import each other).
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-DICOM_SUFFIXES = (".dcm", ".ima")
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-DICOM_PREAMBLE = 128
+PART = "its DICOM series goes on in another folder; put all its files into one"
 
 
 class Skipped(NamedTuple):
@@ -43,9 +41,10 @@ def build_cohort(
 ) -> BuiltCohort:
     """Describe a folder tree ``.../<split>.../<class>/<male|female>/<scan>`` as a cohort table.
 
-    A scan is a folder of slice images or DICOM files, a volume file, a folder that holds one volume file and no slices,
-    or a single DICOM file. The split is the nearest folder above the class whose name starts with train, val or test,
-    in any case, below ``folder``. Hidden files (``._*`` too) are ignored.
+    A scan is what inference takes for one (:func:`~.scans_below`): a folder of slices or DICOM files, a volume file, a
+    single DICOM file. It lies in a sex folder, a volume file also in a folder of its own. The split is the nearest
+    folder above the class whose name starts with train, val or test, in any case, below ``folder``. Hidden files
+    (``._*`` too) are ignored.
 
     Args:
         folder: the root of the tree.
@@ -78,23 +77,25 @@ def build_cohort(
             if reason:
                 skipped.append(Skipped("/".join(here), reason))
                 continue
-            for scan, problem in _scans_in(place):
+            found = list(_scans_in(place))
+            parts = parts_of_scans(scan for scan, problem in found if not problem)
+            for scan, problem in found:
                 path = scan.relative_to(root).as_posix()
-                problem = problem or _unwritable(path)
+                problem = problem or (PART if scan in parts else _unwritable(path))
                 if problem:
                     skipped.append(Skipped(path, problem))
                 else:
                     rows.append((path, label, sex, split))
-        elif _has_slices(place) or _volumes_in(place):
+        elif scan_kind(place) or any(map(is_volume, visible_files(place))):
             skipped.append(Skipped("/".join(here) or ".", "images that lie in no <class>/<male|female>/ folder"))
 
     # Whatever the file system allows in a name, a report of it can be printed.
     skipped = [Skipped(*(text.encode(errors="backslashreplace").decode() for text in entry)) for entry in skipped]
-    skipped.sort(key=lambda entry: _natural(entry.path))
+    skipped.sort(key=lambda entry: _path_key(entry.path))
     if not rows:
         reasons = [f"{entry.path}: {entry.reason}" for entry in skipped] or ["no <class>/<male|female>/<scan> folder"]
         raise CohortError("no usable scan\n" + problem_report(root, reasons))
-    rows.sort(key=lambda row: _natural(row[0]))
+    rows.sort(key=lambda row: _path_key(row[0]))
     return BuiltCohort(pd.DataFrame(rows, columns=["scan", "label", "sex", "split"], dtype=str), skipped)
 
 
@@ -144,20 +145,14 @@ def _walk(folder: Path, ancestors: frozenset[str] = frozenset()) -> Iterator[Pat
     yield folder
     if folder.name.casefold() in SEXES and ancestors:
         return
-    for child in _visible(folder):
+    for child in visible(folder):
         if child.is_dir():
             yield from _walk(child, ancestors | {real})
 
 
-def _visible(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        return [folder / entry.name for entry in entries if not entry.name.startswith(".")]
-
-
-def _natural(path: str) -> tuple[tuple[tuple[str | int, ...], ...], str]:
-    """Sort key: folder by folder, numbers by value, letters whatever their case; ties by the exact text."""
-    parts = (re.split(r"(\d+)", part.casefold()) for part in path.split("/"))
-    return tuple(tuple(int(bit) if i % 2 else bit for i, bit in enumerate(part)) for part in parts), path
+def _path_key(path: str) -> list[list[tuple[int, int, str]]]:
+    """Sort key: folder by folder in natural order."""
+    return [natural_key(part) for part in path.split("/")]
 
 
 def _class_and_split(above: tuple[str, ...], layout: str, names: tuple[str, ...] | None) -> tuple[str, str, str]:
@@ -197,46 +192,26 @@ def _split_of(folder: str) -> str | None:
 
 def _scans_in(sex_folder: Path) -> Iterator[tuple[Path, str]]:
     """Each scan of a sex folder, or what stands in a scan's place with the reason why it is none (empty: it is one)."""
-    for entry in _visible(sex_folder):
-        if entry.is_dir():
-            if _has_slices(entry):
-                yield entry, ""
-            elif len(volumes := _volumes_in(entry)) == 1:
+    for entry in visible(sex_folder):
+        found = scans_below(entry)
+        if entry in found:
+            yield entry, ""
+        elif entry.is_dir():
+            volumes = [path for path in found if path.parent == entry and path.is_file()]
+            if len(volumes) == 1:
                 yield volumes[0], ""
             elif volumes:
                 yield entry, f"{len(volumes)} volume files in one scan folder; which one is the scan?"
-            elif any(child.is_dir() for child in _visible(entry)):
+            elif scan_kind(entry):
+                yield entry, "pictures with scans in folders below them; which one is the scan?"
+            elif any(child.is_dir() for child in visible(entry)):
                 yield entry, "no image in the scan folder itself, only further folders"
             else:
                 yield entry, "no image, DICOM or volume file in it"
         elif not entry.exists():
             yield entry, "a link to nothing"
-        elif _has_suffix(entry, (*VOLUME_SUFFIXES, *DICOM_SUFFIXES)) or _is_bare_dicom(entry):
-            yield entry, ""
-        elif _has_suffix(entry, IMAGE_SUFFIXES):
+        elif has_suffix(entry, SLICE_SUFFIXES):
             yield entry, "a single image outside a scan folder"
-
-
-def _has_slices(folder: Path) -> bool:
-    entries = _visible(folder)
-    by_name = any(_has_suffix(entry, (*IMAGE_SUFFIXES, *DICOM_SUFFIXES)) and entry.is_file() for entry in entries)
-    return by_name or any(map(_is_bare_dicom, entries))
-
-
-def _volumes_in(folder: Path) -> list[Path]:
-    return [entry for entry in _visible(folder) if _has_suffix(entry, VOLUME_SUFFIXES) and entry.is_file()]
-
-
-def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
-    return path.name.casefold().endswith(suffixes)
-
-
-def _is_bare_dicom(path: Path) -> bool:
-    """A DICOM file without its suffix, as scanners export them (the name is often a UID)."""
-    if not re.fullmatch(r"(\.\d+)?", path.suffix) or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(DICOM_PREAMBLE + 4)[DICOM_PREAMBLE:] == b"DICM"
 
 
 def _unwritable(path: str) -> str:

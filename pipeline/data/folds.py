@@ -18,14 +18,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from fairlung.transforms.checks import check_whole
+
 from ..common.errors import UserError
 from ..common.names import UNKNOWN
 from .cohort import Cohort
+from .cohort_checks import SPLITS
 from .cohort_folders import write_cohort
 from .groups import AGE, AGE_BAND, group_values, joined
 
 HELD_OUT = "test"  # the split of a cohort that no fold has
-PARTS = ("train", "val", "test")
 
 
 class FoldsError(UserError, ValueError):
@@ -97,22 +99,13 @@ def fold_tables(
             split = np.full(len(table), "train", dtype=object)
             split[order[test]] = "test"
             split[order[rest[_validation(stratum[rest], patient[rest], inner_folds, (seed, repeat, fold + 1))]]] = "val"
-            part = table.assign(split=split)
-            missing = _missing(cells, split)
+            place = f"repeat {repeat}, fold {fold}"
             for label in cohort.class_names:
-                if not ((part["label"] == label) & (part["split"] == "train")).any():
-                    raise FoldsError(
-                        f"repeat {repeat}, fold {fold}: no {label} scan is left to train on; take fewer folds than the "
-                        f"{_counted(cohort, label)}"
-                    )
-            result.append(
-                Fold(
-                    repeat,
-                    fold,
-                    _written(cohort, part),
-                    tuple(f"repeat {repeat}, fold {fold}: {text}" for text in missing),
-                )
-            )
+                if label not in set(table["label"][split == "train"]):
+                    count = _counted(cohort, label)
+                    raise FoldsError(f"{place}: no {label} scan is left to train on; take fewer folds than the {count}")
+            missing = tuple(f"{place}: {text}" for text in _missing(cells, split))
+            result.append(Fold(repeat, fold, _written(cohort, table.assign(split=split)), missing))
     return result
 
 
@@ -171,14 +164,10 @@ def write_folds(cohort: Cohort, folds: Sequence[Fold], folder: str | os.PathLike
 
 
 def _check(folds: int, repeats: int, seed: int, inner_folds: int) -> None:
-    for name, value, least in (
-        ("folds", folds, 2),
-        ("repeats", repeats, 1),
-        ("seed", seed, 0),
-        ("inner_folds", inner_folds, 2),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    check_whole("folds", folds, least=2)
+    check_whole("repeats", repeats, least=1)
+    check_whole("seed", seed, least=0)
+    check_whole("inner_folds", inner_folds, least=2)
 
 
 def _table(cohort: Cohort) -> pd.DataFrame:
@@ -239,7 +228,7 @@ def _validation(
 def _missing(cells: pd.Series, split: NDArray[np.object_]) -> list[str]:
     return [
         f"no {cell} scan in {part}"
-        for part in PARTS
+        for part in SPLITS
         for cell in sorted(set(cells))
         if not ((cells == cell).to_numpy() & (split == part)).any()
     ]

@@ -6,7 +6,6 @@ is empty or says "unknown" is unknown, and so is a combination with an unknown p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
@@ -15,9 +14,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from ..common.names import SEXES, UNKNOWN, UNKNOWN_GROUP
+from fairlung.transforms.files import natural_key
 
-JOIN = " x "  # between the values of several columns
+from ..common.names import JOIN, SEXES, UNKNOWN, UNKNOWN_GROUP
+
 MIN_CELL = 10  # scans of a class and group below which no statement about the cell is made
 AGE = "age"  # column, years
 AGE_BAND = "age_band"  # column that age bands make of it
@@ -81,13 +81,12 @@ def _in_order(values: set[str]) -> list[str]:
     return [*SEXES] if values <= set(SEXES) else sorted(values, key=natural_order)
 
 
-def natural_order(name: str) -> tuple[int, list[tuple[int, int | str]], str]:
+def natural_order(name: str) -> tuple[int, list[tuple[int, int, str]]]:
     """Sort key: numbers by value, what is below a number ("<65") first, what is above one (">=65") last.
 
     Ties ("1" and "01") by the exact text: ids of groups and the sign of a gap hang on the order.
     """
-    rank = {"<": -1, ">": 1}.get(name[:1], 0)
-    return rank, [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name)], name
+    return {"<": -1, ">": 1}.get(name[:1], 0), natural_key(name, ignore_case=False)
 
 
 def group_ids(names: pd.Series, group_names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -31,15 +31,6 @@ def record_of(error: BaseException | None) -> Mapping[str, Any] | None:
     return None
 
 
-def empty_record(status: str, reason: str = "") -> dict[str, Any]:
-    """The intake record of a scan of which nothing else is known, with the keys that a transform gives it."""
-    texts = dict.fromkeys(("kind", "series", "orientation", "decoder"), "")
-    counts = dict.fromkeys(("slices_found", "slices_used"), 0)
-    unknown = dict.fromkeys(("shape", "spacing", "affine", "value_range", "tilt_degrees"))
-    lists: dict[str, list[Any]] = {"warnings": [], "indices": [], "files": []}
-    return {"status": status, "reason": reason, **texts, **counts, **unknown, **lists}
-
-
 COLUMNS = (
     "scan", "kind", "status", "reason", "warnings", "series", "slices_found", "slices_used", "depth", "height", "width",
     "spacing_z", "spacing_y", "spacing_x", "orientation", "value_low", "value_high", "tilt_degrees", "decoder",

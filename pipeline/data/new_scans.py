@@ -10,8 +10,9 @@ import torch
 from monai.data import Dataset
 
 from fairlung.transforms import find_scans
+from fairlung.transforms.scan import new_record
 
-from .intake_records import empty_record, failure_reason, record_of
+from .intake_records import failure_reason, record_of
 
 
 def scan_finder(all_series: bool = False) -> Callable[..., Sequence[Mapping[str, Any]]]:
@@ -48,7 +49,7 @@ class NewScanDataset(Dataset):
             reason: why, in one line.
             record: the intake record as far as it is known.
         """
-        intake = empty_record("refused", reason) | dict(record or {})
+        intake = new_record(status="refused", reason=reason) | dict(record or {})
         if intake["status"] == "skipped":
             reason = intake["reason"] or reason
         elif intake["status"] == "ok":  # it was read, and failed later
@@ -67,4 +68,4 @@ class NewScanDataset(Dataset):
                 raise ValueError(f"{item['image']}: preprocessing gave {tuple(image.shape)}, not {self.image_shape}")
         except Exception as error:
             return self.failed(index, failure_reason(error), record_of(error) or record)
-        return {"image": image, "scan": item["scan"], "reason": "", "intake": record or empty_record("ok")}
+        return {"image": image, "scan": item["scan"], "reason": "", "intake": record or new_record()}

@@ -17,6 +17,8 @@ import torch
 from monai.data import PersistentDataset
 from monai.utils import convert_to_tensor
 
+from ..common.files import replacing
+
 logger = logging.getLogger(__name__)
 
 
@@ -172,14 +174,11 @@ class VolumeCache(PersistentDataset):
     def _write(self, path: Path, item: Any) -> None:
         content = io.BytesIO()
         torch.save(item, content)
-        part = path.with_name(f".{uuid.uuid4().hex}.part")
         try:
-            part.write_bytes(content.getbuffer())
-            os.replace(part, path)
+            with replacing(path, f".{uuid.uuid4().hex}.part") as part:
+                part.write_bytes(content.getbuffer())
             self._make_room(path, content.getbuffer().nbytes)
         except OSError as error:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
             if not self._warned:
                 self._warned = True
                 logger.warning(

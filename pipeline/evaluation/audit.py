@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..common import run_folder
 from ..common.distributed import is_primary
 from ..common.errors import UserError
 from ..data.groups import MIN_CELL, group_columns
@@ -369,7 +370,7 @@ def write_audit(
     """
     if not is_primary():
         return None
-    path = Path(predictions).with_name("audit.json")
+    path = Path(predictions).with_name(run_folder.AUDIT)
     path.unlink(missing_ok=True)  # an earlier evaluation's
     names = class_names, group_names, group_columns(group_by)
     try:

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from ..common import run_folder
 from ..common.errors import UserError
 from ..common.names import CLASS_NAMES, UNKNOWN_GROUP
 from ..data.groups import JOIN, group_ids, group_values, joined, natural_order, occurring_groups
@@ -165,7 +166,7 @@ def _evaluation_names(path: Path, columns: list[str]) -> dict[str, list[str]]:
     They stand in metrics.json beside it and in the order of its columns: the sign of a gap is then the evaluation's.
     """
     try:
-        metrics = json.loads(path.with_name("metrics.json").read_text())
+        metrics = json.loads(path.with_name(run_folder.METRICS).read_text())
         group_by = columns[columns.index("label") + 1 : columns.index("prediction")]
         return {"class_names": metrics["class_names"], "group_names": metrics["group_names"], "group_by": group_by}
     except (OSError, ValueError, KeyError, TypeError):

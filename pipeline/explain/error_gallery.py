@@ -20,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fairlung.transforms.checks import check_whole
+
 from ..common.distributed import is_primary
 from ..common.names import UNKNOWN, UNKNOWN_GROUP
 from ..common.volumes import slice_counts, unit_range
@@ -43,8 +45,7 @@ PALETTES = (256, 128, 64)  # colours that are tried, in turn, for a picture that
 
 def check_error_images(count: int) -> None:
     """ValueError when a number of pictures is none."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise ValueError(f"error_images must be a whole number, 0 or more, got {count!r}")
+    check_whole("error_images", count, least=0)
 
 
 def write_error_gallery(

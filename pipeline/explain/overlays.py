@@ -16,7 +16,9 @@ from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..common.files import replaced
+from fairlung.transforms.checks import check_whole
+
+from ..common.files import replacing
 from ..common.scan_paths import ScanPaths
 from ..common.volumes import slice_counts
 from ..inference.answers import Answer
@@ -73,8 +75,7 @@ class OverlayWriter:
         named: bool = True,
     ) -> None:
         for name, size in (("image_size", image_size), ("crop_size", crop_size)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+            check_whole(name, size, least=1)
         if isinstance(network, Ensemble):
             network = network.networks
         self.networks = list(network) if isinstance(network, (Sequence, nn.ModuleList)) else [network]
@@ -140,7 +141,8 @@ class OverlayWriter:
         title = answer.scan if self.named else "Chest CT"
         figure = montage_figure(image[0, :depth].cpu().numpy(), activation, answer, title)
         montage.parent.mkdir(parents=True, exist_ok=True)
-        replaced(montage, lambda part: save_montage(figure, part))
+        with replacing(montage) as part:
+            save_montage(figure, part)
         self._montages[answer.scan] = montage
         if not self.maps:
             return
@@ -148,7 +150,8 @@ class OverlayWriter:
             raise ValueError("the scan's shape is not known")
         volume = map_to_scan(activation, intake["indices"], intake["shape"], self.image_size, self.crop_size)
         description = f"Grad-CAM of {answer.prediction}, share of maximum; not for diagnosis"
-        replaced(map_, lambda part: write_map(part, volume, intake["affine"], description))
+        with replacing(map_) as part:
+            write_map(part, volume, intake["affine"], description)
         self._maps[answer.scan] = map_
 
     def _activation(self, image: Tensor, class_index: int, depth: int) -> NDArray[np.float32]:

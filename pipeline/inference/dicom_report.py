@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..common.errors import UserError
+from ..common.files import replacing
 
 if TYPE_CHECKING:
     from highdicom import SOPClass
@@ -554,12 +555,8 @@ def _write(instance: SOPClass, path: Path) -> None:
     """Atomically; a file with the same instance stays, so that in a folder a UID never has two times of writing."""
     if _instance_uid(path) == instance.SOPInstanceUID:
         return
-    part = path.with_name(f"{path.name}.part")
-    try:
+    with replacing(path) as part:
         instance.save_as(part, enforce_file_format=True)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _instance_uid(path: Path) -> str | None:

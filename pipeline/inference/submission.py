@@ -6,9 +6,10 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from fairlung.transforms.files import DICOM_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES
+
 from ..common.errors import UserError
 from ..common.names import CHALLENGE_CLASSES, CLASS_ALIASES, CLASS_NAMES
-from ..data.cohort_folders import DICOM_SUFFIXES, VOLUME_SUFFIXES
 from ..evaluation.predictions import LISTED, read_table
 
 # class: its file, in the challenge's spelling (A, G, covid, normal)
@@ -29,7 +30,11 @@ class Submission(NamedTuple):
 def submission_name(scan: str) -> str:
     """The name the challenge knows a scan by: its folder's name, or its file's without the suffix of a volume."""
     name = PurePosixPath(scan.replace(os.sep, "/")).name
-    suffix = max((s for s in (*VOLUME_SUFFIXES, *DICOM_SUFFIXES) if name.casefold().endswith(s)), key=len, default="")
+    suffix = max(
+        (s for s in (*NIFTI_SUFFIXES, *ITK_SUFFIXES, *DICOM_SUFFIXES) if name.casefold().endswith(s)),
+        key=len,
+        default="",
+    )
     return name[: len(name) - len(suffix)]
 
 

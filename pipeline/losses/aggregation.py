@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fairlung.transforms.checks import check_whole
+
 from ..common.distributed import gather_batch, local_part, world_size
 from .cvar import cvar_weights, group_means, group_sums, nested_cvar_weights, published_cvar_weights
 
@@ -40,7 +42,7 @@ class RunningGroupLoss(nn.Module):
 
     def __init__(self, num_groups: int, momentum: float = 0.9) -> None:
         super().__init__()
-        _check_num_groups(num_groups)
+        check_whole("num_groups", num_groups, least=1)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         self.num_groups = num_groups
@@ -222,7 +224,7 @@ class GroupDRO(Aggregation):
 
     def __init__(self, num_groups: int, eta: float = 0.01) -> None:
         super().__init__()
-        _check_num_groups(num_groups)
+        check_whole("num_groups", num_groups, least=1)
         if not 0 < eta < float("inf"):
             raise ValueError(f"eta must be positive and finite, got {eta}")
         self.num_groups = num_groups
@@ -316,8 +318,3 @@ def _with_unknown(weights: Tensor, known: Tensor) -> Tensor:
 def _check_level(name: str, alpha: float) -> None:
     if not 0 < alpha <= 1:
         raise ValueError(f"{name} must be in (0, 1], got {alpha}")
-
-
-def _check_num_groups(num_groups: int) -> None:
-    if num_groups != int(num_groups) or num_groups < 1:
-        raise ValueError(f"num_groups must be a whole number from 1, got {num_groups}")

@@ -24,6 +24,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import ResNet50_Weights, resnet50
 
+from fairlung.transforms.checks import check_whole
+
 from ..common.distributed import is_primary
 from ..common.volumes import slice_counts
 from .pretrained import load_published_weights, refuse_unused_weights
@@ -189,8 +191,7 @@ def _features(encoder: nn.Module, slices: Tensor) -> Tensor:
 def _check_encoding(encoder_mode: str, chunk: int) -> None:
     if encoder_mode not in ENCODER_MODES:
         raise ValueError(f"encoder_mode must be one of {', '.join(ENCODER_MODES)}, got {encoder_mode!r}")
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"chunk must be a whole number of at least 1, got {chunk!r}")
+    check_whole("chunk", chunk, least=1)
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,16 @@ the checkpoint still lies in its folder, tells tau.
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..common import run_folder
 from ..common.errors import UserError
 from ..common.run_folder import training_dir
+from ..common.text import did_you_mean
 from .fit import describe
 from .fitted import Fitted
 from .prior import fit_prior, read_frequencies
@@ -73,8 +74,7 @@ def _frequencies(given: Any, class_names: Sequence[str], setting: str) -> dict[s
         given = read_frequencies(texts, setting)
     for name, value in given.items():
         if name not in class_names:
-            near = difflib.get_close_matches(str(name), class_names, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(str(name), class_names)
             raise PrevalenceError(f"{setting}: no class {name!r}{hint}; the model's are {', '.join(class_names)}")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             raise PrevalenceError(f"{setting} of {name} must be a number above 0, got {value!r}")
@@ -121,7 +121,7 @@ def _trained_tau(checkpoint: str | Path) -> tuple[float | None] | None:
     """(tau,) of the training that a checkpoint lies in, by its settings.json; None where there is none."""
     folder = training_dir(checkpoint, Path(checkpoint).parent.parent)
     try:
-        settings = json.loads((folder / "settings.json").read_text()) if folder else {}
+        settings = json.loads((folder / run_folder.SETTINGS).read_text()) if folder else {}
     except (OSError, ValueError):
         return None
     told = isinstance(settings, dict) and not {"system", "tau"}.isdisjoint(settings)  # without tau: its loss has none

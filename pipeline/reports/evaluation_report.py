@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..common import run_folder
 from ..common.distributed import is_primary
 from ..common.names import TRAINING_SETTINGS
 from ..common.run_folder import REPORT_FILES
@@ -60,7 +61,7 @@ def write_report(evaluation_dir: str | Path, path: str | Path | None = None) -> 
         EvidenceError: a file of the evaluation is missing or damaged.
         ValueError: ``path`` does not end in .html.
     """
-    path = Path(evaluation_dir, "report.html") if path is None else Path(path)
+    path = Path(evaluation_dir, run_folder.REPORT) if path is None else Path(path)
     require_html(path)
     if not is_primary():
         return None
@@ -87,7 +88,7 @@ def report_evaluation(evaluation_dir: str | Path) -> Path | None:
         return write_report(folder)
     except Exception as error:  # a library that is missing, a full disk, a damaged history
         logger.warning("no report: %s", error)
-        (folder / "report.html").unlink(missing_ok=True)
+        (folder / run_folder.REPORT).unlink(missing_ok=True)
         return None
 
 
@@ -104,7 +105,7 @@ def report_of_table(
             these is given, the table is read alone.
     """
     named = class_names or group_names or group_by
-    if not named and table.name == "predictions.csv" and table.with_name("metrics.json").is_file():
+    if not named and table.name == run_folder.PREDICTIONS and table.with_name(run_folder.METRICS).is_file():
         return evaluation_report(read_evidence(table.parent))
     return evaluation_report(evidence_of_table(load_predictions(table, class_names, group_names, group_by), table.name))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..common import run_folder
 from ..data.groups import group_columns
 from ..evaluation.metrics import fairness_summary
 from ..evaluation.predictions import load_predictions
@@ -46,7 +47,7 @@ def write_evaluation(
         "confusion": confusion.tolist(),
         "metrics": fairness_summary(confusion, class_names, group_names),
     }
-    predictions.with_name("metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+    predictions.with_name(run_folder.METRICS).write_text(json.dumps(result, indent=2) + "\n")
     try:
         from .figures import confusion_figure
 
@@ -54,5 +55,5 @@ def write_evaluation(
     except ImportError as error:  # a training must not end on a missing picture
         logger.warning("no picture of the confusion matrices: %s", error)
     else:
-        figure.savefig(predictions.with_name("confusion.png"), dpi=150, bbox_inches="tight")
+        figure.savefig(predictions.with_name(run_folder.CONFUSION), dpi=150, bbox_inches="tight")
     return result

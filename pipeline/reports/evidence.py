@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..common import run_folder
 from ..common.errors import UserError
 from ..common.run_folder import RECORD, training_dir
 from ..evaluation.audit import audit
@@ -88,12 +89,12 @@ def read_evidence(evaluation_dir: str | Path) -> Evidence:
         NoAuditError: fewer than two groups have a scan.
     """
     folder = Path(evaluation_dir)
-    metrics = optional_json(folder / "metrics.json")
+    metrics = optional_json(folder / run_folder.METRICS)
     if metrics is None:
         raise EvidenceError(f"{folder} holds no evaluation (metrics.json is missing): evaluate first")
-    judged = optional_json(folder / "audit.json")
+    judged = optional_json(folder / run_folder.AUDIT)
     if judged is None:
-        judged = audit(_predictions(folder / "predictions.csv"))
+        judged = audit(_predictions(folder / run_folder.PREDICTIONS))
     filled = [matrix for matrix in metrics["confusion"][:-1] if np.any(matrix)]
     if judged["confusion"] != filled or judged["class_names"] != metrics["class_names"]:
         raise EvidenceError(f"{folder}: audit.json and metrics.json are not of the same predictions: evaluate again")
@@ -101,9 +102,9 @@ def read_evidence(evaluation_dir: str | Path) -> Evidence:
     training = training_dir(checkpoint, folder.parent.parent if folder.name == "evaluation" else folder.parent)
     history = record = settings = None
     if training is not None:
-        history = optional_table(training / "history.csv", ("epoch", "metric", "value"))
+        history = optional_table(training / run_folder.HISTORY, ("epoch", "metric", "value"))
         record = optional_json(training / RECORD)
-        settings = optional_json(training / "settings.json")
+        settings = optional_json(training / run_folder.SETTINGS)
     epoch, known_by = _marked_epoch(checkpoint, record or {}, history)
     return Evidence(
         judged,
@@ -113,7 +114,7 @@ def read_evidence(evaluation_dir: str | Path) -> Evidence:
         history=history,
         marked_epoch=epoch,
         marked_by=known_by,
-        cells=optional_table(folder / "cells.csv", ("split", "label", "group", "n")),
+        cells=optional_table(folder / run_folder.CELLS, ("split", "label", "group", "n")),
         errors=_errors(folder / "errors"),
         settings=settings or {},
         checkpoint_file=_checkpoint_file(checkpoint, training),

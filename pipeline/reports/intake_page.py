@@ -16,6 +16,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from fairlung.transforms.checks import check_whole
+
+from ..common import run_folder
 from ..common.files import encoded, replace_durably
 from ..common.scan_paths import ScanPaths
 from ..common.volumes import slice_counts
@@ -29,7 +32,7 @@ import logging
 logger = logging.getLogger(__name__)
 
 
-TABLE, PAGE, PICTURES = "intake.csv", "index.html", "pictures"
+TABLE, PAGE, PICTURES = run_folder.INTAKE, "index.html", "pictures"
 PANEL = 160  # pixels of the longest side of a middle slice
 GAP = 4
 GREYS = 64  # levels in a picture: enough for a look, and a third of the bytes
@@ -180,8 +183,7 @@ class IntakeCollector:
     """
 
     def __init__(self, output_dir: str | Path, page_pictures: int = 200) -> None:
-        if isinstance(page_pictures, bool) or not isinstance(page_pictures, int) or page_pictures < 0:
-            raise ValueError(f"page_pictures must be a whole number, 0 or more, got {page_pictures!r}")
+        check_whole("page_pictures", page_pictures, least=0)
         self.output_dir = Path(output_dir)
         self.page_pictures = page_pictures
         self.records: list[dict[str, Any]] = []

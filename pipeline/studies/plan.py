@@ -7,7 +7,6 @@ goes on.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -18,6 +17,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from ..common.references import unread_by_objective
+from ..common.text import did_you_mean
 from ..data.cohort import Cohort, load_cohort
 from ..data.folds import fold_tables, write_folds
 from .record import STUDY_FILE, StudyError, read_json
@@ -144,7 +144,7 @@ def read_study(path: str | Path, **changes: Any) -> Study:
     known = [f.name for f in fields(Study)]
     for name in content:
         if name not in known:
-            raise StudyError(f"{path}: {name!r} is no entry of a study{_near(str(name), known)}")
+            raise StudyError(f"{path}: {name!r} is no entry of a study{did_you_mean(str(name), known)}")
     if content.get("protocol") == "final":
         raise StudyError(f"{path}: protocol must be given or nested; the held-out split is judged with --final")
     if "systems" not in content:
@@ -176,7 +176,7 @@ def plan(study: Study, folder: str | Path, only: str | None = None) -> list[Plan
     if only is not None:
         if only not in labels:
             raise StudyError(
-                f"the study has no configuration {only!r}{_near(only, labels)}; it has {', '.join(labels)}"
+                f"the study has no configuration {only!r}{did_you_mean(only, labels)}; it has {', '.join(labels)}"
             )
         configurations = [configuration for configuration in configurations if configuration[0] == only]
     # seed by seed: a study that is stopped early has all systems
@@ -292,11 +292,11 @@ def _configurations(
             if name in OWN_SETTINGS:
                 raise StudyError(f"{name} is the study's own to say, not a setting of {entry['system']}")
             if name.split("::")[0] not in known:
-                also = "; it belongs under evaluation" if name in of_evaluation else _near(name, list(known))
+                also = "; it belongs under evaluation" if name in of_evaluation else did_you_mean(name, list(known))
                 raise StudyError(f"{entry['system']}: {name!r} is no setting of its training{also}")
         for name in study.evaluation:
             if name in OWN_SETTINGS or name.split("::")[0] not in of_evaluation:
-                raise StudyError(f"evaluation: {name!r} is no setting{_near(name, list(of_evaluation))}")
+                raise StudyError(f"evaluation: {name!r} is no setting{did_you_mean(name, list(of_evaluation))}")
         listed = [v if isinstance(v, list) else [v] for v in grid.values()]
         for values in product(*listed):
             settings = dict(zip(grid, values, strict=True))
@@ -315,14 +315,9 @@ def _settings_of(root: Path, names: Sequence[str]) -> dict[str, Any]:
         path = root / "configs" / f"{name}.yaml"
         if not path.is_file():
             folder, there = path.parent, sorted(p.stem for p in path.parent.glob("*.yaml"))
-            raise StudyError(f"{folder} has no {path.name}{_near(path.stem, there)}; it has {', '.join(there)}")
+            raise StudyError(f"{folder} has no {path.name}{did_you_mean(path.stem, there)}; it has {', '.join(there)}")
         merged |= yaml.safe_load(path.read_text())
     return merged | dict.fromkeys(unread_by_objective(merged))
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _slug(text: str) -> str:

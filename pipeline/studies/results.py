@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..common import run_folder
 from ..common.errors import UserError
 from ..evaluation.metrics import fairness_summary
 from ..evaluation.predictions import Predictions, load_predictions
@@ -186,10 +187,10 @@ def pooled(tables: Sequence[Predictions]) -> Predictions:
 
 
 def _evaluation(folder: Path) -> Predictions:
-    metrics = optional_json(folder / "metrics.json")
+    metrics = optional_json(folder / run_folder.METRICS)
     if metrics is None:
         raise EvidenceError(f"{folder} holds no evaluation (metrics.json is missing)")
-    table = load_predictions(folder / "predictions.csv", with_probabilities=False)
+    table = load_predictions(folder / run_folder.PREDICTIONS, with_probabilities=False)
     if table.confusion().tolist() != metrics["confusion"]:
         raise EvidenceError(f"{folder}: predictions.csv and metrics.json are not of the same predictions")
     return table
@@ -207,12 +208,12 @@ def _alike(tables: Mapping[str, Predictions]) -> None:
 
 def read_history(run: StudyRun) -> pd.DataFrame | None:
     """Columns ``epoch``, ``metric``, ``value`` of a training; None without."""
-    return optional_table(run.output_dir / "history.csv", ("epoch", "metric", "value"))
+    return optional_table(run.output_dir / run_folder.HISTORY, ("epoch", "metric", "value"))
 
 
 def score_on_choosing_scans(run: StudyRun) -> float | None:
     """P of a run's best epoch on the scans that chose it (its val split); None when it left no note of it."""
-    metrics = optional_json(run.output_dir / "val" / "metrics.json")
+    metrics = optional_json(run.output_dir / "val" / run_folder.METRICS)
     if metrics is not None:
         return float(metrics["metrics"]["score"])
     history = read_history(run)
@@ -228,7 +229,7 @@ def read_cells(results: Results) -> pd.DataFrame | None:
     study = results.study
     for run in (run for run in study.runs if run.id in results.tables):
         cells = optional_table(
-            run.output_dir / study.reported_split / "evaluation" / "cells.csv", ("split", "label", "group", "n")
+            run.output_dir / study.reported_split / "evaluation" / run_folder.CELLS, ("split", "label", "group", "n")
         )
         if cells is not None and run.fold is None:
             return cells

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ..common import run_folder
 from ..common.errors import UserError
 
 RULE = (
@@ -84,14 +85,14 @@ def read_judgement(evaluation_dir: str | Path) -> Judgement:
     """
     folder = Path(evaluation_dir)
     try:
-        result = json.loads((folder / "metrics.json").read_text())
-        table = pd.read_csv(folder / "predictions.csv", dtype=str, keep_default_na=False)
+        result = json.loads((folder / run_folder.METRICS).read_text())
+        table = pd.read_csv(folder / run_folder.PREDICTIONS, dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
         raise RegistryError(f"{folder} holds no evaluation ({error.filename} is missing): evaluate first") from error
     metrics = result["metrics"]
     interval: dict[str, float] = {}
-    if (folder / "audit.json").is_file():
-        audit = json.loads((folder / "audit.json").read_text())
+    if (folder / run_folder.AUDIT).is_file():
+        audit = json.loads((folder / run_folder.AUDIT).read_text())
         estimate = audit["overall"].get("gap") or audit["overall"].get("abs_gap") or {}
         interval = {f"gap_{end}": estimate[end] for end in ("low", "high") if estimate.get(end) is not None}
         if len(interval) == 2:

@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..common import run_folder
 from ..common.distributed import is_primary
 from ..common.run_folder import RECORD, training_dir
 from ..common.text import without_login
@@ -189,7 +190,7 @@ def register_output(
 
 def _judged_checkpoint(evaluation_dir: Path, output_dir: Path) -> Path | None:
     """The checkpoint that an evaluation names, also where the output folder was moved; None when it is gone."""
-    named = Path(json.loads((evaluation_dir / "metrics.json").read_text())["checkpoint"])
+    named = Path(json.loads((evaluation_dir / run_folder.METRICS).read_text())["checkpoint"])
     return next((path for path in (named, output_dir / "models" / named.name) if path.is_file()), None)
 
 

@@ -325,8 +325,8 @@ class RunTracker:
     def log_review(self, evaluation_dir: str | Path, split: str) -> None:
         """Log an evaluation's report and the pictures of its worst errors beside its tables, where there are any."""
         folder = Path(evaluation_dir)
-        if self.active and (folder / "report.html").exists():
-            self.log_file(folder / "report.html", f"evaluation/{split}")
+        if self.active and (folder / run_folder.REPORT).exists():
+            self.log_file(folder / run_folder.REPORT, f"evaluation/{split}")
         for path in sorted(folder.glob("errors/*")) if self.active else []:
             self.log_file(path, f"evaluation/{split}/errors")
 

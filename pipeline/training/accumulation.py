@@ -13,12 +13,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from fairlung.transforms.checks import check_whole
+
 
 def whole_batch(batch_size: int, accumulate: int) -> int:
     """Scans of an optimiser step (of one process): ``accumulate`` micro-batches of ``batch_size``."""
     for name, value in (("batch_size", batch_size), ("accumulate", accumulate)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+        check_whole(name, value, least=1)
     return batch_size * accumulate
 
 

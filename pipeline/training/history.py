@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 
 from ..common.distributed import is_primary
-from ..common.files import replaced
+from ..common.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +95,10 @@ class MetricHistory:
     def _write(self) -> None:
         if not is_primary():
             return
-        table = pd.DataFrame(self._rows, columns=list(self.COLUMNS))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            replaced(self.path, lambda part: table.to_csv(part, index=False, na_rep="nan"))
+            with replacing(self.path) as part:
+                pd.DataFrame(self._rows, columns=list(self.COLUMNS)).to_csv(part, index=False, na_rep="nan")
         except OSError as error:
             self._warn("%s cannot be written, the training goes on: %s", self.path, error)
 

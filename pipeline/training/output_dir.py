@@ -9,7 +9,7 @@ from typing import Any
 
 from ..common.config import resolved_config, resolved_settings, write_settings
 from ..common.distributed import barrier, is_primary
-from ..common.run_folder import EVALUATION_FILES, REVIEW_FILES, is_resumed, resume_point
+from ..common.run_folder import EVALUATION_FILES, REVIEW_FILES, best_checkpoint, is_resumed, resume_point
 from ..data.cohort import Cohort
 from ..data.cohort_checks import SPLITS
 from ..networks.checkpoint import CheckpointError
@@ -41,7 +41,7 @@ def require_new(output_dir: str | Path, overwrite: bool, resume: bool = False) -
     if overwrite and resume:
         raise CheckpointError("--overwrite and --resume exclude each other")
     interrupted = resume_point(output_dir).is_file()
-    if overwrite or (resume and interrupted) or not (interrupted or Path(output_dir, "models", "best.pt").exists()):
+    if overwrite or (resume and interrupted) or not (interrupted or best_checkpoint(output_dir).exists()):
         return
     if interrupted:
         state, also = "a training that was interrupted", "--resume True to go on with it, or "

@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..common.config import training_config
 from ..common.distributed import is_primary
-from ..common.files import replaced
+from ..common.files import replacing
 from ..data.cohort import Cohort
 from ..networks.checkpoint import CheckpointError
 
@@ -87,7 +86,8 @@ class ResumePoint:
             "made_for": self.made_for,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        replaced(self.path, partial(torch.save, content))
+        with replacing(self.path) as part:
+            torch.save(content, part)
 
     def read(self) -> None:
         """Read the file if the training is to go on from it; CheckpointError if it cannot be read, or is of another."""

@@ -1,1 +1,1 @@
-"""DICOM folders: headers, the choice of the chest CT, its stack of slices, its pixels."""
+"""DICOM folders: the headers of their files, the stack of each series, which series is the chest CT, its pixels."""

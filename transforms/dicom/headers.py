@@ -22,7 +22,6 @@ PREAMBLE, MAGIC = 128, b"DICM"
 VALUE_REPRESENTATIONS = {b"CS", b"UI", b"DA", b"TM", b"LO", b"SH", b"UL", b"OB", b"PN", b"IS", b"DS", b"AE"}
 LONGEST_FIRST_ELEMENT = 128  # bytes of the first value in group 0008 of an implicit file
 
-CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 DICOMDIR = "1.2.840.10008.1.3.10"
 OTHER_OBJECTS = {  # by the beginning of the SOP class

@@ -1,7 +1,7 @@
-"""DICOM: headers of a folder, its series, which of them is the chest CT, and where its slices lie.
+"""The slices of a DICOM series as one stack: which belong to it, in which order, where they lie.
 
-Only headers are read here. Files are DICOM by their content; slices belong together by patient, StudyInstanceUID and
-SeriesInstanceUID, and by orientation, matrix and pixel spacing; they are ordered by position along their normal.
+Slices belong together by orientation, matrix and pixel spacing; they are ordered by position along their normal.
+Headers say so; pixels are compared only where several slices lie at one position.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from ..tolerances import (
     UNIT_VECTORS,
 )
 from .headers import SliceHeader, no_ct_slice, series_order
+from .pixels import same_pixels
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Series:
     """The slices of a series that make one stack.
 
     Args:
-        slices: along D, from inferior to superior, once :meth:`lay_out` has been called.
+        slices: along D, from inferior to superior, once :func:`lay_out` has been called.
         problem: why it cannot be answered; None = it can.
         affine: stored voxel (column, row, slice) -> RAS mm.
     """
@@ -181,8 +182,6 @@ def _check_plane(series: Series, normal: np.ndarray) -> None:
 
 def _split_acquisitions(series: Series, normal: np.ndarray) -> None:
     """Where several slices lie at one position, keep one acquisition, or one of slices that are equal."""
-    from .pixels import same_pixels
-
     acquisitions: dict[Any, list[SliceHeader]] = defaultdict(list)
     for header in series.slices:
         acquisitions[header.acquisition].append(header)

@@ -19,23 +19,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rarfile import RAR5_ID
 from typer.testing import CliRunner
 
 from fairlung.pipeline.cli.app import app
 from fairlung.pipeline.common.names import CLASS_NAMES, SEXES
-from fairlung.pipeline.data import archives
-from fairlung.pipeline.data.archives import (
-    RAR_PROGRAMS,
-    SIGNATURE_5,
-    ArchiveError,
-    Limits,
-    archive_stem,
-    archives_in,
-    build_with_archives,
-    read_rar,
-    unpack,
-)
+from fairlung.pipeline.data import archives, rar, unpack_limits
+from fairlung.pipeline.data.archives import archive_stem, archives_in, build_with_archives, unpack
 from fairlung.pipeline.data.cohort import load_cohort
+from fairlung.pipeline.data.rar import RAR_PROGRAMS, read_rar
+from fairlung.pipeline.data.unpack_limits import ArchiveError, Limits
 
 FILES = {"A/male/ct 1/0.jpg": b"first", "A/male/ct 1/1.jpg": b"second" * 99, "G/female/ct_2/0.jpg": "ü".encode()}
 KINDS = ("zip", "tar", "tar.gz", "tar.bz2", "tar.xz", "rar")
@@ -50,7 +43,7 @@ def pack(path: Path, files: dict[str, bytes] = FILES) -> Path:
             for name, data in files.items():
                 file.writestr(name, data)
     elif path.suffix == ".rar":
-        path.write_bytes(rar([rar_file(name, data) for name, data in files.items()]))
+        path.write_bytes(rar_archive([rar_file(name, data) for name, data in files.items()]))
     else:
         kind = path.suffix[1:] if path.suffix != ".tar" else ""
         with tarfile.open(path, f"w:{kind}") as file:
@@ -98,10 +91,10 @@ def rar_file(
     return rar_block(2, fields, number(len(record)) + record if record else b"", data, flags)
 
 
-def rar(blocks: list[bytes], volume: int | None = None, more: bool = False) -> bytes:
+def rar_archive(blocks: list[bytes], volume: int | None = None, more: bool = False) -> bytes:
     """RAR 5 of stored files: the part of the format that is easily written."""
     main = number(0) if volume is None else number(3 if volume else 1) + (number(volume) if volume else b"")
-    return SIGNATURE_5 + rar_block(1, main) + b"".join(blocks) + rar_block(5, number(int(more)))
+    return RAR5_ID + rar_block(1, main) + b"".join(blocks) + rar_block(5, number(int(more)))
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -218,7 +211,7 @@ def test_links_and_devices_are_refused(tmp_path: Path) -> None:
         info.external_attr = (stat.S_IFLNK | 0o777) << 16
         file.writestr(info, "/etc")
     assert "symbolic link" in refusal(tmp_path / "a.zip")
-    (tmp_path / "a.rar").write_bytes(rar([rar_file("up", b"", link=".."), rar_file("up/evil", b"1")]))
+    (tmp_path / "a.rar").write_bytes(rar_archive([rar_file("up", b"", link=".."), rar_file("up/evil", b"1")]))
     assert "'up' is a link" in refusal(tmp_path / "a.rar")
 
 
@@ -312,7 +305,7 @@ def test_limits(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     archive = pack(tmp_path / f"a.{kind}", {f"{i}.jpg": bytes(2000) for i in range(10)})
     assert "more than 9 files" in refusal(archive, entries=9)
     assert "unpacks to more than 20.0 kB, the limit" in refusal(archive, bytes=19_999)
-    monkeypatch.setattr(archives, "HARMLESS_BYTES", 0)
+    monkeypatch.setattr(unpack_limits, "HARMLESS_BYTES", 0)
     ratio = 20_000 / archive.stat().st_size
     assert "times as much" in refusal(archive, ratio=ratio * 0.99)
     if kind != "rar":
@@ -434,7 +427,7 @@ def test_names(tmp_path: Path) -> None:
     assert [path.name for path in archives_in(tmp_path)] == ["a.part01.rar", "c.TGZ", "train1.RAR", "val.tar.gz"]
     assert [archive_stem(path) for path in archives_in(tmp_path)] == ["a", "c", "train1", "val"]
     (tmp_path / "b.part2.rar").touch()
-    with pytest.raises(ArchiveError, match="b.part2.rar: a volume, but part 1 is not beside it"):
+    with pytest.raises(ArchiveError, match="b.part2.rar: a volume of an archive, but part 1 is not beside it"):
         archives_in(tmp_path)
     with pytest.raises(ArchiveError, match="give part 1"):
         unpack(tmp_path / "a.part02.rar", tmp_path / "out")
@@ -576,11 +569,11 @@ def write_volumes(folder: Path, name: str) -> bytes:
     for i, part in enumerate(parts):
         flags = (8 if i else 0) | (16 if i < 2 else 0)
         blocks = [rar_file("ct/big.jpg", part, flags=flags, whole=data)] + ([rar_file("b.jpg", b"b")] if i == 2 else [])
-        (folder / name.format(i + 1)).write_bytes(rar(blocks, volume=i, more=i < 2))
+        (folder / name.format(i + 1)).write_bytes(rar_archive(blocks, volume=i, more=i < 2))
     return data
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("unrar", "unar", "7z", "7zz"))), reason="bsdtar does not know volumes")
+@pytest.mark.skipif(not any(map(shutil.which, ("unrar", "unar", "7z"))), reason="bsdtar does not know volumes")
 def test_volumes(tmp_path: Path) -> None:
     data = write_volumes(tmp_path, "train1.part{}.rar")
     unpack(tmp_path / "train1.part1.rar", tmp_path / "out")
@@ -605,7 +598,7 @@ def test_many_small_records_in_a_rar_header_take_no_time(tmp_path: Path) -> None
     """Each once cost a copy of those after it."""
     name, records = b"x.jpg", number(2) + number(9) + number(0)
     fields = number(4) + number(1) + number(0o100644) + bytes(4) + number(0) + number(1) + number(len(name)) + name
-    (tmp_path / "a.rar").write_bytes(rar([rar_block(2, fields, records * 600_000, b"1")]))
+    (tmp_path / "a.rar").write_bytes(rar_archive([rar_block(2, fields, records * 600_000, b"1")]))
     began = time.process_time()
     (member,), _ = read_rar(tmp_path / "a.rar")
     assert member.name == "x.jpg" and time.process_time() - began < 5
@@ -638,7 +631,7 @@ def test_what_a_program_leaves_on_the_disk_is_checked(script: str, said: str, tm
 
 def test_a_program_that_writes_too_much_is_stopped(tmp_path: Path, programs, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = pack(tmp_path / "a.rar", {"x.jpg": b"abcde"})
-    monkeypatch.setattr(archives, "WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(rar, "WATCH_SECONDS", 0.02)
     programs(unar='i=0; while true; do i=$((i+1)); echo 1 > "$8/$i"; done')
     assert "more than 50 files" in refusal(archive, entries=50)
 

@@ -192,10 +192,10 @@ def test_what_cannot_be_split() -> None:
     with pytest.raises(FoldsError, match="held out"):
         fold_tables(cohort_of([row | {"split": "test"} for row in one], ("x", "y")), 3)
     for options, said in (
-        ({"folds": 1}, "folds must be at least 2, got 1"),
-        ({"repeats": 0}, "repeats must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"inner_folds": 1}, "inner_folds must be at least 2, got 1"),
+        ({"folds": 1}, "folds must be a whole number of at least 2, got 1"),
+        ({"repeats": 0}, "repeats must be a whole number of at least 1, got 0"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"inner_folds": 1}, "inner_folds must be a whole number of at least 2, got 1"),
     ):
         with pytest.raises(ValueError, match=said):
             fold_tables(cohort_of(one, ("x", "y")), **options)

@@ -142,7 +142,7 @@ def test_no_picture_when_none_is_asked_for_and_what_is_no_number_is_refused_firs
     for count in (-1, 2.5, None, True):
         with pytest.raises(Exception) as caught:  # noqa: PT011  (MONAI wraps every kind)
             start("train", "evaluate", **settings, error_images=count).initialize()
-        assert f"error_images must be a whole number, 0 or more, got {count!r}" in str(caught.value.__cause__)
+        assert f"error_images must be a whole number of at least 0, got {count!r}" in str(caught.value.__cause__)
 
 
 # ---- the network stays as it was -----------------------------------------------------------------------------------

@@ -414,11 +414,11 @@ def test_the_mean_has_no_groups() -> None:
         (lambda: GroupCVaR(estimator="moving"), "estimator must be 'batch' or 'running', got 'moving'"),
         (
             lambda: GroupCVaR(estimator="running", num_groups=0),
-            "num_groups must be a whole number from 1, got 0",
+            "num_groups must be a whole number of at least 1, got 0",
         ),
         (lambda: RunningGroupLoss(2, momentum=1.0), r"momentum must be in \[0, 1\), got 1.0"),
         (lambda: RunningGroupLoss(2, momentum=math.nan), r"momentum must be in \[0, 1\), got nan"),
-        (lambda: GroupDRO(2.5), "num_groups must be a whole number from 1, got 2.5"),
+        (lambda: GroupDRO(2.5), "num_groups must be a whole number of at least 1, got 2.5"),
         (lambda: GroupDRO(2, eta=0), "eta must be positive and finite, got 0"),
         (lambda: HierarchicalCVaR(alpha=0), r"alpha must be in \(0, 1\], got 0"),
         (lambda: HierarchicalCVaR(alpha_inner=1.5), r"alpha_inner must be in \(0, 1\], got 1.5"),

@@ -301,7 +301,7 @@ def test_padding_is_not_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [-1, 2.5, True])
 def test_a_limit_that_is_no_number_is_refused(count: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"page_pictures must be a whole number, 0 or more, got {count!r}"):
+    with pytest.raises(ValueError, match=f"page_pictures must be a whole number of at least 0, got {count!r}"):
         IntakeCollector(tmp_path, page_pictures=count)
 
 

@@ -204,7 +204,7 @@ def test_without_gradient_or_micro_batches_it_is_the_plain_network() -> None:
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(0, 1), (2, 0), (2, 1.5), (2, True), (2, "2")])
 def test_sizes_are_whole_numbers_from_one(batch_size: Any, accumulate: Any) -> None:
-    with pytest.raises(ValueError, match="must be a whole number from 1, got"):
+    with pytest.raises(ValueError, match="must be a whole number of at least 1, got"):
         whole_batch(batch_size, accumulate)
 
 

@@ -1,10 +1,8 @@
-"""Reading scans: the published volume to the bit, one orientation for every format, and errors that name the cause."""
+"""Reading scans: one orientation for every format, and errors that name the cause."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -17,172 +15,19 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
-from PIL import Image
+from small_scans import PERSON, loader, refusal
 
 from fairlung.pipeline.phantoms.writers import write_dicom_series, write_jpg_folder, write_nifti, write_nrrd_or_mha
-from fairlung.transforms import LoadScan, LoadScand, SampleSlices, ScanError, TrimSlices, find_scans
-from fairlung.transforms.files import natural_key
+from fairlung.transforms import LoadScand, SampleSlices, ScanError, TrimSlices, find_scans
 from fairlung.transforms.scan import OpenScan
 
 WIDE = (-1024.0, 3071.0)
-PERSON = {"sex": "female", "age": 60}
-
-
-def loader(**settings: object) -> LoadScan:
-    """Takes scans of a few slices, as most here are."""
-    return LoadScan(**{"min_slices": 1, **settings})  # type: ignore[arg-type]
 
 
 def read_hu(path: Path) -> np.ndarray:
     """HU (D, H, W) as LoadScan sees them, through a window that clips nothing."""
     low, high = WIDE
     return loader(window=WIDE)(path)[0].numpy() * (high - low) + low
-
-
-def save_grey(folder: Path, names: Sequence[str], size: int = 8) -> Path:
-    """Slices whose grey value is 10 times their place in ``names``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for place, name in enumerate(names):
-        Image.fromarray(np.full((size, size), 10 * place, np.uint8)).save(folder / name)
-    return folder
-
-
-def order_read(folder: Path) -> list[int]:
-    return [round(value * 25.5) for value in loader()(folder).mean(dim=(0, 2, 3)).tolist()]
-
-
-# --- slice folders ---------------------------------------------------------------------------------------------------
-
-
-def check_golden(volume: torch.Tensor, data_dir: Path) -> None:
-    golden = json.loads((data_dir / "golden/jpg_scan_volume.json").read_text())
-    assert volume.dtype == torch.float32 and list(volume.shape) == [1, *golden["shape"]]
-    grey = (volume[0] * 255).round().to(torch.uint8).numpy()
-    assert grey.sum(axis=(1, 2), dtype=np.int64).tolist() == golden["slice_sums"]
-    assert hashlib.sha256(grey.tobytes()).hexdigest() == golden["sha256"]
-    np.testing.assert_array_equal(volume[0].numpy(), grey.astype(np.float32) / 255)
-
-
-PUBLISHED = {"select": [TrimSlices(0.1), SampleSlices(64)], "size": 256}
-
-
-def test_volume_is_the_published_one_to_the_bit(data_dir: Path) -> None:
-    check_golden(loader(**PUBLISHED)(data_dir / "golden/jpg_scan"), data_dir)
-    item = LoadScand("image", **PUBLISHED)({"image": str(data_dir / "golden/jpg_scan"), "label": 2})
-    check_golden(item["image"], data_dir)
-    assert item["label"] == 2
-
-
-def test_only_the_selected_slices_are_decoded(data_dir: Path, tmp_path: Path) -> None:
-    scan = tmp_path / "scan"
-    shutil.copytree(data_dir / "golden/jpg_scan", scan)
-    for number in [*range(4), *range(43, 48)]:  # what the trim drops of 48 slices
-        (scan / f"{number}.jpg").write_bytes(b"broken")
-    check_golden(loader(**PUBLISHED)(scan), data_dir)
-
-
-def test_each_slice_is_decoded_once(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[str] = []
-    original = Image.open
-    monkeypatch.setattr(Image, "open", lambda file: opened.append(Path(file).name) or original(file))
-    volume = loader(**PUBLISHED)(data_dir / "golden/jpg_scan")
-    assert volume.shape[1] == 64
-    assert sorted(opened) == sorted({f"{number}.jpg" for number in range(4, 43)})
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["0.jpg", "1.jpg", "2.jpg", "10.jpg", "11.jpg", "100.jpg"],
-        ["IM-0001.jpg", "IM-0002.jpg", "IM-0010.jpg", "IM-0011.jpg"],
-        ["slice1.png", "slice2.png", "slice10.png"],
-        ["1.JPG", "2.jpeg", "3.PNG", "4.jpg"],
-        ["a2b9.png", "a2b10.png", "a10b1.png"],
-    ],
-)
-def test_slices_come_in_natural_order_of_their_names(names: list[str], tmp_path: Path) -> None:
-    scan = save_grey(tmp_path / "scan", names)
-    (scan / "._1.jpg").write_bytes(b"resource fork of a Mac")
-    (scan / ".hidden.png").write_bytes(b"")
-    (scan / "notes.txt").write_text("not a slice")
-    (scan / "folder.jpg").mkdir()
-    assert order_read(scan) == list(range(len(names)))
-
-
-def test_natural_key_orders_any_names() -> None:
-    names = [
-        "10",
-        "2",
-        "a",
-        "A1",
-        "a01",
-        "a1",
-        "",
-        "1a",
-        "1.jpg",
-        "01.jpg",
-        "-3",
-        "x\u00b2.jpg",
-        "\u0663.jpg",
-        "5\u00b2",
-    ]
-    ordered = sorted(names, key=natural_key)
-    backwards = names[::-1]
-    assert ordered == sorted(backwards, key=natural_key)
-    assert ordered.index("2") < ordered.index("10")
-
-
-def test_colour_slices_become_grey_as_pillow_does_it(tmp_path: Path) -> None:
-    colour = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    scan = tmp_path / "scan"
-    scan.mkdir()
-    Image.fromarray(colour[0]).save(scan / "0.jpg")
-    Image.fromarray(colour[1]).convert("P").save(scan / "1.png")
-    expected = [np.asarray(Image.open(file).convert("L")) for file in (scan / "0.jpg", scan / "1.png")]
-    np.testing.assert_array_equal(loader()(scan)[0].numpy() * 255, np.stack(expected))
-
-
-def test_sizes(tmp_path: Path) -> None:
-    scan = save_grey(tmp_path / "scan", ["0.png", "1.png"], size=8)
-    Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6)).save(scan / "2.png")
-    assert loader(size=5)(scan).shape == (1, 3, 5, 5)
-    with pytest.raises(ScanError, match=r"slices differ in size \[\(4, 6\), \(8, 8\)\]; give a size") as caught:
-        loader()(scan)
-    assert str(scan) in str(caught.value)
-    for number in (0, 1):
-        (scan / f"{number}.png").rename(scan / f"{number + 5}.png")
-    assert loader(select=[TrimSlices(0), SampleSlices(1)])(scan).shape == (1, 1, 4, 6)  # a single one cannot differ
-
-
-@pytest.mark.parametrize("value", [0, 128, 255])
-def test_slices_that_show_nothing_are_refused(value: int, tmp_path: Path) -> None:
-    """An empty folder that was exported as black pictures would still get a confident answer."""
-    scan = tmp_path / "scan"
-    scan.mkdir()
-    for name in ("0.png", "1.png"):
-        Image.fromarray(np.full((8, 8), value, np.uint8)).save(scan / name)
-    assert f"its slices are all but one grey (levels {value} to {value})" in refusal(scan)
-
-
-def test_broken_slices_are_named(data_dir: Path, tmp_path: Path) -> None:
-    scan = save_grey(tmp_path / "scan", ["0.jpg", "1.jpg"])
-    whole = (data_dir / "golden/jpg_scan/5.jpg").read_bytes()
-    (scan / "2.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ScanError, match="cannot be decoded") as caught:
-        loader(size=8)(scan)
-    assert f"{scan}: 2.jpg: " in str(caught.value)
-    (scan / "2.jpg").write_bytes(b"no image at all")
-    with pytest.raises(ScanError, match="cannot be decoded") as caught:
-        loader(size=8)(scan)
-    assert f"{scan}: 2.jpg: " in str(caught.value)
-
-
-def test_sixteen_bit_slices_are_refused(tmp_path: Path) -> None:
-    scan = save_grey(tmp_path / "scan", ["0.png"])
-    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(scan / "1.png")
-    with pytest.raises(ScanError, match="slices must be 8-bit images, got mode I;16") as caught:
-        loader()(scan)
-    assert f"{scan}: 1.png: " in str(caught.value)
 
 
 # --- one CT in every format ------------------------------------------------------------------------------------------
@@ -296,16 +141,6 @@ def test_dicom_without_a_suffix_and_with_company(odd_hu: tuple[np.ndarray, Seque
     np.testing.assert_allclose(read_hu(series), hu, atol=1e-2)
 
 
-# --- what cannot be a scan -------------------------------------------------------------------------------------------
-
-
-def refusal(path: Path, **settings: object) -> str:
-    with pytest.raises(ScanError) as caught:
-        loader(**settings)(path)  # type: ignore[arg-type]
-    assert str(path) in str(caught.value)
-    return str(caught.value)
-
-
 def test_nothing_there(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "none")
     assert "holds no scan" in refusal(tmp_path)
@@ -392,86 +227,3 @@ def test_missing_keys() -> None:
     assert LoadScand("image", allow_missing_keys=True)({"label": 1}) == {"label": 1}
     with pytest.raises(KeyError, match="image"):
         LoadScand("image")({"label": 1})
-
-
-# --- finding scans ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tree(odd_hu: tuple[np.ndarray, Sequence[float]], tmp_path: Path) -> Path:
-    hu, spacing = odd_hu
-    root = tmp_path / "tree"
-    save_grey(root / "a/patient10", ["0.jpg", "1.jpg"])
-    save_grey(root / "a/patient2", ["0.png", "1.png"])
-    write_dicom_series(root / "b/series", hu, spacing, **PERSON)
-    write_nifti(root / "b/scan.nii.gz", hu, spacing)
-    write_nrrd_or_mha(root / "c.mha", hu, spacing)
-    save_grey(root / ".cache/patient", ["0.jpg"])
-    save_grey(root / "a/.thumbnails", ["0.jpg"])
-    (root / "b/._scan.nii.gz").write_bytes(b"resource fork of a Mac")
-    (root / "empty").mkdir()
-    (root / "readme.txt").write_text("")
-    return root
-
-
-def test_scans_of_a_mixed_tree(tree: Path) -> None:
-    names = ["a/patient2", "a/patient10", "b/scan.nii.gz", "b/series", "c.mha"]
-    found = find_scans(tree)
-    assert found == [{"image": str(tree / name), "scan": name} for name in names]
-    for scan in found:
-        assert loader()(scan["image"]).ndim == 4
-    assert find_scans(str(tree / "b")) == [
-        {"image": str(tree / "b" / name), "scan": name} for name in ("scan.nii.gz", "series")
-    ]
-
-
-@pytest.mark.parametrize("name", ["a/patient2", "b/series", "b/scan.nii.gz", "c.mha"])
-def test_a_root_that_is_one_scan(name: str, tree: Path) -> None:
-    assert find_scans(tree / name) == [{"image": str(tree / name), "scan": Path(name).name}]
-
-
-def test_nothing_found(tree: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"--scans: .*none does not exist"):
-        find_scans(tree / "none")
-    with pytest.raises(FileNotFoundError, match=r"--scans: no scan found in .*empty \(looked for DICOM .*\.jpg.*\.nii"):
-        find_scans(tree / "empty")
-
-
-def test_a_stray_picture_changes_no_answer(tmp_path: Path, data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    shutil.copytree(data_dir / "chest_ct_dicom", tmp_path / "tree" / "a" / "ct")
-    picture = data_dir / "golden" / "jpg_scan" / "0.jpg"
-    for folder in (tmp_path / "tree", tmp_path / "tree" / "a"):
-        shutil.copy(picture, folder / "preview.jpg")
-    assert [scan["scan"] for scan in find_scans(tmp_path / "tree")] == ["a/ct"]
-    assert caplog.text.count("not taken for a scan") == 2
-    shutil.copy(picture, tmp_path / "tree" / "a" / "ct" / "preview.jpg")
-    (scan,) = find_scans(tmp_path / "tree")
-    assert scan["scan"] == "a/ct"
-    volume, record = loader().read(scan["image"])
-    assert record["warnings"] == ["pictures: 1 pictures beside the DICOM files are not used"]
-    assert torch.equal(volume, loader()(data_dir / "chest_ct_dicom"))
-    for number in range(10):
-        shutil.copy(picture, tmp_path / "tree" / "a" / "ct" / f"{number}.jpg")
-    with pytest.raises(ScanError, match="many pictures beside DICOM files"):
-        loader()(scan["image"])
-
-
-def test_the_cohort_builder_recognises_what_the_loader_reads(tmp_path: Path, data_dir: Path, odd_hu) -> None:
-    """The two packages do not import each other, so each has its own rules."""
-    from fairlung.pipeline.data.cohort_folders import build_cohort
-
-    root = tmp_path / "train" / "normal" / "male"
-    write_jpg_folder(root / "jpg", odd_hu[0])
-    shutil.copytree(data_dir / "chest_ct_dicom", root / "dicom")
-    (root / "bare").mkdir()
-    for path in (data_dir / "chest_ct_dicom").iterdir():
-        shutil.copy(path, root / "bare" / path.stem)
-    for suffix in (".nii.gz", ".nii"):
-        write_nifti(root / f"scan{suffix}", *odd_hu)
-    for suffix in (".nrrd", ".mha"):
-        write_nrrd_or_mha(root / f"scan{suffix}", *odd_hu)
-    (root / "empty").mkdir()
-    (root / "text").mkdir()
-    (root / "text" / "notes.txt").write_text("no scan")
-    built = build_cohort(tmp_path)
-    assert [scan["scan"] for scan in find_scans(tmp_path)] == list(built.table["scan"])

@@ -1,0 +1,184 @@
+"""What is wrong with a cohort file is found all at once, and names no patient."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from cohort_files import full_rows, load, message, write_rows
+
+from fairlung.pipeline.data.cohort_checks import CohortError
+
+
+def test_one_error_names_every_planted_problem(tmp_path):
+    rows = full_rows()  # 16 rows: lines 2 to 17
+    rows[0]["label"] = "adenocarcinom"  # line 2; also empties its cell
+    rows[1]["sex"] = "femal"  # line 3
+    rows[2]["split"] = "training"  # line 4
+    rows[4]["scan"] = ""  # line 6
+    rows[5]["label"] = ""  # line 7
+    rows[6]["split"] = ""  # line 8
+    rows[9]["patient"] = rows[3]["patient"] = "JOHN-DOE-1953"  # lines 5 and 11: train and val
+    path = write_rows(tmp_path, rows)
+    shutil.rmtree(tmp_path / "s8")  # line 10
+    text = (
+        path.read_text() + f"./s9/../s9,normal,male,val,x\n{tmp_path}/s10,normal,male,val,\ns77,normal\n"
+    )  # lines 18 to 20
+    path.write_text(text)
+    report = message(path)
+    for planted in (
+        "line 2: label 'adenocarcinom' is unknown (did you mean 'adenocarcinoma'?)",
+        "line 3: sex 'femal' is unknown (did you mean 'female'?)",
+        "line 4: split 'training' is unknown (did you mean 'train'?)",
+        "line 6: scan is empty",
+        "line 7: label is empty",
+        "line 8: split is empty",
+        "line 10: scan 's8' does not exist",
+        "line 18: scan './s9/../s9' is the scan of line 11 again",
+        f"line 19: scan '{tmp_path}/s10' is the scan of line 12 again",
+        "line 20: 2 values, but the header has 5",
+        "one patient is in train (line 5) and in val (line 11)",
+        "train: no male adenocarcinoma scan",
+        "train: no female adenocarcinoma scan",
+        "train: no male squamous_cell scan",
+    ):
+        assert planted in report
+    assert "JOHN" not in report
+    problems = report.splitlines()
+    assert problems[0].endswith(f"cohort.csv: {len(problems) - 1} problems")
+    numbers = [int(line.split("line ")[1].split(":")[0].split(")")[0]) for line in problems if "line " in line]
+    assert numbers == sorted(numbers)
+
+
+def test_patient_ids_are_in_no_message_and_no_repr(tmp_path):
+    rows = full_rows()
+    rows[15]["patient"] = rows[0]["patient"]
+    assert "PAT" not in message(write_rows(tmp_path, rows))
+    cohort = load(write_rows(tmp_path, full_rows()))
+    assert "PAT" not in repr(cohort) and "PAT" not in str(cohort)
+
+
+def test_the_same_patient_twice_in_one_split_and_unknown_patients_are_fine(tmp_path):
+    rows = full_rows()
+    rows[1]["patient"] = rows[0]["patient"]
+    rows[3]["patient"] = rows[12]["patient"] = ""
+    assert len(load(write_rows(tmp_path, rows)).table) == 16
+
+
+def test_a_link_to_a_scan_is_the_same_scan(tmp_path):
+    rows = full_rows()
+    rows.append(rows[0] | {"scan": "link", "split": "val", "patient": ""})
+    path = write_rows(tmp_path, rows)
+    (tmp_path / "link").rmdir()
+    (tmp_path / "link").symlink_to(tmp_path / "s0")
+    assert "line 18: scan 'link' is the scan of line 2 again" in message(path)
+
+
+def test_hints_know_short_forms(tmp_path):
+    rows = full_rows()
+    rows[0]["label"], rows[1]["sex"], rows[2]["label"], rows[3]["split"] = "COVID-19", "F", "G", "Validation"
+    report = message(write_rows(tmp_path, rows), allow_empty_cells=True)
+    for line, hint in ((2, "covid19"), (3, "female"), (4, "squamous_cell"), (5, "val")):
+        assert any(f"line {line}:" in row and f"did you mean '{hint}'?" in row for row in report.splitlines())
+
+
+def test_lines_are_those_of_the_file_also_after_blank_and_multi_line_rows(tmp_path):
+    path = write_rows(tmp_path, full_rows(splits=("train",)))
+    header, first, *rest = path.read_text().splitlines()
+    rest[0] = rest[0].replace("female", "x")
+    path.write_text("\n".join([header, "", first.replace("PAT0", '"two\nlines"'), *rest]))
+    assert "line 5: sex 'x'" in message(path)
+
+
+@pytest.mark.parametrize("count", [49, 50, 51, 300])
+def test_a_long_list_says_how_much_of_it_is_missing(tmp_path, count):
+    rows = full_rows() + [full_rows()[0] | {"scan": "s0", "patient": "", "label": "x"} for _ in range(count)]
+    for index, row in enumerate(rows[16:]):
+        row["scan"] = f"t{index}"
+    report = message(write_rows(tmp_path, rows)).splitlines()
+    assert report[0].endswith(f"{count} problems")
+    assert len([line for line in report if "label 'x'" in line]) == min(count, 50)
+    assert (report[-1].strip() == f"... and {count - 50} more") == (count > 50)
+
+
+def test_empty_cells_are_named_and_can_be_allowed(tmp_path):
+    rows = [row for row in full_rows() if (row["split"], row["label"], row["sex"]) != ("val", "covid19", "female")]
+    path = write_rows(tmp_path, rows)
+    assert message(path).splitlines()[1:] == ["  - val: no female covid19 scan"]
+    assert load(path, allow_empty_cells=True).class_counts("val")["covid19"] == 1
+
+
+def test_a_class_missing_from_train_is_an_error_even_when_cells_may_be_empty(tmp_path):
+    rows = [row for row in full_rows() if (row["split"], row["label"]) != ("train", "normal")]
+    path = write_rows(tmp_path, rows)
+    assert message(path, allow_empty_cells=True).splitlines()[1:] == ["  - train: no normal scan at all"]
+    rows = [row for row in full_rows() if (row["split"], row["label"]) != ("val", "normal")]
+    assert load(write_rows(tmp_path, rows), allow_empty_cells=True).class_counts("val")["normal"] == 0
+
+
+def test_cells_are_not_asked_for_when_no_group_is_known(tmp_path):
+    rows = [row | {"sex": ""} for row in full_rows()]
+    cohort = load(write_rows(tmp_path, rows))
+    assert {item["group"] for item in cohort.items("train")} == {-1}
+    rows[0]["sex"] = "male"
+    assert "train: no female adenocarcinoma scan" in message(write_rows(tmp_path, rows))
+
+
+def test_required_splits(tmp_path):
+    path = write_rows(tmp_path, full_rows())
+    assert load(path, require_splits=["train", "val"]).splits() == ("train", "val")
+    assert message(path, require_splits=["val", "test"]).splitlines()[1:] == ["  - test: no scan at all"]
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"scan,label,sex\n", "no rows"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00", "not UTF-8"),
+        (b"PK\x03\x04\x00\x00", "binary"),
+        (b'scan,label,sex\n"s0,normal,male\n', "line 2"),
+        (b'scan,label,sex,note\ns0,normal,male,"open\ns1,normal,female,x\n', "not a CSV"),
+        (b"scan,scan,label,sex\ns0,s0,normal,male\n", "'scan'"),
+        (b"scan;label;sex\ns0;normal;male\n", "commas"),
+        (b"scan,Label\ns0,normal\n", "is it 'Label'?"),
+        (b"scan,Label\ns0,normal\n", "no column 'sex'"),
+    ],
+)
+def test_what_is_no_cohort_file_is_refused_by_name(tmp_path, content, said):
+    (tmp_path / "cohort.csv").write_bytes(content)
+    report = message(tmp_path / "cohort.csv")
+    assert said in report and str(tmp_path / "cohort.csv") in report
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    assert "no such file" in message(tmp_path / "cohort.csv")
+    assert "cannot be read" in message(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"group_names": []}, "group_names"),
+        ({"class_names": ()}, "class_names"),
+        ({"class_names": "normal"}, "class_names"),
+        ({"class_names": ["a", "a"]}, "class_names"),
+        ({"class_names": ["a", " b"]}, "class_names"),
+        ({"group_names": ["male", "unknown"]}, "group_names"),
+        ({"group_by": "label"}, "group_by"),
+        ({"require_splits": ["training"]}, "require_splits"),
+        ({"require_splits": "train"}, "require_splits"),
+    ],
+)
+def test_arguments_without_sense_are_named(tmp_path, options, named):
+    path = write_rows(tmp_path, full_rows())
+    with pytest.raises(ValueError, match=named) as caught:
+        load(path, **options)
+    assert not isinstance(caught.value, CohortError)
+
+
+def test_a_row_of_patients_in_place_of_the_header_is_not_shown(tmp_path):
+    for row in ("s0,normal,male,DOE^JANE\n", "s0,DOE^JANE,DOE^JANE,male\n"):
+        (tmp_path / "cohort.csv").write_text(row + "s1,normal,female,x\n")
+        assert "DOE" not in message(tmp_path / "cohort.csv")

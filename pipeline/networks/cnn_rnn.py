@@ -151,8 +151,6 @@ class CNNRNNClassifier(nn.Module):
             maps = torch.cat([self.encoder(imagenet_input(part)) for part in volume.split(self.chunk)])
             padded.append(torch.cat([maps, maps.new_zeros(depth - len(maps), *maps.shape[1:])]))
         stage = self.last_stage(torch.stack(padded).movedim(2, 1))
-        if stage.requires_grad:
-            stage.register_hook(Tensor.contiguous)  # MONAI's Grad-CAM takes a view of the gradient
         return [features[: len(volume)] for features, volume in zip(stage.mean((3, 4)).mT, volumes, strict=True)]
 
     def _announce(self, image: Tensor) -> None:

@@ -23,7 +23,7 @@ from workflows import SHRUNK, Start, cause, run
 
 from fairlung.pipeline.common.errors import UserError
 from fairlung.pipeline.common.volumes import PADDING, slice_counts
-from fairlung.pipeline.explain.grad_cam import class_activation, explain_with_grad_cam
+from fairlung.pipeline.explain.grad_cam import class_activation, explained_copy
 from fairlung.pipeline.networks.checkpoint import CheckpointError, ModelSettings
 from fairlung.pipeline.networks.cnn_rnn import ENCODER_MODES, FEATURES, CNNRNNClassifier, LiveMemory, requirements
 from fairlung.pipeline.networks.pretrained import PretrainedWeightsError
@@ -349,16 +349,12 @@ def test_grad_cam_of_the_slices(build: Callable, encoder_mode: str) -> None:
     network, image = build(encoder_mode=encoder_mode).eval(), batch(5, depth=7, size=64)
     with torch.no_grad():
         logits = network(image)
-    grad_cam = explain_with_grad_cam(network, network.explained_layer)
-    torch.testing.assert_close(grad_cam.nn_module(image)[0].detach(), logits, rtol=1e-4, atol=1e-5)
-    maps = torch.cat([class_activation_of(grad_cam, image[0], index) for index in range(4)])
+    explained = explained_copy(network)
+    torch.testing.assert_close(explained(image).detach(), logits, rtol=1e-4, atol=1e-5)
+    maps = torch.stack([torch.from_numpy(class_activation(explained, image[0], index)) for index in range(4)])
     assert maps.shape == (4, 7, 64, 64)
     assert maps.min() >= 0 and maps.max() == 1
     assert (maps[:, 5:] == 0).all()
-
-
-def class_activation_of(grad_cam: object, image: Tensor, index: int) -> Tensor:
-    return torch.from_numpy(class_activation(grad_cam, image, index))[None]  # type: ignore[arg-type]
 
 
 # ---- the shipped config ---------------------------------------------------------------------------------------------

@@ -41,7 +41,12 @@ HOMES = {
     "scan_roots": ("data.archives",),
     "watch": ("inference.watch",),
 }
-RENAMED = {"distributed.start": "start_processes", "intake_report.report": "report_intake", "watch.run": "watch_scans"}
+RENAMED = {
+    "distributed.start": "start_processes",
+    "intake_report.report": "report_intake",
+    "predictions.PredictionWriter": "prediction_writer_of",
+    "watch.run": "watch_scans",
+}
 
 
 def defined_above(entry: Any) -> Any:

@@ -7,9 +7,15 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "classifier": ["Classifier"],
         "dicom_writer": ["DicomWriter"],
         "members": ["MemberLoader", "checkpoint_paths", "common_settings", "require_checkpoints"],
-        "prediction_writer": ["PredictionWriter"],
+        "prediction_writer": [
+            "AppendingPredictionWriter",
+            "LabelledPredictionWriter",
+            "PredictionWriter",
+            "prediction_writer_of",
+        ],
         "runtimes": ["MemoryKeeper", "MirrorInferer", "inferer_of"],
         "scan_readers": ["ScanLoader"],
         "watch": ["watch_scans"],

@@ -5,6 +5,7 @@ Files are watched by looking, again and again: what a file server reports of cha
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -18,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 from ignite.engine import Events
 
 from ..common.errors import UserError
+from .prediction_writer import AppendingPredictionWriter, PredictionWriter
 
 if TYPE_CHECKING:
     from monai.engines import Evaluator
 
-    from .prediction_writer import PredictionWriter
-import logging
 
 logger = logging.getLogger(__name__)
 
@@ -319,15 +319,17 @@ def watch_scans(
 
     Args:
         evaluator: its data loader is a :class:`~.ScanLoader`; its data are replaced.
-        predictions: a handler of the evaluator with ``append``; it knows what earlier processes answered.
+        predictions: a handler of the evaluator, an :class:`~.AppendingPredictionWriter`: it knows what earlier
+            processes answered.
         root: the folder.
         find: see :func:`watch`, as are the times.
         quiet_seconds: see there.
         poll_seconds: see there.
         idle_seconds: see there.
     """
-    if not predictions.append:
+    if not isinstance(predictions, AppendingPredictionWriter):
         raise ValueError("predictions must be written with append, or each round would begin the table anew")
+    predictions.recover()
     loader = evaluator.data_loader
     stop = _Stop()
 

@@ -11,7 +11,8 @@ from ignite.engine import Engine, Events
 
 from .. import __version__
 from ..common.scan_paths import ScanPaths
-from .dicom_report import Model, write_dicom_answers
+from .dicom_objects import Model
+from .dicom_report import write_dicom_answers
 
 logger = logging.getLogger(__name__)
 

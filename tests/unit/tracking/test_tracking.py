@@ -26,8 +26,9 @@ from workflows import CLASSES, EXPLAINED_NETWORK, SHRUNK, Start, run, run_status
 
 from fairlung.pipeline.common.text import without_login
 from fairlung.pipeline.data.cohort import Cohort, load_cohort
+from fairlung.pipeline.tracking.loggable import with_grouped_names
 from fairlung.pipeline.tracking.note import note_markdown
-from fairlung.pipeline.tracking.run import RunTracker, with_grouped_names
+from fairlung.pipeline.tracking.run import RunTracker
 from fairlung.pipeline.tracking.store import TrackingError, impatient
 from fairlung.pipeline.tracking.sync import sync
 

@@ -26,7 +26,7 @@ HOMES = {
     "ensemble": ("inference.members", "inference.runtimes", "networks.ensemble"),
     "error_gallery": ("explain.error_gallery",),
     "intake_report": ("reports.intake_page", "cli.intake"),
-    "memory": ("inference.runtimes",),
+    "memory": ("inference.memory",),
     "metrics": ("evaluation.metrics",),
     "mlflow_model": ("tracking.registry",),
     "network": ("networks.r3d18",),

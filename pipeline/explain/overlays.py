@@ -34,9 +34,9 @@ class OverlayWriter:
     Grad-CAM of the predicted class. Of an ensemble, the members' activations are averaged, each as a share of its own
     maximum, and the mean again is taken as a share of its maximum; so are those of the mirrored volumes.
 
-    Attach it after :class:`~.PredictionWriter`, whose answers it shows, and after what loads the
-    checkpoint. A picture or map that cannot be made is a warning that names the scan; those of an earlier run are
-    removed, so that none is mistaken for this one's.
+    Attach it after :class:`~.PredictionWriter`, whose answers it shows, and after what loads the checkpoint. A picture
+    or map that cannot be made is a warning that names the scan. Pictures and maps of an earlier run are removed, so
+    that they are not mistaken for this run's.
 
     The networks are copied to be explained; the copies live from the first answered scan to the end of the epoch.
 

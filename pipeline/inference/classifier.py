@@ -63,10 +63,7 @@ class Classifier:
     """
 
     def __init__(
-        self,
-        checkpoint: str | Path | Sequence[str | Path],
-        bundle_root: str | Path | None = None,
-        **settings: Any,
+        self, checkpoint: str | Path | Sequence[str | Path], bundle_root: str | Path | None = None, **settings: Any
     ) -> None:
         root = BUNDLE if bundle_root is None else Path(bundle_root)
         file = root / "configs" / "inference.yaml"

@@ -15,7 +15,7 @@ from .dicom_sources import DicomReportError, Sources
 
 if TYPE_CHECKING:
     from highdicom import SOPClass
-    from highdicom.sr import Comprehensive3DSR, Measurement, NumContentItem
+    from highdicom.sr import Comprehensive3DSR, Measurement, MeasurementsAndQualitativeEvaluations, NumContentItem
     from pydicom.sr.coding import Code
 
     from .answers import Answer
@@ -51,6 +51,10 @@ class Model:
             if not 1 <= len(value) <= MAX_MEANING or plain_text(value) != value:
                 raise ValueError(f"model {what} must be 1 to {MAX_MEANING} printable characters, got {value!r}")
 
+    def uid(self, *what: object) -> str:
+        """The UID of something that this model made."""
+        return uid_of(*what, self.name, self.version, self.digest)
+
 
 def _common(sources: Sources, model: Model, kind: str) -> dict[str, Any]:
     """What both objects are told about their series and equipment."""
@@ -60,7 +64,7 @@ def _common(sources: Sources, model: Model, kind: str) -> dict[str, Any]:
         SCHEME, name="fairlung classes and answers", version=__version__, responsible_organization=MANUFACTURER
     )
     return {
-        "series_instance_uid": uid_of(kind, sources.first.SeriesInstanceUID, model.name, model.version, model.digest),
+        "series_instance_uid": model.uid(kind, sources.first.SeriesInstanceUID),
         "series_number": SERIES_NUMBERS[kind],
         "sop_instance_uid": uid_of(kind),  # until the content is known
         "instance_number": 1,
@@ -111,13 +115,12 @@ def _probability(name: str, answer: Answer) -> Measurement:
     return measurement
 
 
-def report_of(sources: Sources, answer: Answer, model: Model) -> Comprehensive3DSR:
+def _measurement_group(sources: Sources, answer: Answer, model: Model) -> MeasurementsAndQualitativeEvaluations:
+    """All that is said of the scan (TID 1501)."""
     from highdicom import sr
     from pydicom.sr.codedict import codes
-    from pydicom.sr.coding import Code
 
     assert answer.prediction is not None
-    first = sources.first
     measurements = [_probability(name, answer) for name in answer.probabilities]
     if answer.agreement is not None:
         agreement = own_code("agreement", "Share of the ensemble's members with the same prediction")
@@ -125,7 +128,7 @@ def report_of(sources: Sources, answer: Answer, model: Model) -> Comprehensive3D
     group = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
             identifier="Classification of the whole scan",
-            uid=uid_of("tracking", first.SeriesInstanceUID, model.name, model.version, model.digest),
+            uid=model.uid("tracking", sources.first.SeriesInstanceUID),
         ),
         finding_sites=[sr.FindingSite(codes.SCT.Lung)],
         algorithm_id=sr.AlgorithmIdentification(
@@ -153,8 +156,17 @@ def report_of(sources: Sources, answer: Answer, model: Model) -> Comprehensive3D
                 relationship_type=sr.RelationshipTypeValues.CONTAINS,
             )
         )
+    return group
+
+
+def report_of(sources: Sources, answer: Answer, model: Model) -> Comprehensive3DSR:
+    """The structured report of an answer (TID 1500)."""
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
+
     device = sr.DeviceObserverIdentifyingAttributes(
-        uid=uid_of("device", model.name, model.version, model.digest),
+        uid=model.uid("device"),
         name=MANUFACTURER,
         manufacturer_name=MANUFACTURER,
         model_name=model.name,
@@ -167,7 +179,7 @@ def report_of(sources: Sources, answer: Answer, model: Model) -> Comprehensive3D
             )
         ),
         procedure_reported=Code("24627-2", "LN", "CT Chest"),
-        imaging_measurements=[group],
+        imaging_measurements=[_measurement_group(sources, answer, model)],
         title=codes.DCM.ImagingMeasurementReport,
         referenced_images=sources.headers,
     )
@@ -202,6 +214,7 @@ def montage_pixels(montage: str | Path | NDArray[np.uint8], scan: str) -> NDArra
 
 
 def montage_of(sources: Sources, pixels: NDArray[np.uint8], model: Model) -> SOPClass:
+    """The secondary capture that shows a montage [H, W, 3]."""
     from highdicom.sc import SCImage
     from highdicom.sr import CodedConcept
     from pydicom.dataset import Dataset

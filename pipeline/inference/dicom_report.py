@@ -45,13 +45,9 @@ if TYPE_CHECKING:
 
 # what repeating an inference changes
 _CLOCK = {
-    "InstanceCreationDate",
-    "InstanceCreationTime",
-    "ContentDate",
-    "ContentTime",
-    "DateOfSecondaryCapture",
+    "InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime", "DateOfSecondaryCapture",
     "TimeOfSecondaryCapture",
-}
+}  # fmt: skip
 
 
 def write_dicom_answers(

@@ -59,7 +59,7 @@ def read_sources(answer: Answer) -> Sources:
     for number, path in enumerate(files, start=1):
         which = f"{scan}: source file {number} of {len(files)}"
         try:
-            # a file without preamble may still be DICOM; what is none has none of the tags
+            # force: a file without preamble may still be DICOM; another file has none of the tags
             read = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(SOURCE_TAGS))
             header = _anonymous_header(read)
             if not headers:

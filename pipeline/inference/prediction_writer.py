@@ -44,6 +44,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+# keys of an object of the JSON, in order
+OBJECT = (
+    "scan", "status", "reason", "prediction", "probabilities", "spread", "agreement", "uncorrected", "prevalence",
+    "warnings", "intake",
+)  # fmt: skip
+
+
 def _part(path: Path) -> Path:
     """Where this process writes a file until it is complete."""
     return path.with_name(f"{path.name}.part{rank() or ''}")
@@ -189,19 +196,10 @@ class PredictionWriter:
 
     def record(self, answer: Answer) -> dict[str, Any]:
         """The object of an answer in the JSON."""
-        return {
-            "scan": answer.scan,
-            "status": answer.status,
-            "reason": answer.reason,
-            "prediction": answer.prediction,
-            "probabilities": answer.probabilities,
-            "spread": answer.spread,
-            "agreement": answer.agreement,
-            "uncorrected": answer.uncorrected,
-            "prevalence": None if self.correction is None else self.correction.settings.get("target"),
-            "warnings": answer.warnings,
-            "intake": {name: value for name, value in answer.intake.items() if name != "files"},
-        }
+        prevalence = None if self.correction is None else self.correction.settings.get("target")
+        intake = {name: value for name, value in answer.intake.items() if name != "files"}
+        said = {**vars(answer), "prevalence": prevalence, "intake": intake}
+        return {name: said[name] for name in OBJECT}
 
     def recover(self) -> None:
         """Take up the rows that are there: of a table that is written anew, none."""

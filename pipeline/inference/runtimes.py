@@ -149,7 +149,7 @@ class MirrorInferer(Inferer):
 
     The training shows volumes mirrored so (``RandFlipd`` along W, the last axis), so the network knows them. A member's
     probability is then the mean of its two probabilities, not of its logits. What is returned is the logarithm of that
-    mean, whose softmax it is: whoever takes these logits for a network's gets the mean.
+    mean: its softmax is the mean, so it can be used like the logits of a network.
 
     Args:
         mirror: False leaves the network's logits as they are.

@@ -47,7 +47,7 @@ def refuse_shared_names(names: Sequence[str]) -> None:
 
 
 def short(error: Exception) -> str:
-    """An error in one line, without logins; those of HTTP end in the cause, after addresses and a whole request."""
+    """An error in one line, without logins. Of an HTTP error only the cause, which stands behind the whole request."""
     text = " ".join(without_login(str(error)).split())
     text = text.partition("(Caused by ")[2].rstrip(")'\" ") or text
     return text if len(text) <= 300 else text[:297] + "..."

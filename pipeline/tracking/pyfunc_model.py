@@ -1,8 +1,7 @@
 """The script inside a logged model: MLflow runs it at load (models from code), so no object of ours is pickled.
 
 Nothing imports this module; :mod:`~.tracking.bundle_model` hands its path to MLflow. Beside it, a model carries the
-checkpoint, the bundle's configs, and the source of the fairlung that made it. Of fairlung it uses what inference.yaml
-names.
+checkpoint, the bundle's configs, and the source of the fairlung that made it, of which it uses :class:`~.Classifier`.
 """
 
 from __future__ import annotations

@@ -143,6 +143,19 @@ class RunTracker:
         self._about = _about(settings, self.kind, cohort)
         interrupted = self._interrupted() if resumed else {}
         self.run_name = interrupted.get("run_name", self.run_name)
+        self._open(self._start_tags(settings, cohort), interrupted, away)
+        if self.kind == "train":
+            self._write_record({key: settings[key] for key in TRAINING_SETTINGS if settings.get(key) is not None})
+        if not interrupted:  # MLflow takes a parameter once; settings that may change stand in settings.json
+            self._submit("params", values={name: param(value) for name, value in settings.items()})
+            self._log_cohort(cohort)
+        self.log_text(yaml.safe_dump(loggable(config), sort_keys=False), "config/config.yaml")
+        self.log_text(json.dumps(loggable(settings), indent=2), "config/settings.json")
+        if self.system_metrics:
+            self._monitor = SystemMonitor(lambda values: self._submit("metrics", values=values))
+        logger.info("MLflow run %s (%s)", self.run_name, self.run_id or "not sent yet")
+
+    def _open(self, tags: Mapping[str, str], interrupted: Mapping[str, Any], away: Exception | None) -> None:
         uid = uuid.uuid4().hex
         self._journal = Journal(self.output_dir, uid)
         atexit.register(self.finish, "FAILED")  # however the process ends, short of a kill -9: the run is closed
@@ -154,20 +167,10 @@ class RunTracker:
             uri=self._uri if without_login(self._uri) == self._uri else None,
             experiment=self.experiment,
             name=self.run_name,
-            tags=self._start_tags(settings, cohort) | {store.MARK: uid},
-            training={key: self._training.get(key) for key in ("run_id", "journal")} if self._training else None,
-            interrupted={key: interrupted.get(key) for key in ("run_id", "journal")} if interrupted else None,
+            tags={**tags, store.MARK: uid},
+            training=_identity(self._training),
+            interrupted=_identity(interrupted),
         )
-        if self.kind == "train":
-            self._write_record({key: settings[key] for key in TRAINING_SETTINGS if settings.get(key) is not None})
-        if not interrupted:  # MLflow takes a parameter once; settings that may change stand in settings.json
-            self._submit("params", values={name: param(value) for name, value in settings.items()})
-            self._log_cohort(cohort)
-        self.log_text(yaml.safe_dump(loggable(config), sort_keys=False), "config/config.yaml")
-        self.log_text(json.dumps(loggable(settings), indent=2), "config/settings.json")
-        if self.system_metrics:
-            self._monitor = SystemMonitor(lambda values: self._submit("metrics", values=values))
-        logger.info("MLflow run %s (%s)", self.run_name, self.run_id or "not sent yet")
 
     def _interrupted(self) -> dict[str, Any]:
         """The record of the training that goes on, after what it could not send itself was sent."""
@@ -399,6 +402,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _identity(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Which run a record is of; None of no record."""
+    return {key: record.get(key) for key in ("run_id", "journal")} if record else None
 
 
 def _training_record(settings: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:

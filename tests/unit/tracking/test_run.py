@@ -397,6 +397,20 @@ def test_a_run_is_nested_and_shows_the_load(cohort: Cohort, tmp_path: Path, monk
     assert "system/system_memory_usage_percentage" in run.data.metrics
 
 
+def test_logging_an_evaluation_writes_nothing(cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """metrics.json is there before, or it is an error."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "predictions.csv").write_text("scan,label,sex,prediction\n")
+    RunTracker("", "e", "r", tmp_path / "out", tmp_path).log_evaluation(tmp_path / "val", "val")
+    tracker = RunTracker(f"sqlite:///{tmp_path}/m.db", "e", "r", tmp_path / "out", tmp_path)
+    tracker.start({}, {}, cohort)
+    with pytest.raises(FileNotFoundError, match="metrics.json"):
+        tracker.log_evaluation(tmp_path / "val", "val")
+    tracker.finish()
+    assert [path.name for path in (tmp_path / "val").iterdir()] == ["predictions.csv"]
+
+
 def test_an_evaluation_says_what_was_trained(tracked: SimpleNamespace) -> None:
     training, evaluation = tracked.runs["train"], tracked.runs["evaluate"]
     assert evaluation.data.tags["mlflow.parentRunId"] == training.info.run_id

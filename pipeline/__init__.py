@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "evaluation.compare": ["compare"],
         "evaluation.metrics": ["GroupConfusion"],
         "evaluation.predictions": ["load_predictions"],
+        "inference.classifier": ["Classifier"],
         "losses.two_level": ["FairLACVaRLoss", "TwoLevelLoss"],
         "networks.r3d18": ["R3D18Classifier"],
     },

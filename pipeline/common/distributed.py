@@ -1,4 +1,4 @@
-"""One process or many: the few questions that differ. Everything is a no-op when torch.distributed is not running."""
+"""One process or many: ignite's answers to the few questions that differ; all is a no-op without a process group."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import timedelta
 from itertools import chain, zip_longest
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -33,6 +34,7 @@ def start_processes(backend: str) -> None:
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not shared or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
         dist.init_process_group(backend, timeout=PATIENCE)
+        idist.sync()  # ignite's first look at the group is a collective: now, as every process is here
         return
     if os.environ["WORLD_SIZE"] != os.environ["LOCAL_WORLD_SIZE"]:
         raise RestartError(
@@ -43,6 +45,7 @@ def start_processes(backend: str) -> None:
     store, number, processes = next(dist.rendezvous("env://", timeout=PATIENCE))
     store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=PATIENCE)
+    idist.sync()
 
 
 def local_device() -> torch.device:
@@ -52,12 +55,13 @@ def local_device() -> torch.device:
 
 def world_size() -> int:
     """Processes in the group; 1 when there is none."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    # once its group has ended ignite would still ask it
+    return idist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """This process's number, from 0."""
-    return dist.get_rank() if world_size() > 1 else 0
+    return idist.get_rank() if world_size() > 1 else 0
 
 
 def is_primary() -> bool:
@@ -66,14 +70,14 @@ def is_primary() -> bool:
 
 
 def is_first_here() -> bool:
-    """Whether this process is the first one of its host, as torchrun counts: hosts need not share a disk."""
-    return world_size() == 1 or int(os.environ.get("LOCAL_RANK", rank())) == 0
+    """Whether this process is the first one of its host: hosts need not share a disk."""
+    return world_size() == 1 or idist.get_local_rank() == 0
 
 
 def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
-        dist.barrier()
+        idist.barrier()
 
 
 def gather_batch(values: Tensor) -> Tensor:
@@ -81,11 +85,8 @@ def gather_batch(values: Tensor) -> Tensor:
 
     Stays on the device: the group losses of a global batch cost no synchronisation with the host.
     """
-    if world_size() == 1:
-        return values.detach()
-    gathered = [torch.empty_like(values) for _ in range(world_size())]
-    dist.all_gather(gathered, values.detach().contiguous())
-    return torch.cat(gathered)
+    values = values.detach()
+    return values if world_size() == 1 else idist.all_gather(values.contiguous())
 
 
 def local_part(values: Tensor) -> Tensor:
@@ -97,7 +98,6 @@ def gather_interleaved(items: list[Any]) -> list[Any]:
     """Items of all processes in the order of the data set, as MONAI's DistributedSampler dealt them out."""
     if world_size() == 1:
         return items
-    gathered: list[list[Any]] = [[] for _ in range(world_size())]
-    dist.all_gather_object(gathered, items)
     missing = object()
-    return [item for item in chain.from_iterable(zip_longest(*gathered, fillvalue=missing)) if item is not missing]
+    dealt = zip_longest(*idist.all_gather(items), fillvalue=missing)
+    return [item for item in chain.from_iterable(dealt) if item is not missing]

@@ -26,7 +26,7 @@ HOMES = {
     "ensemble": ("inference.members", "inference.runtimes", "networks.ensemble"),
     "error_gallery": ("explain.error_gallery",),
     "intake_report": ("reports.intake_page", "cli.intake"),
-    "memory": ("inference.runtimes",),
+    "memory": ("inference.memory",),
     "metrics": ("evaluation.metrics",),
     "mlflow_model": ("tracking.registry",),
     "network": ("networks.r3d18",),
@@ -41,7 +41,12 @@ HOMES = {
     "scan_roots": ("data.archives",),
     "watch": ("inference.watch",),
 }
-RENAMED = {"distributed.start": "start_processes", "intake_report.report": "report_intake", "watch.run": "watch_scans"}
+RENAMED = {
+    "distributed.start": "start_processes",
+    "intake_report.report": "report_intake",
+    "predictions.PredictionWriter": "prediction_writer_of",
+    "watch.run": "watch_scans",
+}
 
 
 def defined_above(entry: Any) -> Any:

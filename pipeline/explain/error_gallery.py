@@ -1,8 +1,8 @@
 """The worst errors of an evaluation as pictures: the middle slice, and the same slice with what the network looked at.
 
-Pictures are made of the volumes that the network saw. The overlay is Grad-CAM (Selvaraju et al. 2017, MONAI's
-implementation) of the predicted class at the last convolutional stage: the channels of the stage, weighted by the mean
-gradient of the class's logit, summed, negative values set to 0. It shows which region raised the logit, coarsely (a
+Pictures are made of the volumes that the network saw. The overlay is Grad-CAM (Selvaraju et al. 2017) of
+the predicted class at the last convolutional stage: the channels of the stage, weighted by the mean gradient of the
+class's logit, summed, negative values set to 0. It shows which region raised the logit, coarsely (a
 voxel of the R3D-18's stage is 8 slices by 16 by 16 pixels), not that the region is diseased.
 """
 
@@ -28,7 +28,7 @@ from ..common.volumes import slice_counts, unit_range
 from ..data.dataset import ScanDataset
 from ..data.groups import group_columns
 from ..evaluation.predictions import Predictions, load_predictions
-from .grad_cam import LAST_STAGE, class_activation, error_picture, explain_with_grad_cam
+from .grad_cam import class_activation, error_picture, explained_copy
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,7 +94,6 @@ def write_error_gallery(
         _discard(folder)
         if count:
             table = load_predictions(predictions, class_names, group_names, group_columns(group_by))
-            target_layer = target_layer or str(getattr(network, "explained_layer", LAST_STAGE))
             entries = _write(folder, table, worst_errors(table, count), dataset, network, target_layer)
     except Exception as error:  # memory, a full disk, a scan that is gone
         logger.warning("no pictures of the worst errors: %s: %s", type(error).__name__, error)
@@ -157,20 +156,19 @@ def _write(
     rows: NDArray[np.int64],
     dataset: ScanDataset,
     network: nn.Module,
-    target_layer: str,
+    target_layer: str | None,
 ) -> list[dict[str, Any]]:
     assert table.probabilities is not None
     where = {item["scan"]: i for i, item in enumerate(dataset.data)}
-    grad_cam = explain_with_grad_cam(network, target_layer) if len(rows) else None
+    network = explained_copy(network, target_layer)
     folder.mkdir(exist_ok=True)
     entries: list[dict[str, Any]] = []
     for number, row in enumerate(rows, start=1):
-        assert grad_cam is not None
         scan, prediction, group = str(table.scan[row]), int(table.prediction[row]), int(table.group[row])
         if scan not in where:
             raise ValueError(f"scan {scan!r} of the predictions is not in the data set")
         image = unit_range(torch.as_tensor(dataset[where[scan]]["image"]))
-        activation = class_activation(grad_cam, image, prediction)
+        activation = class_activation(network, image, prediction, target_layer)
         depth = slice_counts(image[None])[0]
         middle = depth // 2
         name = f"{number:04d}.png"

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 if TYPE_CHECKING:
-    from monai.visualize import GradCAM
     from PIL.Image import Image
 
 
@@ -22,41 +22,55 @@ OPACITY = 0.65  # of the overlay, reached where the activation is FULL_AT of its
 FULL_AT = 0.4
 
 
-def explain_with_grad_cam(network: nn.Module, target_layer: str = LAST_STAGE) -> GradCAM:
-    """MONAI's Grad-CAM on a copy of a network in evaluation mode and single precision, upsampled and not rescaled.
+def explained_layer(network: nn.Module) -> str:
+    """The module that Grad-CAM explains: the one that the network names, or the last stage of R3D18Classifier."""
+    return str(getattr(network, "explained_layer", LAST_STAGE))
 
-    A copy, because MONAI leaves its hooks in the network that it is given. Gradients start at ``target_layer``: the
-    stages before it, which need most of the memory, keep nothing for them.
+
+def explained_copy(network: nn.Module, target_layer: str | None = None) -> nn.Module:
+    """A copy in evaluation mode and single precision, whose weights ask for no gradient.
 
     Raises:
         ValueError: the network has no module ``target_layer``.
     """
-    from monai.visualize import GradCAM
-
-    explained = copy.deepcopy(network).float().eval().requires_grad_(False)
-    try:
-        layer = explained.get_submodule(target_layer)
-    except AttributeError:
-        raise ValueError(f"target_layer: the network has no module {target_layer!r}") from None
-    layer.register_forward_pre_hook(lambda module, arguments: arguments[0].requires_grad_())
-    return GradCAM(explained, target_layer, postprocessing=lambda activation: activation)
+    if target_layer is not None and target_layer not in dict(network.named_modules()):
+        raise ValueError(f"target_layer: the network has no module {target_layer!r}")
+    return copy.deepcopy(network).float().eval().requires_grad_(False)
 
 
-def class_activation(grad_cam: GradCAM, image: Tensor, class_index: int) -> NDArray[np.float32]:
-    """Grad-CAM of a class, as a share of its maximum over the volume.
+def class_activation(
+    network: nn.Module, image: Tensor, class_index: int, target_layer: str | None = None
+) -> NDArray[np.float32]:
+    """Grad-CAM of a class (Selvaraju et al. 2017), as a share of its maximum over the volume.
+
+    The gradient ends at ``target_layer``: the stages before it, which need most of the memory, keep nothing for it.
+    MONAI's GradCAM gives the same map, but its backward hook keeps every network that it explained alive.
 
     Args:
-        grad_cam: from :func:`explain_with_grad_cam`.
+        network: from :func:`explained_copy`, with logits [1, C].
         image: volume [1, D, H, W] with values in [0, 1].
         class_index: in [0, C).
+        target_layer: module whose output [1, F, d, h, w] is explained; None is :func:`explained_layer`.
 
     Returns:
         [D, H, W] in [0, 1]; all 0 where nothing raises the class's logit.
     """
-    device = next(grad_cam.nn_module.model.parameters()).device
-    with torch.enable_grad():
-        activation = grad_cam(image[None].to(device, torch.float32), class_idx=class_index)
-    activation = activation[0, 0].detach()
+    kept: list[Tensor] = []
+
+    def begin_gradient(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        kept.append(output.detach().requires_grad_())
+        return kept[0].clone()  # the next module may work in place
+
+    hook = network.get_submodule(target_layer or explained_layer(network)).register_forward_hook(begin_gradient)
+    try:
+        with torch.enable_grad():
+            logits = network(image[None].to(next(network.parameters()).device, torch.float32))
+            (gradient,) = torch.autograd.grad(logits[0, class_index], kept)
+    finally:
+        hook.remove()
+    weights = gradient.flatten(2).mean(2)[:, :, None, None, None]
+    coarse = (weights * kept[0].detach()).sum(1, keepdim=True).relu()
+    activation = functional.interpolate(coarse, image.shape[1:], mode="trilinear")[0, 0]
     peak = activation.max()
     return (activation / peak if peak > 0 else activation).cpu().numpy()
 

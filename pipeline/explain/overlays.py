@@ -7,9 +7,9 @@ geometry (slices chosen, each resized, the middle cut out), so that it opens on 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from ignite.engine import Engine, Events
@@ -23,13 +23,9 @@ from ..common.scan_paths import ScanPaths
 from ..common.volumes import slice_counts
 from ..inference.answers import Answer
 from ..networks.ensemble import Ensemble
-from .grad_cam import LAST_STAGE, class_activation, explain_with_grad_cam
+from .grad_cam import class_activation, explained_copy, explained_layer
 from .montage import montage_figure, save_montage
 from .scan_map import map_to_scan, write_map
-
-if TYPE_CHECKING:
-    from monai.visualize import GradCAM
-import logging
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +36,9 @@ class OverlayWriter:
     Grad-CAM of the predicted class. Of an ensemble, the members' activations are averaged, each as a share of its own
     maximum, and the mean again is taken as a share of its maximum; so are those of the mirrored volumes.
 
-    Attach it after :class:`~.PredictionWriter`, whose answers it shows, and after what loads the
-    checkpoint. A picture or map that cannot be made is a warning that names the scan; those of an earlier run are
-    removed, so that none is mistaken for this one's.
+    Attach it after :class:`~.PredictionWriter`, whose answers it shows, and after what loads the checkpoint. A picture
+    or map that cannot be made is a warning that names the scan. Pictures and maps of an earlier run are removed, so
+    that they are not mistaken for this run's.
 
     The networks are copied to be explained; the copies live from the first answered scan to the end of the epoch.
 
@@ -81,7 +77,7 @@ class OverlayWriter:
         self.networks = list(network) if isinstance(network, (Sequence, nn.ModuleList)) else [network]
         if not self.networks:
             raise ValueError("network must be at least one, got none")
-        self.target_layers = [target_layer or str(getattr(n, "explained_layer", LAST_STAGE)) for n in self.networks]
+        self.target_layers = [target_layer or explained_layer(member) for member in self.networks]
         for member, layer in zip(self.networks, self.target_layers, strict=True):
             if layer not in dict(member.named_modules()):
                 raise ValueError(f"target_layer: the network has no module {layer!r}")
@@ -90,7 +86,7 @@ class OverlayWriter:
         self.image_size, self.crop_size = image_size, crop_size
         self.maps, self.mirror, self.named = maps, mirror, named
         self._name = ScanPaths()
-        self._explained: list[GradCAM] = []
+        self._explained: list[nn.Module] = []
         self._montages: dict[str, Path] = {}
         self._maps: dict[str, Path] = {}
 
@@ -157,15 +153,13 @@ class OverlayWriter:
     def _activation(self, image: Tensor, class_index: int, depth: int) -> NDArray[np.float32]:
         """[depth, H, W] in [0, 1], without padding: the mean over the members, and over both ways round."""
         if not self._explained:  # not before the first scan: the weights are loaded when the run starts
-            self._explained = [
-                explain_with_grad_cam(member, layer)
-                for member, layer in zip(self.networks, self.target_layers, strict=True)
-            ]
+            self._explained = [explained_copy(member) for member in self.networks]
         activations = []
-        for member in self._explained:
-            activations.append(_share(class_activation(member, image, class_index)[:depth]))
+        for member, layer in zip(self._explained, self.target_layers, strict=True):
+            activations.append(_share(class_activation(member, image, class_index, layer)[:depth]))
             if self.mirror:
-                activations.append(_share(class_activation(member, image.flip(-1), class_index)[:depth, :, ::-1]))
+                mirrored = class_activation(member, image.flip(-1), class_index, layer)
+                activations.append(_share(mirrored[:depth, :, ::-1]))
         return _share(np.mean(activations, axis=0))
 
 

@@ -7,10 +7,17 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "classifier": ["Classifier"],
         "dicom_writer": ["DicomWriter"],
         "members": ["MemberLoader", "checkpoint_paths", "common_settings", "require_checkpoints"],
-        "prediction_writer": ["PredictionWriter"],
-        "runtimes": ["MemoryKeeper", "MirrorInferer", "inferer_of"],
+        "memory": ["MemoryKeeper"],
+        "prediction_writer": [
+            "AppendingPredictionWriter",
+            "LabelledPredictionWriter",
+            "PredictionWriter",
+            "prediction_writer_of",
+        ],
+        "runtimes": ["MirrorInferer", "inferer_of"],
         "scan_readers": ["ScanLoader"],
         "watch": ["watch_scans"],
     },

@@ -11,7 +11,8 @@ from ignite.engine import Engine, Events
 
 from .. import __version__
 from ..common.scan_paths import ScanPaths
-from .dicom_report import Model, write_dicom_answers
+from .dicom_objects import Model
+from .dicom_report import write_dicom_answers
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ def model_of(checkpoints: Sequence[str | Path]) -> Model:
 class DicomWriter:
     """Writes ``<folder>/<scan>/report.dcm`` and ``montage.dcm`` for each answered scan that came from DICOM.
 
-    Attach it after :class:`~.PredictionWriter` and what makes the montages. Objects that cannot be written
-    are a warning that names the scan; the answer stands in the table all the same.
+    Attach it after :class:`~.PredictionWriter` and what makes the montages. Objects that cannot be written are a
+    warning that names the scan; the answer stands in the table all the same.
 
     Args:
         folder: where to write; folders in it follow the scans' names.

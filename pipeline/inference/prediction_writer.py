@@ -1,16 +1,15 @@
-"""Prediction tables: one row a scan, written as they are made, and the summary of a labelled table."""
+"""Engine handlers that write prediction tables, a row a scan: of labelled scans, of new ones, and added to a table."""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
+import logging
 import os
-import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,147 +18,149 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 from ..common.distributed import gather_interleaved, is_primary, rank, world_size
-from ..common.errors import EXIT_SOME_FAILED, UserError
-from ..common.files import append_durably, encoded, finite, replace_durably, whole_records
+from ..common.errors import EXIT_SOME_FAILED
+from ..common.files import append_durably, replace_durably, whole_records
 from ..data.groups import group_columns
 from ..data.intake_records import SEPARATOR
 from ..evaluation.predictions import POSTPROCESS, PROBABILITY, SYNTHETIC
 from .answers import Answer, answer_scans
+from .prediction_table import (
+    AGREEMENT,
+    SPREAD,
+    PredictionTableError,
+    csv_bytes,
+    csv_rows,
+    csv_text,
+    json_line,
+    json_list,
+    json_objects,
+    original_name,
+    stated,
+)
 
 if TYPE_CHECKING:
     from ..postprocessing.fitted import Fitted
-import logging
 
 logger = logging.getLogger(__name__)
 
 
-SPREAD = "spread_"  # before the class name in the column of the members' standard deviation
-AGREEMENT = "agreement"
-NOT_UNICODE = re.compile("[\ud800-\udfff]")
-ESCAPED = re.compile(r"\\(udc[89a-f][0-9a-f])")  # what TEXT makes of a byte that is not Unicode
+# keys of an object of the JSON, in order
+OBJECT = (
+    "scan", "status", "reason", "prediction", "probabilities", "spread", "agreement", "uncorrected", "prevalence",
+    "warnings", "intake",
+)  # fmt: skip
 
 
-class PredictionTableError(UserError, ValueError):
-    """A table of predictions that rows cannot be added to; the message says why and what to do."""
+def _part(path: Path) -> Path:
+    """Where this process writes a file until it is complete."""
+    return path.with_name(f"{path.name}.part{rank() or ''}")
 
 
-def _csv(rows: Iterable[Sequence[str]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    return encoded(text.getvalue())
-
-
-def _json_line(record: Mapping[str, Any]) -> bytes:
-    """An object on one line; what is not Unicode as the table writes it, and what is no number as null."""
-    text = json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
-    return NOT_UNICODE.sub(lambda found: f"\\\\u{ord(found[0]):04x}", text).encode() + b"\n"
-
-
-def _json_list(lines: Iterable[bytes]) -> bytes:
-    return b"[\n" + b",\n".join(line.rstrip(b"\n") for line in lines) + b"\n]\n"
-
-
-class PredictionWriter:
-    """Writes a row a scan: names, prediction, one probability a class; labelled or new scans alike.
+class LabelledPredictionWriter:
+    """Writes a row a labelled scan: scan, label, the group columns, prediction, prob_<class>.
 
     Probabilities are the softmax of the raw logits: the loss carried the class prior, so they estimate the posterior
-    under balanced classes. ``correction`` maps them to another prior.
-
-    Labelled scans (with ``group_by``) have columns scan, label, the group columns, prediction, prob_<class>, and those
-    of a cohort with phantoms also ``synthetic`` (yes), which goes wherever the table goes. A group column holds what
-    the cohort says, so that the table can be judged by any of them later.
-
-    New scans have scan, prediction, prob_<class>, for an ensemble also spread_<class> and agreement, for corrected
-    probabilities also ``postprocess`` (what was done), then status (ok|failed|skipped), reason, warnings: see
-    :class:`Answer`. A scan without an answer has no prediction and no numbers. Beside the table stands a JSON of the
-    same name: a list of objects in the same order, with numbers in full, the record of how the scan was read (without
-    its files), the probabilities before a correction (``uncorrected``) and the ``prevalence`` corrected for. After each
-    batch ``engine.state.answers`` holds its answers, a list of :class:`Answer` in the order of the batch, so that
-    handlers attached after this one show the same numbers.
-
-    Rows reach the disk batch by batch, in ``<path>.part``, which becomes ``path`` when the epoch is complete.
-
-    With ``append``, rows are added to ``path`` itself, batch by batch, so that a process that is killed loses the batch
-    in work at most. A row that a kill cut off is dropped when the next process starts, and its scan is not among
-    :attr:`answered`. The JSON is brought up to date after each epoch, from a journal beside it. A scan that has a row
-    keeps it. One process at a time may add to a table.
+    under balanced classes. A group column holds what the cohort says, so that the table can be judged by any of them
+    later. The rows reach the disk batch by batch, in ``<path>.part``, which becomes ``path`` after the epoch.
 
     Args:
         path: the CSV.
         class_names: C names.
-        group_by: name of the group column, or names of several; None for new scans. The batch has their values as
-            ``group_values``, a list of N values a column.
+        group_by: name of the group column, or names of several. The batch has their values as ``group_values``, a list
+            of N values a column.
         best_path: also copy the table here in epochs whose key metric is the best so far.
-        synthetic: whether labelled scans are phantoms.
-        members: networks that answer, M: 1, or of an :class:`~.Ensemble`. New scans only.
-        correction: what is done to the probabilities (:class:`~.Fitted`); new scans only.
-        append: keep the rows of a table that is there and add to it; new scans only.
-
-    Raises:
-        ValueError: a setting of new scans for labelled ones, or ``members`` below 1.
+        synthetic: whether the scans are phantoms; a column ``synthetic`` (yes) then goes wherever the table goes.
     """
 
     def __init__(
         self,
         path: str | Path,
         class_names: Sequence[str],
-        group_by: str | Sequence[str] | None = None,
+        group_by: str | Sequence[str],
         best_path: str | Path | None = None,
         synthetic: bool = False,
-        members: int = 1,
-        correction: Fitted | None = None,
-        append: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.class_names = tuple(class_names)
+        self.best_path = None if best_path is None else Path(best_path)
+        self.mark = ["yes"] if synthetic else []
+        self.columns = ["scan", "label", *group_columns(group_by), "prediction"]
+        self.columns += [*(PROBABILITY + name for name in self.class_names), *([SYNTHETIC] if synthetic else [])]
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._complete)
+
+    def _start(self, engine: Engine) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _part(self.path).write_bytes(csv_bytes([self.columns]))
+
+    def _add(self, engine: Engine) -> None:
+        batch, rows = engine.state.batch, []
+        for i, row in enumerate(torch.softmax(engine.state.output["pred"].float(), dim=1).cpu()):
+            groups = [column[i] for column in batch["group_values"]]
+            answer = [self.class_names[int(row.argmax())], *(f"{p:.6f}" for p in row.tolist())]
+            rows.append([batch["scan"][i], self.class_names[int(batch["label"][i])], *groups, *answer, *self.mark])
+        with _part(self.path).open("ab") as file:
+            file.write(csv_bytes(rows))
+
+    def _complete(self, engine: Engine) -> None:
+        part = _part(self.path)
+        if world_size() > 1:
+            rows = gather_interleaved(csv_rows(part.read_bytes())[1:])
+            if not is_primary():
+                part.unlink()
+                return
+            part.write_bytes(csv_bytes([self.columns, *rows]))
+        part.replace(self.path)
+        if self.best_path is not None and engine.state.best_metric_epoch == engine.state.epoch:
+            shutil.copyfile(self.path, self.best_path)
+
+
+class PredictionWriter:
+    """Writes a row a new scan, and beside the table a JSON of the same name with the numbers in full.
+
+    The columns are scan, prediction, prob_<class>, for an ensemble also spread_<class> and agreement, for corrected
+    probabilities also ``postprocess`` (what was done), then status (ok|failed|skipped), reason, warnings: see
+    :class:`Answer`. A scan without an answer has no prediction and no numbers. The JSON is a list of objects in the
+    same order, with the record of how the scan was read (without its files), the probabilities before a correction
+    (``uncorrected``) and the ``prevalence`` corrected for. After each batch ``engine.state.answers`` holds its answers,
+    a list of :class:`Answer` in the order of the batch, so that handlers attached after this one show the same numbers.
+
+    The rows reach the disk batch by batch, in ``<path>.part``, which becomes ``path`` when the epoch is complete.
+
+    Args:
+        path: the CSV.
+        class_names: C names.
+        members: networks that answer, M: 1, or of an :class:`~.Ensemble`.
+        correction: what is done to the probabilities (:class:`~.Fitted`).
+
+    Attributes:
+        columns: of the table.
+        answered: names of the scans that had a row before this run: none.
+        counts: rows by status, and of those answered the ones "with warnings".
+
+    Raises:
+        ValueError: ``members`` below 1.
+    """
+
+    def __init__(
+        self, path: str | Path, class_names: Sequence[str], members: int = 1, correction: Fitted | None = None
     ) -> None:
         if members < 1:
             raise ValueError(f"members must be at least 1, got {members}")
-        if group_by is not None and (members > 1 or correction is not None or append):
-            raise ValueError("members, correction and append are for new scans, and group_by makes labelled ones")
         self.path = Path(path)
-        self.class_names = tuple(class_names)
-        self.group_columns = None if group_by is None else group_columns(group_by)
-        self.members, self.correction, self.append = members, correction, append
-        self.postprocess = "" if correction is None else _stated(correction)
-        probabilities = [PROBABILITY + name for name in self.class_names]
-        if self.group_columns is None:
-            spread = [*(SPREAD + name for name in self.class_names), AGREEMENT] if members > 1 else []
-            changed = [POSTPROCESS] if correction is not None else []
-            self.columns = ["scan", "prediction", *probabilities, *spread, *changed, "status", "reason", "warnings"]
-        else:
-            self.columns = ["scan", "label", *self.group_columns, "prediction", *probabilities]
-            self.columns += [SYNTHETIC] if synthetic else []
-        self.best_path = None if best_path is None else Path(best_path)
         self.json_path = self.path.with_suffix(".json")
-        self.counts: Counter[str] = Counter()  # rows by status, and of those answered the ones "with warnings"
-        self._answered: set[str] = set()
-        self._recovered = False
-
-    @property
-    def answered(self) -> set[str]:
-        """With ``append``, the names of the scans that have a row, whatever their status; else nothing.
-
-        Raises:
-            PredictionTableError: ``path`` is a table of other columns, or no table.
-        """
-        self.recover()
-        return self._answered
-
-    def recover(self) -> None:
-        """With ``append``, mend the table that is there, before rows are added; see :attr:`answered` for the errors."""
-        if self.append:
-            self._recover()
-
-    @property
-    def _part(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.part{rank() or ''}")
-
-    @property
-    def _json_part(self) -> Path:
-        return self.json_path.with_name(f"{self.json_path.name}.part{rank() or ''}")
-
-    @property
-    def _journal(self) -> Path:
-        """With ``append``: objects of rows that the JSON does not have yet. Another name than that of a broken run."""
-        return self.json_path.with_name(f"{self.json_path.name}l.part")
+        self.class_names = tuple(class_names)
+        self.members, self.correction = members, correction
+        self.postprocess = "" if correction is None else stated(correction)
+        self.columns = ["scan", "prediction", *(PROBABILITY + name for name in self.class_names)]
+        self.columns += [*(SPREAD + name for name in self.class_names), AGREEMENT] if members > 1 else []
+        self.columns += [POSTPROCESS] if correction is not None else []
+        self.columns += ["status", "reason", "warnings"]
+        self.answered: set[str] = set()
+        self.counts: Counter[str] = Counter()
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
@@ -195,127 +196,136 @@ class PredictionWriter:
 
     def record(self, answer: Answer) -> dict[str, Any]:
         """The object of an answer in the JSON."""
-        return {
-            "scan": answer.scan,
-            "status": answer.status,
-            "reason": answer.reason,
-            "prediction": answer.prediction,
-            "probabilities": answer.probabilities,
-            "spread": answer.spread,
-            "agreement": answer.agreement,
-            "uncorrected": answer.uncorrected,
-            "prevalence": self._prevalence,
-            "warnings": answer.warnings,
-            "intake": {name: value for name, value in answer.intake.items() if name != "files"},
-        }
+        prevalence = None if self.correction is None else self.correction.settings.get("target")
+        intake = {name: value for name, value in answer.intake.items() if name != "files"}
+        said = {**vars(answer), "prevalence": prevalence, "intake": intake}
+        return {name: said[name] for name in OBJECT}
 
-    @property
-    def _prevalence(self) -> dict[str, float] | None:
-        return None if self.correction is None else self.correction.settings.get("target")
+    def recover(self) -> None:
+        """Take up the rows that are there: of a table that is written anew, none."""
+
+    def report(self) -> None:
+        """Say what the table holds and where it is.
+
+        Exits with :data:`EXIT_SOME_FAILED` when a scan of the table failed, or there are scans and none was answered.
+        """
+        self.recover()  # also of a table to which nothing was added
+        logger.info(
+            "%d scans answered (%d of them with warnings), %d skipped, %d failed: %s",
+            *(self.counts[kind] for kind in ("ok", "with warnings", "skipped", "failed")),
+            self.path,
+        )
+        if self.counts["failed"] or (self.counts["skipped"] and not self.counts["ok"]):
+            sys.exit(EXIT_SOME_FAILED)
 
     def _start(self, engine: Engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.append:
-            if world_size() > 1:
-                raise ValueError("append is for one process: several would write into one table")
-            self._recover()
-            if not self.path.exists() or not self.path.stat().st_size:
-                append_durably(self.path, _csv([self.columns]))
-            return
         self.counts.clear()
-        self._part.write_bytes(_csv([self.columns]))
-        if self.group_columns is None:
-            self._json_part.write_bytes(b"")
+        _part(self.path).write_bytes(csv_bytes([self.columns]))
+        _part(self.json_path).write_bytes(b"")
 
     def _add(self, engine: Engine) -> None:
-        batch, logits = engine.state.batch, engine.state.output["pred"]
-        if self.group_columns is not None:
-            self._add_labelled(batch, torch.softmax(logits.float(), dim=1).cpu())
-            return
-        answers = self.answer(batch, logits)
+        answers = self.answer(engine.state.batch, engine.state.output["pred"])
         engine.state.answers = answers
-        if self.append:
-            answers = self._new(answers)
-        table, objects = (self.path, self._journal) if self.append else (self._part, self._json_part)
-        # objects first: a row never lacks its object, and an object without its row is not looked at
-        append_durably(objects, b"".join(_json_line(self.record(answer)) for answer in answers))
-        append_durably(table, _csv([_text(self.cells(answer)) for answer in answers]))
-        if self.append:
-            self._answered.update(answer.scan for answer in answers)
-        for answer in answers:
+        for answer in self._write(answers):
             self._count(answer.status, bool(answer.warnings))
             if answer.status != "ok":
                 log = logger.warning if answer.status == "failed" else logger.info
                 log("%s %s: %s", answer.scan, answer.status, answer.reason)
 
-    def _add_labelled(self, batch: Mapping[str, Any], probabilities: Tensor) -> None:
-        rows = []
-        mark = ["yes"] if SYNTHETIC in self.columns else []
-        assert self.group_columns is not None
-        for i, row in enumerate(probabilities):
-            groups = [column[i] for column in batch["group_values"]]
-            answer = [self.class_names[int(row.argmax())], *(f"{p:.6f}" for p in row.tolist())]
-            rows.append([batch["scan"][i], self.class_names[int(batch["label"][i])], *groups, *answer, *mark])
-            self._count("ok", False)
-        with self._part.open("ab") as file:
-            file.write(_csv(rows))
+    def _write(self, answers: Sequence[Answer]) -> Sequence[Answer]:
+        """Write answers and give back those that were written."""
+        self._append(answers, _part(self.path), _part(self.json_path))
+        return answers
 
-    def _new(self, answers: Sequence[Answer]) -> list[Answer]:
-        new: dict[str, Answer] = {}
-        for answer in answers:
-            if answer.scan in self._answered or answer.scan in new:
-                logger.warning("%s has a row in %s already, which stays", answer.scan, self.path)
-            else:
-                new[answer.scan] = answer
-        return list(new.values())
+    def _append(self, answers: Sequence[Answer], table: Path, objects: Path) -> None:
+        # objects first: a row never lacks its object, and an object without its row is not looked at
+        append_durably(objects, b"".join(json_line(self.record(answer)) for answer in answers))
+        append_durably(table, csv_bytes([csv_text(self.cells(answer)) for answer in answers]))
 
     def _count(self, status: str, warned: bool) -> None:
         self.counts[status] += 1
         self.counts["with warnings"] += status == "ok" and warned
 
     def _complete(self, engine: Engine) -> None:
-        if self.append:
-            self._update_json()
-            return
-        rows = objects = None
+        part, json_part = _part(self.path), _part(self.json_path)
+        objects = json_part.read_bytes().splitlines(keepends=True)
         if world_size() > 1:
-            rows = gather_interleaved(_rows(self._part.read_bytes())[1:])
-            if self.group_columns is None:
-                objects = gather_interleaved(self._json_part.read_bytes().splitlines(keepends=True))
+            rows = gather_interleaved(csv_rows(part.read_bytes())[1:])
+            objects = gather_interleaved(objects)
             if not is_primary():
-                self._part.unlink()
-                self._json_part.unlink(missing_ok=True)
+                part.unlink()
+                json_part.unlink()
                 return
-        if rows is not None:
-            self._part.write_bytes(_csv([self.columns, *rows]))
-        if self.group_columns is None:
-            if objects is None:
-                objects = self._json_part.read_bytes().splitlines(keepends=True)
-            replace_durably(self.json_path, _json_list(objects))
-            self._json_part.unlink()
-        self._part.replace(self.path)
-        if self.best_path is not None and engine.state.best_metric_epoch == engine.state.epoch:
-            shutil.copyfile(self.path, self.best_path)
+            part.write_bytes(csv_bytes([self.columns, *rows]))
+        replace_durably(self.json_path, json_list(objects))
+        json_part.unlink()
+        part.replace(self.path)
 
-    # ---- append ----------------------------------------------------------------------------------------------------
-    def _recover(self) -> None:
-        """Once: take up the table at ``path``, less what a kill cut off."""
+
+class AppendingPredictionWriter(PredictionWriter):
+    """As :class:`PredictionWriter`, but rows are added to ``path`` itself, batch by batch.
+
+    So a process that is killed loses the batch in work at most. A row that a kill cut off is dropped when the next
+    process takes the table up (:meth:`recover`), and its scan is not among :attr:`answered`. The JSON is brought up to
+    date after each epoch, from a journal beside it. A scan that has a row keeps it. One process at a time may add to a
+    table.
+
+    Attributes:
+        answered: once the table is taken up, the names of the scans that have a row, whatever their status.
+    """
+
+    _recovered = False
+
+    @property
+    def _journal(self) -> Path:
+        """Objects of rows that the JSON does not have yet. Another name than that of a broken run."""
+        return self.json_path.with_name(f"{self.json_path.name}l.part")
+
+    def recover(self) -> None:
+        """Take up the table at ``path``, the first time only: count its rows, and cut off what a kill left of one.
+
+        Raises:
+            PredictionTableError: ``path`` is a table of other columns or of another correction, or no table.
+        """
         if self._recovered:
             return
         content = self.path.read_bytes() if self.path.exists() else b""
         whole = whole_records(content)
-        if not whole and not _csv([self.columns]).startswith(content):
+        if not whole and not csv_bytes([self.columns]).startswith(content):
             raise PredictionTableError(f"{self.path} is no table of predictions; {_ELSEWHERE}")
         rows = self._checked(content[:whole])
         if whole < len(content):
             logger.warning("%s: its last row was cut off and is dropped; its scan is to be answered again", self.path)
             os.truncate(self.path, whole)
         for row in rows:
-            self._answered |= {row["scan"], ESCAPED.sub(lambda found: chr(int(found[1][1:], 16)), row["scan"])}
+            self.answered |= {row["scan"], original_name(row["scan"])}
             self._count(row["status"], bool(row["warnings"]))
         self._recovered = True
         if self._journal.exists():
             self._update_json()
+
+    def _start(self, engine: Engine) -> None:
+        if world_size() > 1:
+            raise ValueError("append is for one process: several would write into one table")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.recover()
+        if not self.path.exists() or not self.path.stat().st_size:
+            append_durably(self.path, csv_bytes([self.columns]))
+
+    def _write(self, answers: Sequence[Answer]) -> Sequence[Answer]:
+        new: dict[str, Answer] = {}
+        for answer in answers:
+            if answer.scan in self.answered or answer.scan in new:
+                logger.warning("%s has a row in %s already, which stays", answer.scan, self.path)
+            else:
+                new[answer.scan] = answer
+        self._append([*new.values()], self.path, self._journal)
+        self.answered.update(new)
+        return [*new.values()]
+
+    def _complete(self, engine: Engine) -> None:
+        self._update_json()
 
     def _checked(self, content: bytes) -> list[dict[str, str]]:
         """The rows of a table of ours.
@@ -324,7 +334,7 @@ class PredictionWriter:
             PredictionTableError: it is none, or one of other columns or of another correction.
         """
         try:
-            header, *rows = _rows(content) or [self.columns]
+            header, *rows = csv_rows(content) or [self.columns]
         except (UnicodeDecodeError, csv.Error) as error:
             raise PredictionTableError(f"{self.path} is no table of predictions ({error}); {_ELSEWHERE}") from error
         if header != self.columns:
@@ -347,15 +357,13 @@ class PredictionWriter:
 
     def _update_json(self) -> None:
         """Rewrite the JSON, an object for each row of the table, and let go of the journal."""
-        known: dict[str, bytes] = {}
-        for record in _objects(self.json_path):
-            known[record["scan"]] = _json_line(record)
+        known = {record["scan"]: json_line(record) for record in json_objects(self.json_path)}
         journal = self._journal.read_bytes() if self._journal.exists() else b""
         for line in journal[: journal.rfind(b"\n") + 1].splitlines(keepends=True):
             known[json.loads(line)["scan"]] = line  # the last counts: the one before may have lost its row
         rows = self._checked(self.path.read_bytes() if self.path.exists() else b"")
-        lines = [known.get(row["scan"]) or _json_line(self._record_of(row)) for row in rows]
-        replace_durably(self.json_path, _json_list(lines))
+        lines = [known.get(row["scan"]) or json_line(self._record_of(row)) for row in rows]
+        replace_durably(self.json_path, json_list(lines))
         self._journal.unlink(missing_ok=True)
 
     def _record_of(self, row: Mapping[str, str]) -> dict[str, Any]:
@@ -377,50 +385,24 @@ class PredictionWriter:
         )
         return self.record(answer)
 
-    def report(self) -> None:
-        """Say what the table holds and where it is.
-
-        Exits with :data:`EXIT_SOME_FAILED` when a scan of the table failed, or there are scans and none was answered.
-        """
-        if self.append:
-            self._recover()  # also of a table to which nothing was added
-        logger.info(
-            "%d scans answered (%d of them with warnings), %d skipped, %d failed: %s",
-            self.counts["ok"],
-            self.counts["with warnings"],
-            self.counts["skipped"],
-            self.counts["failed"],
-            self.path,
-        )
-        if self.counts["failed"] or (self.counts["skipped"] and not self.counts["ok"]):
-            sys.exit(EXIT_SOME_FAILED)
-
 
 _ELSEWHERE = "choose another output folder, or move the table away"
 
 
-def _stated(correction: Fitted) -> str:
-    """A correction in the column ``postprocess``: the method and, of a prior, the class frequencies."""
-    target, source = (correction.settings.get(name) or {} for name in ("target", "source"))
-    to = [f"{name}={share:.6g}" for name, share in target.items()]
-    even = len(set(source.values())) <= 1
-    return " ".join([correction.method, *to, *([] if even else ["from", *(f"{n}={s:.6g}" for n, s in source.items())])])
+def prediction_writer_of(
+    path: str | Path,
+    class_names: Sequence[str],
+    group_by: str | Sequence[str] | None = None,
+    append: bool = False,
+    **settings: Any,
+) -> LabelledPredictionWriter | PredictionWriter:
+    """The writer that settings ask for: of labelled scans with ``group_by``, else of new ones, added with ``append``.
 
-
-def _text(cells: Sequence[str | float | None]) -> list[str]:
-    return ["" if cell is None else f"{cell:.6f}" if isinstance(cell, float) else cell for cell in cells]
-
-
-def _rows(content: bytes) -> list[list[str]]:
-    text = content.decode("utf-8-sig")  # a spreadsheet program may have saved it
-    return [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-
-
-def _objects(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON of ours; of anything else none: the table is what counts."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return []
-    records = found if isinstance(found, list) else []
-    return [record for record in records if isinstance(record, dict) and "scan" in record]
+    Raises:
+        ValueError: ``append`` for labelled scans.
+    """
+    if group_by is None:
+        return (AppendingPredictionWriter if append else PredictionWriter)(path, class_names, **settings)
+    if append:
+        raise ValueError("append is for new scans, and group_by makes labelled ones")
+    return LabelledPredictionWriter(path, class_names, group_by, **settings)

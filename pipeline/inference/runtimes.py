@@ -1,91 +1,22 @@
-"""Memory of a network on a CPU: what its layers free serves the next layer and the next batch."""
+"""What computes the network: PyTorch or OpenVINO, and each volume once or also mirrored."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib
 import logging
 import math
-import os
-import platform
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from threading import Lock
 from types import ModuleType
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 
 from ..common.errors import UserError
-
-# options of glibc's mallopt(3)
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
-# Setting any of them ends that glibc moves the thresholds by itself; these are where it has moved them once a process
-# has freed a block of 32 MB.
-USUAL = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20}
-
-
-@contextmanager
-def kept_memory() -> Iterator[None]:
-    """Within it, freed memory stays with the process; at its end, what is free goes back to the system.
-
-    glibc takes every block of more than 32 MB from the system and hands it back when it is freed. Each tensor of a
-    full-size volume's first layers is such a block (205 MB), and clearing its pages takes an eighth of a forward pass
-    in all. What is kept is at most the peak, and what could not be used again beside it.
-
-    It is for one computation, not for a program: it holds for whatever the main thread of the process takes and frees,
-    and afterwards a block that fits into a hole left behind is still kept. Of two that overlap the first to end ends
-    both. Nothing changes on other threads, and nothing at all where the C library is another or ``MALLOC_...``,
-    ``GLIBC_TUNABLES`` or ``LD_PRELOAD`` in the environment may say how memory is to be kept.
-    """
-    glibc = _glibc()
-    if glibc is None:
-        yield
-        return
-    glibc.mallopt(M_MMAP_MAX, 0)
-    glibc.mallopt(M_TRIM_THRESHOLD, -1)  # never
-    try:
-        yield
-    finally:
-        for option, value in USUAL.items():
-            glibc.mallopt(option, value)
-        glibc.malloc_trim(0)
-
-
-class MemoryKeeper:
-    """Handler of an engine: :func:`kept_memory` while it runs."""
-
-    def __init__(self) -> None:
-        self._kept = ExitStack()
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self.started)
-        engine.add_event_handler(Events.COMPLETED, self.completed)
-        engine.add_event_handler(Events.TERMINATE, self.completed)  # after which COMPLETED may be left out
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self.exception_raised)
-
-    def started(self, engine: Engine) -> None:
-        self._kept.enter_context(kept_memory())
-
-    def completed(self, engine: Engine) -> None:
-        self._kept.close()
-
-    def exception_raised(self, engine: Engine, error: BaseException) -> None:
-        self._kept.close()
-        raise error
-
-
-@functools.cache
-def _glibc() -> ctypes.CDLL | None:
-    """The C library, if it is glibc and nobody has said how it is to keep memory."""
-    said = any(name in ("GLIBC_TUNABLES", "LD_PRELOAD") or name.startswith("MALLOC_") for name in os.environ)
-    return None if said or platform.libc_ver()[0] != "glibc" else ctypes.CDLL(None)
-
 
 # name of a runtime -> OpenVINO's hint of the precision that it computes in
 OPENVINO_PRECISIONS = {"openvino": "f32", "openvino_bf16": "bf16"}
@@ -218,11 +149,11 @@ class MirrorInferer(Inferer):
 
     The training shows volumes mirrored so (``RandFlipd`` along W, the last axis), so the network knows them. A member's
     probability is then the mean of its two probabilities, not of its logits. What is returned is the logarithm of that
-    mean, whose softmax it is: whoever takes these logits for a network's gets the mean.
+    mean: its softmax is the mean, so it can be used like the logits of a network.
 
     Args:
         mirror: False leaves the network's logits as they are.
-        inferer: runs the network (:func:`.runtimes.inferer_of`); None is MONAI's ``SimpleInferer``.
+        inferer: runs the network (:func:`inferer_of`); None is MONAI's ``SimpleInferer``.
 
     Raises:
         ValueError: ``mirror`` is neither true nor false.

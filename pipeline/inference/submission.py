@@ -6,6 +6,8 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import pandas as pd
+
 from fairlung.transforms.files import DICOM_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES
 
 from ..common.errors import UserError
@@ -65,6 +67,28 @@ def write_submission(
     for column in ("scan", "prediction"):
         if column not in table:
             raise SubmissionError(f"{predictions}: no column {column!r}; it has {', '.join(map(str, table.columns))}")
+    lines, faults, failed, skipped = _sorted_scans(table)
+    if faults:
+        raise SubmissionError(_listing(f"{predictions} cannot be submitted", faults))
+    if failed and not allow_missing:
+        title = (
+            f"{predictions}: {len(failed)} of {len(table)} scans have no prediction (--allow-missing leaves them out)"
+        )
+        raise SubmissionError(_listing(title, failed, every=True))
+    files = {folder / FILES[label]: names for label, names in lines.items()}
+    existing = [path.name for path in files if path.exists()]
+    if existing and not overwrite:
+        raise SubmissionError(
+            f"{folder}: already there: {', '.join(existing)}; choose another folder, or --overwrite replaces them"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, names in files.items():
+        path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", newline="\n")
+    return Submission({path: len(names) for path, names in files.items()}, [*failed, *skipped])
+
+
+def _sorted_scans(table: pd.DataFrame) -> tuple[dict[str, list[str]], list[str], list[str], list[str]]:
+    """Names of a table's scans by class; and what is wrong with scans, which failed, and which were skipped."""
     lines: dict[str, list[str]] = {name: [] for name in FILES}
     scan_of: dict[str, str] = {}
     faults, failed, skipped = [], [], []
@@ -87,23 +111,7 @@ def write_submission(
             failed.append(f"{scan!r}: {reason or 'no prediction'}")
         elif label is not None:
             lines[label].append(name)
-    if faults:
-        raise SubmissionError(_listing(f"{predictions} cannot be submitted", faults))
-    if failed and not allow_missing:
-        title = (
-            f"{predictions}: {len(failed)} of {len(table)} scans have no prediction (--allow-missing leaves them out)"
-        )
-        raise SubmissionError(_listing(title, failed, every=True))
-    files = {folder / FILES[label]: names for label, names in lines.items()}
-    existing = [path.name for path in files if path.exists()]
-    if existing and not overwrite:
-        raise SubmissionError(
-            f"{folder}: already there: {', '.join(existing)}; choose another folder, or --overwrite replaces them"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, names in files.items():
-        path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", newline="\n")
-    return Submission({path: len(names) for path, names in files.items()}, [*failed, *skipped])
+    return lines, faults, failed, skipped
 
 
 def _listing(title: str, lines: list[str], every: bool = False) -> str:

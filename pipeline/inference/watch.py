@@ -5,12 +5,15 @@ Files are watched by looking, again and again: what a file server reports of cha
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -18,12 +21,11 @@ from typing import TYPE_CHECKING, Any
 from ignite.engine import Events
 
 from ..common.errors import UserError
+from .prediction_writer import AppendingPredictionWriter, PredictionWriter
 
 if TYPE_CHECKING:
     from monai.engines import Evaluator
 
-    from .prediction_writer import PredictionWriter
-import logging
 
 logger = logging.getLogger(__name__)
 
@@ -72,22 +74,26 @@ def _files(folder: str, prefix: str, above: frozenset[str]) -> Iterator[tuple[st
             continue
 
 
+@dataclass
 class _Entry:
     """A file or folder of the watched folder, as it was last seen."""
 
-    def __init__(self, name: str, files: dict[str, Stamp], now: float) -> None:
-        self.files = files
-        self.since = now  # when it was first seen so
-        self.is_file = name in files
-        self.partial = next((path for path in files if path.lower().endswith(PARTIAL_SUFFIXES)), None)
-        self.settled = False  # scans were looked for in it as it is
-        self.told = False  # that it waits for an incomplete file
+    files: dict[str, Stamp]
+    since: float  # when it was first seen so
+    is_file: bool
+    settled: bool = False  # scans were looked for in it as it is
+    told: bool = False  # that it waits for an incomplete file
+
+    @cached_property
+    def partial(self) -> str | None:
+        """A file in it that is not complete."""
+        return next((path for path in self.files if path.lower().endswith(PARTIAL_SUFFIXES)), None)
 
 
 class _Folder:
     """The watched folder: what was seen, and since when it is so, by our own clock.
 
-    Times of files do not serve: programs that copy keep those of the original.
+    The times of the files cannot tell: programs that copy keep the times of the original.
     """
 
     def __init__(self, root: Path, quiet_seconds: float, now: float) -> None:
@@ -106,7 +112,7 @@ class _Folder:
                 self.entries[other].since = now
         for name, files in seen.items():
             if name not in self.entries or self.entries[name].files != files:
-                self.entries[name] = _Entry(name, files, now)
+                self.entries[name] = _Entry(files, now, name in files)
                 self.changed = now
         if gone:  # another may have waited for it
             self.changed = now
@@ -242,20 +248,19 @@ def watch(
     folder.tell_waiting(clock())
 
 
+@dataclass
 class _Rounds:
     """After each look at the folder: which scans are to be answered, and which have changed since they were."""
 
-    def __init__(
-        self,
-        folder: _Folder,
-        find: Callable[[Path], Sequence[Scan]],
-        answer: Callable[[list[Scan]], None],
-        answered: Callable[[], Collection[str]],
-        clock: Callable[[], float],
-    ) -> None:
-        self.folder, self.find, self.answer, self.answered, self.clock = folder, find, answer, answered, clock
-        self.done: set[str] = set()  # by this run, whatever a table says
-        self.stamps: dict[str, dict[str, Stamp] | None] = {}  # files of answered scans; None: a change was told
+    folder: _Folder
+    find: Callable[[Path], Sequence[Scan]]
+    answer: Callable[[list[Scan]], None]
+    answered: Callable[[], Collection[str]]
+    clock: Callable[[], float]
+    done: set[str] = field(default_factory=set)  # by this run, whatever a table says
+    stamps: dict[str, dict[str, Stamp] | None] = field(
+        default_factory=dict
+    )  # of answered scans; None: a change was told
 
     def run(self, now: float) -> int:
         """How many scans were given to be answered."""
@@ -319,15 +324,13 @@ def watch_scans(
 
     Args:
         evaluator: its data loader is a :class:`~.ScanLoader`; its data are replaced.
-        predictions: a handler of the evaluator with ``append``; it knows what earlier processes answered.
-        root: the folder.
-        find: see :func:`watch`, as are the times.
-        quiet_seconds: see there.
-        poll_seconds: see there.
-        idle_seconds: see there.
+        predictions: a handler of the evaluator, an :class:`~.AppendingPredictionWriter`: it knows what earlier
+            processes answered.
+        root: the folder; ``find`` and the times: see :func:`watch`.
     """
-    if not predictions.append:
+    if not isinstance(predictions, AppendingPredictionWriter):
         raise ValueError("predictions must be written with append, or each round would begin the table anew")
+    predictions.recover()
     loader = evaluator.data_loader
     stop = _Stop()
 
@@ -343,17 +346,8 @@ def watch_scans(
 
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, end_if_stopped)
     with stop.by_signals():
-        watch(
-            root,
-            find,
-            answer,
-            lambda: predictions.answered,
-            quiet_seconds,
-            poll_seconds,
-            idle_seconds,
-            stopped=lambda: stop.asked,
-            sleep=stop.sleep,
-        )
+        pauses = quiet_seconds, poll_seconds, idle_seconds
+        watch(root, find, answer, lambda: predictions.answered, *pauses, stopped=lambda: stop.asked, sleep=stop.sleep)
 
 
 class _Stop:

@@ -138,10 +138,7 @@ class GroupCVaR(Aggregation):
     these are drawn from all of its samples, so the gradient of :math:`\frac1n \sum_i \frac{w_{g(i)}}{q_{g(i)}} \ell_i`
     has the expectation :math:`\sum_g w_g \nabla L_g`: with w at the optimum, the gradient of the CVaR of the whole
     training set. Its value has the expectation :math:`\sum_g w_g L_g`, and weights of a batch sum to 1 on average only.
-    (Dividing each group's batch mean by the probability of its presence has the same expectation, but more noise inside
-    the group, as E[1/n_g] > 1/E[n_g], and scales even a plain mean up and down with the batch.) The weights follow the
-    losses as far as the averages do; between groups whose losses differ by less than the averages' noise they go back
-    and forth. It is the running form of stochastic compositional gradients (Wang, Fang & Liu 2017).
+    It is the running form of stochastic compositional gradients (Wang, Fang & Liu 2017); docs/method.md has its costs.
 
     Args:
         alpha: in (0, 1]; 1 is the mean over groups, towards 0 the worst group.
@@ -209,9 +206,9 @@ class GroupDRO(Aggregation):
     with :math:`\hat L_g` the group's mean loss in the batch, 0 for a group that is not in it, and w uniform at first:
     the exponentiated gradient of the maximum over all weights, so that w moves towards the worst group.
 
-    The algorithm draws groups uniformly. Where they are not equally often in a batch, the weights of those that are
-    there more often grow more; a sampler that puts every group into every batch mends it. As in the authors' code the
-    weights are not scaled up when groups are missing.
+    The algorithm draws groups uniformly. Where some groups come more often, their weights grow more; a sampler that
+    puts every group into every batch prevents it. As in the authors' code the weights are not scaled up when groups are
+    missing.
 
     The weights are part of the ``state_dict``, so that a resumed training goes on where it stood.
 
@@ -311,7 +308,7 @@ def _of_samples(of_groups: Tensor, group: Tensor) -> Tensor:
 
 
 def _with_unknown(weights: Tensor, known: Tensor) -> Tensor:
-    """Weights of the samples of known group, and beside them those of unknown group at their share of the batch."""
+    """Weights of all samples: samples of unknown group take part at their share of the batch."""
     return weights * known.mean() + (1 - known) / len(known)
 
 

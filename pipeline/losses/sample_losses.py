@@ -1,7 +1,7 @@
 """The two-level objective: a loss a sample inside, an aggregation over groups (:mod:`~.losses.aggregation`) outside.
 
-The maths are pure functions; the modules only hold settings and call them. Nothing here reads a value back from the
-device, so a training step never waits for the loss.
+The maths are pure functions of logits [N, C] and class indices [N] that return [N] losses; the modules only hold
+settings and call them. Nothing here reads a value back from the device, so a training step never waits for the loss.
 """
 
 from __future__ import annotations
@@ -47,11 +47,7 @@ def log_class_prior(class_counts: ClassCounts) -> Tensor:
 def inverse_frequency_weights(class_counts: ClassCounts) -> Tensor:
     """n / (C n_y) for each class y, scikit-learn's ``balanced``: the mean weight of the n training scans is 1.
 
-    Args:
-        class_counts: as of :func:`log_class_prior`.
-
-    Returns:
-        float64 tensor of shape [C].
+    ``class_counts`` and the result [C] are as of :func:`log_class_prior`.
     """
     counts = _counts(class_counts)
     return counts.sum() / (len(counts) * counts)
@@ -60,12 +56,7 @@ def inverse_frequency_weights(class_counts: ClassCounts) -> Tensor:
 def ldam_margins(class_counts: ClassCounts, max_margin: float = 0.5) -> Tensor:
     """Margins C / n_y^(1/4), with C such that the rarest class has ``max_margin`` (Cao et al. 2019).
 
-    Args:
-        class_counts: as of :func:`log_class_prior`.
-        max_margin: of the rarest class, in units of a logit.
-
-    Returns:
-        float64 tensor of shape [C].
+    ``class_counts`` and the result [C] are as of :func:`log_class_prior`; margins are in units of a logit.
     """
     counts = _counts(class_counts)
     return max_margin * (counts.min() / counts) ** 0.25
@@ -81,12 +72,8 @@ def logit_adjusted_cross_entropy(logits: Tensor, label: Tensor, log_prior: Tenso
 
     Args:
         logits: [N, C], any floating type; half precision is promoted to float32.
-        label: [N] class indices.
         log_prior: [C], see :func:`log_class_prior`.
         tau: strength, 0 gives plain cross-entropy, 1 is Fisher-consistent for the balanced error.
-
-    Returns:
-        [N] losses, one a sample.
     """
     logits = promote(logits)
     return F.cross_entropy(logits + tau * log_prior.to(logits), label.long(), reduction="none")
@@ -102,11 +89,7 @@ def weighted_cross_entropy(logits: Tensor, label: Tensor, class_weights: Tensor)
 
     Args:
         logits: [N, C].
-        label: [N] class indices.
         class_weights: [C].
-
-    Returns:
-        [N] losses, one a sample.
     """
     logits = promote(logits)
     return F.cross_entropy(logits, label.long(), weight=class_weights.to(logits), reduction="none")
@@ -119,11 +102,7 @@ def focal_loss(logits: Tensor, label: Tensor, gamma: float = 2.0) -> Tensor:
 
     Args:
         logits: [N, C].
-        label: [N] class indices.
         gamma: 0 gives cross-entropy.
-
-    Returns:
-        [N] losses, one a sample.
     """
     logits = promote(logits)
     return softmax_focal_loss(logits, _one_hot(label, logits), gamma).sum(dim=1)
@@ -139,13 +118,9 @@ def ldam_loss(logits: Tensor, label: Tensor, margins: Tensor, scale: float = 30.
 
     Args:
         logits: [N, C]. The authors' are cosines, of normalised features and normalised weights.
-        label: [N] class indices.
         margins: [C], see :func:`ldam_margins`.
         scale: s. 30 is the authors', for cosines. Without a normalised last layer it is a temperature: the network's
             own probabilities, the softmax of f, are then less sure by this factor than what is trained; 1 keeps them.
-
-    Returns:
-        [N] losses, one a sample.
     """
     logits = promote(logits)
     return F.cross_entropy(

@@ -27,6 +27,15 @@ class TwoLevelLoss(nn.Module):
         sample_loss: module ``(logits [N, C], label [N]) -> [N]``.
         aggregation: how sample losses and groups become one loss. What it remembers of earlier batches is in the
             ``state_dict`` and moves with each call in training mode with gradients enabled.
+
+    Example:
+        >>> import torch
+        >>> from fairlung.pipeline import TwoLevelLoss
+        >>> from fairlung.pipeline.losses import CrossEntropy, GroupCVaR
+        >>> loss = TwoLevelLoss(CrossEntropy(), GroupCVaR(alpha=1.0))  # 1: the mean over groups
+        >>> target = {"label": torch.tensor([0, 1, 2]), "group": torch.tensor([0, 0, 1])}
+        >>> loss(torch.zeros(3, 4), target)  # log(4) in either group
+        tensor(1.3863)
     """
 
     def __init__(self, sample_loss: nn.Module, aggregation: Aggregation) -> None:
@@ -69,10 +78,15 @@ class FairLACVaRLoss(TwoLevelLoss):
         num_groups: which the running estimate needs.
 
     Example:
-        >>> loss = FairLACVaRLoss({"a": 250, "g": 84}, alpha=0.8)
+        A network that cannot tell the classes apart: the rarer class, here of group 1, has the larger loss, and the
+        CVaR at a level of one half of two groups is the loss of the worse one.
+
+        >>> import torch
+        >>> from fairlung.pipeline import FairLACVaRLoss
+        >>> loss = FairLACVaRLoss({"adenocarcinoma": 300, "squamous_cell": 100}, alpha=0.5)
         >>> target = {"label": torch.tensor([0, 1]), "group": torch.tensor([0, 1])}
-        >>> loss(torch.zeros(2, 2), target).item() > 0
-        True
+        >>> loss(torch.zeros(2, 2), target)  # -log(1/4)
+        tensor(1.3863)
     """
 
     def __init__(

@@ -13,17 +13,9 @@ from ..common.errors import UserError
 
 # settings of train.yaml that give a checkpoint its meaning
 MODEL_SETTINGS = (
-    "class_names",
-    "group_by",
-    "group_names",
-    "age_bands",
-    "window",
-    "trim_fraction",
-    "num_slices",
-    "image_size",
-    "fast_decode",
-    "crop_size",
-)
+    "class_names", "group_by", "group_names", "age_bands", "window", "trim_fraction", "num_slices", "image_size",
+    "fast_decode", "crop_size",
+)  # fmt: skip
 NETWORK = "network"  # saved beside them: the class of the network, which a config says with network_def
 INFERENCE_NETWORK = "R3D18Classifier"  # the one that inference.yaml runs
 # of checkpoints from before these were saved

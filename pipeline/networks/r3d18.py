@@ -31,6 +31,13 @@ class R3D18Classifier(nn.Module):
 
     Raises:
         PretrainedWeightsError: ``pretrained`` and the weights cannot be had or do not fit.
+
+    Example:
+        >>> import torch
+        >>> from fairlung.pipeline import R3D18Classifier
+        >>> network = R3D18Classifier(num_classes=4).eval()
+        >>> network(torch.rand(2, 1, 16, 64, 64)).shape  # two volumes of 16 slices
+        torch.Size([2, 4])
     """
 
     def __init__(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..common import run_folder
+from ..common.distributed import is_primary
 from ..data.groups import group_columns
 from ..evaluation.metrics import fairness_summary
 from ..evaluation.predictions import load_predictions
@@ -30,8 +31,11 @@ def write_evaluation(
 
     Returns:
         the content of metrics.json: split, checkpoint, whether the scans are synthetic, class and group names, the
-        group columns, confusion counts, and ``metrics`` (:func:`~.fairness_summary`).
+        group columns, confusion counts, and ``metrics`` (:func:`~.fairness_summary`); nothing in processes other than
+        the first, which write nothing.
     """
+    if not is_primary():
+        return {}
     predictions = Path(predictions)
     columns = group_columns(group_by)
     # one scan whose output is not finite must not lose the others: what counts here is the predicted class

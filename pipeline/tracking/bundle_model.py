@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -101,7 +101,8 @@ def log_bundle_model(
                 python_model=str(SCRIPT),
                 artifacts={key: str(value) for key, value in artifacts.items()},
                 signature=signature(class_names),
-                input_example=_example(),
+                # MLflow compares the names in a way that pandas deprecates for its own kind of strings
+                input_example=pd.DataFrame(EXAMPLE, dtype=object, columns=pd.Index([*EXAMPLE], dtype=object)),
                 pip_requirements=pip_requirements(),
                 model_config={"fairlung_version": __version__},
                 mlflow_model=model,
@@ -134,9 +135,3 @@ def _stage(folder: Path, checkpoint: Path, bundle_root: Path) -> dict[str, Path]
         here = Path(next(iter(spec.submodule_search_locations)))
         shutil.copytree(here, source / "fairlung" / package, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     return {"checkpoint": checkpoint, "bundle": folder / "bundle", "source": source}
-
-
-def _example() -> Any:
-
-    # MLflow compares the names in a way that pandas deprecates for its own kind of strings
-    return pd.DataFrame(EXAMPLE, dtype=object).set_axis(pd.Index(list(EXAMPLE), dtype=object), axis=1)

@@ -1,26 +1,18 @@
 """The script inside a logged model: MLflow runs it at load (models from code), so no object of ours is pickled.
 
 Nothing imports this module; :mod:`~.tracking.bundle_model` hands its path to MLflow. Beside it, a model carries the
-checkpoint, the bundle's configs, and the source of the fairlung that made it. Of fairlung it uses what inference.yaml
-names.
+checkpoint, the bundle's configs, and the source of the fairlung that made it, of which it uses :class:`~.Classifier`.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import logging
 import sys
-from copy import deepcopy
 from typing import Any
 
 import pandas as pd
-import torch
-from ignite.engine import Engine, Events
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
-from monai.bundle import ConfigParser
-
-logger = logging.getLogger(__name__)
 
 
 class ScanClassifier(PythonModel):
@@ -28,68 +20,23 @@ class ScanClassifier(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         require_fairlung(context.model_config["fairlung_version"], context.artifacts["source"])
-        bundle = context.artifacts["bundle"]
-        self.config = ConfigParser.load_config_file(f"{bundle}/configs/inference.yaml")
-        # scans are read by this process: forking loader processes out of a server's threads is not safe
-        self.config |= {"bundle_root": bundle, "checkpoint": context.artifacts["checkpoint"], "num_workers": 0}
-        parser = ConfigParser(deepcopy(self.config))
-        network = parser.get_parsed_content("network")
-        device = parser.get_parsed_content("device")
-        content = torch.load(context.artifacts["checkpoint"], map_location=device, weights_only=True)
-        network.load_state_dict(content["model"])
-        self.network = network.eval()
-        self.writer = parser.get_parsed_content("predictions")  # says how an answer is made; nothing is written
+        from fairlung.pipeline import Classifier
+
+        self.classifier = Classifier(context.artifacts["checkpoint"], context.artifacts["bundle"])
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """A row a scan.
+        """A row a scan, as :class:`~.Classifier` has it.
 
         Args:
             context: not used.
             model_input: table with the column ``scan``, the path of a scan on the machine that predicts.
             params: ``batch_size`` in place of inference.yaml's, which MLflow's default of 0 leaves.
-
-        Returns:
-            The columns of inference's predictions.csv: scan, prediction, prob_<class>, status (ok|failed|skipped),
-            reason, warnings. A scan that failed or was skipped has neither prediction nor probabilities (None).
         """
-        paths = model_input["scan"].tolist()
-        given = [isinstance(path, str) and bool(path) for path in paths]
-        answers = _Answers(self.writer)
-        # a path is no part of the config: MONAI would run one that begins with "$". A tuple it leaves alone.
-        scans = tuple({"image": path, "scan": path} for path, is_given in zip(paths, given, strict=True) if is_given)
-        if scans:
-            config = deepcopy(self.config)  # MONAI writes into it, and a server predicts in several threads
-            config |= {"network": self.network, "handlers": [answers], "dataset": config["dataset"] | {"data": scans}}
-            if batch_size := int((params or {}).get("batch_size", 0)):
-                config["batch_size"] = batch_size
-            ConfigParser(config).get_parsed_content("evaluator").run()
-        rows = iter(answers.rows)
-        table = [next(rows) if is_given else answers.no_path() for is_given in given]
-        # object: pandas would turn None into NaN, which is no JSON, and a server answers in JSON
-        return pd.DataFrame(table, columns=self.writer.columns, dtype=object)
-
-
-class _Answers:
-    """Ignite handler that collects rows, as inference's writer makes them."""
-
-    def __init__(self, writer: Any) -> None:
-        self.writer = writer
-        self.rows: list[list[Any]] = []
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._append)
-
-    def _append(self, engine: Engine) -> None:
-        for answer in self.writer.answer(engine.state.batch, engine.state.output["pred"]):
-            if answer.status == "failed":
-                logger.warning("%s failed: %s", answer.scan, answer.reason)
-            self.rows.append(self.writer.cells(answer))
-
-    def no_path(self) -> list[Any]:
-        row = dict.fromkeys(self.writer.columns) | {"scan": "", "warnings": ""}
-        return list((row | {"status": "failed", "reason": "no path"}).values())
+        batch_size = int((params or {}).get("batch_size", 0))
+        table = self.classifier.predict(model_input["scan"].tolist(), batch_size).astype(object)
+        return table.where(table.notna(), None)  # NaN is no JSON, and a server answers in JSON
 
 
 def require_fairlung(made_by: str, source: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import atexit
 import json
-import re
+import logging
 import signal
 import subprocess
 import sys
@@ -31,23 +31,20 @@ from ..common.distributed import is_primary
 from ..common.names import TRAINING_SETTINGS
 from ..common.run_folder import EVALUATION_FILES, training_dir
 from ..common.text import device_name, without_login
-from ..data.cohort_checks import SPLITS
-from ..reports.evaluation_summary import write_evaluation
 from . import store, sync
 from .journal import Journal, batches, is_refusal, send, stamp
+from .loggable import loggable, metric_name, param, refuse_shared_names, short, with_grouped_names
 from .note import note_markdown
 from .store import TrackingError, impatient
 from .system_load import SystemMonitor
 
 if TYPE_CHECKING:
     from ..data.cohort import Cohort
-import logging
 
 logger = logging.getLogger(__name__)
 
 
-MAX_PARAM_LENGTH = 6000  # MLflow's limits
-MAX_NOTE_LENGTH = 8000
+MAX_NOTE_LENGTH = 8000  # MLflow's limit
 
 
 class RunTracker:
@@ -134,8 +131,8 @@ class RunTracker:
             return
         import mlflow
 
-        _refuse_shared_names(cohort.class_names)
-        _refuse_shared_names(cohort.group_names)
+        refuse_shared_names(cohort.class_names)
+        refuse_shared_names(cohort.group_names)
         self._uri = store.absolute(self.tracking_uri or mlflow.get_tracking_uri())
         self._group_names = tuple(cohort.group_names)
         away = self._connect()
@@ -146,6 +143,19 @@ class RunTracker:
         self._about = _about(settings, self.kind, cohort)
         interrupted = self._interrupted() if resumed else {}
         self.run_name = interrupted.get("run_name", self.run_name)
+        self._open(self._start_tags(settings, cohort), interrupted, away)
+        if self.kind == "train":
+            self._write_record({key: settings[key] for key in TRAINING_SETTINGS if settings.get(key) is not None})
+        if not interrupted:  # MLflow takes a parameter once; settings that may change stand in settings.json
+            self._submit("params", values={name: param(value) for name, value in settings.items()})
+            self._log_cohort(cohort)
+        self.log_text(yaml.safe_dump(loggable(config), sort_keys=False), "config/config.yaml")
+        self.log_text(json.dumps(loggable(settings), indent=2), "config/settings.json")
+        if self.system_metrics:
+            self._monitor = SystemMonitor(lambda values: self._submit("metrics", values=values))
+        logger.info("MLflow run %s (%s)", self.run_name, self.run_id or "not sent yet")
+
+    def _open(self, tags: Mapping[str, str], interrupted: Mapping[str, Any], away: Exception | None) -> None:
         uid = uuid.uuid4().hex
         self._journal = Journal(self.output_dir, uid)
         atexit.register(self.finish, "FAILED")  # however the process ends, short of a kill -9: the run is closed
@@ -157,20 +167,10 @@ class RunTracker:
             uri=self._uri if without_login(self._uri) == self._uri else None,
             experiment=self.experiment,
             name=self.run_name,
-            tags=self._start_tags(settings, cohort) | {store.MARK: uid},
-            training={key: self._training.get(key) for key in ("run_id", "journal")} if self._training else None,
-            interrupted={key: interrupted.get(key) for key in ("run_id", "journal")} if interrupted else None,
+            tags={**tags, store.MARK: uid},
+            training=_identity(self._training),
+            interrupted=_identity(interrupted),
         )
-        if self.kind == "train":
-            self._write_record({key: settings[key] for key in TRAINING_SETTINGS if settings.get(key) is not None})
-        if not interrupted:  # MLflow takes a parameter once; settings that may change stand in settings.json
-            self._submit("params", values={name: _param(value) for name, value in settings.items()})
-            self._log_cohort(cohort)
-        self.log_text(yaml.safe_dump(_loggable(config), sort_keys=False), "config/config.yaml")
-        self.log_text(json.dumps(_loggable(settings), indent=2), "config/settings.json")
-        if self.system_metrics:
-            self._monitor = SystemMonitor(lambda values: self._submit("metrics", values=values))
-        logger.info("MLflow run %s (%s)", self.run_name, self.run_id or "not sent yet")
 
     def _interrupted(self) -> dict[str, Any]:
         """The record of the training that goes on, after what it could not send itself was sent."""
@@ -200,12 +200,12 @@ class RunTracker:
         tags |= {"fairlung.synthetic": "true"} if cohort.synthetic else {}
         for name in ("system", "alpha", "seed", "fold"):
             if settings.get(name) is not None:
-                tags[f"fairlung.{name}"] = _param(settings[name])
+                tags[f"fairlung.{name}"] = param(settings[name])
         tags["fairlung.device"] = device_name(self.device)
         tags["mlflow.note.content"] = self._about
         if self.parent_run:
             tags["mlflow.parentRunId"] = self.parent_run
-        return tags | {str(name): _param(value) for name, value in self.tags.items()}
+        return tags | {str(name): param(value) for name, value in self.tags.items()}
 
     def _log_cohort(self, cohort: Cohort) -> None:
         import mlflow
@@ -223,7 +223,7 @@ class RunTracker:
         content |= {"journal": self._journal.uid, "settings": training}
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            (self.output_dir / run_folder.RECORD).write_text(json.dumps(_loggable(content), indent=2))
+            (self.output_dir / run_folder.RECORD).write_text(json.dumps(loggable(content), indent=2))
         except OSError as error:
             self._warn_of_copy(error)
 
@@ -271,12 +271,12 @@ class RunTracker:
     def _warn(self, message: str, *values: Any) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning(message, *(_short(v) if isinstance(v, Exception) else v for v in values))
+            logger.warning(message, *(short(v) if isinstance(v, Exception) else v for v in values))
 
     def _warn_of_copy(self, error: OSError) -> None:
         if not self._warned_of_copy:
             self._warned_of_copy = True
-            logger.warning("what MLflow did not take cannot be kept either, and will be missing: %s", _short(error))
+            logger.warning("what MLflow did not take cannot be kept either, and will be missing: %s", short(error))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers of an epoch; the headline ones under a grouped name too (:func:`with_grouped_names`)."""
@@ -284,7 +284,7 @@ class RunTracker:
             named = with_grouped_names(metrics, self._group_names)
             self._metric_names.update(named)
             now = int(time.time() * 1000)
-            self._submit("metrics", values=[[_metric_name(k), float(v), now, step] for k, v in named.items()])
+            self._submit("metrics", values=[[metric_name(k), float(v), now, step] for k, v in named.items()])
 
     def log_text(self, text: str, name: str) -> None:
         """Log a text file under the artifacts."""
@@ -297,58 +297,45 @@ class RunTracker:
             self._submit("file", source=str(path), folder=folder, **stamp(path))
 
     def log_evaluation(
-        self,
-        predictions: str | Path,
-        split: str,
-        audit: Mapping[str, Any] | None = None,
-        epoch: int | None = None,
-        **summary: Any,
-    ) -> dict[str, Any]:
-        """Summarise a prediction table (:func:`~.write_evaluation`) and log it with its pictures.
+        self, evaluation_dir: str | Path, split: str, audit: Mapping[str, Any] | None = None, epoch: int | None = None
+    ) -> None:
+        """Log the tables and pictures of an evaluation (:func:`~.write_evaluation`), and its headline.
 
-        With an audit (:func:`~.write_audit`) its verdicts stand first in the description, which becomes
-        :func:`note_markdown`. A training's headline metrics of its best ``epoch`` are logged as
+        The headline is the run's description (:func:`note_markdown`), in which the verdicts of an audit
+        (:func:`~.write_audit`) stand first. A training's headline metrics of its best ``epoch`` are logged as
         ``<split>/best_<name>``: what runs are compared by, where the curves end with the last epoch.
         """
-        if not is_primary():
-            return {}
-        result = write_evaluation(predictions, split=split, **summary)
-        folder = f"evaluation/{split}"
-        for name in EVALUATION_FILES:
-            path = Path(predictions).with_name(name)
-            if path.exists():  # no audit of a training's best epoch; without matplotlib no picture
-                self.log_file(path, folder)
-        if self.active:
-            self.log_result({**result, "audit": audit, "epoch": epoch})
-        return result
+        if not self.active:
+            return
+        folder = Path(evaluation_dir)
+        self._log_files(folder, EVALUATION_FILES, f"evaluation/{split}")
+        result = json.loads((folder / "metrics.json").read_text())
+        if self.kind == "train":
+            self._log_best(result["metrics"], split, epoch)
+        else:
+            epoch = self._training.get("best_epoch")
+        note = note_markdown({"about": self._about, **result, "audit": audit, "epoch": epoch})
+        self._submit("tags", values={"mlflow.note.content": note[:MAX_NOTE_LENGTH]})
 
     def log_review(self, evaluation_dir: str | Path, split: str) -> None:
         """Log an evaluation's report and the pictures of its worst errors beside its tables, where there are any."""
-        folder = Path(evaluation_dir)
-        if self.active and (folder / run_folder.REPORT).exists():
-            self.log_file(folder / run_folder.REPORT, f"evaluation/{split}")
-        for path in sorted(folder.glob("errors/*")) if self.active else []:
-            self.log_file(path, f"evaluation/{split}/errors")
+        self._log_files(Path(evaluation_dir), (run_folder.REPORT,), f"evaluation/{split}")
+        self._log_files(Path(evaluation_dir), ("errors/*",), f"evaluation/{split}/errors")
 
-    def log_result(self, result: Mapping[str, Any]) -> None:
-        """Log an evaluation's headline: the run's description, and for a training the best epoch's numbers."""
-        epoch = result.get("epoch")
+    def _log_files(self, source: Path, patterns: Sequence[str], folder: str) -> None:
+        for pattern in patterns:
+            for path in sorted(source.glob(pattern)):
+                self.log_file(path, folder)
+
+    def _log_best(self, metrics: Mapping[str, float], split: str, epoch: int | None) -> None:
+        names = with_grouped_names({f"{split}_{name}": value for name, value in metrics.items()}, self._group_names)
+        best = {name.replace("/", "/best_"): value for name, value in names.items() if "/" in name}
+        self.log_metrics({k: v for k, v in best.items() if k not in self._metric_names}, epoch or 0)
         record = _read_json(self.output_dir / run_folder.RECORD)
-        if self.kind == "train":
-            names = with_grouped_names(
-                {f"{result['split']}_{k}": v for k, v in result["metrics"].items()}, self._group_names
-            )
-            best = {k.replace("/", "/best_"): v for k, v in names.items() if "/" in k}
-            self.log_metrics({k: v for k, v in best.items() if k not in self._metric_names}, epoch or 0)
-            if record and epoch is not None:
-                with suppress(OSError):
-                    (self.output_dir / run_folder.RECORD).write_text(
-                        json.dumps(record | {"best_epoch": epoch}, indent=2)
-                    )
-        else:
-            epoch = self._training.get("best_epoch")
-        note = note_markdown({"about": self._about, **result, "epoch": epoch})
-        self._submit("tags", values={"mlflow.note.content": note[:MAX_NOTE_LENGTH]})
+        if record and epoch is not None:
+            with suppress(OSError):
+                text = json.dumps(record | {"best_epoch": epoch}, indent=2)
+                (self.output_dir / run_folder.RECORD).write_text(text)
 
     def finish(self, status: str = "FINISHED") -> None:
         """Close the run, and try once more to send what MLflow did not take; does nothing when it is closed already."""
@@ -384,7 +371,7 @@ class RunTracker:
             logger.info(
                 "MLflow run %s is not sent (%s). Send it later: fairlung mlflow-sync %s",
                 self.run_name,
-                _short(error),
+                short(error),
                 self.output_dir,
             )
         else:
@@ -417,6 +404,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _identity(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Which run a record is of; None of no record."""
+    return {key: record.get(key) for key in ("run_id", "journal")} if record else None
+
+
 def _training_record(settings: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
     """What the training of an evaluation's checkpoint noted beside its folder ``models``."""
     training = training_dir(settings.get("checkpoint"), output_dir)
@@ -425,69 +417,13 @@ def _training_record(settings: Mapping[str, Any], output_dir: Path) -> dict[str,
 
 def _about(settings: Mapping[str, Any], kind: str, cohort: Cohort) -> str:
     """A run in one line."""
-    named = [f"{name} {_param(settings[name])}" for name in TRAINING_SETTINGS[1:] if settings.get(name) is not None]
+    named = [f"{name} {param(settings[name])}" for name in TRAINING_SETTINGS[1:] if settings.get(name) is not None]
     what = ", ".join([f"**{settings.get('system') or 'unknown system'}**", *named])
     scans = "SYNTHETIC scans (phantoms)" if cohort.synthetic else "scans"
     return f"{'Training' if kind == 'train' else 'Evaluation'} of {what}, on {len(cohort.table)} {scans}."
-
-
-def with_grouped_names(metrics: Mapping[str, float], group_names: Sequence[str]) -> dict[str, float]:
-    """The same metrics, the headline ones under a second name too, that MLflow's page groups by: ``val/gap``.
-
-    ``val_score`` gives ``val/score``, ``best_val_score`` ``val/best_score``, ``train_loss`` ``train/loss`` and ``lr``
-    ``train/lr``; so do gap, abs_gap, f1_macro and f1_<group> of every split. F1 of single classes is not repeated.
-    """
-    headline = ["score", "gap", "abs_gap", "f1_macro", *(f"f1_{group}" for group in group_names)]
-    grouped = {"train_loss": "train/loss", "lr": "train/lr"}
-    for split in SPLITS:
-        grouped |= {f"{split}_{name}": f"{split}/{name}" for name in headline}
-        grouped |= {f"best_{split}_{name}": f"{split}/best_{name}" for name in headline}
-    return {**metrics, **{grouped[name]: value for name, value in metrics.items() if name in grouped}}
 
 
 def _exit_on_sigterm() -> None:
     """Let SIGTERM (a scheduler's or a container's stop) end the process as sys.exit does, so that runs are closed."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-
-
-def _metric_name(name: str) -> str:
-    """A name that MLflow takes: letters, digits and ``_-. :/``; other signs of class and group names become ``_``."""
-    name = re.sub(r"<(?=\d)", "under ", re.sub(r">=(?=\d)", "from ", name))  # bands of age stay apart and readable
-    return re.sub(r"[^\w\-. :/]", "_", name)
-
-
-def _refuse_shared_names(names: Sequence[str]) -> None:
-    """Two classes, or groups, whose metrics MLflow would hold under one name."""
-    called: dict[str, str] = {}
-    for name in names:
-        other = called.setdefault(_metric_name(name), name)
-        if other != name:
-            raise TrackingError(
-                f"{other!r} and {name!r} would both be {_metric_name(name)!r} in MLflow, which takes letters, digits "
-                "and _-. :/ only; rename one, or track nothing (--tracking_uri '')"
-            )
-
-
-def _short(error: Exception) -> str:
-    """An error in one line, without logins; those of HTTP end in the cause, after addresses and a whole request."""
-    text = " ".join(without_login(str(error)).split())
-    text = text.partition("(Caused by ")[2].rstrip(")'\" ") or text
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
-def _param(value: Any) -> str:
-    value = _loggable(value)
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= MAX_PARAM_LENGTH else text[: MAX_PARAM_LENGTH - 3] + "..."
-
-
-def _loggable(value: Any) -> Any:
-    """A setting as plain data, the user and password of an address left out wherever one stands."""
-    if isinstance(value, str):
-        return without_login(value)
-    if isinstance(value, Mapping):
-        return {str(key): _loggable(item) for key, item in value.items()}
-    if isinstance(value, Sequence):
-        return [_loggable(item) for item in value]
-    return value if value is None or isinstance(value, (bool, int, float)) else str(value)

@@ -23,15 +23,7 @@ from fairlung.pipeline.common.volumes import unit_range
 from fairlung.pipeline.data.cohort import load_cohort
 from fairlung.pipeline.evaluation.predictions import Predictions, load_predictions
 from fairlung.pipeline.explain.error_gallery import MAX_BYTES, encode_picture, worst_errors, write_error_gallery
-from fairlung.pipeline.explain.grad_cam import (
-    GAP,
-    LAST_STAGE,
-    PANEL,
-    class_activation,
-    error_picture,
-    explain_with_grad_cam,
-)
-from fairlung.pipeline.networks.r3d18 import R3D18Classifier
+from fairlung.pipeline.explain.grad_cam import GAP, PANEL, class_activation, error_picture, explained_copy
 
 SEXES = ("male", "female")
 
@@ -115,7 +107,7 @@ def test_a_picture_holds_the_pixels_that_the_network_saw_and_its_overlay(judged:
 
 def test_the_overlay_is_that_of_the_predicted_class(judged: SimpleNamespace) -> None:
     """Drawn again from a second Grad-CAM, of the class in the table."""
-    explained = explain_with_grad_cam(judged.network)
+    explained = explained_copy(judged.network)
     where = {item["scan"]: i for i, item in enumerate(judged.dataset.data)}
     for entry in judged.entries:
         image = unit_range(judged.dataset[where[entry["scan"]]]["image"])
@@ -171,77 +163,6 @@ def test_the_network_is_left_without_hooks_gradients_or_other_outputs(judged: Si
         assert (tmp_path / "errors" / entry["image"]).read_bytes() == (
             judged.folder / "errors" / entry["image"]
         ).read_bytes()
-
-
-def test_a_network_in_training_stays_in_training_but_is_explained_in_evaluation() -> None:
-    torch.manual_seed(3)
-    network = R3D18Classifier(3, dropout=0.9).train()
-    image = torch.rand(1, 8, 32, 32)
-    statistics = network.backbone.stem[1].running_mean.clone()
-    found = [class_activation(explain_with_grad_cam(network), image, 1) for _ in range(2)]
-    np.testing.assert_array_equal(*found)  # no dropout
-    assert network.training
-    assert torch.equal(network.backbone.stem[1].running_mean, statistics)
-    assert network.get_submodule(LAST_STAGE).training
-
-
-# ---- Grad-CAM ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
-def test_activation_is_the_relu_of_gradient_weighted_channels(memory_format: torch.memory_format) -> None:
-    """By hand: the stages before and after the last one, autograd between them, and scipy's linear interpolation."""
-    from scipy.interpolate import RegularGridInterpolator
-
-    torch.manual_seed(0)
-    network = R3D18Classifier(4).eval().to(memory_format=memory_format)
-    image = torch.rand(1, 16, 40, 48)
-    backbone = network.backbone
-    with torch.no_grad():
-        features = image[None]
-        for stage in (backbone.stem, backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
-            features = stage(features)
-    features = features.detach().requires_grad_()
-    logits = backbone.fc(backbone.avgpool(features).flatten(1))
-    explained = explain_with_grad_cam(network)
-    shown = 0
-    for k in range(4):
-        (gradient,) = torch.autograd.grad(logits[0, k], features, retain_graph=True)
-        weights = gradient[0].mean((1, 2, 3)).numpy()
-        coarse = np.maximum(np.tensordot(weights, features[0].detach().numpy(), 1), 0)
-        # voxel centres of the coarse grid in the volume's coordinates; outside them the nearest counts
-        axes = [(np.arange(n) + 0.5) * size / n - 0.5 for n, size in zip(coarse.shape, image.shape[1:], strict=True)]
-        points = np.stack(np.meshgrid(*map(np.arange, image.shape[1:]), indexing="ij"), -1).astype(float)
-        points = np.stack([np.clip(points[..., i], axis[0], axis[-1]) for i, axis in enumerate(axes)], -1)
-        expected = RegularGridInterpolator(axes, coarse)(points)
-        if expected.max() > 0:
-            shown += 1
-            expected /= expected.max()
-        found = class_activation(explained, image, k)
-        assert found.shape == image.shape[1:] and found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, atol=2e-4)
-    assert shown >= 2
-
-
-def test_a_class_that_nothing_speaks_for_has_no_activation() -> None:
-    network = R3D18Classifier(2).eval()
-    with torch.no_grad():
-        network.backbone.fc[3].weight.zero_()
-    found = class_activation(explain_with_grad_cam(network), torch.rand(1, 8, 32, 32), 0)
-    assert (found == 0).all()
-
-
-def test_earlier_stages_keep_nothing_for_the_gradient() -> None:
-    network = R3D18Classifier(2).eval()
-    explained = explain_with_grad_cam(network)
-    kept: list[torch.Size] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.shape), t)[1], lambda t: t):
-        class_activation(explained, torch.rand(1, 16, 32, 32), 0)
-    assert kept
-    assert max(shape[2:].numel() for shape in kept if len(shape) == 5) <= 4 * 4 * 4  # layer3's output is the largest
-
-
-def test_a_layer_that_the_network_does_not_have_is_named() -> None:
-    with pytest.raises(ValueError, match="no module 'backbone.layer5'"):
-        explain_with_grad_cam(R3D18Classifier(2), "backbone.layer5")
 
 
 # ---- which errors --------------------------------------------------------------------------------------------------

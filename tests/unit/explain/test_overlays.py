@@ -544,7 +544,7 @@ def test_maps_and_names_can_be_left_out(tmp_path: Path, monkeypatch: pytest.Monk
         titles.append(arguments[-1])
         return montage_figure(*arguments)
 
-    monkeypatch.setattr("fairlung.pipeline.explain.montage.montage_figure", figure)
+    monkeypatch.setattr("fairlung.pipeline.explain.overlays.montage_figure", figure)
     overlay = infer(tmp_path, Bright(), [batch(["Doe_John"])], maps=False, named=False)
     assert [path.name for path in (tmp_path / "overlays").iterdir()] == ["Doe_John.png"]
     assert overlay.map_path("Doe_John") is None

@@ -26,7 +26,13 @@ from fairlung.pipeline.evaluation.compare import compare
 from fairlung.pipeline.evaluation.predictions import load_predictions
 from fairlung.pipeline.inference import prediction_writer
 from fairlung.pipeline.inference.answers import Answer, answer_scans
-from fairlung.pipeline.inference.prediction_writer import PredictionTableError, PredictionWriter
+from fairlung.pipeline.inference.prediction_table import PredictionTableError, csv_bytes
+from fairlung.pipeline.inference.prediction_writer import (
+    AppendingPredictionWriter,
+    LabelledPredictionWriter,
+    PredictionWriter,
+    prediction_writer_of,
+)
 from fairlung.pipeline.postprocessing.fitted import PostprocessError
 from fairlung.pipeline.postprocessing.prior import fit_prior
 from fairlung.pipeline.postprocessing.tables import load_unlabelled, write_table
@@ -46,7 +52,7 @@ def answer(writer: PredictionWriter, batches: list[dict]) -> None:
 def test_a_table_says_itself_that_its_scans_are_phantoms(tmp_path: Path, synthetic: bool) -> None:
     batch = {"logits": torch.eye(2), "scan": ["x", "y"], "label": torch.tensor([0, 1]), "group_values": [SEXES]}
     path = tmp_path / "p.csv"
-    answer(PredictionWriter(path, ["a", "b"], "sex", synthetic=synthetic), [batch])
+    answer(LabelledPredictionWriter(path, ["a", "b"], "sex", synthetic=synthetic), [batch])
     table = load_predictions(path, group_by=["sex"])
     assert table.synthetic is synthetic
     judged = audit(table, 100, 100)
@@ -249,7 +255,7 @@ def test_logits_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="members must be at least 1, got 0"):
         PredictionWriter("p.csv", ["a", "b"], members=0)
     with pytest.raises(ValueError, match="for new scans"):
-        PredictionWriter("p.csv", ["a", "b"], "sex", append=True)
+        prediction_writer_of("p.csv", ["a", "b"], "sex", append=True)
 
 
 # ---- a correction --------------------------------------------------------------------------------------------------
@@ -312,7 +318,7 @@ class Killed(Exception):
 
 def add(path: Path, batches: list[dict[str, Any]], kill: bool = False) -> PredictionWriter:
     """One process: it adds batches, and is killed before the epoch ends."""
-    writer = PredictionWriter(path, ["a", "b"], append=True)
+    writer = AppendingPredictionWriter(path, ["a", "b"])
     engine = Engine(lambda engine, batch: {"pred": batch["logits"]})
     writer.attach(engine)
     if kill:
@@ -327,8 +333,9 @@ def add(path: Path, batches: list[dict[str, Any]], kill: bool = False) -> Predic
 
 
 def rest(path: Path) -> list[str]:
-    answered = PredictionWriter(path, ["a", "b"], append=True).answered
-    return [name for name in ODD if name not in answered]
+    writer = AppendingPredictionWriter(path, ["a", "b"])
+    writer.recover()
+    return [name for name in ODD if name not in writer.answered]
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +369,7 @@ def test_rounds_and_restarts_give_the_table_of_one_run(
     assert rest(path) == []
     assert writer.counts == {"ok": 6, "failed": 1, "with warnings": 0}
     with pytest.raises(SystemExit):  # the table has a scan that failed, if in an earlier process
-        PredictionWriter(path, ["a", "b"], append=True).report()
+        AppendingPredictionWriter(path, ["a", "b"]).report()
 
 
 def test_a_kill_at_any_byte_of_the_table_loses_the_row_in_work_alone(
@@ -406,7 +413,7 @@ def test_a_kill_anywhere_in_the_journal_loses_the_batch_in_work_alone(
 
 def record_ends(rows: list[list[str]]) -> list[int]:
     """Where each row of a CSV file ends, in bytes."""
-    return np.cumsum([len(prediction_writer._csv([row])) for row in rows]).tolist()
+    return np.cumsum([len(csv_bytes([row])) for row in rows]).tolist()
 
 
 CELLS = st.text(
@@ -467,7 +474,7 @@ def test_objects_that_are_gone_are_made_of_the_rows(tmp_path: Path) -> None:
     made = [new_scans([name], logits, intake=warned) for name in ("x", "y")]
 
     def writer() -> PredictionWriter:
-        return PredictionWriter(path, ["a", "b"], members=2, append=True)
+        return AppendingPredictionWriter(path, ["a", "b"], members=2)
 
     answer(writer(), made[:1])
     whole = json.loads(path.with_suffix(".json").read_text())[0]
@@ -496,9 +503,9 @@ def test_a_table_of_something_else_is_refused_and_stays(tmp_path: Path, settings
     path = tmp_path / "p.csv"
     add(path, odd_batches(ODD[:2]))
     before = path.read_bytes()
-    other = PredictionWriter(path, **{"class_names": ["a", "b"], "append": True} | settings)
+    other = AppendingPredictionWriter(path, **{"class_names": ["a", "b"]} | settings)
     with pytest.raises(PredictionTableError) as caught:
-        _ = other.answered
+        other.recover()
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
     assert isinstance(caught.value, UserError)
@@ -507,11 +514,14 @@ def test_a_table_of_something_else_is_refused_and_stays(tmp_path: Path, settings
 
 def test_rows_of_two_prevalences_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
-    answer(PredictionWriter(path, ["a", "b"], correction=PRIOR, append=True), odd_batches(ODD[:2]))
-    assert PredictionWriter(path, ["a", "b"], correction=PRIOR, append=True).answered >= set(ODD[:2])
+    answer(AppendingPredictionWriter(path, ["a", "b"], correction=PRIOR), odd_batches(ODD[:2]))
+    again = AppendingPredictionWriter(path, ["a", "b"], correction=PRIOR)
+    assert not again.answered  # asking reads nothing
+    again.recover()
+    assert again.answered >= set(ODD[:2])
     for other in (fit_prior(target={"a": 3, "b": 1}), fit_prior(target={"a": 1, "b": 3}, source={"a": 1, "b": 2})):
         with pytest.raises(PredictionTableError, match="corrected otherwise"):
-            _ = PredictionWriter(path, ["a", "b"], correction=other, append=True).answered
+            AppendingPredictionWriter(path, ["a", "b"], correction=other).recover()
 
 
 @pytest.mark.parametrize(

@@ -425,7 +425,7 @@ def test_the_main_script_runs_again_only_where_the_transform_is_defined_in_it(
     script, runs = tmp_path / "script.py", tmp_path / "runs"
     folder = str(Path(__file__).parent)
     lines = ["import sys", f"open({str(runs)!r}, 'a').close()", f"sys.path.insert(0, {folder!r})"]
-    script.write_text("\n".join([*lines, "from test_scan_loader import Local"]))
+    script.write_text("\n".join([*lines, "from test_scan_readers import Local"]))
     monkeypatch.setattr(main, "__file__", str(script), raising=False)
     monkeypatch.setattr(main, "__spec__", None)
     if needed:

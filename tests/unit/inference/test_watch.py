@@ -24,7 +24,7 @@ from monai.engines import SupervisedEvaluator
 
 from fairlung.pipeline.data.new_scans import NewScanDataset
 from fairlung.pipeline.inference import watch as watch_module
-from fairlung.pipeline.inference.prediction_writer import PredictionWriter
+from fairlung.pipeline.inference.prediction_writer import AppendingPredictionWriter, PredictionWriter
 from fairlung.pipeline.inference.scan_readers import ScanLoader, collate
 from fairlung.pipeline.inference.watch import PARTIAL_SUFFIXES, WatchError, watch, watch_scans
 
@@ -438,7 +438,7 @@ class Job:
     def __init__(self, folder: Path, at_batch: Callable[[int], None] = lambda number: None) -> None:
         self.root = folder / "in"
         self.table = folder / "out" / "predictions.csv"
-        self.predictions = PredictionWriter(self.table, CLASSES, append=True)
+        self.predictions = AppendingPredictionWriter(self.table, CLASSES)
         network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 2))
         self.evaluator = SupervisedEvaluator(
             "cpu",

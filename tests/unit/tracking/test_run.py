@@ -26,8 +26,9 @@ from workflows import CLASSES, EXPLAINED_NETWORK, SHRUNK, Start, run, run_status
 
 from fairlung.pipeline.common.text import without_login
 from fairlung.pipeline.data.cohort import Cohort, load_cohort
+from fairlung.pipeline.tracking.loggable import with_grouped_names
 from fairlung.pipeline.tracking.note import note_markdown
-from fairlung.pipeline.tracking.run import RunTracker, with_grouped_names
+from fairlung.pipeline.tracking.run import RunTracker
 from fairlung.pipeline.tracking.store import TrackingError, impatient
 from fairlung.pipeline.tracking.sync import sync
 
@@ -394,6 +395,20 @@ def test_a_run_is_nested_and_shows_the_load(cohort: Cohort, tmp_path: Path, monk
     assert run.data.tags["fairlung.device"]
     assert len(client.get_metric_history(run_id, "system/cpu_utilization_percentage")) >= 2
     assert "system/system_memory_usage_percentage" in run.data.metrics
+
+
+def test_logging_an_evaluation_writes_nothing(cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """metrics.json is there before, or it is an error."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "predictions.csv").write_text("scan,label,sex,prediction\n")
+    RunTracker("", "e", "r", tmp_path / "out", tmp_path).log_evaluation(tmp_path / "val", "val")
+    tracker = RunTracker(f"sqlite:///{tmp_path}/m.db", "e", "r", tmp_path / "out", tmp_path)
+    tracker.start({}, {}, cohort)
+    with pytest.raises(FileNotFoundError, match="metrics.json"):
+        tracker.log_evaluation(tmp_path / "val", "val")
+    tracker.finish()
+    assert [path.name for path in (tmp_path / "val").iterdir()] == ["predictions.csv"]
 
 
 def test_an_evaluation_says_what_was_trained(tracked: SimpleNamespace) -> None:

@@ -1,0 +1,158 @@
+"""What a DICOM answer takes over from the scan's own files: references and geometry, and nothing that names anybody."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..common.errors import UserError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+    from .answers import Answer
+
+# All that is read of a source file.
+REFERENCE_TAGS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+GEOMETRY = {"PixelSpacing": 2, "SliceThickness": 1, "ImagePositionPatient": 3, "ImageOrientationPatient": 6}
+LOSSY_TAGS = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+FRAME_TAGS = ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+SOURCE_TAGS = (*REFERENCE_TAGS, "FrameOfReferenceUID", "Rows", "Columns", *GEOMETRY, *LOSSY_TAGS, *FRAME_TAGS)
+
+_UID = re.compile(r"[0-9.]{1,64}")  # leading zeros, which the standard forbids, occur and are referenced as they are
+
+
+class DicomReportError(UserError, ValueError):
+    """A scan's answer cannot be written as DICOM; the message names the scan and the cause, and no identifier."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Headers with what a reference needs and nothing else.
+
+    ``frames`` are the frames used of a single multi-frame file; ``lossy`` holds what was said of lossy compression.
+    """
+
+    headers: list[Dataset]
+    frames: list[int] | None
+    lossy: Dataset
+
+    @property
+    def first(self) -> Dataset:
+        return self.headers[0]
+
+
+def read_sources(answer: Answer) -> Sources:
+    import pydicom
+
+    scan, files = answer.scan, answer.intake.get("files")
+    if answer.prediction is None:
+        raise DicomReportError(f"{scan}: there is no answer to write")
+    if not files:
+        raise DicomReportError(f"{scan}: no DICOM file to refer to; only scans from DICOM are answered in DICOM")
+    headers: dict[str, Dataset] = {}
+    for number, path in enumerate(files, start=1):
+        which = f"{scan}: source file {number} of {len(files)}"
+        try:
+            # force: a file without preamble may still be DICOM; another file has none of the tags
+            read = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(SOURCE_TAGS))
+            header = _anonymous_header(read)
+            if not headers:
+                frames, lossy = _used_frames(read, answer.intake), _lossy(read)
+        except Exception as error:  # the parser raises many kinds, and may quote what it read
+            raise DicomReportError(f"{which} cannot be read as DICOM ({type(error).__name__})") from None
+        problem = _problem(header)
+        if problem:
+            raise DicomReportError(f"{which} cannot be referred to: {problem}")
+        headers.setdefault(header.SOPInstanceUID, header)
+    for tag, what in (("StudyInstanceUID", "studies"), ("SeriesInstanceUID", "series")):
+        count = len({header[tag].value for header in headers.values()})
+        if count > 1:
+            raise DicomReportError(f"{scan}: its source files are of {count} {what}; a report is about one")
+    return Sources(list(headers.values()), frames if len(headers) == 1 else None, lossy)
+
+
+def _numbers(read: Dataset, tag: str) -> list[float]:
+    """The finite numbers of an optional attribute; none when it holds anything else."""
+    try:
+        values = np.atleast_1d(read.get(tag) or []).astype(float)
+    except (TypeError, ValueError, OverflowError):
+        return []
+    return values.tolist() if np.isfinite(values).all() else []
+
+
+def _anonymous_header(read: Dataset) -> Dataset:
+    """The attributes of a source that are needed, beside the empty ones that highdicom asks every source for."""
+    from pydicom.dataset import Dataset
+
+    header = Dataset()
+    for tag in REFERENCE_TAGS:
+        setattr(header, tag, str(read.get(tag, "")))
+    frame_of_reference = str(read.get("FrameOfReferenceUID", ""))
+    if _UID.fullmatch(frame_of_reference):
+        header.FrameOfReferenceUID = frame_of_reference
+    for tag in ("Rows", "Columns"):
+        setattr(header, tag, int(read.get(tag) or 0))
+    geometry = {tag: _numbers(read, tag) for tag in GEOMETRY}
+    if all(len(geometry[tag]) == count for tag, count in GEOMETRY.items()):
+        header.Modality = "CT"
+        for tag, values in geometry.items():
+            setattr(header, tag, values if len(values) > 1 else values[0])
+    else:
+        header.Modality = ""  # with CT highdicom asks for a plane, which frames and incomplete headers do not have
+    header.PatientID = header.PatientName = header.PatientBirthDate = header.PatientSex = ""
+    header.AccessionNumber = header.StudyID = header.ReferringPhysicianName = ""
+    header.StudyDate = header.StudyTime = None
+    return header
+
+
+def _problem(header: Dataset) -> str:
+    """Why a source cannot be referred to, or ""."""
+    from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
+
+    for tag in REFERENCE_TAGS:
+        if not _UID.fullmatch(header[tag].value):
+            return f"its {tag} is no UID" if header[tag].value else f"it has no {tag}"
+    if header.SOPClassUID not in (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage):
+        return "it is no CT Image, Enhanced CT Image or Legacy Converted Enhanced CT Image"
+    return "" if header.Rows and header.Columns else "it has no Rows and Columns"
+
+
+def _used_frames(read: Dataset, intake: Mapping[str, Any]) -> list[int] | None:
+    """Numbers, from 1, of the frames that became the slices ``indices``; None for all, and when it cannot be told."""
+    shape, indices = intake.get("shape"), intake.get("indices")
+    per_frame = read.get("PerFrameFunctionalGroupsSequence") or []
+    if not shape or not indices or len(per_frame) != shape[0]:
+        return None
+    shared = (read.get("SharedFunctionalGroupsSequence") or [read])[0]
+    try:
+        group = shared if "PlaneOrientationSequence" in shared else per_frame[0]
+        plane = np.array(group.PlaneOrientationSequence[0].ImageOrientationPatient, dtype=float)
+        positions = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in per_frame]
+        normal = np.cross(plane[:3], plane[3:])
+        along = np.array(positions, dtype=float) @ normal * np.sign(normal[2])
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return None
+    order = np.argsort(along, kind="stable")
+    if np.abs(normal).argmax() != 2 or any(b - a < 1e-3 for a, b in pairwise(along[order].tolist())):
+        return None  # slices are not frames, or two frames are at one place
+    frames = sorted({int(order[index]) + 1 for index in indices})
+    return None if len(frames) == len(per_frame) else frames
+
+
+def _lossy(read: Dataset) -> Dataset:
+    """What is made of a picture that was compressed with loss must go on saying so."""
+    from pydicom.dataset import Dataset
+
+    said = Dataset()
+    if read.get("LossyImageCompression") == "01":
+        said.LossyImageCompression = "01"
+        said.LossyImageCompressionRatio = [f"{value:.6g}" for value in _numbers(read, "LossyImageCompressionRatio")]
+        methods = np.atleast_1d(read.get("LossyImageCompressionMethod") or []).tolist()
+        said.LossyImageCompressionMethod = [name for name in methods if re.fullmatch(r"ISO_\d+_\d+", name)]
+    return said

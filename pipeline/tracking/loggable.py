@@ -1,0 +1,71 @@
+"""Names and values as MLflow takes them, and as a person may read them: short, plain, without logins."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..common.text import without_login
+from ..data.cohort_checks import SPLITS
+from .store import TrackingError
+
+MAX_PARAM_LENGTH = 6000  # MLflow's limit
+
+
+def with_grouped_names(metrics: Mapping[str, float], group_names: Sequence[str]) -> dict[str, float]:
+    """The same metrics, the headline ones under a second name too, that MLflow's page groups by: ``val/gap``.
+
+    ``val_score`` gives ``val/score``, ``best_val_score`` ``val/best_score``, ``train_loss`` ``train/loss`` and ``lr``
+    ``train/lr``; so do gap, abs_gap, f1_macro and f1_<group> of every split. F1 of single classes is not repeated.
+    """
+    headline = ["score", "gap", "abs_gap", "f1_macro", *(f"f1_{group}" for group in group_names)]
+    grouped = {"train_loss": "train/loss", "lr": "train/lr"}
+    for split in SPLITS:
+        grouped |= {f"{split}_{name}": f"{split}/{name}" for name in headline}
+        grouped |= {f"best_{split}_{name}": f"{split}/best_{name}" for name in headline}
+    return {**metrics, **{grouped[name]: value for name, value in metrics.items() if name in grouped}}
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow takes: letters, digits and ``_-. :/``; other signs of class and group names become ``_``."""
+    name = re.sub(r"<(?=\d)", "under ", re.sub(r">=(?=\d)", "from ", name))  # bands of age stay apart and readable
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def refuse_shared_names(names: Sequence[str]) -> None:
+    """TrackingError for two classes, or groups, whose metrics MLflow would hold under one name."""
+    called: dict[str, str] = {}
+    for name in names:
+        other = called.setdefault(metric_name(name), name)
+        if other != name:
+            raise TrackingError(
+                f"{other!r} and {name!r} would both be {metric_name(name)!r} in MLflow, which takes letters, digits "
+                "and _-. :/ only; rename one, or track nothing (--tracking_uri '')"
+            )
+
+
+def short(error: Exception) -> str:
+    """An error in one line, without logins. Of an HTTP error only the cause, which stands behind the whole request."""
+    text = " ".join(without_login(str(error)).split())
+    text = text.partition("(Caused by ")[2].rstrip(")'\" ") or text
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def param(value: Any) -> str:
+    """A setting as a parameter of MLflow."""
+    value = loggable(value)
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= MAX_PARAM_LENGTH else text[: MAX_PARAM_LENGTH - 3] + "..."
+
+
+def loggable(value: Any) -> Any:
+    """A setting as plain data, the user and password of an address left out wherever one stands."""
+    if isinstance(value, str):
+        return without_login(value)
+    if isinstance(value, Mapping):
+        return {str(key): loggable(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [loggable(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)

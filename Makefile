@@ -2,7 +2,8 @@
 # make demo    the main job on a synthetic cohort and a real CT
 # make study   a small study on the synthetic cohort, with its tables
 # make ui      MLflow on the runs of this folder
-# make test    the tests (WORKERS=2 processes); make lint: style and types; make lock: refresh requirements.lock
+# make test    the quick tests (WORKERS=2 processes); make test-all: the slow ones too, with coverage
+# make lint    style and types; make lock: refresh requirements.lock
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +13,7 @@ RUN := $(BIN)/python -W ignore -m monai.bundle run --bundle_root $(BUNDLE)
 READY := .venv/.ready
 SEED ?= 0
 
-.PHONY: setup demo study objective ui test lint format lock clean
+.PHONY: setup demo study objective ui test test-all lint format lock clean
 
 setup: $(READY)
 
@@ -50,8 +51,14 @@ objective: demo/cohort/cohort.csv
 ui: $(READY)
 	$(BIN)/mlflow ui --port $(or $(PORT),5000) $(if $(MLFLOW_TRACKING_URI),--backend-store-uri $(MLFLOW_TRACKING_URI))
 
+# files stay together, long ones first (tests/conftest.py); a worker that dies ends the run
+PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder --max-worker-restart=0 --durations=10
+
 test: $(READY)
-	$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadfile --cov --cov-report=term --durations=10 $(ARGS)
+	$(PYTEST) -n $(or $(WORKERS),2) -m "not slow" $(ARGS)
+
+test-all: $(READY)
+	$(PYTEST) -n $(or $(WORKERS),2) --cov --cov-report=term $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

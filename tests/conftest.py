@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import numpy as np
+import psutil
 import pytest
+import quick_stores
 import torch
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from workflows import Start, starter
+from workflows import Start, Trained, starter, train_once
 
 from fairlung.pipeline.common.names import CLASS_NAMES, SEXES
 from fairlung.pipeline.phantoms.cohort import Preset, write_phantom_cohort
@@ -30,6 +34,58 @@ def _without_waiting_for_the_disk(connection: Any, _: object) -> None:
     """MLflow makes a new store with dozens of commits; what a loss of power would leave of them is not in question."""
     if isinstance(connection, sqlite3.Connection):
         connection.execute("PRAGMA synchronous = OFF")
+
+
+# ---- which worker runs what ------------------------------------------------------------------------------------------
+# files that take longest, first: a long one that comes last is waited for by all other workers
+FIRST = ("test_commands", "test_mlflow_server", "test_distributed", "test_study", "test_systems", "test_inference")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file runs on one worker, and the files that share the one training run on the same one."""
+    sharing = {item.path for item in items if "trained_once" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("trained once" if item.path in sharing else item.path.stem))
+    place = {name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: (item.path not in sharing, place.get(item.path.stem, len(FIRST))))
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+GROWTH = 200 << 20  # bytes by which a worker may grow before it is tidied
+
+
+class Tidy:
+    """Keeps a worker small. A workflow is a circle of objects around its tensors, so few objects hold much memory, and
+    Python's collector, which counts objects, comes late."""
+
+    def __init__(self) -> None:
+        self.process, self.held = psutil.Process(), 0
+
+    @pytest.hookimpl
+    def pytest_collection_finish(self) -> None:
+        gc.collect()
+        gc.freeze()  # modules and tests stay to the end: each collection need not look at them
+        self.held = self.process.memory_info().rss
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self) -> Iterator[None]:
+        result = yield
+        if self.process.memory_info().rss > self.held + GROWTH:
+            gc.collect()
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps what was freed
+            if trim is not None:
+                trim(0)
+            self.held = self.process.memory_info().rss
+        return result
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Tidy())
+
+
+# ---- what many tests read --------------------------------------------------------------------------------------------
+quick_stores.install()
 
 
 @pytest.fixture(scope="session")
@@ -64,3 +120,9 @@ def odd_hu() -> tuple[np.ndarray, Sequence[float]]:
 def start(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
     """Make a workflow of the shipped configs, shrunk: ``start("train", "evaluate", cohort=...)``."""
     return starter(bundle_dir, tmp_path_factory.mktemp("volumes"))
+
+
+@pytest.fixture(scope="session")
+def trained_once(start: Start, small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The shipped training of the shipped network, shrunk and tracked, and its evaluation. Read-only."""
+    return train_once(start, small_cohort, tmp_path_factory.mktemp("trained"))

@@ -175,11 +175,12 @@ class IntakeCollector:
     Raises:
         ValueError: ``page_pictures`` is negative or no whole number.
 
-    Example:
-        >>> collector = IntakeCollector("check")  # doctest: +SKIP
-        >>> for batch in loader:
-        ...     collector.add(batch)
-        >>> page = collector.write()
+    Example::
+
+        collector = IntakeCollector("check")
+        for batch in loader:
+            collector.add(batch)
+        page = collector.write()
     """
 
     def __init__(self, output_dir: str | Path, page_pictures: int = 200) -> None:

@@ -8,7 +8,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.networks.nets import DenseNet121
 from sklearn.metrics import f1_score
-from workflows import CLASSES, SHRUNK, Start, cause, run
+from workflows import CLASSES, EXPLAINED_NETWORK, SHRUNK, Start, Trained, cause, run
 
 from fairlung.pipeline.common.config import UnknownSettingError
 from fairlung.pipeline.common.errors import EXIT_SOME_FAILED, user_error
@@ -30,18 +29,12 @@ from fairlung.transforms import LoadScan, SampleSlices, TrimSlices
 
 
 @pytest.fixture(scope="session")
-def trained(start: Start, small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A training on the small phantom cohort and the evaluation of its best checkpoint."""
-    output = tmp_path_factory.mktemp("trained")
-    model = output / "published" / "model.pt"
-    settings = {"cohort": str(small_cohort), "output_dir": str(output / "run")}
-    training = run(start("train", model_file=str(model), keep_checkpoints=None, **settings))
-    run(start("train", "evaluate", **settings, split="val"))
-    return SimpleNamespace(output=output / "run", model=model, workflow=training, settings=settings)
+def trained(trained_once: Trained) -> Trained:
+    return trained_once
 
 
 # ---- the job -------------------------------------------------------------------------------------------------------
-def test_training_keeps_every_checkpoint_and_publishes_the_best(trained: SimpleNamespace) -> None:
+def test_training_keeps_every_checkpoint_and_publishes_the_best(trained: Trained) -> None:
     saved = sorted(path.name for path in (trained.output / "models").iterdir())
     assert saved == ["best.pt", "checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt"]
     assert trained.model.read_bytes() == (trained.output / "models" / "best.pt").read_bytes()
@@ -51,15 +44,14 @@ def test_training_keeps_every_checkpoint_and_publishes_the_best(trained: SimpleN
     assert content["settings"]["num_slices"] == SHRUNK["num_slices"]
 
 
-def test_best_is_the_epoch_of_the_highest_key_metric(trained: SimpleNamespace) -> None:
-    state = trained.workflow.evaluator.state
+def test_best_is_the_epoch_of_the_highest_key_metric(trained: Trained) -> None:
     best = torch.load(trained.output / "models" / "best.pt", weights_only=True)["model"]
-    epoch = torch.load(trained.output / "models" / f"checkpoint_epoch={state.best_metric_epoch}.pt", weights_only=True)
+    epoch = torch.load(trained.output / "models" / f"checkpoint_epoch={trained.best_epoch}.pt", weights_only=True)
     assert all(torch.equal(best[name], value) for name, value in epoch["model"].items())
-    assert json.loads((trained.output / "val" / "metrics.json").read_text())["metrics"]["score"] == state.best_metric
+    assert json.loads((trained.output / "val" / "metrics.json").read_text())["metrics"]["score"] == trained.best_metric
 
 
-def test_evaluation_equals_the_best_epoch_and_scikit_learn(trained: SimpleNamespace) -> None:
+def test_evaluation_equals_the_best_epoch_and_scikit_learn(trained: Trained) -> None:
     folder = trained.output / "val" / "evaluation"
     result = json.loads((folder / "metrics.json").read_text())
     assert result["metrics"] == json.loads((trained.output / "val" / "metrics.json").read_text())["metrics"]
@@ -77,7 +69,8 @@ def test_evaluation_equals_the_best_epoch_and_scikit_learn(trained: SimpleNamesp
     assert (folder / "confusion.png").stat().st_size > 1000
 
 
-def test_training_is_reproducible(trained: SimpleNamespace, start: Start, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_training_is_reproducible(trained: Trained, start: Start, tmp_path: Path) -> None:
     run(start("train", **trained.settings | {"output_dir": str(tmp_path)}))
     again = torch.load(tmp_path / "models" / "best.pt", weights_only=True)["model"]
     first = torch.load(trained.output / "models" / "best.pt", weights_only=True)["model"]
@@ -107,7 +100,7 @@ def scans(small_cohort: Path, data_dir: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="session")
 def answers(
-    trained: SimpleNamespace, start: Start, scans: Path, tmp_path_factory: pytest.TempPathFactory
+    trained: Trained, start: Start, scans: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[int, pd.DataFrame]:
     """Exit code and predictions.csv of an inference over all of them."""
     output = tmp_path_factory.mktemp("answers")
@@ -137,7 +130,7 @@ def test_inference_answers_what_it_can_and_says_why_not(answers: tuple[int, pd.D
 
 
 def test_inference_gives_the_probabilities_of_the_evaluation(
-    answers: tuple[int, pd.DataFrame], trained: SimpleNamespace
+    answers: tuple[int, pd.DataFrame], trained: Trained
 ) -> None:
     evaluated = pd.read_csv(trained.output / "val" / "evaluation" / "predictions.csv")
     evaluated["name"] = evaluated["scan"].str.rsplit("/", n=1).str[1]
@@ -154,9 +147,7 @@ def test_the_same_ct_in_two_formats_gets_the_same_answer(answers: tuple[int, pd.
     np.testing.assert_allclose(dicom.astype(float), nrrd.astype(float), atol=1e-5)
 
 
-def test_inference_of_one_scan_exits_cleanly(
-    trained: SimpleNamespace, start: Start, data_dir: Path, tmp_path: Path
-) -> None:
+def test_inference_of_one_scan_exits_cleanly(trained: Trained, start: Start, data_dir: Path, tmp_path: Path) -> None:
     import SimpleITK as sitk
     from PIL import Image
 
@@ -193,9 +184,10 @@ def test_real_slices_train_evaluate_and_infer(start: Start, data_dir: Path, tmp_
         "output_dir": str(tmp_path / "run"),
         "class_names": ["adenocarcinoma", "squamous_cell"],
     }
-    run(start("train", model_file=str(tmp_path / "model.pt"), epochs=1, **settings))
+    small = {"network_def": EXPLAINED_NETWORK}
+    run(start("train", model_file=str(tmp_path / "model.pt"), epochs=1, **small, **settings))
     del settings["class_names"]  # the checkpoint knows them
-    run(start("train", "evaluate", **settings))
+    run(start("train", "evaluate", error_images=0, **small, **settings))
     metrics = json.loads((tmp_path / "run" / "val" / "evaluation" / "metrics.json").read_text())
     assert metrics["class_names"] == ["adenocarcinoma", "squamous_cell"]
     assert np.sum(metrics["confusion"]) == 10
@@ -203,7 +195,7 @@ def test_real_slices_train_evaluate_and_infer(start: Start, data_dir: Path, tmp_
         (tmp_path / "scans" / path.stem).mkdir(parents=True)
         shutil.copy(path, tmp_path / "scans" / path.stem)
     settings = {"scans": str(tmp_path / "scans"), "output_dir": str(tmp_path / "out"), "min_slices": 1}
-    run(start("inference", checkpoint=str(tmp_path / "model.pt"), **settings))
+    run(start("inference", checkpoint=str(tmp_path / "model.pt"), **small, **settings))
     table = pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert list(table["status"]) == ["ok"] * 24
     np.testing.assert_allclose(table["prob_adenocarcinoma"] + table["prob_squamous_cell"], 1, atol=1e-5)
@@ -225,6 +217,7 @@ def test_three_classes_and_three_groups_of_another_column(start: Start, small_co
             group_names=["young", "middle", "old"],
             allow_empty_cells=True,
             epochs=1,
+            network_def=EXPLAINED_NETWORK,
         )
     )
     run(
@@ -234,6 +227,7 @@ def test_three_classes_and_three_groups_of_another_column(start: Start, small_co
             cohort=str(tmp_path / "cohort.csv"),
             output_dir=str(tmp_path / "run"),
             allow_empty_cells=True,
+            network_def=EXPLAINED_NETWORK,
         )
     )  # the checkpoint knows classes, groups and their column
     metrics = workflow.evaluator.state.metrics
@@ -275,7 +269,7 @@ def test_shipped_configs_hold_no_unread_setting(start: Start, names: tuple[str, 
     assert not isinstance(user_error(caught.value), UnknownSettingError)
 
 
-def test_settings_of_another_config_are_refused(start: Start, trained: SimpleNamespace, tmp_path: Path) -> None:
+def test_settings_of_another_config_are_refused(start: Start, trained: Trained, tmp_path: Path) -> None:
     error = cause(start("train", **trained.settings | {"output_dir": str(tmp_path)}, scans="somewhere"))
     assert isinstance(error, UnknownSettingError)
     assert "'scans'" in str(error)
@@ -302,13 +296,13 @@ def test_a_value_out_of_range_stops_before_the_scans_are_read(
     assert said in str(cause(start("train", cohort=str(small_cohort), output_dir=str(tmp_path), **setting)))
 
 
-def test_a_missing_scans_folder_is_a_user_error(start: Start, trained: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_missing_scans_folder_is_a_user_error(start: Start, trained: Trained, tmp_path: Path) -> None:
     error = cause(start("inference", scans=str(tmp_path / "none"), checkpoint=str(trained.model)))
     assert "none does not exist" in str(error)
 
 
 def test_an_external_cohort_has_a_test_split_alone(
-    start: Start, trained: SimpleNamespace, small_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, trained: Trained, small_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # MLflow keeps artifacts in the working directory
     table = pd.read_csv(small_cohort)
@@ -325,7 +319,7 @@ def test_an_external_cohort_has_a_test_split_alone(
     assert result["synthetic"] is True
 
 
-def test_second_training_into_the_same_folder_is_refused(start: Start, trained: SimpleNamespace) -> None:
+def test_second_training_into_the_same_folder_is_refused(start: Start, trained: Trained) -> None:
     error = cause(start("train", **trained.settings))
     assert isinstance(error, CheckpointError)
     assert "--overwrite True" in str(error)
@@ -343,7 +337,7 @@ def test_missing_checkpoint_is_an_error(start: Start, small_cohort: Path, scans:
     assert not (tmp_path / "predictions.csv").exists()
 
 
-def test_checkpoint_of_other_settings_is_refused(start: Start, trained: SimpleNamespace) -> None:
+def test_checkpoint_of_other_settings_is_refused(start: Start, trained: Trained) -> None:
     error = cause(start("train", "evaluate", **trained.settings, num_slices=16))
     assert isinstance(error, CheckpointError)
     assert "num_slices: checkpoint 8, run 16" in str(error)
@@ -377,11 +371,11 @@ def test_pretrained_weights_that_cannot_be_had(start: Start, small_cohort: Path,
 
 
 # ---- the bundle as others see it -----------------------------------------------------------------------------------
-def test_check_properties_of_training(trained: SimpleNamespace) -> None:
-    assert trained.workflow.check_properties() == []
+def test_check_properties_of_training(trained: Trained) -> None:
+    assert trained.missing_properties == []
 
 
-def test_check_properties_of_inference(start: Start, trained: SimpleNamespace, scans: Path) -> None:
+def test_check_properties_of_inference(start: Start, trained: Trained, scans: Path) -> None:
     workflow = start("inference", scans=str(scans), checkpoint=str(trained.model))
     workflow.initialize()
     assert workflow.check_properties() == []
@@ -398,6 +392,15 @@ def test_metadata_says_what_the_configs_say(bundle_dir: Path) -> None:
     assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == len(train["class_names"])
     assert set(MODEL_SETTINGS) <= set(train)
     assert metadata["version"] in metadata["changelog"]
+
+
+def test_inference_has_the_network_of_training(start: Start, trained: Trained) -> None:
+    training = start("train").parser
+    inference = start("inference", checkpoint=str(trained.model)).parser
+    networks = [parser.get_parsed_content("network_def") for parser in (training, inference)]
+    assert [type(network).__name__ for network in networks] == ["R3D18Classifier"] * 2
+    shapes = [{name: value.shape for name, value in network.state_dict().items()} for network in networks]
+    assert shapes[0] == shapes[1]
 
 
 def test_metadata_versions_are_the_locked_ones(bundle_dir: Path) -> None:

@@ -19,7 +19,7 @@ import SimpleITK as sitk
 import torch
 from PIL import Image
 from typer.testing import CliRunner
-from workflows import CLASSES, SHRUNK, Start, cause, run
+from workflows import CLASSES, SMALL_SETTINGS, Start, cause, run
 
 from fairlung.pipeline.cli.app import app
 from fairlung.pipeline.networks.checkpoint import CheckpointError, ModelSettings
@@ -27,9 +27,6 @@ from fairlung.pipeline.networks.r3d18 import R3D18Classifier
 from fairlung.pipeline.phantoms.writers import write_dicom_series, write_nifti
 
 NAME, PATIENT = "SECRET^PATIENT", "SECRET-ID-77"
-SETTINGS = {"class_names": CLASSES, "group_by": "sex", "group_names": ["male", "female"], "age_bands": None}
-SETTINGS |= {"window": [-1350, 150], "trim_fraction": 0.1, "fast_decode": False}
-SETTINGS |= {name: SHRUNK[name] for name in ("num_slices", "image_size", "crop_size")}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(seed)
         network = R3D18Classifier(num_classes=4)
         torch.nn.init.normal_(network.backbone.fc[-1].bias, std=0.5)
-        settings = ModelSettings(network="R3D18Classifier", **SETTINGS).state_dict()
+        settings = ModelSettings(network="R3D18Classifier", **SMALL_SETTINGS).state_dict()
         path = folder / f"seed{seed}" / "models" / "best.pt"
         path.parent.mkdir(parents=True)
         torch.save({"model": network.state_dict(), "settings": settings}, path)
@@ -203,7 +200,7 @@ def test_a_folder_that_fills_is_answered_as_it_fills(
             shutil.copy(path, scans / "second")
             time.sleep(0.03)
 
-    settings = {"watch": True, "quiet_seconds": 1.0, "poll_seconds": 0.2, "idle_seconds": 4.0}
+    settings = {"watch": True, "quiet_seconds": 2.5, "poll_seconds": 0.2, "idle_seconds": 4.0}
     settings |= {"output_dir": str(tmp_path / "out")}
     settings |= {"scans": str(scans), "checkpoint": str(models / "seed0" / "models" / "best.pt")}
     copying = threading.Thread(target=slowly)
@@ -215,7 +212,9 @@ def test_a_folder_that_fills_is_answered_as_it_fills(
     names = [f"prob_{name}" for name in CLASSES]
     np.testing.assert_allclose(*table[names].astype(float).to_numpy(), atol=1e-5)  # never half of the study
     write_nifti(scans / "third.nii.gz", np.tile(odd_hu[0], (2, 1, 1)), odd_hu[1])
-    run(start("inference", **settings | {"idle_seconds": 2.0}))  # a new process picks up where the first stopped
+    run(
+        start("inference", **settings | {"quiet_seconds": 1.0, "idle_seconds": 2.0})
+    )  # a new process picks up where the first stopped
     again = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False)
     assert list(again["scan"]) == ["first.nrrd", "second", "third.nii.gz"]
 

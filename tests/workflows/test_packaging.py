@@ -5,8 +5,12 @@ from __future__ import annotations
 import ast
 import configparser
 import importlib.metadata
+import os
 import re
+import shutil
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -24,7 +28,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 # imported by packages that a requirement brings along and re-exports
-PART_OF = {"fire": "monai", "markupsafe": "jinja2", "packaging": "pytest"}
+PART_OF = {"alembic": "mlflow", "fire": "monai", "markupsafe": "jinja2", "packaging": "pytest"}
 # imported by a requirement that does not bring it along, when it is asked for
 ASKED_FOR = {"psutil", "pyjpegls"}  # MLflow, to log the machine's load; pydicom, to decode JPEG-LS
 
@@ -109,6 +113,47 @@ def test_packages_and_folders_agree(setup: configparser.ConfigParser) -> None:
     assert {ROOT / folder for folder in folders.values()} == found
 
 
+def shipped() -> set[str]:
+    """What a wheel must hold: modules, templates and the rest of the two packages."""
+    files = (path for name in ("pipeline", "transforms") for path in (ROOT / name).rglob("*"))
+    files = (path for path in files if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(ROOT).as_posix() for path in files}
+
+
+@pytest.mark.filterwarnings("ignore")  # setuptools' own
+def test_the_wheel_is_told_of_every_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    from setuptools import Distribution
+
+    monkeypatch.chdir(ROOT)
+    distribution = Distribution({"script_name": "setup.py"})
+    distribution.parse_config_files(["setup.cfg"])
+    build = distribution.get_command_obj("build_py")
+    build.ensure_finalized()
+    held = {Path(path).as_posix() for path in build.get_source_files()}
+    held |= {Path(folder, name).as_posix() for _, folder, _, names in build.data_files for name in names}
+    assert held == shipped()
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_file_and_runs(tmp_path: Path) -> None:
+    for name in ("pipeline", "transforms"):
+        shutil.copytree(ROOT / name, tmp_path / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / "source")
+    build = [Path(sys.executable).with_name("uv"), "build", "--quiet", "--wheel", "--offline", "--no-build-isolation"]
+    build += ["--python", sys.executable, "--out-dir", tmp_path, tmp_path / "source"]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("fairlung-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name.removeprefix("fairlung/") for name in archive.namelist() if ".dist-info/" not in name}
+        archive.extractall(tmp_path / "installed")
+    assert held == shipped()
+    code = "import fairlung.pipeline.cli.app as app; print(app.__file__)"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stdout.startswith(str(tmp_path / "installed")), done.stderr
+
+
 def imports(folder: str) -> set[str]:
     """Distributions that the modules of a folder import."""
     names = set()
@@ -134,8 +179,6 @@ def test_every_import_is_declared_and_every_requirement_is_used(setup: configpar
 
 
 def test_the_top_level_is_the_design_card() -> None:
-    import subprocess
-
     tracked = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=False)
     if tracked.returncode:
         pytest.skip("not a git checkout")
@@ -146,3 +189,17 @@ def test_the_top_level_is_the_design_card() -> None:
     hidden = {".ci", ".gitignore", ".pre-commit-config.yaml"}
     assert card <= top
     assert top <= card | beside | hidden
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_ends_the_tests_with_an_error(tmp_path: Path) -> None:
+    """As one does that is killed because memory ran out."""
+    (options,) = re.findall(
+        r"^PYTEST := \$\(BIN\)/python -m pytest (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]")
+    (tmp_path / "test_a.py").write_text("import os\ndef test_1(): os.kill(os.getpid(), 9)\ndef test_2(): pass\n")
+    (tmp_path / "test_b.py").write_text("def test_1(): pass\ndef test_2(): pass\n")
+    command = [sys.executable, "-m", "pytest", "-n", "2", *options.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 1 and "crashed while running 'test_a.py::test_1'" in done.stdout

@@ -168,12 +168,12 @@ def test_killed_resumed_and_by_ray_the_numbers_are_the_same(
     command = [sys.executable, "-m", "fairlung.pipeline", "study", str(path), "-o", str(killed)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     history = killed / "runs" / "CE_seed_1" / "history.csv"
-    until = time.monotonic() + 240
+    until = time.monotonic() + 600
     while not (history.is_file() and ",val_score" in history.read_text()) and time.monotonic() < until:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    with FileLock(history.with_name("run.lock"), timeout=120):  # the run ends with the study
+    with FileLock(history.with_name("run.lock"), timeout=600):  # the run ends with the study
         assert not history.with_name("done.json").exists()
     assert "finished CE_seed_1 (1 of 1 finished)" in carry_out(path, killed)
     assert "0 of 1 runs to do" in carry_out(path, killed)  # what is finished is not run again

@@ -181,6 +181,7 @@ def test_what_is_done_is_not_done_again(table_path: Path, tmp_path: Path) -> Non
     assert run(2)[0] == [] and path.read_text() == before
 
 
+@pytest.mark.slow
 def test_the_summary_counts_every_patient_once_a_seed(table_path: Path, tmp_path: Path) -> None:
     arguments = ["--table", str(table_path), "--out", str(tmp_path), "--systems", "CE", "CVaR", "--batches", "4"]
     tabular.main([*arguments, "--seeds", "2", "--folds", "3", "--steps", "3"])

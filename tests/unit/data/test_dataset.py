@@ -211,7 +211,7 @@ def test_another_process_finds_the_cache(
         item = ScanDataset(data, parser.get_parsed_content("volume_transforms"), (), {str(tmp_path)!r})[0]
         assert item["image"].shape == (1, 8, 32, 32)
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=600)
 
 
 @pytest.mark.parametrize(

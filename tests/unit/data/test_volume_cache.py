@@ -77,7 +77,7 @@ def check(dataset: ScanDataset, order: Any = None) -> None:
 def fill(cohort: Cohort, limit: float | None, seed: int, start: Any, failures: Any) -> None:
     try:
         dataset = cohort.dataset(limit)
-        start.wait(timeout=60)
+        start.wait(timeout=300)
         for epoch in range(3):
             check(dataset, np.random.default_rng([seed, epoch]).permutation(len(dataset)))
     except BaseException as error:
@@ -97,7 +97,7 @@ def test_processes_fill_one_cache_at_once(limited: bool, tmp_path: Path) -> None
     for job in jobs:
         job.start()
     for job in jobs:
-        job.join(timeout=120)
+        job.join(timeout=600)
     assert [job.exitcode for job in jobs] == [0, 0], failures.get_nowait()
     assert not [path for path in cohort.cache.iterdir() if path.suffix != ".pt"]  # nothing half done is left
     for path in cohort.files():

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from workflows import CLASSES, Start, run
+from workflows import CLASSES, Start, Trained, run
 
 from fairlung.pipeline.common.volumes import unit_range
 from fairlung.pipeline.data.cohort import load_cohort
@@ -29,20 +29,20 @@ SEXES = ("male", "female")
 
 
 @pytest.fixture(scope="module")
-def judged(start: Start, small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A training of one epoch and the evaluation of its checkpoint, by the shipped configs."""
-    output = tmp_path_factory.mktemp("judged")
-    settings = {"cohort": str(small_cohort), "output_dir": str(output)}
-    run(start("train", **settings, epochs=1, batch_size=16))
-    workflow = run(start("train", "evaluate", **settings, resamples=200))
-    folder = output / "val" / "evaluation"
+def judged(trained_once: Trained, start: Start) -> SimpleNamespace:
+    """An evaluation by the shipped configs, with the scans and the network that it judged."""
+    parser = start("train", "evaluate", **trained_once.settings).parser
+    dataset, network = (parser.get_parsed_content(name) for name in ("validate::dataset", "network"))
+    dataset.prepare()
+    network.load_state_dict(torch.load(trained_once.model, weights_only=True)["model"])
+    folder = trained_once.output / "val" / "evaluation"
     return SimpleNamespace(
         folder=folder,
-        settings=settings,
+        settings=trained_once.settings,
         entries=json.loads((folder / "errors" / "errors.json").read_text()),
         table=pd.read_csv(folder / "predictions.csv").set_index("scan"),
-        dataset=workflow.parser.get_parsed_content("validate::dataset"),
-        network=workflow.parser.get_parsed_content("network").eval(),  # MONAI's evaluator leaves it as it found it
+        dataset=dataset,
+        network=network.eval(),
     )
 
 
@@ -127,7 +127,7 @@ def test_no_picture_when_none_is_asked_for_and_what_is_no_number_is_refused_firs
     judged: SimpleNamespace, start: Start, tmp_path: Path
 ) -> None:
     checkpoint = str(judged.folder.parents[1] / "models" / "best.pt")
-    settings = judged.settings | {"output_dir": str(tmp_path), "checkpoint": checkpoint, "resamples": 200}
+    settings = judged.settings | {"output_dir": str(tmp_path), "checkpoint": checkpoint}
     run(start("train", "evaluate", **settings, error_images=0))
     assert (tmp_path / "val" / "evaluation" / "cells.csv").exists()
     assert not (tmp_path / "val" / "evaluation" / "errors").exists()

@@ -579,7 +579,7 @@ def run(program: str, *arguments: str | Path) -> str:
     if shutil.which(program) is None:
         package = {"dsrdump": "dcmtk", "dciodvfy": "dicom3tools"}[program]
         pytest.skip(f"{program} is not installed (package {package})")
-    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=600)
     return done.stdout + done.stderr
 
 
@@ -642,6 +642,6 @@ def test_montage_looks_the_same_in_dcmtk(series, tmp_path):
     picture = np.zeros((40, 60, 3), np.uint8)
     picture[:10, :10], picture[:10, -10:], picture[-10:, :10] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     _, montage = write_dicom_answers(tmp_path, answer_of(series), MODEL, picture)
-    subprocess.run(["dcm2pnm", montage, tmp_path / "shown.ppm"], check=True, timeout=60)
+    subprocess.run(["dcm2pnm", montage, tmp_path / "shown.ppm"], check=True, timeout=600)
     with Image.open(tmp_path / "shown.ppm") as shown:
         assert (np.asarray(shown) == picture).all()

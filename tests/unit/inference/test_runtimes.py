@@ -13,7 +13,7 @@ import pytest
 import torch
 from monai.inferers import SimpleInferer
 from torch import Tensor, nn
-from workflows import CLASSES, Start, run
+from workflows import CLASSES, SMALL_SETTINGS, Start, run
 
 from fairlung.pipeline.common.errors import user_error
 from fairlung.pipeline.inference.memory import MemoryKeeper
@@ -38,6 +38,13 @@ def classifier(seed: int) -> nn.Module:
     return network.eval().to(memory_format=torch.channels_last_3d)
 
 
+def small(seed: int) -> nn.Module:
+    """Where the network is not in question: it is compiled in a twentieth of the time."""
+    torch.manual_seed(seed)
+    layers = (nn.Conv3d(1, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, len(CLASSES)))
+    return nn.Sequential(*layers).eval()
+
+
 @pytest.fixture(scope="module")
 def images() -> Tensor:
     return torch.rand(5, 1, 8, 32, 32, generator=torch.Generator().manual_seed(7))
@@ -60,8 +67,8 @@ def test_its_logits_are_those_of_pytorch(network: nn.Module, images: Tensor, run
     assert "openvino_telemetry" not in sys.modules
 
 
-def test_of_several_networks_and_mirrored_volumes(images: Tensor, network: nn.Module) -> None:
-    ensemble = Ensemble([network, classifier(1)]).eval()
+def test_of_several_networks_and_mirrored_volumes(images: Tensor) -> None:
+    ensemble = Ensemble([small(0), small(1)]).eval()
     with torch.inference_mode():
         expected = MirrorInferer(True)(images, ensemble)
         found = MirrorInferer(True, OpenVINOInferer())(images, ensemble)
@@ -69,16 +76,16 @@ def test_of_several_networks_and_mirrored_volumes(images: Tensor, network: nn.Mo
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_another_network_is_not_answered_by_the_first(images: Tensor, network: nn.Module) -> None:
-    inferer, other = OpenVINOInferer(), classifier(2)
+def test_another_network_is_not_answered_by_the_first(images: Tensor) -> None:
+    inferer, other = OpenVINOInferer(), small(2)
     with torch.inference_mode():
-        inferer(images, network)
+        inferer(images, small(0))
         torch.testing.assert_close(inferer(images, other), other(images), rtol=1e-5, atol=1e-5)
 
 
-def test_a_network_may_go_on_another_thread(images: Tensor, network: nn.Module) -> None:
+def test_a_network_may_go_on_another_thread(images: Tensor) -> None:
     """Where a CPU has AMX, the process died of the next signal, as the stack of its handlers had gone too."""
-    kept = [openvino_network(network, images, "bf16")]
+    kept = [openvino_network(small(0), images, "bf16")]
 
     def drop() -> None:  # as the garbage collector may, on whatever thread it runs
         kept.clear()
@@ -114,12 +121,10 @@ def test_what_it_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_bundle_answers_as_with_pytorch(start: Start, network: nn.Module, data_dir: Path, tmp_path: Path) -> None:
-    from test_inference import SETTINGS
-
     from fairlung.pipeline.networks.checkpoint import ModelSettings
 
     checkpoint = tmp_path / "best.pt"
-    settings = ModelSettings(network="R3D18Classifier", **SETTINGS).state_dict()
+    settings = ModelSettings(network="R3D18Classifier", **SMALL_SETTINGS).state_dict()
     torch.save({"model": network.state_dict(), "settings": settings}, checkpoint)
     tables = []
     for runtime in ("torch", "openvino"):

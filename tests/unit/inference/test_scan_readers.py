@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,20 +92,25 @@ def readers() -> list[psutil.Process]:
     return [child for child in below if child not in servers and child.status() != psutil.STATUS_ZOMBIE]
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    """However busy the machine is."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """However an iteration ends, its processes end."""
     yield
-    deadline = time.monotonic() + 5
-    while readers() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert readers() == []
+    wait_for(lambda: readers() == [])
 
 
 def test_a_scan_that_hangs_or_crashes_its_reader_costs_no_other() -> None:
     names = ["ok-0", "exit-", "ok-2", "segfault-", "hang-", "ok-5", "abort-", "killed-", "ok-8", "memory-", "error-"]
     names += ["sys.exit-", "unpicklable-", "ok-13"]
-    found = items(loader(names, timeout=1.5))
+    found = items(loader(names, timeout=4))
     assert [item["scan"] for item in found] == [f"scan {i}" for i in range(14)]
     for i, (name, item) in enumerate(zip(names, found, strict=True)):
         if name.startswith("ok"):
@@ -118,7 +123,7 @@ def test_a_scan_that_hangs_or_crashes_its_reader_costs_no_other() -> None:
     for kind, code in CRASHES.items():
         assert reasons[f"{kind}-"] == f"the reader crashed (exit code {code})"
     assert reasons["killed-"] == "the reader crashed (exit code -9): killed twice, most likely as memory ran out"
-    assert reasons["hang-"] == "reading it took more than 1.5 s, stopped"
+    assert reasons["hang-"] == "reading it took more than 4 s, stopped"
     assert reasons["memory-"] == "MemoryError: "
     assert reasons["error-"] == "error-: no scan"
     assert reasons["sys.exit-"] == "SystemExit: 3"
@@ -154,21 +159,19 @@ def test_few_scans_are_ahead_of_those_asked_for(tmp_path: Path) -> None:
     asked = 0
     for batch in loader(names, batch_size=3, log=log, prefetch=5):
         asked += len(batch["scan"])
-        expected, deadline = min(30, asked + 5), time.monotonic() + 10
-        while len(log.read_text().split()) < expected and time.monotonic() < deadline:
-            time.sleep(0.01)
+        expected = min(30, asked + 5)
+        wait_for(lambda expected=expected: len(log.read_text().split()) >= expected)  # type: ignore[misc]
         time.sleep(0.05)  # for one too many
         assert len(log.read_text().split()) == expected
     assert asked == 30
 
 
-def test_loading_goes_on_while_a_batch_is_worked_on() -> None:
-    batches = iter(loader([f"slow-{i}" for i in range(8)], batch_size=2))
+def test_loading_goes_on_while_a_batch_is_worked_on(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    batches = iter(loader([f"slow-{i}" for i in range(8)], batch_size=2, log=log))
     next(batches)
-    time.sleep(1)
-    begin = time.monotonic()
+    wait_for(lambda: len(log.read_text().split()) >= 4)  # the next batch is read while nobody asks for it
     next(batches)
-    assert time.monotonic() - begin < 0.25  # reading these two would take 0.3 s
     batches.close()  # type: ignore[attr-defined]
 
 
@@ -199,7 +202,7 @@ def test_processes_end_with_an_iteration_that_is_broken_off(end: str) -> None:
     except KeyError:
         pass
     del batches
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60  # a scan hangs for 100 s
     assert readers() == []
 
 
@@ -377,13 +380,15 @@ def test_processes_that_do_not_start_are_no_fault_of_the_scans(monkeypatch: pyte
         list(ScanLoader(NewScanDataset(data, Unwelcome(), SHAPE), num_workers=1))
 
 
-def test_a_process_that_ends_while_it_has_no_scan_is_replaced() -> None:
-    batches = iter(loader([f"ok-{i}" for i in range(6)], batch_size=1, prefetch=1, num_workers=1))
+def test_a_process_that_ends_while_it_has_no_scan_is_replaced(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    batches = iter(loader([f"ok-{i}" for i in range(6)], batch_size=1, prefetch=1, num_workers=1, log=log))
     found = [next(batches)]
-    time.sleep(0.2)  # it has read one ahead, and waits
+    wait_for(lambda: len(log.read_text().split()) == 2)
+    time.sleep(0.5)  # it has read one ahead, and waits
     for reader in readers():
         reader.send_signal(signal.SIGSEGV)
-        reader.wait(5)
+        reader.wait(60)
     found += batches
     assert [batch["reason"] for batch in found] == [[""]] * 6
 
@@ -399,7 +404,7 @@ def test_ctrl_c_ends_the_iteration_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         next(batches)
     signal.signal(signal.SIGINT, before)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60  # a scan hangs for 100 s
 
 
 def test_the_readers_leave_ctrl_c_to_their_parent() -> None:
@@ -425,7 +430,7 @@ def test_the_main_script_runs_again_only_where_the_transform_is_defined_in_it(
     script, runs = tmp_path / "script.py", tmp_path / "runs"
     folder = str(Path(__file__).parent)
     lines = ["import sys", f"open({str(runs)!r}, 'a').close()", f"sys.path.insert(0, {folder!r})"]
-    script.write_text("\n".join([*lines, "from test_scan_readers import Local"]))
+    script.write_text("\n".join([*lines, f"from {Path(__file__).stem} import Local"]))
     monkeypatch.setattr(main, "__file__", str(script), raising=False)
     monkeypatch.setattr(main, "__spec__", None)
     if needed:

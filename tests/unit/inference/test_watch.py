@@ -415,7 +415,7 @@ def test_a_slow_copy_is_answered_when_it_is_complete(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=copy)
     thread.start()
-    watch(tmp_path / "in", find, answer, lambda: (), quiet_seconds=0.7, poll_seconds=0.02, idle_seconds=0.8)
+    watch(tmp_path / "in", find, answer, lambda: (), quiet_seconds=2.5, poll_seconds=0.02, idle_seconds=2.6)
     thread.join()
     assert seen == [("study", [100] * 8)]
 
@@ -516,7 +516,7 @@ def test_a_signal_ends_it_while_nothing_comes(tmp_path: Path, handlers_stay: Non
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
     begin = time.monotonic()
     Job(tmp_path).run(idle_seconds=None)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60
 
 
 def test_a_signal_ends_it_while_a_scan_is_being_read(tmp_path: Path, handlers_stay: None) -> None:
@@ -531,7 +531,7 @@ def test_a_signal_ends_it_while_a_scan_is_being_read(tmp_path: Path, handlers_st
                 return
             yield collate([self.dataset[0], self.dataset[1]])
             os.kill(os.getpid(), signal.SIGTERM)
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while not self._stopped:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)

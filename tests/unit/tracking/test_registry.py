@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
-from workflows import CLASSES, Start, run
+from workflows import CLASSES, Start, Trained, run
 
 from fairlung.pipeline import __version__
 from fairlung.pipeline.cli.app import app
@@ -52,19 +52,16 @@ def write_audit(evaluation: Path, low: float, high: float) -> None:
 
 @pytest.fixture(scope="module")
 def store(
-    start: Start, small_cohort: Path, bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    trained_once: Trained, bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SimpleNamespace]:
-    """A tracked training, its evaluation, and its model registered by the command line, once."""
-    folder = tmp_path_factory.mktemp("registry")
+    """A copy of the tracked training and its evaluation, its model registered there by the command line, once."""
+    folder = trained_once.copy(tmp_path_factory.mktemp("registry") / "store")
     uri = f"sqlite:///{folder}/mlflow.db"
     output = folder / "run"
-    settings = {"cohort": str(small_cohort), "output_dir": str(output), "tracking_uri": uri, "epochs": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # MLflow keeps artifacts in the working directory
         # the store is the one that the run names, not the one that happens to be the default
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/elsewhere.db")
-        run(start("train", **settings))
-        run(start("train", "evaluate", **settings))
         write_audit(output / "val" / "evaluation", -0.3, 0.2)
         arguments = ["register", str(output), "--name", NAME, "--split", "val", "--bundle-root", str(bundle_dir)]
         printed = CliRunner().invoke(app, arguments)
@@ -73,9 +70,7 @@ def store(
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         client = mlflow.MlflowClient()
         model = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}@{CHAMPION}", dst_path=str(folder / "copy")))
-        yield SimpleNamespace(
-            folder=folder, uri=uri, output=output, client=client, printed=printed.output, model=model, settings=settings
-        )
+        yield SimpleNamespace(folder=folder, uri=uri, output=output, client=client, printed=printed.output, model=model)
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +141,12 @@ def test_the_model_has_signature_and_example_and_no_pickle(store: SimpleNamespac
     assert suffixes <= {"", ".pt", ".py", ".typed", ".yaml", ".json", ".txt", ".css", ".jinja"}
 
 
-def test_nothing_in_the_model_names_the_machine(store: SimpleNamespace, bundle_dir: Path, small_cohort: Path) -> None:
-    places = {str(path) for path in (store.folder, bundle_dir.parents[1], small_cohort.parent, Path.home())}
+def test_nothing_in_the_model_names_the_machine(
+    store: SimpleNamespace, trained_once: Trained, bundle_dir: Path, small_cohort: Path
+) -> None:
+    places = {str(path) for path in (trained_once.folder, bundle_dir.parents[1], small_cohort.parent, Path.home())} | {
+        str(store.folder)
+    }
     places = {place for place in places if len(place) > 1} | {sys.prefix, "/tmp/"}
     for path in store.model.rglob("*"):
         if path.is_file() and "source" not in path.parts:
@@ -239,7 +238,7 @@ def test_served_on_loopback(store: SimpleNamespace, expected: pd.DataFrame) -> N
             command, cwd=store.folder, env=settings, stdout=file, stderr=file, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not answers(f"{address}/ping"):
             assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.25)
@@ -247,12 +246,12 @@ def test_served_on_loopback(store: SimpleNamespace, expected: pd.DataFrame) -> N
         request = urllib.request.Request(
             f"{address}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=300) as response:
             text = response.read().decode()
     finally:
         with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)  # mlflow, its shell and its server
-        server.wait(30)
+        server.wait(120)
     assert "NaN" not in text  # which is no JSON
     assert_same(pd.DataFrame(json.loads(text)["predictions"], dtype=object), expected)
 

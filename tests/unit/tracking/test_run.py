@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import multiprocessing
@@ -14,15 +15,16 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
-import pandas as pd
 import pytest
+import quick_stores
 import yaml
-from workflows import CLASSES, EXPLAINED_NETWORK, SHRUNK, Start, run, run_statuses
+from workflows import CLASSES, SECRET, SHRUNK, SMALL_NETWORK, Start, Trained, run_statuses
 
 from fairlung.pipeline.common.text import without_login
 from fairlung.pipeline.data.cohort import Cohort, load_cohort
@@ -32,33 +34,14 @@ from fairlung.pipeline.tracking.run import RunTracker
 from fairlung.pipeline.tracking.store import TrackingError, impatient
 from fairlung.pipeline.tracking.sync import sync
 
-SECRET = "DOE^JANE-19470211"
-
 
 @pytest.fixture(scope="module")
-def tracked(start: Start, small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A tracked training and evaluation of a cohort with patient names in it."""
-    folder = tmp_path_factory.mktemp("tracked")
-    table = pd.read_csv(small_cohort, dtype=str)
-    table["scan"] = [str(small_cohort.parent / scan) for scan in table["scan"]]
-    table["patient"] = [f"{SECRET}-{i}" for i in range(len(table))]
-    table["name"] = SECRET
-    table.to_csv(folder / "cohort.csv", index=False)
-    settings = {
-        "cohort": str(folder / "cohort.csv"),
-        "output_dir": str(folder / "run"),
-        "tracking_uri": f"sqlite:///{folder}/mlflow.db",
-        "cache_dir": str(folder / "cache"),
-        "network_def": EXPLAINED_NETWORK,
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        training = run(start("train", **settings, run_name="first"))
-        run(start("train", "evaluate", **settings))
-    client = mlflow.MlflowClient(tracking_uri=settings["tracking_uri"])
+def tracked(trained_once: Trained) -> SimpleNamespace:
+    """The runs of the shipped training and of its evaluation, of a cohort with patient names in it."""
+    client = mlflow.MlflowClient(tracking_uri=trained_once.tracking_uri)
     (experiment,) = [e for e in client.search_experiments() if e.name == "fair-lung-ct"]
     runs = {r.data.tags["fairlung.kind"]: r for r in client.search_runs([experiment.experiment_id])}
-    return SimpleNamespace(folder=folder, settings=settings, client=client, training=training, runs=runs)
+    return SimpleNamespace(folder=trained_once.folder, digest=trained_once.cohort_digest, client=client, runs=runs)
 
 
 def test_a_run_says_every_setting(tracked: SimpleNamespace, bundle_dir: Path) -> None:
@@ -77,7 +60,7 @@ def test_a_run_says_where_it_comes_from(tracked: SimpleNamespace, bundle_dir: Pa
         ["git", "-C", str(bundle_dir), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     assert tags.get("mlflow.source.git.commit", "") == head
-    digest = tracked.training.parser.get_parsed_content("cohort_data").digest
+    digest = tracked.digest
     assert tags["fairlung.cohort_digest"] == digest
     (data,) = tracked.runs["train"].inputs.dataset_inputs
     assert data.dataset.name == "cohort"
@@ -100,7 +83,7 @@ def test_a_run_has_the_curves(tracked: SimpleNamespace) -> None:
     assert metrics["train_cvar_weight_male"] + metrics["train_cvar_weight_female"] == pytest.approx(1)
 
 
-def test_a_run_keeps_its_artifacts(tracked: SimpleNamespace) -> None:
+def test_a_run_keeps_its_artifacts(tracked: SimpleNamespace, tmp_path: Path) -> None:
     run_id = tracked.runs["train"].info.run_id
 
     def names(folder: str | None = None) -> set[str]:
@@ -111,7 +94,7 @@ def test_a_run_keeps_its_artifacts(tracked: SimpleNamespace) -> None:
     assert names() == {
         *evaluation, "model/best.pt", "config/config.yaml", "config/settings.json", "cohort/cells.csv",
     }  # fmt: skip
-    copy = Path(tracked.client.download_artifacts(run_id, "config/config.yaml", str(tracked.folder)))
+    copy = Path(tracked.client.download_artifacts(run_id, "config/config.yaml", str(tmp_path)))
     config = yaml.safe_load(copy.read_text())
     assert config["num_slices"] == SHRUNK["num_slices"]
     assert config["train"]["trainer"]["_target_"] == "SupervisedTrainer"
@@ -125,23 +108,21 @@ def test_runs_end_finished_and_the_evaluation_names_its_training(tracked: Simple
 
 
 def test_runs_of_one_name_never_merge_and_a_crash_ends_failed(
-    tracked: SimpleNamespace,
-    start: Start,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    trained_once: Trained, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tracked.folder)
-    settings = tracked.settings | {"output_dir": str(tmp_path), "run_name": "first"}
-    workflow = start("train", **settings)
+    folder = trained_once.copy(tmp_path / "copy")
+    monkeypatch.chdir(folder)
+    settings = {"cohort": str(folder / "cohort.csv"), "output_dir": str(tmp_path / "again")}
+    settings |= {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "network_def": SMALL_NETWORK}
+    workflow = start("train", **settings, run_name="first")
     workflow.initialize()
     loss = workflow.parser.get_parsed_content("loss")
     monkeypatch.setattr(loss, "forward", lambda *_: (_ for _ in ()).throw(FloatingPointError("loss is not finite")))
     with pytest.raises(RuntimeError) as caught:
         workflow.run()
     assert isinstance(caught.value.__cause__, FloatingPointError)
-    with sqlite3.connect(tracked.folder / "mlflow.db") as store:
+    with closing(sqlite3.connect(folder / "mlflow.db")) as store:
         rows = store.execute("select name, status from runs where name like 'first %' order by start_time").fetchall()
-    store.close()
     assert [status for _, status in rows] == ["FINISHED", "FAILED"]
     assert len({name for name, _ in rows}) == 2
 
@@ -188,6 +169,7 @@ def program(then: str, small_cohort: Path) -> list[str]:
     return [sys.executable, "-W", "ignore", "-c", code, str(small_cohort), "out"]
 
 
+@pytest.mark.slow
 def test_an_open_run_is_closed_when_the_process_ends_otherwise(tmp_path: Path, small_cohort: Path) -> None:
     ends = program("raise SystemExit('the cluster says goodbye')", small_cohort)
     done = subprocess.run(ends, capture_output=True, text=True, cwd=tmp_path)
@@ -195,13 +177,14 @@ def test_an_open_run_is_closed_when_the_process_ends_otherwise(tmp_path: Path, s
     assert run_statuses(tmp_path / "m.db") == ["FAILED"]
 
 
+@pytest.mark.slow
 def test_sigterm_closes_the_run(tmp_path: Path, small_cohort: Path) -> None:
-    waits = program("print('ready', flush=True)\nimport time\ntime.sleep(100)", small_cohort)
+    waits = program("print('ready', flush=True)\nimport time\ntime.sleep(600)", small_cohort)
     with subprocess.Popen(waits, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.terminate()
-        assert process.wait(60) == 128 + 15
+        assert process.wait(300) == 128 + 15
     assert run_statuses(tmp_path / "m.db") == ["FAILED"]
 
 
@@ -279,10 +262,35 @@ def forked(target: Callable[..., None], *arguments: object) -> multiprocessing.P
     return process  # type: ignore[return-value]
 
 
-def test_processes_that_start_together_share_a_new_store(cohort: Cohort, tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["exit", "SIGTERM"])
+def test_what_a_process_does_at_its_end_closes_its_run(cohort: Cohort, tmp_path: Path, end: str) -> None:
+    process = forked(_track_and_end, cohort, tmp_path, end)
+    process.join(300)
+    assert process.exitcode == (1 if end == "exit" else 128 + signal.SIGTERM)
+    assert run_statuses(tmp_path / "m.db") == ["FAILED"]
+
+
+def _track_and_end(cohort: Cohort, folder: Path, end: str) -> None:
+    os.chdir(folder)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    atexit._clear()  # what this process is to do at its end is not the child's
+    try:
+        RunTracker(f"sqlite:///{folder}/m.db", "e", "r", folder / "out", folder).start({}, {}, cohort)
+        if end == "SIGTERM":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(600)
+        raise SystemExit(1)
+    finally:
+        atexit._run_exitfuncs()  # a fork would end without
+
+
+def test_processes_that_start_together_share_a_new_store(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alembic.command.upgrade", quick_stores.migrate)
     started = [forked(_track, cohort, tmp_path, str(i)) for i in range(3)]
     for process in started:
-        process.join(120)
+        process.join(300)
     assert [process.exitcode for process in started] == [0, 0, 0]
     assert run_statuses(tmp_path / "m.db") == ["FINISHED"] * 3
 
@@ -296,7 +304,7 @@ def _track(cohort: Cohort, folder: Path, name: str) -> None:
 
 def test_a_killed_process_leaves_what_it_wrote(cohort: Cohort, tmp_path: Path) -> None:
     process = forked(_track_and_die, cohort, tmp_path)
-    process.join(60)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     (done,) = sync(tmp_path / "out", f"sqlite:///{tmp_path}/m.db")
     run = mlflow.MlflowClient(f"sqlite:///{tmp_path}/m.db").get_run(done.run_id)
@@ -381,19 +389,20 @@ def test_a_run_is_nested_and_shows_the_load(cohort: Cohort, tmp_path: Path, monk
     settings = {"parent_run": study.run_id, "tags": {"study": 7}, "system_metrics": True}
     tracker = RunTracker(uri, "e", "r", tmp_path / "out", tmp_path, **settings)
     tracker.start({"system": "LA", "alpha": 1.0, "seed": 3, "fold": 2}, {}, cohort)
-    time.sleep(0.5)
     run_id = tracker.run_id
+    client, until = mlflow.MlflowClient(uri), time.monotonic() + 60
+    while len(client.get_metric_history(run_id, "system/cpu_utilization_percentage")) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
     tracker.finish()
     study.finish()
     assert "fairlung-system-metrics" not in {thread.name for thread in threading.enumerate()}
-    client = mlflow.MlflowClient(uri)
     run = client.get_run(run_id)
     tags = {"fairlung.system": "LA", "fairlung.alpha": "1.0", "fairlung.seed": "3", "fairlung.fold": "2"}
     tags |= {"mlflow.parentRunId": settings["parent_run"], "study": "7"}
     assert tags.items() <= run.data.tags.items()
     assert "fairlung.alpha" not in client.get_run(settings["parent_run"]).data.tags  # plain cross-entropy has none
     assert run.data.tags["fairlung.device"]
-    assert len(client.get_metric_history(run_id, "system/cpu_utilization_percentage")) >= 2
     assert "system/system_memory_usage_percentage" in run.data.metrics
 
 

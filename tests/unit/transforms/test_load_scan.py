@@ -115,7 +115,7 @@ def test_hu_are_those_of_other_readers(data_dir: Path, tmp_path: Path) -> None:
     slices.sort(key=lambda each: float(each.ImagePositionPatient[2]))
     by_pydicom = np.stack([each.pixel_array * each.RescaleSlope + each.RescaleIntercept for each in slices])
     arguments = [str(data_dir / "chest_ct.nrrd"), str(tmp_path / "itk.npy")]
-    subprocess.run([sys.executable, "-c", READ_BY_ITK, *arguments], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", READ_BY_ITK, *arguments], check=True, timeout=600)
     by_itk = np.load(tmp_path / "itk.npy")
     by_sitk = sitk.GetArrayFromImage(sitk.ReadImage(str(data_dir / "chest_ct.nrrd")))
     for oracle in (by_pydicom, by_itk, by_sitk):

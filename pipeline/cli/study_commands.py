@@ -67,7 +67,8 @@ def study(
     from ..common.errors import UserError
     from ..studies import engines, tracking
     from ..studies.folder import StudyFolder
-    from ..studies.plan import StudyError, final_study, plan, read_study
+    from ..studies.plan import final_study, plan, read_study
+    from ..studies.record import StudyError
     from .study_progress import show_progress
 
     try:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..studies.folder import StudyFolder
-from ..studies.plan import Planned
+from ..studies.record import PlannedRun
 from .console import console
 
 SHOWN = 30  # runs in the table; a large study shows those in progress and the last ones
@@ -76,7 +76,7 @@ def _table(folder: StudyFolder, began: dict[str, float], took: dict[str, float])
     return table
 
 
-def _shown(folder: StudyFolder) -> list[Planned]:
+def _shown(folder: StudyFolder) -> list[PlannedRun]:
     runs = list(folder.planned.values())
     if len(runs) <= SHOWN:
         return runs

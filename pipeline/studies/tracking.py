@@ -8,7 +8,7 @@ from pathlib import Path
 from ..common import text
 from ..tracking import store
 from .folder import StudyFolder
-from .plan import Study
+from .plan import StudyPlan
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 EXPERIMENT = "fair-lung-ct"
 
 
-def open_study_run(study: Study, folder: StudyFolder) -> None:
+def open_study_run(study: StudyPlan, folder: StudyFolder) -> None:
     """Make the study's run, or open it again when the study goes on, and nest the runs to come under it."""
     uri = study.settings.get("tracking_uri")
     if uri == "":
@@ -51,7 +51,7 @@ def open_study_run(study: Study, folder: StudyFolder) -> None:
         logger.warning("the study has no run of its own in MLflow: %s", text.without_login(str(error)))
 
 
-def close_study_run(study: Study, folder: StudyFolder, tables: Path | None = None) -> None:
+def close_study_run(study: StudyPlan, folder: StudyFolder, tables: Path | None = None) -> None:
     """Put a study's tables into its run and close it: FINISHED when all its runs are, else FAILED."""
     if folder.parent_run is None:
         return

@@ -352,41 +352,6 @@ def test_no_whole_seed_is_an_error(nested_study, tmp_path):
         study_tables([change(nested_study, lose, tmp_path / "s")])
 
 
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda r: r.pop("name"), "no 'name'"),
-        (lambda r: r.update(protocol="new"), "protocol must be one of given, nested, final, got 'new'"),
-        (lambda r: r.update(folds="3"), "folds must be of type int, got '3'"),
-        (lambda r: r.update(synthetic=1), "synthetic must be of type bool"),
-        (lambda r: r.update(runs=[]), "no run in it"),
-        (lambda r: r["runs"][1].update(status="done"), r"runs\[1\]: status must be one of .*got 'done'"),
-        (lambda r: r["runs"][0].update(alpha="0.7"), r"runs\[0\]: alpha must be of type float"),
-        (lambda r: r["runs"][0].update(seed=True), "seed must be of type int, got True"),
-        (lambda r: r["runs"][0].update(id=r["runs"][1]["id"]), "is there twice"),
-        (lambda r: r["runs"][0].update(seed=2), "are the same: CE, seed 2"),
-        (lambda r: r.update(quoted={"CE": {"score": "high"}}), "quoted 'CE': score must be"),
-        (lambda r: r["runs"].append(3), "must be an object, got 3"),
-    ],
-)
-def test_a_damaged_study_json_is_named(given_study, tmp_path, edit, message):
-    folder = tmp_path / "s"
-    folder.mkdir()
-    record = json.loads((given_study / "study.json").read_text())
-    edit(record)
-    (folder / "study.json").write_text(json.dumps(record))
-    with pytest.raises(StudyError, match=message):
-        load_study(folder)
-
-
-def test_a_folder_that_is_no_study(tmp_path):
-    with pytest.raises(StudyError, match=r"it has no study.json"):
-        load_study(tmp_path)
-    (tmp_path / "study.json").write_text("{")
-    with pytest.raises(StudyError, match="cannot be read"):
-        load_study(tmp_path)
-
-
 def test_folds_on_one_fixed_test_split_are_replicates_and_shared_scans_an_error(nested_study, tmp_path):
     folder = tmp_path / "fixed"
     shutil.copytree(nested_study, folder)
@@ -845,4 +810,4 @@ def test_the_command(given_study, tmp_path, monkeypatch):
 
 def test_the_quotes_are_packaged():
     assert "quoted_paper.json" in (ROOT / "setup.cfg").read_text()
-    assert (ROOT / "pipeline" / "quoted_paper.json").is_file()
+    assert (ROOT / "pipeline" / "studies" / "quoted_paper.json").is_file()

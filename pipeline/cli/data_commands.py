@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from .console import console, show_intake, stop
+from .console import cells_table, console, drawn, say, show_intake, stop
 
 
 class PresetName(StrEnum):
@@ -64,7 +63,6 @@ def cohort(
     from ..data.cohort import load_cohort
     from ..data.cohort_checks import CohortError
     from ..data.cohort_folders import write_cohort
-    from .console import format_cells
 
     try:
         intake = build_with_archives(source, unpack_to, layout=layout.value, class_names=class_name)
@@ -77,18 +75,16 @@ def cohort(
         stop(error)
     show_intake(intake)
     for entry in built.skipped:
-        console.print(
-            f"[yellow]left out[/] {escape(entry.path)}: {escape(entry.reason)}", highlight=False, soft_wrap=True
-        )
+        say(f"{entry.path}: {entry.reason}", "left out")
     try:
         loaded = load_cohort(path, class_names=names, group_names=SEXES, allow_empty_cells=True)
     except CohortError as error:
         stop(ValueError(f"wrote {path}, which is not ready to train on: {error}"))
-    console.print(format_cells(loaded))
+    console.print(drawn(cells_table(loaded)))
     empty = [f"{r.group} {r.label} in {r.split}" for r in loaded.cells().itertuples() if r.n == 0]
     if empty:
-        console.print(f"[yellow]no scan of[/] {', '.join(empty)}", highlight=False)
-    console.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
+        say(", ".join(empty), "no scan of")
+    say(f"wrote {path}")
     if chart is not None:
         from ..reports.figures import cohort_chart
 
@@ -96,7 +92,7 @@ def cohort(
             cohort_chart(loaded.cells(), chart)
         except (OSError, ValueError) as error:
             stop(ValueError(f"no chart: {error}"))
-        console.print(f"wrote {escape(str(chart))}", highlight=False, soft_wrap=True)
+        say(f"wrote {chart}")
 
 
 def check(
@@ -152,7 +148,6 @@ def phantom(
     from ..common.names import CLASS_NAMES, SEXES
     from ..data.cohort import load_cohort
     from ..phantoms.cohort import write_phantom_cohort, write_phantom_scans
-    from .console import format_cells
 
     try:
         if new_scans:
@@ -160,13 +155,13 @@ def phantom(
             paths = write_phantom_scans(
                 out, specs, preset=preset.value, fmt=format.value, seed=seed, workers=workers, progress=True
             )
-            console.print(f"wrote {len(paths)} synthetic scans to {out}", highlight=False, soft_wrap=True)
+            say(f"wrote {len(paths)} synthetic scans to {out}")
             return
         path = write_phantom_cohort(out, preset.value, format.value, seed, workers=workers)
     except (FileExistsError, ValueError) as error:
         stop(error)
-    console.print(format_cells(load_cohort(path, class_names=CLASS_NAMES, group_names=SEXES)))
-    console.print(f"wrote {path} (synthetic scans)", highlight=False, soft_wrap=True)
+    console.print(drawn(cells_table(load_cohort(path, class_names=CLASS_NAMES, group_names=SEXES))))
+    say(f"wrote {path} (synthetic scans)")
 
 
 def submit(
@@ -184,6 +179,6 @@ def submit(
     except (UserError, OSError) as error:
         stop(error)
     for text in written.missing:
-        console.print(f"[yellow]in no file[/] {escape(text)}", highlight=False, soft_wrap=True)
+        say(text, "in no file")
     for path, count in written.files.items():
-        console.print(f"wrote {escape(str(path))}: {count} scans", highlight=False, soft_wrap=True)
+        say(f"wrote {path}: {count} scans")

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from .console import console, show_study, stop
+from .console import say, show_study, stop
 
 
 class StudyEngine(StrEnum):
@@ -40,9 +39,7 @@ def tables(
     except (UserError, ValueError) as error:
         stop(error)
     show_study(written.table, written.verdicts)
-    folder = written.paths[0].parent
-    names = ", ".join(path.name for path in written.paths)
-    console.print(f"wrote {escape(str(folder))}: {escape(names)}", highlight=False, soft_wrap=True)
+    say(f"wrote {written.paths[0].parent}: {', '.join(path.name for path in written.paths)}")
 
 
 def study(
@@ -80,12 +77,10 @@ def study(
         with FileLock(place / "study.lock", blocking=False):
             folder = StudyFolder(place, written, plan(written, place, final), write=not dry_run)
             waiting = [folder.run_file(run.id) for run in folder.to_run()]
-            console.print(
-                f"{written.name}: {len(waiting)} of {len(folder.planned)} runs to do, in {escape(str(place))}"
-            )
+            say(f"{written.name}: {len(waiting)} of {len(folder.planned)} runs to do, in {place}")
             if dry_run:
                 for run in folder.to_run():
-                    console.print(escape(run.id), highlight=False, soft_wrap=True)
+                    say(run.id)
                 return
             tracking.open_study_run(written, folder)
             tables_at = None
@@ -115,7 +110,7 @@ def _tables_of(place: Path) -> Path | None:
     try:
         written = write_tables([place])
     except (UserError, ValueError) as error:
-        console.print(f"[yellow]no tables[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
+        say(str(error), "no tables:")
         return None
     show_study(written.table, written.verdicts)
     return written.paths[0].parent

@@ -108,7 +108,7 @@ def intake_document(
     if codes := warning_counts(records):
         rows = tuple((code, str(count)) for code, count in codes.items())
         blocks.append(Table("Warnings", ("warning", "scans"), rows))
-    blocks.append(_scans_table(ordered))
+    blocks.append(scans_table(ordered))
     sections = [Section("All scans", tuple(blocks))]
     left = limit
     for group in ("warnings", "fine"):  # of the others there is no volume
@@ -124,7 +124,8 @@ def intake_document(
     return Document("Intake check", facts, tuple(sections))
 
 
-def _scans_table(records: Sequence[Mapping[str, Any]]) -> Table:
+def scans_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """What the intake says of each scan; doubtful ones have their status in bold."""
     columns = ("scan", "status", "kind", "slices", "voxel (mm)", "reason or warnings")
     rows, strong = [], set()
     for number, record in enumerate(records):

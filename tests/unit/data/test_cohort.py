@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fairlung.pipeline.cli.console import format_cells
+from fairlung.pipeline.cli.console import cells_table, drawn
 from fairlung.pipeline.data.cohort import load_cohort
 from fairlung.pipeline.data.cohort_checks import CohortError
 from fairlung.pipeline.data.cohort_folders import build_cohort, write_cohort
@@ -311,12 +311,12 @@ def test_any_number_of_classes_and_groups_in_any_column(tmp_path, classes, group
     assert {item["group"] for item in cohort.items("val")} == set(range(len(groups)))
 
 
-def test_format_cells_shows_every_cell_and_the_totals(tmp_path):
+def test_the_table_of_cells_shows_every_cell_and_the_totals(tmp_path):
     rows = full_rows(("a", "b[red]"), SEXES, ("train", "val"))
     extra = [rows[0] | {"scan": f"t{index}", "patient": "", "sex": sex} for index, sex in enumerate(("male", ""))]
     cohort = load(write_rows(tmp_path, rows + extra), class_names=("a", "b[red]"))
     text = io.StringIO()
-    Console(width=100, file=text).print(format_cells(cohort))
+    Console(width=100, file=text).print(drawn(cells_table(cohort)))
     shown = [re.findall(r"[^\s│┃]+", line) for line in text.getvalue().splitlines()]
     assert " ".join(shown[0]) == "10 scans by split, class and sex"
     assert ["split", "class", "male", "female", "unknown", "total"] in shown

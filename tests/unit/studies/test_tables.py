@@ -742,21 +742,20 @@ def configurations(count: int, seed: int = 0) -> list[Any]:
     return made
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_labels_of_nine_configurations_lie_on_no_label_and_no_mean(seed):
-    shown = configurations(9, seed)
+@pytest.mark.parametrize("count", [1, 9, 30])
+def test_the_legend_names_every_configuration_beside_the_axes(count):
+    shown = configurations(count)
+    shown[0] = ("_$x$ " + "wide " * 40, *shown[0][1:])
     figure = study_trade_off_figure(shown)
-    (ax,) = figure.axes
     figure.canvas.draw()
-    boxes = {text.get_text(): text.get_window_extent() for text in ax.texts if text.get_text().startswith("LA+")}
-    assert set(boxes) == {label for label, *_ in shown}
-    names = list(boxes)
-    for i, name in enumerate(names):
-        assert not any(boxes[name].overlaps(boxes[other]) for other in names[:i]), name
-        assert figure.bbox.x0 <= boxes[name].x0 and boxes[name].x1 <= figure.bbox.x1
-        for _, estimates, _ in shown:
-            x, y = ax.transData.transform((estimates["abs_gap"].value, estimates["score"].value))
-            assert not boxes[name].contains(x, y)
+    (ax,), (legend,) = figure.axes, figure.legends
+    names = [" ".join(text.get_text().replace("\\$", "$").split()) for text in legend.get_texts()]
+    assert names == [label.strip() for label, *_ in shown]
+    box, inside = legend.get_window_extent(), figure.bbox
+    assert box.y1 <= ax.get_window_extent().y0 and ax.get_window_extent().height > 0.4 * inside.width
+    for text in legend.get_texts():
+        place = text.get_window_extent()
+        assert inside.x0 <= place.x0 and place.x1 <= inside.x1 and inside.y0 <= place.y0
 
 
 def test_learning_curves_draw_the_mean_over_runs():

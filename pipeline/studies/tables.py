@@ -33,10 +33,12 @@ from ..reports.figures import cohort_chart
 from ..reports.latex import latex_table
 from ..reports.parts import NONE, percent, synthetic_badge
 from .figures import curves_figure, pareto_front, study_trade_off_figure
-from .numbers import SCANS, SEEDS, Row, StudyTables, columns_of, expected_best, fair_gap, number_keys, study_tables
+from .numbers import SCANS, SEEDS, Row, columns_of, number_keys
 from .quoted import quoted_paper
 from .record import StudyRun, status_text
 from .results import UNKNOWN_DEVICE, Results, read_cells, read_history
+from .selection import expected_best
+from .summary import StudyTables, fair_gap, study_tables
 
 # standard deviations of P between runs that were seen with the paper's recipe
 SEEN_SPREAD = (0.020, 0.036)

@@ -30,10 +30,12 @@ from fairlung.pipeline.evaluation.predictions import load_predictions
 from fairlung.pipeline.reports.document import Table
 from fairlung.pipeline.reports.latex import FIT, escape_latex, latex_table
 from fairlung.pipeline.studies.figures import curves_figure, pareto_front, study_trade_off_figure
-from fairlung.pipeline.studies.numbers import StudyTables, expected_best, fair_gap, over_seeds, study_tables, tell_best
+from fairlung.pipeline.studies.numbers import over_seeds, tell_best
 from fairlung.pipeline.studies.quoted import quoted_row
 from fairlung.pipeline.studies.record import StudyError, load_study
 from fairlung.pipeline.studies.results import read_results
+from fairlung.pipeline.studies.selection import expected_best
+from fairlung.pipeline.studies.summary import StudyTables, fair_gap, study_tables
 from fairlung.pipeline.studies.tables import (
     optimism_text,
     selection_tables,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -141,6 +141,13 @@ class Document:
     badge: str = ""
     badge_text: str = ""
 
+    def pictures(self) -> list[Picture]:
+        """All of them, in order."""
+        found: list[Picture] = []
+        for block in (block for section in self.sections for block in section.blocks):
+            found += [block] if isinstance(block, Picture) else block.items if isinstance(block, Pictures) else []
+        return found
+
 
 def figure_picture(figure: Figure, name: str, alt: str, caption: str = "", min_width: int = 0) -> Picture:
     """A matplotlib figure as a picture; the same figure gives the same bytes."""
@@ -176,10 +183,10 @@ def write_document(document: Document, path: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
-    for picture in _pictures(document):
+    for picture in document.pictures():
         (folder / f"{picture.name}.png").write_bytes(picture.png)
-    _write_text(path.with_suffix(".md"), render_markdown(document, folder.name))
-    _write_text(path, render_html(document))
+    write_text(path.with_suffix(".md"), render_markdown(document, folder.name))
+    write_text(path, render_html(document))
     return path
 
 
@@ -191,43 +198,30 @@ def require_html(path: str | Path) -> None:
 
 def render_html(document: Document) -> str:
     """One HTML page that asks for nothing from anywhere; every text is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.jinja").render(document=document, levels=LEVELS)
+    return _environment(autoescape=True).get_template("report.html.jinja").render(document=document, levels=LEVELS)
 
 
 def render_markdown(document: Document, pictures: str) -> str:
     """The same content as Markdown (GitHub's tables); ``pictures`` is the folder of its PNG files."""
-    text = (
-        markdown_environment()
-        .get_template("report.md.jinja")
-        .render(document=document, levels=LEVELS, pictures=pictures)
-    )
-    return squeezed(text)
+    template = markdown_environment().get_template("report.md.jinja")
+    return squeezed(template.render(document=document, levels=LEVELS, pictures=pictures))
 
 
 def markdown_environment() -> Environment:
     """Templates of Markdown: every inserted value is escaped, but for what the filter ``raw`` marks as Markdown."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(str(value)),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = _environment(finalize=lambda v: v if isinstance(v, Markup) else escape_markdown(str(v)))
     environment.filters["table"] = lambda table: Markup(markdown_table(table))
     environment.filters["raw"] = Markup
     return environment
+
+
+def _environment(**settings: Any) -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(TEMPLATES)
+    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **settings)
 
 
 def escape_markdown(text: str) -> str:
@@ -258,15 +252,6 @@ def verdicts_of(result: Mapping[str, Any]) -> Verdicts:
     return Verdicts(tuple(Verdict(item["level"], item["text"]) for item in result["verdicts"]))
 
 
-def _pictures(document: Document) -> Sequence[Picture]:
-    blocks = [block for section in document.sections for block in section.blocks]
-    return [
-        picture
-        for block in blocks
-        if isinstance(block, (Picture, Pictures))
-        for picture in (block.items if isinstance(block, Pictures) else (block,))
-    ]
-
-
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, the same on every system; a name that is not Unicode stays told from others."""
     path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")

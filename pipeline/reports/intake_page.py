@@ -6,6 +6,7 @@ scan was read from are left out everywhere: their names may identify a patient.
 
 from __future__ import annotations
 
+import logging
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,10 +25,8 @@ from .document import Document, Paragraph, Picture, Pictures, Section, Table, re
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-import logging
 
 logger = logging.getLogger(__name__)
-
 
 TABLE, PAGE, PICTURES = "intake.csv", "index.html", "pictures"
 PANEL = 160  # pixels of the longest side of a middle slice
@@ -127,24 +126,19 @@ def intake_document(
 def scans_table(records: Sequence[Mapping[str, Any]]) -> Table:
     """What the intake says of each scan; doubtful ones have their status in bold."""
     columns = ("scan", "status", "kind", "slices", "voxel (mm)", "reason or warnings")
-    rows, strong = [], set()
-    for number, record in enumerate(records):
-        group = group_of(record)
-        if group in ("refused", "warnings"):
-            strong.add((number, 1))
-        rows.append(
-            (
-                record["scan"],
-                GROUPS[group].lower(),
-                record["kind"] or "-",
-                f"{record['slices_used']}/{record['slices_found']}" if record["slices_found"] else "-",
-                spacing_text(record["spacing"]) if record["spacing"] else "-",
-                _lines([record["reason"], *record["warnings"], record["series"]]),
-            )
+    doubtful = frozenset((i, 1) for i, record in enumerate(records) if group_of(record) in ("refused", "warnings"))
+    rows = tuple(
+        (
+            record["scan"],
+            GROUPS[group_of(record)].lower(),
+            record["kind"] or "-",
+            f"{record['slices_used']}/{record['slices_found']}" if record["slices_found"] else "-",
+            spacing_text(record["spacing"]) if record["spacing"] else "-",
+            _lines([record["reason"], *record["warnings"], record["series"]]),
         )
-    return Table(
-        f"{len(records)} scans, the doubtful first", columns, tuple(rows), frozenset(strong), ends_in_text=True
+        for record in records
     )
+    return Table(f"{len(records)} scans, the doubtful first", columns, rows, doubtful, ends_in_text=True)
 
 
 def _lines(notes: Sequence[str]) -> str:

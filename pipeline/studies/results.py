@@ -72,6 +72,12 @@ class Results:
         return next(iter(self.tables.values()))
 
     @property
+    def devices(self) -> list[str]:
+        """What the runs of the tables ran on."""
+        runs = (run for run in self.study.runs if run.id in self.tables)
+        return list(dict.fromkeys(run.device or UNKNOWN_DEVICE for run in runs))
+
+    @property
     def judged(self) -> Predictions:
         """All the scans that judge, as one of the replicates, of which there must be one, predicts them."""
         return next(replicate.predictions for made in self.replicates.values() for replicate in made)
@@ -96,8 +102,8 @@ def read_results(study: Study) -> Results:
         try:
             tables[run.id] = _evaluation(run.output_dir / study.reported_split / "evaluation")
         except (UserError, OSError, KeyError, TypeError) as error:
-            text = " ".join(str(error).replace(f"{study.folder}/", "").split())
-            problems.append(f"{run.id} is called finished, but its evaluation cannot be used: {text}")
+            said = " ".join(str(error).replace(f"{study.folder}/", "").split())
+            problems.append(f"{run.id} is called finished, but its evaluation cannot be used: {said}")
     if not tables:
         raise StudyError("\n  ".join([f"{study.folder}: no finished run yet ({status_text(study)})", *problems[:5]]))
     _alike(tables)
@@ -109,14 +115,8 @@ def read_results(study: Study) -> Results:
         label = key[0]
         planned[label] += len(groups[key]) if len(made) > 1 else 1
         replicates[label] += made
-    return Results(
-        study,
-        tables,
-        replicates,
-        planned,
-        study.synthetic or any(table.synthetic for table in tables.values()),
-        tuple(problems),
-    )
+    synthetic = study.synthetic or any(table.synthetic for table in tables.values())
+    return Results(study, tables, replicates, planned, synthetic, tuple(problems))
 
 
 def replicate_groups(study: Study, runs: Sequence[StudyRun]) -> dict[tuple[Any, ...], list[StudyRun]]:

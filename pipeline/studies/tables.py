@@ -377,14 +377,9 @@ def _method(tables: StudyTables, left_out: Sequence[str]) -> list[str]:
 
 def trade_off_picture(tables: StudyTables) -> Picture:
     """Figure 3."""
-    front = pareto_front(
-        [row.estimates["score"].value for row in tables.rows], [row.estimates["abs_gap"].value for row in tables.rows]
-    )
-    said = [
-        f"{row.label}: P {span_text(row.estimates['score']._asdict())}, |gap| "
-        f"{span_text(row.estimates['abs_gap']._asdict())}"
-        for row in tables.rows
-    ]
+    front = pareto_front(*([row.estimates[key].value for row in tables.rows] for key in TESTED))
+    spans = [[span_text(row.estimates[key]._asdict()) for key in TESTED] for row in tables.rows]
+    said = [f"{row.label}: P {p}, |gap| {gap}" for row, (p, gap) in zip(tables.rows, spans, strict=True)]
     names = ", ".join(tables.rows[index].label for index in front)
     figure = study_trade_off_figure(
         [(row.label, row.estimates, row.values) for row in tables.rows], synthetic=tables.results.synthetic
@@ -409,20 +404,16 @@ def cohort_picture(tables: StudyTables) -> Picture | None:
 def curves_picture(tables: StudyTables) -> Picture | None:
     """Learning curves; None when no run has a history of P."""
     results = tables.results
-    parts = []
-    for run in results.study.runs:
-        history = read_history(run) if run.id in results.tables else None
-        if history is not None:
-            parts.append(history.assign(configuration=run.label, run=run.id))
+    histories = ((run, read_history(run)) for run in results.study.runs if run.id in results.tables)
+    parts = [found.assign(configuration=run.label, run=run.id) for run, found in histories if found is not None]
     curves = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["metric"])
     if not (curves["metric"] == "val_score").any():
         return None
     groups = results.any_table.group_names
     figure = curves_figure(curves, groups, synthetic=results.synthetic)
-    last = (
-        curves.loc[curves["metric"] == "val_score"].sort_values("epoch").groupby(["configuration", "run"], sort=False)
-    )
-    ends = last["value"].last().groupby("configuration", sort=False).mean()
+    scores = curves.loc[curves["metric"] == "val_score"].sort_values("epoch")
+    last = scores.groupby(["configuration", "run"], sort=False)["value"].last()
+    ends = last.groupby("configuration", sort=False).mean()
     said = "; ".join(f"{label} {value:.3f}" for label, value in ends.items())
     caption = (
         "On the validation scans of each run: the mean over the runs of a configuration, shaded one standard "
@@ -464,18 +455,18 @@ def write_tables(
     document = study_document(tables)
     texts: dict[str, str] = {"index.html": render_html(document), "tables.md": render_markdown(document, ".")}
     first, (second, device_notes) = table_1(tables), table_2(tables)
-    notes = table_notes(tables)
-    badge = synthetic_badge(tables.results.synthetic)
-    facts = study_facts(tables.results)
-    for name, heading, table, below in (
-        ("table1", "Configurations", first, notes),
+
+    def alone(title: str, *blocks: Block) -> str:
+        facts, badge = study_facts(tables.results), synthetic_badge(tables.results.synthetic)
+        return render_markdown(Document(tables.results.study.name, facts, (Section(title, blocks),), *badge), ".")
+
+    for name, title, table, notes in (
+        ("table1", "Configurations", first, table_notes(tables)),
         ("table2", "Devices", second, device_notes),
     ):
-        section = Section(heading, (table, *map(Paragraph, below)))
-        texts[f"{name}.md"] = render_markdown(Document(tables.results.study.name, facts, (section,), *badge), ".")
-        texts[f"{name}.tex"] = latex_table(table, f"tab:{name}", below)
-    selection = Section("Selection of alpha", selection_tables(tables))
-    texts["selection.md"] = render_markdown(Document(tables.results.study.name, facts, (selection,), *badge), ".")
+        texts[f"{name}.md"] = alone(title, table, *map(Paragraph, notes))
+        texts[f"{name}.tex"] = latex_table(table, f"tab:{name}", notes)
+    texts["selection.md"] = alone("Selection of alpha", *selection_tables(tables))
     synthetic = {"synthetic": "yes"} if tables.results.synthetic else {}
     texts["table1.csv"] = table_1_frame(tables).to_csv(index=False)
     texts["table2.csv"] = tables.devices.assign(**synthetic).to_csv(index=False)

@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from .console import cells_table, console, drawn, say, show_intake, stop
-
-
-class PresetName(StrEnum):
-    """Sizes of the phantom cohort."""
-
-    tiny = "tiny"
-    demo = "demo"
-    benchmark = "benchmark"
-
-
-class PhantomFormat(StrEnum):
-    """File formats of phantom scans; ``mixed`` is the three in turn."""
-
-    jpg = "jpg"
-    dicom = "dicom"
-    nifti = "nifti"
-    mixed = "mixed"
-
-
-class Layout(StrEnum):
-    """Folder layouts of the benchmark; ``auto`` takes both."""
-
-    auto = "auto"
-    paper = "paper"
-    challenge = "challenge"
 
 
 def cohort(
@@ -45,7 +19,7 @@ def cohort(
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The cohort file to write.")] = Path("cohort.csv"),
-    layout: Annotated[Layout, typer.Option(help="Folder layout.")] = Layout.auto,
+    layout: Annotated[Literal["auto", "paper", "challenge"], typer.Option(help="Folder layout.")] = "auto",
     class_name: Annotated[
         list[str] | None, typer.Option("--class-name", help="Classes to take, in order; repeat the option.")
     ] = None,
@@ -65,7 +39,7 @@ def cohort(
     from ..data.cohort_folders import write_cohort
 
     try:
-        intake = build_with_archives(source, unpack_to, layout=layout.value, class_names=class_name)
+        intake = build_with_archives(source, unpack_to, layout=layout, class_names=class_name)
         built = intake.built
         found = set(built.table["label"])
         names = class_name or [*(n for n in CLASS_NAMES if n in found), *sorted(found - set(CLASS_NAMES))]
@@ -134,8 +108,10 @@ def check(
 
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder for scans/ and cohort.csv.")],
-    preset: Annotated[PresetName, typer.Option(help="Size of the cohort.")] = PresetName.demo,
-    format: Annotated[PhantomFormat, typer.Option(help="File format of the scans.")] = PhantomFormat.mixed,
+    preset: Annotated[Literal["tiny", "demo", "benchmark"], typer.Option(help="Size of the cohort.")] = "demo",
+    format: Annotated[
+        Literal["jpg", "dicom", "nifti", "mixed"], typer.Option(help="File format of the scans.")
+    ] = "mixed",
     seed: Annotated[int, typer.Option(help="Same seed, same scans.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes that write.")] = 2,
     new_scans: Annotated[
@@ -153,11 +129,11 @@ def phantom(
         if new_scans:
             specs = list(islice(cycle((label, sex) for sex, label in product(SEXES, CLASS_NAMES)), new_scans))
             paths = write_phantom_scans(
-                out, specs, preset=preset.value, fmt=format.value, seed=seed, workers=workers, progress=True
+                out, specs, preset=preset, fmt=format, seed=seed, workers=workers, progress=True
             )
             say(f"wrote {len(paths)} synthetic scans to {out}")
             return
-        path = write_phantom_cohort(out, preset.value, format.value, seed, workers=workers)
+        path = write_phantom_cohort(out, preset, format, seed, workers=workers)
     except (FileExistsError, ValueError) as error:
         stop(error)
     console.print(drawn(cells_table(load_cohort(path, class_names=CLASS_NAMES, group_names=SEXES))))

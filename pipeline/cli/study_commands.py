@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from .console import say, show_study, stop
-
-
-class StudyEngine(StrEnum):
-    """Where the runs of a study are carried out."""
-
-    local = "local"
-    ray = "ray"
 
 
 def tables(
@@ -47,7 +39,7 @@ def study(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Its folder; else runs/NAME.")] = None,
     cohort: Annotated[str | None, typer.Option(help="The cohort file, instead of the study's.")] = None,
     bundle_root: Annotated[str | None, typer.Option(help="Folder of the bundle, instead of the study's.")] = None,
-    engine: Annotated[StudyEngine, typer.Option(help="Run here, or on a Ray cluster.")] = StudyEngine.local,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="Run here, or on a Ray cluster.")] = "local",
     workers: Annotated[int, typer.Option(help="local: runs at a time.")] = 1,
     address: Annotated[str | None, typer.Option(help="ray: of the cluster; else one is started here.")] = None,
     cpus: Annotated[float, typer.Option(help="ray: CPUs of a run.")] = 1,
@@ -86,7 +78,7 @@ def study(
             tables_at = None
             try:
                 with show_progress(folder) as (begins, ends):
-                    if engine is StudyEngine.ray:
+                    if engine == "ray":
                         engines.run_by_ray(waiting, begins, ends, address, cpus, gpus)
                     else:
                         engines.run_locally(waiting, begins, ends, workers)

@@ -22,7 +22,7 @@ def show_check(records: Sequence[Mapping[str, Any]], fine: int = 30) -> None:
     from ..reports.intake_page import scans_table
 
     counts = group_counts(records)
-    # the doubtful ones all, and some of the others
+    # all doubtful scans are shown, and some of the others
     limits = {"fine": fine, "skipped": fine}
     members = {group: [record for record in records if group_of(record) == group] for group in GROUPS}
     shown = [record for group, found in members.items() for record in found[: limits.get(group)]]

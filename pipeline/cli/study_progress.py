@@ -15,7 +15,7 @@ from ..studies.folder import StudyFolder
 from ..studies.record import PlannedRun
 from .console import console, drawn
 
-SHOWN = 30  # runs in the table; a large study shows those in progress and the last ones
+SHOWN = 30  # runs in the table; of a large study those in progress come first
 COLUMNS = ("configuration", "seed", "fold", "status", "epoch", "val P", "minutes")
 COLOURS = {"finished": "green", "failed": "red", "running": "yellow", "pending": "dim"}
 

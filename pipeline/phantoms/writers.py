@@ -81,14 +81,14 @@ def write_dicom_series(
     """
     from pydicom.uid import generate_uid
 
-    volume = _checked_volume(hu, lowest=-1024)  # stored unsigned with an intercept of -1024
+    volume = _checked_volume(hu, lowest=-1024)  # DICOM stores them unsigned, with an intercept of -1024
     dz, dy, dx = _checked_spacing(spacing)
     if sex not in _DICOM_SEX:
         raise ValueError(f"sex must be male or female, got {sex!r}")
     if not 0 <= age <= 120:
         raise ValueError(f"age must be in [0, 120], got {age}")
     if "SYNTHETIC PHANTOM" not in series_description:
-        # The one place a viewer shows to a reader: a synthetic scan must never pass for a patient's.
+        # Viewers show the description: a synthetic scan must never pass for a patient's.
         raise ValueError(f"series_description must contain 'SYNTHETIC PHANTOM', got {series_description!r}")
     folder = _empty_folder(folder)
 
@@ -140,7 +140,7 @@ def _ct_header(shape: Sequence[int], spacing: Sequence[float], turn: int) -> Dat
     )  # fmt: skip
     for what in ("Study", "Series", "Acquisition", "Content"):
         ds.update({f"{what}Date": "20000101", f"{what}Time": "000000"})
-    # type 2: must be there, may be empty
+    # attributes of type 2 must be there and may be empty
     empty = ("AccessionNumber", "ReferringPhysicianName", "PatientBirthDate", "StudyID", "PositionReferenceIndicator")
     ds.update(dict.fromkeys(empty, ""))
     ds.file_meta = FileMetaDataset()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).with_name("templates")
 PNG_DPI = 130
-# a sign and a word for each level of a verdict, so that colour is never alone
+# Each level of a verdict has a sign and a word: a reader must not depend on colour.
 LEVELS = {
     "finding": ("\u25b2", "Finding"),
     "inconclusive": ("\u25d0", "Inconclusive"),
@@ -158,8 +158,8 @@ def figure_picture(figure: Figure, name: str, alt: str, caption: str = "", min_w
     svg, png = io.BytesIO(), io.BytesIO()
     figure.set_dpi(PNG_DPI)
     FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-    figure.set_layout_engine("none")  # laid out once; savefig would do so, and draw, five times
-    # outlines instead of text: the layout holds on machines that lack the font
+    figure.set_layout_engine("none")  # the layout is done; savefig would repeat it five times
+    # Text becomes outlines, so that the layout holds on machines that lack the font.
     with rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
         FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
     return Picture(name, alt, png.getvalue(), svg.getvalue(), caption, min_width)
@@ -228,7 +228,7 @@ def escape_markdown(text: str) -> str:
     """Text that Markdown shows as it is: no markup, no HTML, no link, no formula, on one line."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|#~$])", r"\\\1", text)
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word it is no markup
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word _ is no markup
     return text.replace("://", ":&#47;/")  # an address would become a link
 
 

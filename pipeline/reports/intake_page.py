@@ -1,4 +1,4 @@
-"""What was found when scans were read: a table, the records in full, and a page with a look at every scan.
+"""The page of an intake check: what was found when each scan was read, and a look at the scan.
 
 Records are those of the intake (``fairlung.transforms.LoadScand``) with the scan's name beside them. The files that a
 scan was read from are left out everywhere: their names may identify a patient.
@@ -110,7 +110,7 @@ def intake_document(
     blocks.append(scans_table(ordered))
     sections = [Section("All scans", tuple(blocks))]
     left = limit
-    for group in ("warnings", "fine"):  # of the others there is no volume
+    for group in ("warnings", "fine"):  # refused and skipped scans have no volume
         shown = [record for record in ordered if group_of(record) == group and record["scan"] in pictures]
         if not shown:
             continue
@@ -154,7 +154,7 @@ def _look(record: Mapping[str, Any], path: Path) -> Picture:
 
 
 class IntakeCollector:
-    """Collects what batches of new scans say of themselves, and writes it down.
+    """Collects the intake records and pictures of new scans, and writes the tables and the page.
 
     Each scan that can be read gets a picture, ``<output_dir>/pictures/<scan>.png``, when its batch is added; so no
     volume is kept. :meth:`write` then makes ``intake.csv`` and ``intake.json`` (:func:`write_intake`) and
@@ -199,13 +199,13 @@ class IntakeCollector:
             self.records.append(record)
             path = self.output_dir / PICTURES / f"{self._name(scan)}.png"
             try:
-                path.unlink(missing_ok=True)  # of an earlier check
+                path.unlink(missing_ok=True)  # an earlier check may have left one
                 if record["status"] == "ok":
                     path.parent.mkdir(parents=True, exist_ok=True)
                     volume = torch.as_tensor(image)[0, : slice_counts(image[None])[0]].float().cpu().numpy()
                     middle_slices(volume, record).save(path, "PNG", optimize=True)
                     self._pictures[scan] = path
-            except Exception as error:  # the record must not be lost by its picture
+            except Exception as error:  # a picture that fails must not cost the record
                 logger.warning("%s: no picture: %s: %s", scan, type(error).__name__, error)
 
     def write(self) -> Path:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WIDTH = 6.4  # inches
 # Paul Tol's "muted" scheme, told apart with every common colour blindness, and black: the paper has nine configurations
 PALETTE = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#999933", "#44AA99", "#DDCC77", "#AA4499", "#000000")
-CONTEXT = "#DDDDDD"  # the other configurations behind one
+CONTEXT = "#DDDDDD"  # of the other configurations, which are drawn behind one
 COLUMNS = 3
 NAME = 70  # characters of a line of a configuration's name
 SYNTHETIC = "SYNTHETIC scans (phantoms)"
@@ -55,7 +55,7 @@ def study_trade_off_figure(configurations: Sequence[Configuration], *, synthetic
         configurations: label; estimates of ``score`` and ``abs_gap``; their value for each seed.
         synthetic: say in the heading that the scans are phantoms.
     """
-    # with a space before them, as a legend leaves out names that begin with _
+    # a legend leaves out names that begin with _, so a space stands before each
     names = [textwrap.wrap(f" {plain(label)}", NAME) for label, *_ in configurations]
     widest = max(len(line) for name in names for line in name)
     columns = max(1, int(WIDTH / (0.8 * CHARACTER * widest + 0.4)))
@@ -78,7 +78,7 @@ def study_trade_off_figure(configurations: Sequence[Configuration], *, synthetic
     ax.margins(0.08)
     ax.set_xlim(left=min(ax.get_xlim()[0], 0.0) if means[:, 0].min() < 0.02 else None)
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-    left = max(left, -0.02 * (right - left))  # a little of the side that no |gap| reaches, for the markers at 0
+    left = max(left, -0.02 * (right - left))  # no |gap| is below 0, but the markers at 0 need a little room
     steps = np.concatenate([[[front[0, 0], bottom]], front, [[right, front[-1, 1]]]])
     ax.plot(*steps.T, drawstyle="steps-post", color=GREY, linestyle=(0, (5, 2)), linewidth=1, zorder=1)
     ax.set_xlim(left, right)
@@ -94,7 +94,7 @@ def study_trade_off_figure(configurations: Sequence[Configuration], *, synthetic
 
 
 def curves_figure(curves: pd.DataFrame, group_names: Sequence[str], *, synthetic: bool = False) -> Figure:
-    """P and the gap on the validation scans by epoch, a panel a configuration over the means of the others in grey.
+    """P and the gap on the validation scans by epoch: one panel for each configuration, the others' means in grey.
 
     The line is the mean over runs, the shade one standard deviation either side.
 

@@ -16,7 +16,7 @@ from .record import STUDY_FILE, Place, PlannedRun, Status, Study, StudyError, St
 from .worker import DONE, FAILED, LOG
 
 RUN = "run.json"
-NOT_COMPARED = ("bundle_root", "cohort", "parent_run", "tracking_uri")  # where a run is, not what it is
+NOT_COMPARED = ("bundle_root", "cohort", "parent_run", "tracking_uri")  # they say where a run is, not what it is
 
 
 class StudyFolder:

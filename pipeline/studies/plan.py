@@ -24,7 +24,7 @@ from .record import STUDY_FILE, PlannedRun, Protocol, StudyError, load_study, pa
 
 COHORT_SETTINGS = ("class_names", "group_names", "group_by", "unknown_groups", "age_bands", "allow_empty_cells")
 OWN_SETTINGS = ("bundle_root", "cohort", "output_dir", "seed", "resume", "overwrite", "parent_run", "run_name", "split")
-# by protocol: the split that is reported, and in words which scans choose and which judge
+# For each protocol: the split that is reported, and in words which scans choose and which scans judge.
 PROTOCOLS: Mapping[Protocol, tuple[str, str, str]] = {
     "given": ("val", "the val split (epoch and configuration)", "the same val split"),
     "nested": ("test", "the val part of each fold (epoch and configuration)", "the test part of each fold"),
@@ -143,7 +143,7 @@ def plan(study: StudyPlan, folder: str | Path, only: str | None = None) -> list[
     labels = list(dict.fromkeys(configuration.label for configuration in configurations))
     if only is not None and only not in labels:
         raise StudyError(f"the study has no configuration {only!r}{_near(only, labels)}; it has {', '.join(labels)}")
-    # seed by seed: a study that is stopped early has all systems
+    # Seed by seed: a study that is stopped early then has runs of all systems.
     found = [
         _planned_run(study, root, configuration, seed, part)
         for part, seed, configuration in product(parts, study.seeds, configurations)
@@ -216,7 +216,7 @@ def _parts(study: StudyPlan, folder: Path) -> list[Part]:
 
 
 def cohort_settings(study: StudyPlan) -> dict[str, Any]:
-    """How a study's runs read a cohort file; StudyError when its systems differ in that."""
+    """The settings with which all runs read the cohort file; StudyError when the systems differ in them."""
     root = Path(study.bundle_root)
     found = []
     for row in _configurations(study, root):
@@ -228,7 +228,7 @@ def cohort_settings(study: StudyPlan) -> dict[str, Any]:
 
 
 def read_whole(path: str | Path, settings: Mapping[str, Any]) -> Cohort:
-    """A cohort file for a look at what there is, empty cells included; ``settings`` of :func:`cohort_settings`."""
+    """Read a cohort file that may have empty cells; ``settings`` are those of :func:`cohort_settings`."""
     return load_cohort(path, **{**settings, "allow_empty_cells": True})
 
 
@@ -249,7 +249,7 @@ def _configurations(study: StudyPlan, root: Path) -> Iterator[Configuration]:
         for values in product(*(v if isinstance(v, list) else [v] for v in grid.values())):
             settings = dict(zip(grid, values, strict=True))
             system = str(settings.get("system", known["system"]))
-            named = "label" in entry  # then only what differs between its rows is added
+            named = "label" in entry  # a label needs only the settings that differ between its rows
             shown = [f"{k} {v}" for k, v in settings.items() if isinstance(grid[k], list) or not named]
             alpha = settings.get("alpha", {**known, **study.settings}.get("alpha"))
             yield Configuration(

@@ -12,9 +12,9 @@ from typing import Any, Literal, TypeVar, get_args
 from ..common.errors import UserError
 
 STUDY_FILE = "study.json"
-ALPHA = re.compile(r"[\s,;(]*\b(?:alpha|\u03b1)\s*=?\s*\d*\.?\d+\)?", re.IGNORECASE)  # in the name of a configuration
+ALPHA = re.compile(r"[\s,;(]*\b(?:alpha|\u03b1)\s*=?\s*\d*\.?\d+\)?", re.IGNORECASE)  # as a label names it
 
-Protocol = Literal["given", "nested", "final"]  # the last one only as the end of a study
+Protocol = Literal["given", "nested", "final"]  # final is the last step of a study
 Status = Literal["finished", "failed", "pending", "running"]
 Record = TypeVar("Record")
 

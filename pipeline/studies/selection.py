@@ -16,7 +16,7 @@ from .results import Results, numbers_of, replicate_groups, replicates_of, score
 
 @dataclass(frozen=True)
 class Selection:
-    """Alpha chosen on the scans that chose, judged on those that judge.
+    """What choosing alpha gives: it is chosen on the scans that chose the epoch, and judged on the others.
 
     Args:
         name: of the row, ``<configuration>, alpha chosen``.
@@ -107,7 +107,7 @@ def _choose(
 def _choice(results: Results, run: StudyRun, score: float) -> dict[str, Any]:
     table = results.tables[run.id]
     numbers = dict(numbers_of(table))
-    if len(table.present_groups().group_names) < 2:  # of this fold
+    if len(table.present_groups().group_names) < 2:  # this fold has scans of one group only
         numbers |= dict.fromkeys(("gap", "abs_gap"), float("nan"))
     at = {"seed": run.seed, "repeat": run.repeat, "fold": run.fold, "device": run.device, "alpha": run.alpha}
     judged = {name: numbers[name] for name in number_keys(results.judged) if not name.startswith("f1_")}

@@ -17,7 +17,7 @@ from .record import StudyError, load_study, status_text
 from .results import Results, read_results
 from .selection import Selection, select_alpha
 
-FAIR_SAMPLES = 1000  # of a perfectly fair model
+FAIR_SAMPLES = 1000  # draws of a perfectly fair model
 
 
 @dataclass(frozen=True)

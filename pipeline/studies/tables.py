@@ -41,7 +41,7 @@ from .results import Results, read_cells, read_history
 from .selection import expected_best
 from .summary import StudyTables, fair_gap, study_tables
 
-# standard deviations of P between runs that were seen with the paper's recipe
+# The standard deviations of P between runs that were measured with the paper's recipe.
 SEEN_SPREAD = (0.020, 0.036)
 
 
@@ -156,7 +156,7 @@ def table_1(tables: StudyTables) -> Table:
     mixed = len({row.over for row in rows_shown}) > 1
     names = {key: number_name(key, groups) for key in keys}
     quoted = [key for key in keys if any(key in row for row in tables.quoted.values())]
-    # two columns, that a page can hold them: F1 of the groups, and what is made of them
+    # A page has room for two columns: the F1 of the groups, and the numbers made of them.
     parts = [
         part for part in ([k for k in quoted if k.startswith("f1_")], [k for k in quoted if k[:3] != "f1_"]) if part
     ]
@@ -311,7 +311,7 @@ def study_document(tables: StudyTables) -> Document:
     )
     sections.append(Section("Figure 3: P against the gap", (trade_off_picture(tables),)))
     sections.append(Section("Selection of alpha", selection_tables(tables)))
-    several = tables.devices["device"].nunique() > 1  # else it is Table 1 again
+    several = tables.devices["device"].nunique() > 1  # on one device Table 2 would repeat Table 1
     blocks: tuple[Block, ...] = (*((devices,) if several else ()), *map(Paragraph, device_notes))
     sections.append(Section("Table 2: devices", (*blocks, quoted_table_2()) if tables.quoted else blocks))
     left_out = []

@@ -27,7 +27,7 @@ def open_study_run(study: StudyPlan, folder: StudyFolder) -> None:
         uri = store.absolute(uri or mlflow.get_tracking_uri())
         client, experiment = store.connect(uri, str(study.settings.get("experiment", EXPERIMENT)))
         known = store.living_run(client, folder.parent_run)
-        # the runs are told where it is: elsewhere MLflow's own choice may be another; a login is not written down
+        # A run elsewhere could choose another store, so run.json names it, unless its address holds a login.
         told = uri if text.without_login(uri) == uri else None
         if known is not None:
             client.update_run(known.info.run_id, status="RUNNING")
@@ -47,7 +47,7 @@ def open_study_run(study: StudyPlan, folder: StudyFolder) -> None:
         folder.set_parent(run.info.run_id, told)
     except store.TrackingError:
         raise
-    except Exception as error:  # a server that is away
+    except Exception as error:  # the server does not answer
         logger.warning("the study has no run of its own in MLflow: %s", text.without_login(str(error)))
 
 

@@ -1,4 +1,4 @@
-"""One run of a study, in a process of its own: train, or go on training, then evaluate.
+"""One run of a study in a process of its own: it trains, or resumes training, then evaluates.
 
     python -m fairlung.pipeline.studies.worker RUN/run.json
 
@@ -67,7 +67,7 @@ def run(planned: PlannedRun, folder: Path) -> str:
         run_bundle(config_file=files, resume=True, **settings)
     files.append(str(configs / "evaluate.yaml"))
     for split in planned.evaluate:
-        gc.collect()  # what is left of the training
+        gc.collect()  # frees what the training has left
         run_bundle(config_file=files, split=split, **settings | dict(planned.evaluation))
     return device_name(device)
 
@@ -83,7 +83,7 @@ def _end_with_parent() -> None:
     """The other end of standard input closes when the process that started this one ends, however it ends."""
 
     def watch() -> None:
-        # not sys.stdin: its lock, held while it waits, would be held for ever in the loader processes that are forked
+        # sys.stdin would hold its lock while it waits, and forked loader processes would never get it
         while os.read(0, 1):
             pass
         os.kill(os.getpid(), signal.SIGTERM)

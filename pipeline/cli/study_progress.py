@@ -13,7 +13,7 @@ from rich.live import Live
 from ..reports.document import Table
 from ..studies.folder import StudyFolder
 from ..studies.record import PlannedRun
-from .console import console, drawn
+from .console import console, drawn, say
 
 SHOWN = 30  # runs in the table; of a large study those in progress come first
 COLUMNS = ("configuration", "seed", "fold", "status", "epoch", "val P", "minutes")
@@ -28,7 +28,7 @@ def show_progress(
     began: dict[str, float] = {}
     took: dict[str, float] = {}
 
-    def say(run_id: str) -> None:
+    def tell(run_id: str) -> None:
         if not console.is_terminal:
             status, counts = folder.status(run_id), folder.counts()
             reason = f": {folder.reason(run_id)}" if status == "failed" else ""
@@ -38,13 +38,13 @@ def show_progress(
     def begins(run_file: Path) -> None:
         began[run_file.parent.name] = time.monotonic()
         folder.begins(run_file.parent.name)
-        say(run_file.parent.name)
+        tell(run_file.parent.name)
 
     def ends(run_file: Path, code: int, reason: str) -> None:
         run_id = run_file.parent.name
         took[run_id] = time.monotonic() - began[run_id]
         folder.ends(run_id, code, reason)
-        say(run_id)
+        tell(run_id)
 
     if not console.is_terminal:
         yield begins, ends

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-
-from ..common.names import JOIN
-from ..reports import document
+from rich.text import Text
 
 if TYPE_CHECKING:
     from ..data.archives import Intake
     from ..data.cohort import Cohort
     from ..evaluation.wording import Verdict
-
+    from ..reports import document
 
 console = Console()
 
+WORDS = ("class", "group", "status", "system")  # columns that hold words, beside the first one
+WHOLE = 30  # characters of a word that is not broken
 SIGNS = {"finding": "[red]finding[/]", "inconclusive": "[yellow]inconclusive[/]", "no-statement": "no statement"}
 
 
@@ -46,22 +46,22 @@ def _span(estimate: dict[str, float] | None, sign: str = "") -> str:
     return "{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})".format(**estimate, sign=sign)
 
 
+def say(text: str, sign: str = "") -> None:
+    """A line of plain text; a ``sign`` before it is what a reader must not miss."""
+    console.print(f"[yellow]{sign}[/] {escape(text)}" if sign else escape(text), highlight=False, soft_wrap=True)
+
+
 def show_intake(intake: Intake) -> None:
     """What was unpacked, and what was left."""
     from rich.filesize import decimal
 
     for done in intake.unpacked:
         how = "unpacked before" if done.reused else "unpacked"
-        text = f"{how}: {done.archive.name}, {done.files:,} files, {decimal(done.bytes)}, to {done.folder}"
-        console.print(escape(text), highlight=False, soft_wrap=True)
+        say(f"{how}: {done.archive.name}, {done.files:,} files, {decimal(done.bytes)}, to {done.folder}")
         for name in done.left_packed:
-            _show_left(f"{done.archive.name}: {name}: an archive in an archive in an archive")
+            say(f"{done.archive.name}: {name}: an archive in an archive in an archive", "left packed")
     for archive in intake.left_packed:
-        _show_left(f"{archive.name}: an archive beside scans that are unpacked; --unpack-to takes it too")
-
-
-def _show_left(text: str) -> None:
-    console.print(f"[yellow]left packed[/] {escape(text)}", highlight=False, soft_wrap=True)
+        say(f"{archive.name}: an archive beside scans that are unpacked; --unpack-to takes it too", "left packed")
 
 
 def show_audit(result: dict[str, Any]) -> None:
@@ -183,16 +183,37 @@ def show_evaluation(result: dict[str, Any]) -> None:
 
 
 def show_study(found: document.Table, verdicts: Sequence[Verdict]) -> None:
+    """Table 1 of a study under its verdicts; what needs a wide page is in the files alone."""
     _show_verdicts([asdict(verdict) for verdict in verdicts])
-    table = Table(title=escape(found.caption))
-    # what needs a wide page is in the files
-    shown = [i for i, h in enumerate(found.columns) if not h.startswith(("quoted", "interval over"))]
+    console.print(drawn(found, [h for h in found.columns if h.startswith(("quoted", "interval over"))]))
+
+
+def drawn(table: document.Table, left_out: Sequence[str] = (), colours: Mapping[str, str] | None = None) -> Table:
+    """A report's table for the console: names and sentences on the left, numbers on the right.
+
+    Args:
+        table: a row that is bold in every column closes a part of the table.
+        left_out: columns that are not shown.
+        colours: style of the values that begin with a word, in the column ``status``.
+    """
+    out = Table(title=escape(printable(table.caption)))
+    shown = [index for index, heading in enumerate(table.columns) if heading not in left_out]
+    sentences = len(table.columns) - 1 if table.ends_in_text else None
     for index in shown:
-        table.add_column(escape(found.columns[index]), justify="right" if index else "left", no_wrap=not index)
-    for number, row in enumerate(found.rows):
-        cells = [escape(row[index]) for index in shown]
-        table.add_row(*(f"[bold]{c}[/]" if (number, i) in found.strong else c for i, c in enumerate(cells)))
-    console.print(table)
+        heading = table.columns[index]
+        word = index == 0 or heading in WORDS
+        whole = word and max((len(row[index]) for row in table.rows), default=0) <= WHOLE
+        justify: Literal["left", "right"] = "left" if word or index == sentences else "right"
+        out.add_column(escape(printable(heading)), justify=justify, no_wrap=whole, overflow="fold")
+    for number, row in enumerate(table.rows):
+        bold = ["bold" if (number, index) in table.strong else "" for index in range(len(row))]
+        cells = []
+        for index in shown:
+            text = printable(row[index])
+            styles = (style for word, style in (colours or {}).items() if text.startswith(word))
+            cells.append(Text(text, next(styles, "") if table.columns[index] == "status" else bold[index]))
+        out.add_row(*cells, end_section=all(bold))
+    return out
 
 
 def printable(text: str) -> str:
@@ -201,23 +222,23 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in text)
 
 
-def format_cells(cohort: Cohort) -> Table:
-    """A rich table of the scans of each split, class and group, with totals."""
+def cells_table(cohort: Cohort) -> document.Table:
+    """The scans of each split, class and group, with totals."""
+    from ..data.groups import JOIN
+    from ..reports.document import Table
+
     cells = cohort.cells()
     groups = list(dict.fromkeys(cells["group"]))
-    out = Table(title=escape(f"{len(cohort.table)} scans by split, class and {JOIN.join(cohort.group_by)}"))
-    for heading in ("split", "class"):
-        out.add_column(heading)
-    for heading in (*groups, "total"):
-        out.add_column(escape(heading), justify="right")
+    rows, strong = [], set()
     for split in cohort.splits():
-        counts = cells[cells["split"] == split].pivot(index="label", columns="group", values="n")
-        for position, label in enumerate(cohort.class_names):
-            row = [int(n) for n in counts.loc[label, groups].to_numpy()]
-            out.add_row(split if position == 0 else "", escape(label), *map(str, row), str(sum(row)))
-        total = [int(n) for n in counts[groups].sum()]
-        out.add_row("", "total", *map(str, total), str(sum(total)), style="bold", end_section=True)
-    return out
+        counts = cells[cells["split"] == split].pivot(index="label", columns="group", values="n")[groups]
+        counts = counts.loc[list(cohort.class_names)].assign(total=lambda found: found.sum(axis=1))
+        for label, numbers in counts.iterrows():
+            rows.append((split if label == cohort.class_names[0] else "", str(label), *map(str, numbers)))
+        rows.append(("", "total", *map(str, counts.sum())))
+        strong |= {(len(rows) - 1, column) for column in range(len(groups) + 3)}
+    title = f"{len(cohort.table)} scans by split, class and {JOIN.join(cohort.group_by)}"
+    return Table(title, ("split", "class", *groups, "total"), tuple(rows), frozenset(strong))
 
 
 def stop(error: Exception) -> NoReturn:

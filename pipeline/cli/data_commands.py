@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
 
-from .console import console, show_intake, stop
-
-
-class PresetName(StrEnum):
-    """Sizes of the phantom cohort."""
-
-    tiny = "tiny"
-    demo = "demo"
-    benchmark = "benchmark"
-
-
-class PhantomFormat(StrEnum):
-    """File formats of phantom scans; ``mixed`` is the three in turn."""
-
-    jpg = "jpg"
-    dicom = "dicom"
-    nifti = "nifti"
-    mixed = "mixed"
-
-
-class Layout(StrEnum):
-    """Folder layouts of the benchmark; ``auto`` takes both."""
-
-    auto = "auto"
-    paper = "paper"
-    challenge = "challenge"
+from .console import cells_table, console, drawn, say, show_intake, stop
 
 
 def cohort(
@@ -46,7 +19,7 @@ def cohort(
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The cohort file to write.")] = Path("cohort.csv"),
-    layout: Annotated[Layout, typer.Option(help="Folder layout.")] = Layout.auto,
+    layout: Annotated[Literal["auto", "paper", "challenge"], typer.Option(help="Folder layout.")] = "auto",
     class_name: Annotated[
         list[str] | None, typer.Option("--class-name", help="Classes to take, in order; repeat the option.")
     ] = None,
@@ -64,10 +37,9 @@ def cohort(
     from ..data.cohort import load_cohort
     from ..data.cohort_checks import CohortError
     from ..data.cohort_folders import write_cohort
-    from .console import format_cells
 
     try:
-        intake = build_with_archives(source, unpack_to, layout=layout.value, class_names=class_name)
+        intake = build_with_archives(source, unpack_to, layout=layout, class_names=class_name)
         built = intake.built
         found = set(built.table["label"])
         names = class_name or [*(n for n in CLASS_NAMES if n in found), *sorted(found - set(CLASS_NAMES))]
@@ -77,18 +49,16 @@ def cohort(
         stop(error)
     show_intake(intake)
     for entry in built.skipped:
-        console.print(
-            f"[yellow]left out[/] {escape(entry.path)}: {escape(entry.reason)}", highlight=False, soft_wrap=True
-        )
+        say(f"{entry.path}: {entry.reason}", "left out")
     try:
         loaded = load_cohort(path, class_names=names, group_names=SEXES, allow_empty_cells=True)
     except CohortError as error:
         stop(ValueError(f"wrote {path}, which is not ready to train on: {error}"))
-    console.print(format_cells(loaded))
+    console.print(drawn(cells_table(loaded)))
     empty = [f"{r.group} {r.label} in {r.split}" for r in loaded.cells().itertuples() if r.n == 0]
     if empty:
-        console.print(f"[yellow]no scan of[/] {', '.join(empty)}", highlight=False)
-    console.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
+        say(", ".join(empty), "no scan of")
+    say(f"wrote {path}")
     if chart is not None:
         from ..reports.figures import cohort_chart
 
@@ -96,7 +66,7 @@ def cohort(
             cohort_chart(loaded.cells(), chart)
         except (OSError, ValueError) as error:
             stop(ValueError(f"no chart: {error}"))
-        console.print(f"wrote {escape(str(chart))}", highlight=False, soft_wrap=True)
+        say(f"wrote {chart}")
 
 
 def check(
@@ -138,8 +108,10 @@ def check(
 
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder for scans/ and cohort.csv.")],
-    preset: Annotated[PresetName, typer.Option(help="Size of the cohort.")] = PresetName.demo,
-    format: Annotated[PhantomFormat, typer.Option(help="File format of the scans.")] = PhantomFormat.mixed,
+    preset: Annotated[Literal["tiny", "demo", "benchmark"], typer.Option(help="Size of the cohort.")] = "demo",
+    format: Annotated[
+        Literal["jpg", "dicom", "nifti", "mixed"], typer.Option(help="File format of the scans.")
+    ] = "mixed",
     seed: Annotated[int, typer.Option(help="Same seed, same scans.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes that write.")] = 2,
     new_scans: Annotated[
@@ -152,21 +124,20 @@ def phantom(
     from ..common.names import CLASS_NAMES, SEXES
     from ..data.cohort import load_cohort
     from ..phantoms.cohort import write_phantom_cohort, write_phantom_scans
-    from .console import format_cells
 
     try:
         if new_scans:
             specs = list(islice(cycle((label, sex) for sex, label in product(SEXES, CLASS_NAMES)), new_scans))
             paths = write_phantom_scans(
-                out, specs, preset=preset.value, fmt=format.value, seed=seed, workers=workers, progress=True
+                out, specs, preset=preset, fmt=format, seed=seed, workers=workers, progress=True
             )
-            console.print(f"wrote {len(paths)} synthetic scans to {out}", highlight=False, soft_wrap=True)
+            say(f"wrote {len(paths)} synthetic scans to {out}")
             return
-        path = write_phantom_cohort(out, preset.value, format.value, seed, workers=workers)
+        path = write_phantom_cohort(out, preset, format, seed, workers=workers)
     except (FileExistsError, ValueError) as error:
         stop(error)
-    console.print(format_cells(load_cohort(path, class_names=CLASS_NAMES, group_names=SEXES)))
-    console.print(f"wrote {path} (synthetic scans)", highlight=False, soft_wrap=True)
+    console.print(drawn(cells_table(load_cohort(path, class_names=CLASS_NAMES, group_names=SEXES))))
+    say(f"wrote {path} (synthetic scans)")
 
 
 def submit(
@@ -184,6 +155,6 @@ def submit(
     except (UserError, OSError) as error:
         stop(error)
     for text in written.missing:
-        console.print(f"[yellow]in no file[/] {escape(text)}", highlight=False, soft_wrap=True)
+        say(text, "in no file")
     for path, count in written.files.items():
-        console.print(f"wrote {escape(str(path))}: {count} scans", highlight=False, soft_wrap=True)
+        say(f"wrote {path}: {count} scans")

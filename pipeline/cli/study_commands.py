@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-from rich.markup import escape
 
-from .console import console, show_study, stop
-
-
-class StudyEngine(StrEnum):
-    """Where the runs of a study are carried out."""
-
-    local = "local"
-    ray = "ray"
+from .console import say, show_study, stop
 
 
 def tables(
@@ -40,9 +31,7 @@ def tables(
     except (UserError, ValueError) as error:
         stop(error)
     show_study(written.table, written.verdicts)
-    folder = written.paths[0].parent
-    names = ", ".join(path.name for path in written.paths)
-    console.print(f"wrote {escape(str(folder))}: {escape(names)}", highlight=False, soft_wrap=True)
+    say(f"wrote {written.paths[0].parent}: {', '.join(path.name for path in written.paths)}")
 
 
 def study(
@@ -50,7 +39,7 @@ def study(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Its folder; else runs/NAME.")] = None,
     cohort: Annotated[str | None, typer.Option(help="The cohort file, instead of the study's.")] = None,
     bundle_root: Annotated[str | None, typer.Option(help="Folder of the bundle, instead of the study's.")] = None,
-    engine: Annotated[StudyEngine, typer.Option(help="Run here, or on a Ray cluster.")] = StudyEngine.local,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="Run here, or on a Ray cluster.")] = "local",
     workers: Annotated[int, typer.Option(help="local: runs at a time.")] = 1,
     address: Annotated[str | None, typer.Option(help="ray: of the cluster; else one is started here.")] = None,
     cpus: Annotated[float, typer.Option(help="ray: CPUs of a run.")] = 1,
@@ -67,7 +56,8 @@ def study(
     from ..common.errors import UserError
     from ..studies import engines, tracking
     from ..studies.folder import StudyFolder
-    from ..studies.plan import StudyError, final_study, plan, read_study
+    from ..studies.plan import final_study, plan, read_study
+    from ..studies.record import StudyError
     from .study_progress import show_progress
 
     try:
@@ -79,18 +69,16 @@ def study(
         with FileLock(place / "study.lock", blocking=False):
             folder = StudyFolder(place, written, plan(written, place, final), write=not dry_run)
             waiting = [folder.run_file(run.id) for run in folder.to_run()]
-            console.print(
-                f"{written.name}: {len(waiting)} of {len(folder.planned)} runs to do, in {escape(str(place))}"
-            )
+            say(f"{written.name}: {len(waiting)} of {len(folder.planned)} runs to do, in {place}")
             if dry_run:
                 for run in folder.to_run():
-                    console.print(escape(run.id), highlight=False, soft_wrap=True)
+                    say(run.id)
                 return
             tracking.open_study_run(written, folder)
             tables_at = None
             try:
                 with show_progress(folder) as (begins, ends):
-                    if engine is StudyEngine.ray:
+                    if engine == "ray":
                         engines.run_by_ray(waiting, begins, ends, address, cpus, gpus)
                     else:
                         engines.run_locally(waiting, begins, ends, workers)
@@ -114,7 +102,7 @@ def _tables_of(place: Path) -> Path | None:
     try:
         written = write_tables([place])
     except (UserError, ValueError) as error:
-        console.print(f"[yellow]no tables[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
+        say(str(error), "no tables:")
         return None
     show_study(written.table, written.verdicts)
     return written.paths[0].parent

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
 
 from ..common import run_folder
+from ..reports.document import Table
 from ..studies.folder import StudyFolder
-from ..studies.plan import Planned
-from .console import console
+from ..studies.record import PlannedRun
+from .console import console, drawn, say
 
-SHOWN = 30  # runs in the table; a large study shows those in progress and the last ones
+SHOWN = 30  # runs in the table; of a large study those in progress come first
+COLUMNS = ("configuration", "seed", "fold", "status", "epoch", "val P", "minutes")
 COLOURS = {"finished": "green", "failed": "red", "running": "yellow", "pending": "dim"}
 
 
@@ -29,55 +29,49 @@ def show_progress(
     began: dict[str, float] = {}
     took: dict[str, float] = {}
 
-    def say(run_id: str) -> None:
+    def tell(run_id: str) -> None:
         if not console.is_terminal:
             status, counts = folder.status(run_id), folder.counts()
             reason = f": {folder.reason(run_id)}" if status == "failed" else ""
             done = f"{counts['finished']} of {len(folder.planned)} finished"
-            console.print(escape(f"{status} {run_id}{reason} ({done})"), highlight=False, soft_wrap=True)
+            say(f"{status} {run_id}{reason} ({done})")
 
     def begins(run_file: Path) -> None:
         began[run_file.parent.name] = time.monotonic()
         folder.begins(run_file.parent.name)
-        say(run_file.parent.name)
+        tell(run_file.parent.name)
 
     def ends(run_file: Path, code: int, reason: str) -> None:
         run_id = run_file.parent.name
         took[run_id] = time.monotonic() - began[run_id]
         folder.ends(run_id, code, reason)
-        say(run_id)
+        tell(run_id)
 
     if not console.is_terminal:
         yield begins, ends
         return
-    with Live(get_renderable=lambda: _table(folder, began, took), console=console, refresh_per_second=1):
+    with Live(
+        get_renderable=lambda: drawn(_table(folder, began, took), colours=COLOURS),
+        console=console,
+        refresh_per_second=1,
+    ):
         yield begins, ends
 
 
 def _table(folder: StudyFolder, began: dict[str, float], took: dict[str, float]) -> Table:
-    counts = folder.counts()
-    title = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
-    table = Table(title=f"{escape(folder.study.name)}: {title}")
-    for heading in ("configuration", "seed", "fold", "status", "epoch", "val P", "minutes"):
-        table.add_column(heading, justify="left" if heading in ("configuration", "status") else "right")
+    rows = []
     for run in _shown(folder):
-        status = folder.status(run.id)
         epoch, score = _progress(folder.run_file(run.id).with_name(run_folder.HISTORY))
         seconds = took.get(run.id, time.monotonic() - began[run.id] if run.id in began else None)
-        reason = f" {folder.reason(run.id)[:60]}" if status == "failed" else ""
-        table.add_row(
-            escape(run.label),
-            str(run.seed),
-            "" if run.fold is None else f"{run.repeat}.{run.fold}",
-            f"[{COLOURS[status]}]{status}[/]{escape(reason)}",
-            epoch,
-            score,
-            "" if seconds is None else f"{seconds / 60:.1f}",
-        )
-    return table
+        fold = "" if run.fold is None else f"{run.repeat}.{run.fold}"
+        status = f"{folder.status(run.id)} {folder.reason(run.id)[:60]}".strip()
+        minutes = "" if seconds is None else f"{seconds / 60:.1f}"
+        rows.append((run.label, str(run.seed), fold, status, epoch, score, minutes))
+    title = ", ".join(f"{n} {status}" for status, n in folder.counts().items() if n)
+    return Table(f"{folder.study.name}: {title}", COLUMNS, tuple(rows))
 
 
-def _shown(folder: StudyFolder) -> list[Planned]:
+def _shown(folder: StudyFolder) -> list[PlannedRun]:
     runs = list(folder.planned.values())
     if len(runs) <= SHOWN:
         return runs

@@ -32,7 +32,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def set_heading(figure: Figure, text: str) -> None:
-    columns = int(figure.get_figwidth() / (1.3 * CHARACTER))  # bold and a size larger than a tick label
+    columns = int(figure.get_figwidth() / (1.3 * CHARACTER))  # headings are bold and larger than tick labels
     figure.suptitle(textwrap.fill(text, columns), fontsize=11, fontweight="bold")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from .anatomy import SITES, PhantomScan, check_choice, check_shift, synthesize
 
 COHORT_FORMATS = ("jpg", "dicom", "nifti")
 SCAN_FORMATS = (*COHORT_FORMATS, "nrrd", "mha")
+SUFFIXES = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha"}  # the others are folders
 COHORT_COLUMNS = (
     "scan", "label", "sex", "split", "patient", "site", "age", "slices", "thickness_mm", "synthetic", "presentation",
 )  # fmt: skip
@@ -123,7 +126,7 @@ def plan_cohort(preset: str | Preset, *, fmt: str = "mixed", seed: int = 0) -> l
         for place in range(count):
             index = len(specs) + 1
             kind = COHORT_FORMATS[(place + number) % len(COHORT_FORMATS)] if fmt == "mixed" else fmt
-            name = f"phantom-{index:04d}" + (".nii.gz" if kind == "nifti" else "")
+            name = f"phantom-{index:04d}{SUFFIXES.get(kind, '')}"
             specs.append(
                 ScanSpec(
                     path=f"scans/{split}/{label}/{sex}/{name}", label=label, sex=sex, split=split,
@@ -192,7 +195,6 @@ def write_phantom_scans(
     preset = _preset(preset)
     check_choice("fmt", fmt, (*SCAN_FORMATS, "mixed"))
     _check_seed(seed)
-    suffixes = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha"}
     planned = []
     for index, (label, sex) in enumerate(specs, start=1):
         check_choice("label", label, CLASS_NAMES)
@@ -201,7 +203,7 @@ def write_phantom_scans(
         site = str(_generator(seed, (2, index)).choice(list(SITES)))
         planned.append(
             ScanSpec(
-                path=f"new-{index:04d}{suffixes.get(kind, '')}", label=label, sex=sex, split="new",
+                path=f"new-{index:04d}{SUFFIXES.get(kind, '')}", label=label, sex=sex, split="new",
                 patient=f"N{index:04d}", site=site, fmt=kind, size=preset.size, slices=preset.slices,
                 presentation_shift=preset.presentation_shift, seed=seed, stream=(3, index),
             )
@@ -219,34 +221,29 @@ def _write_all(out: Path, specs: Sequence[ScanSpec], *, workers: int, progress: 
     if workers < 1:
         raise ValueError(f"workers must be >= 1, got {workers}")
     out.mkdir(parents=True, exist_ok=True)
-
-    def collect(results: Iterator[dict[str, object]]) -> list[dict[str, object]]:
-        return list(tqdm(results, total=len(specs), desc="synthetic scans", unit="scan", disable=not progress))
-
-    folders = [str(out)] * len(specs)
-    if workers == 1 or len(specs) < 2:
-        return collect(map(_write_one, folders, specs))
-    with ProcessPoolExecutor(max_workers=workers) as pool:
-        return collect(pool.map(_write_one, folders, specs))
+    with ExitStack() as stack:
+        alone = workers == 1 or len(specs) < 2
+        each = map if alone else stack.enter_context(ProcessPoolExecutor(max_workers=workers)).map
+        written = each(partial(_write_one, out), specs)
+        return list(tqdm(written, total=len(specs), desc="synthetic scans", unit="scan", disable=not progress))
 
 
-def _write_one(out: str, spec: ScanSpec) -> dict[str, object]:
+def _write_one(out: Path, spec: ScanSpec) -> dict[str, object]:
     scan = synthesize_spec(spec)
-    path = Path(out) / spec.path
+    path = out / spec.path
     rng = _generator(spec.seed, (*spec.stream, 1))
-    write: dict[str, Callable[[], Path]] = {
-        "jpg": lambda: writers.write_jpg_folder(path, scan.hu),
-        "nifti": lambda: writers.write_nifti(path, scan.hu, scan.spacing),
-        "nrrd": lambda: writers.write_nrrd_or_mha(path, scan.hu, scan.spacing),
-        "mha": lambda: writers.write_nrrd_or_mha(path, scan.hu, scan.spacing),
-        # What archives really hold: half the series numbered from above, some patients scanned prone.
-        "dicom": lambda: writers.write_dicom_series(
+    if spec.fmt == "jpg":
+        writers.write_jpg_folder(path, scan.hu)
+    elif spec.fmt == "nifti":
+        writers.write_nifti(path, scan.hu, scan.spacing)
+    elif spec.fmt == "dicom":  # what archives really hold: half the series numbered from above, some patients prone
+        writers.write_dicom_series(
             path, scan.hu, scan.spacing, sex=scan.sex, age=scan.age, patient_id=spec.patient, uid_seed=str(spec.seed),
             manufacturer=f"fairlung phantom {scan.site}", reverse_names=bool(rng.random() < 0.5),
             prone=bool(rng.random() < 0.1),
-        ),
-    }  # fmt: skip
-    write[spec.fmt]()
+        )  # fmt: skip
+    else:
+        writers.write_nrrd_or_mha(path, scan.hu, scan.spacing)
     return {
         "scan": spec.path, "label": scan.label, "sex": scan.sex, "split": spec.split, "patient": spec.patient,
         "site": scan.site, "age": scan.age, "slices": scan.hu.shape[0], "thickness_mm": f"{scan.spacing[0]:.4f}",

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["volume_origin", "write_dicom_series", "write_jpg_folder", "write_nifti", "write_nrrd_or_mha"]
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 JPG_WINDOW = (-1350.0, 150.0)
 _DICOM_SEX = {"male": "M", "female": "F"}
@@ -78,72 +79,74 @@ def write_dicom_series(
     position to match (HFP): pixels differ, patient space does not. Raises ValueError for anything out of range and
     FileExistsError when the folder already holds something.
     """
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+    from pydicom.uid import generate_uid
 
-    volume = _checked_volume(hu, lowest=-1024)  # stored unsigned with an intercept of -1024
+    volume = _checked_volume(hu, lowest=-1024)  # DICOM stores them unsigned, with an intercept of -1024
     dz, dy, dx = _checked_spacing(spacing)
     if sex not in _DICOM_SEX:
         raise ValueError(f"sex must be male or female, got {sex!r}")
     if not 0 <= age <= 120:
         raise ValueError(f"age must be in [0, 120], got {age}")
     if "SYNTHETIC PHANTOM" not in series_description:
-        # The one place a viewer shows to a reader: a synthetic scan must never pass for a patient's.
+        # Viewers show the description: a synthetic scan must never pass for a patient's.
         raise ValueError(f"series_description must contain 'SYNTHETIC PHANTOM', got {series_description!r}")
     folder = _empty_folder(folder)
 
-    def uid(*what: object) -> UID:
+    def uid(*what: object) -> str:
         return generate_uid(entropy_srcs=["fairlung-phantom", uid_seed, patient_id, *map(str, what)])
 
     x0, y0, z0 = volume_origin(volume.shape, (dz, dy, dx))
-    depth, height, width = volume.shape
     turn = -1 if prone else 1
     stored = np.clip(volume.astype(np.int32) + 1024, 0, 65535).astype("<u2")[:, ::turn, ::turn]
-
-    ds = Dataset()
-    ds.SpecificCharacterSet = "ISO_IR 100"
-    ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    ds.SOPClassUID = CTImageStorage
-    ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = ds.ContentDate = "20000101"
-    ds.StudyTime = ds.SeriesTime = ds.AcquisitionTime = ds.ContentTime = "000000"
-    ds.AccessionNumber = ds.ReferringPhysicianName = ds.PatientBirthDate = ds.StudyID = ""
-    ds.Modality = "CT"
-    ds.Manufacturer = manufacturer
-    ds.StudyDescription = "SYNTHETIC PHANTOM"
-    ds.SeriesDescription = series_description
-    ds.PatientName = "PHANTOM^SYNTHETIC"
-    ds.PatientID = patient_id
-    ds.PatientSex = _DICOM_SEX[sex]
-    ds.PatientAge = f"{int(age):03d}Y"
-    ds.BodyPartExamined = "CHEST"
-    ds.KVP = "120"
-    ds.SliceThickness = ds.SpacingBetweenSlices = _ds(dz)
-    ds.PatientPosition = "HFP" if prone else "HFS"
-    ds.StudyInstanceUID, ds.SeriesInstanceUID = uid("study"), uid("series")
-    ds.FrameOfReferenceUID = uid("frame")
-    ds.SeriesNumber, ds.AcquisitionNumber = 1, 1
-    ds.PositionReferenceIndicator = ""
-    ds.ImageOrientationPatient = [turn, 0, 0, 0, turn, 0]
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.Rows, ds.Columns = height, width
-    ds.PixelSpacing = [_ds(dy), _ds(dx)]
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
-    ds.BurnedInAnnotation = "NO"
-    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "-1024", "1", "HU"
-    ds.WindowCenter, ds.WindowWidth = "-600", "1500"
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    for index in range(depth):
-        number = depth - index if reverse_names else index + 1
+    ds = _ct_header(volume.shape, (dz, dy, dx), turn)
+    ds.update(
+        {
+            "Manufacturer": manufacturer, "SeriesDescription": series_description, "PatientID": patient_id,
+            "PatientSex": _DICOM_SEX[sex], "PatientAge": f"{int(age):03d}Y", "StudyInstanceUID": uid("study"),
+            "SeriesInstanceUID": uid("series"), "FrameOfReferenceUID": uid("frame"),
+        }
+    )  # fmt: skip
+    for index, plane in enumerate(stored):
+        number = len(stored) - index if reverse_names else index + 1
         ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = uid("instance", index)
         ds.InstanceNumber = number
         ds.ImagePositionPatient = [_ds(turn * x0), _ds(turn * y0), _ds(z0 + index * dz)]
         ds.SliceLocation = _ds(z0 + index * dz)
-        ds.PixelData = np.ascontiguousarray(stored[index]).tobytes()
+        ds.PixelData = np.ascontiguousarray(plane).tobytes()
         ds["PixelData"].VR = "OW"
         ds.save_as(folder / f"IM-{number:04d}.dcm", enforce_file_format=True)
     return folder
+
+
+def _ct_header(shape: Sequence[int], spacing: Sequence[float], turn: int) -> Dataset:
+    """What all slices of all phantoms share; ``turn`` is -1 for planes that are turned by 180 degrees."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+    dz, dy, dx = spacing
+    ds = Dataset()
+    ds.update(
+        {
+            "SpecificCharacterSet": "ISO_IR 100", "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+            "SOPClassUID": CTImageStorage, "Modality": "CT", "StudyDescription": "SYNTHETIC PHANTOM",
+            "PatientName": "PHANTOM^SYNTHETIC", "BodyPartExamined": "CHEST", "KVP": "120",
+            "SliceThickness": _ds(dz), "SpacingBetweenSlices": _ds(dz), "PatientPosition": "HFP" if turn < 0 else "HFS",
+            "SeriesNumber": 1, "AcquisitionNumber": 1, "ImageOrientationPatient": [turn, 0, 0, 0, turn, 0],
+            "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "Rows": shape[1], "Columns": shape[2],
+            "PixelSpacing": [_ds(dy), _ds(dx)], "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15,
+            "PixelRepresentation": 0, "BurnedInAnnotation": "NO", "RescaleIntercept": "-1024", "RescaleSlope": "1",
+            "RescaleType": "HU", "WindowCenter": "-600", "WindowWidth": "1500",
+        }
+    )  # fmt: skip
+    for what in ("Study", "Series", "Acquisition", "Content"):
+        ds.update({f"{what}Date": "20000101", f"{what}Time": "000000"})
+    # attributes of type 2 must be there and may be empty
+    empty = ("AccessionNumber", "ReferringPhysicianName", "PatientBirthDate", "StudyID", "PositionReferenceIndicator")
+    ds.update(dict.fromkeys(empty, ""))
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return ds
 
 
 def write_nifti(path: Path | str, hu: NDArray[Any], spacing: Sequence[float]) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).with_name("templates")
 PNG_DPI = 130
-# a sign and a word for each level of a verdict, so that colour is never alone
+# Each level of a verdict has a sign and a word: a reader must not depend on colour.
 LEVELS = {
     "finding": ("\u25b2", "Finding"),
     "inconclusive": ("\u25d0", "Inconclusive"),
@@ -141,6 +141,13 @@ class Document:
     badge: str = ""
     badge_text: str = ""
 
+    def pictures(self) -> list[Picture]:
+        """All of them, in order."""
+        found: list[Picture] = []
+        for block in (block for section in self.sections for block in section.blocks):
+            found += [block] if isinstance(block, Picture) else block.items if isinstance(block, Pictures) else []
+        return found
+
 
 def figure_picture(figure: Figure, name: str, alt: str, caption: str = "", min_width: int = 0) -> Picture:
     """A matplotlib figure as a picture; the same figure gives the same bytes."""
@@ -151,8 +158,8 @@ def figure_picture(figure: Figure, name: str, alt: str, caption: str = "", min_w
     svg, png = io.BytesIO(), io.BytesIO()
     figure.set_dpi(PNG_DPI)
     FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-    figure.set_layout_engine("none")  # laid out once; savefig would do so, and draw, five times
-    # outlines instead of text: the layout holds on machines that lack the font
+    figure.set_layout_engine("none")  # the layout is done; savefig would repeat it five times
+    # Text becomes outlines, so that the layout holds on machines that lack the font.
     with rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
         FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
     return Picture(name, alt, png.getvalue(), svg.getvalue(), caption, min_width)
@@ -176,10 +183,10 @@ def write_document(document: Document, path: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
-    for picture in _pictures(document):
+    for picture in document.pictures():
         (folder / f"{picture.name}.png").write_bytes(picture.png)
-    _write_text(path.with_suffix(".md"), render_markdown(document, folder.name))
-    _write_text(path, render_html(document))
+    write_text(path.with_suffix(".md"), render_markdown(document, folder.name))
+    write_text(path, render_html(document))
     return path
 
 
@@ -191,50 +198,37 @@ def require_html(path: str | Path) -> None:
 
 def render_html(document: Document) -> str:
     """One HTML page that asks for nothing from anywhere; every text is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.jinja").render(document=document, levels=LEVELS)
+    return _environment(autoescape=True).get_template("report.html.jinja").render(document=document, levels=LEVELS)
 
 
 def render_markdown(document: Document, pictures: str) -> str:
     """The same content as Markdown (GitHub's tables); ``pictures`` is the folder of its PNG files."""
-    text = (
-        markdown_environment()
-        .get_template("report.md.jinja")
-        .render(document=document, levels=LEVELS, pictures=pictures)
-    )
-    return squeezed(text)
+    template = markdown_environment().get_template("report.md.jinja")
+    return squeezed(template.render(document=document, levels=LEVELS, pictures=pictures))
 
 
 def markdown_environment() -> Environment:
     """Templates of Markdown: every inserted value is escaped, but for what the filter ``raw`` marks as Markdown."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(str(value)),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = _environment(finalize=lambda v: v if isinstance(v, Markup) else escape_markdown(str(v)))
     environment.filters["table"] = lambda table: Markup(markdown_table(table))
     environment.filters["raw"] = Markup
     return environment
+
+
+def _environment(**settings: Any) -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(TEMPLATES)
+    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **settings)
 
 
 def escape_markdown(text: str) -> str:
     """Text that Markdown shows as it is: no markup, no HTML, no link, no formula, on one line."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|#~$])", r"\\\1", text)
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word it is no markup
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word _ is no markup
     return text.replace("://", ":&#47;/")  # an address would become a link
 
 
@@ -258,15 +252,6 @@ def verdicts_of(result: Mapping[str, Any]) -> Verdicts:
     return Verdicts(tuple(Verdict(item["level"], item["text"]) for item in result["verdicts"]))
 
 
-def _pictures(document: Document) -> Sequence[Picture]:
-    blocks = [block for section in document.sections for block in section.blocks]
-    return [
-        picture
-        for block in blocks
-        if isinstance(block, (Picture, Pictures))
-        for picture in (block.items if isinstance(block, Pictures) else (block,))
-    ]
-
-
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, the same on every system; a name that is not Unicode stays told from others."""
     path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")

@@ -6,7 +6,7 @@ Matplotlib is imported when a figure is made, and without pyplot: no window, no 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,47 +52,42 @@ def cohort_chart(cells: pd.DataFrame, path: str | os.PathLike[str] | None = None
 
     labels, groups = list(dict.fromkeys(cells["label"])), list(dict.fromkeys(cells["group"]))
     present = list(dict.fromkeys(cells["split"]))
-    splits = [split for split in SPLIT_TITLES if split in present]
-    splits += [split for split in present if split not in SPLIT_TITLES]
-    count = cells.groupby(["split", "label", "group"])["n"].sum()
+    splits = sorted(present, key=[*SPLIT_TITLES, *present].index)
+    counts = cells.groupby(["split", "label", "group"])["n"].sum()
 
-    largest = len(str(cells["n"].max()))
-    class_width = max(label_width(labels), len(groups) * (largest + 1) * CHARACTER) + 0.15
+    class_width = max(label_width(labels), len(groups) * (len(str(cells["n"].max())) + 1) * CHARACTER) + 0.15
     panel_width = max(len(labels) * class_width, 2.0) + 0.6
     figure = new_figure(panel_width * len(splits), 3.9)
-    styles = [_bar_style(group, index) for index, group in enumerate(groups)]
-    bar_width = 0.84 / len(groups)
+    styles = {group: _bar_style(group, index) for index, group in enumerate(groups)}
     for ax, split in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits, strict=True):
-        tallest = 1
-        for index, (group, style) in enumerate(zip(groups, styles, strict=True)):
-            heights = [int(count.get((split, label, group), 0)) for label in labels]
-            tallest = max(tallest, *heights)
-            offset = (index - (len(groups) - 1) / 2) * bar_width
-            bars = ax.bar(
-                np.arange(len(labels)) + offset, heights, bar_width, edgecolor="black", linewidth=0.6, **style
-            )
-            ax.bar_label(bars, fontsize=8, padding=1)
+        _draw_bars(ax, [[int(counts.get((split, label, group), 0)) for label in labels] for group in groups], styles)
         ax.set_xticks(range(len(labels)), [wrapped(label) for label in labels], fontsize=9)
         ax.set_xlim(-0.55, len(labels) - 0.45)
-        ax.set_ylim(0, tallest * HEADROOM)
-        ax.yaxis.get_major_locator().set_params(integer=True)
-        ax.tick_params(axis="x", length=0)
-        ax.tick_params(axis="y", labelsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
-        total = int(cells.loc[cells["split"] == split, "n"].sum())
-        ax.set_title(f"{plain(SPLIT_TITLES.get(split, split))} (n = {total})", fontsize=10)
-        ax.set_ylabel("scans", fontsize=9)
+        ax.set_title(f"{plain(SPLIT_TITLES.get(split, split))} (n = {int(counts[split].sum())})", fontsize=10)
     kind = "SYNTHETIC scans" if synthetic else "Scans"
     set_heading(figure, f"{kind} by class and group (n = {int(cells['n'].sum())})")
-    handles = [Patch(edgecolor="black", linewidth=0.6, **style) for style in styles]
-    columns = max(1, int(figure.get_figwidth() / (label_width(groups) + 0.7)))
+    handles = [Patch(edgecolor="black", linewidth=0.6, **style) for style in styles.values()]
+    columns = min(len(groups), max(1, int(figure.get_figwidth() / (label_width(groups) + 0.7))))
     names = [wrapped(group) for group in groups]
-    figure.legend(
-        handles, names, loc="outside lower center", ncols=min(len(groups), columns), frameon=False, fontsize=9
-    )
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
+
+
+def _draw_bars(ax: Axes, heights: Sequence[Sequence[int]], styles: Mapping[str, Mapping[str, Any]]) -> None:
+    """The bars of one panel: heights [G, C], a style for each group."""
+    width = 0.84 / len(heights)
+    for index, (row, style) in enumerate(zip(heights, styles.values(), strict=True)):
+        places = np.arange(len(row)) + (index - (len(heights) - 1) / 2) * width
+        bars = ax.bar(places, row, width, edgecolor="black", linewidth=0.6, **style)
+        ax.bar_label(bars, fontsize=8, padding=1)
+    ax.locator_params(axis="y", integer=True)
+    ax.set_ylim(0, max(1, *map(max, heights)) * HEADROOM)
+    ax.tick_params(axis="x", length=0)
+    ax.tick_params(axis="y", labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_ylabel("scans", fontsize=9)
 
 
 def confusion_figure(

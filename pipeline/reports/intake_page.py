@@ -1,4 +1,4 @@
-"""What was found when scans were read: a table, the records in full, and a page with a look at every scan.
+"""The page of an intake check: what was found when each scan was read, and a look at the scan.
 
 Records are those of the intake (``fairlung.transforms.LoadScand``) with the scan's name beside them. The files that a
 scan was read from are left out everywhere: their names may identify a patient.
@@ -6,6 +6,7 @@ scan was read from are left out everywhere: their names may identify a patient.
 
 from __future__ import annotations
 
+import logging
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,6 @@ from .document import Document, Paragraph, Picture, Pictures, Section, Table, re
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-import logging
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +111,10 @@ def intake_document(
     if codes := warning_counts(records):
         rows = tuple((code, str(count)) for code, count in codes.items())
         blocks.append(Table("Warnings", ("warning", "scans"), rows))
-    blocks.append(_scans_table(ordered))
+    blocks.append(scans_table(ordered))
     sections = [Section("All scans", tuple(blocks))]
     left = limit
-    for group in ("warnings", "fine"):  # of the others there is no volume
+    for group in ("warnings", "fine"):  # refused and skipped scans have no volume
         shown = [record for record in ordered if group_of(record) == group and record["scan"] in pictures]
         if not shown:
             continue
@@ -127,26 +127,22 @@ def intake_document(
     return Document("Intake check", facts, tuple(sections))
 
 
-def _scans_table(records: Sequence[Mapping[str, Any]]) -> Table:
+def scans_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """What the intake says of each scan; doubtful ones have their status in bold."""
     columns = ("scan", "status", "kind", "slices", "voxel (mm)", "reason or warnings")
-    rows, strong = [], set()
-    for number, record in enumerate(records):
-        group = group_of(record)
-        if group in ("refused", "warnings"):
-            strong.add((number, 1))
-        rows.append(
-            (
-                record["scan"],
-                GROUPS[group].lower(),
-                record["kind"] or "-",
-                f"{record['slices_used']}/{record['slices_found']}" if record["slices_found"] else "-",
-                spacing_text(record["spacing"]) if record["spacing"] else "-",
-                _lines([record["reason"], *record["warnings"], record["series"]]),
-            )
+    doubtful = frozenset((i, 1) for i, record in enumerate(records) if group_of(record) in ("refused", "warnings"))
+    rows = tuple(
+        (
+            record["scan"],
+            GROUPS[group_of(record)].lower(),
+            record["kind"] or "-",
+            f"{record['slices_used']}/{record['slices_found']}" if record["slices_found"] else "-",
+            spacing_text(record["spacing"]) if record["spacing"] else "-",
+            _lines([record["reason"], *record["warnings"], record["series"]]),
         )
-    return Table(
-        f"{len(records)} scans, the doubtful first", columns, tuple(rows), frozenset(strong), ends_in_text=True
+        for record in records
     )
+    return Table(f"{len(records)} scans, the doubtful first", columns, rows, doubtful, ends_in_text=True)
 
 
 def _lines(notes: Sequence[str]) -> str:
@@ -162,7 +158,7 @@ def _look(record: Mapping[str, Any], path: Path) -> Picture:
 
 
 class IntakeCollector:
-    """Collects what batches of new scans say of themselves, and writes it down.
+    """Collects the intake records and pictures of new scans, and writes the tables and the page.
 
     Each scan that can be read gets a picture, ``<output_dir>/pictures/<scan>.png``, when its batch is added; so no
     volume is kept. :meth:`write` then makes ``intake.csv`` and ``intake.json`` (:func:`write_intake`) and
@@ -207,13 +203,13 @@ class IntakeCollector:
             self.records.append(record)
             path = self.output_dir / PICTURES / f"{self._name(scan)}.png"
             try:
-                path.unlink(missing_ok=True)  # of an earlier check
+                path.unlink(missing_ok=True)  # an earlier check may have left one
                 if record["status"] == "ok":
                     path.parent.mkdir(parents=True, exist_ok=True)
                     volume = torch.as_tensor(image)[0, : slice_counts(image[None])[0]].float().cpu().numpy()
                     middle_slices(volume, record).save(path, "PNG", optimize=True)
                     self._pictures[scan] = path
-            except Exception as error:  # the record must not be lost by its picture
+            except Exception as error:  # a picture that fails must not cost the record
                 logger.warning("%s: no picture: %s: %s", scan, type(error).__name__, error)
 
     def write(self) -> Path:

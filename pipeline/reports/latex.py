@@ -22,18 +22,18 @@ LATEX = str.maketrans(
         "\u00d7": r"$\times$",
         "\u03b1": r"$\alpha$",
         **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-        **{sign: f"{{{sign}}}" for sign in "[]*`'"},  # after a line break [ and * are arguments of it
+        **{sign: f"{{{sign}}}" for sign in "[]*`'"},  # after a line break LaTeX reads [ and * as arguments
     }
 )
 OGONEK = "\u0328"
-# graphicx: only what is wider than the page shrinks
+# Only a table that is wider than the page shrinks (graphicx).
 FIT = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}"
 
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX shows as it is, on one line: no command, and no letter that pdflatex lacks."""
     spaced = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-    spaced = re.sub(r"(?<![^\s(])-(?=\d)", "\u2212", spaced)  # a minus, no hyphen
+    spaced = re.sub(r"(?<![^\s(])-(?=\d)", "\u2212", spaced)  # it is a minus, not a hyphen
     shown = "".join(sign if _in_latex(sign) else f"[U+{ord(sign):04X}]" for sign in spaced).translate(LATEX)
     return re.sub("-(?=-)", "-{}", shown)  # two hyphens would become a dash
 
@@ -81,5 +81,5 @@ def _latex_cell(text: str) -> str:
     first, *more = map(escape_latex, text.split("\n"))
     if not more:
         return first
-    # struts, as lines of another height would touch the row above or stand higher than their neighbours
+    # Without struts the lines would touch the row above, or stand higher than their neighbours.
     return rf"\shortstack[r]{{\rule{{0pt}}{{3ex}}{first}\\{{\tiny\strut {' '.join(more)}}}}}"

@@ -1,6 +1,6 @@
-"""Where the runs of a study are carried out: one after the other here, or by Ray on many machines.
+"""The engines that carry out the runs of a study: this machine, or a Ray cluster.
 
-Each run is a process of its own: one that crashes, natively too, is a failed run, and the others go on.
+Each run is a process of its own. A run that crashes, even in native code, is a failed run, and the others go on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class EngineError(UserError):
 
 
 def execute(run_file: str, started: list[subprocess.Popen] | None = None, folder: str | None = None) -> int:
-    """Carry out the run of a run.json in a process of its own, its output in log.txt beside it; the exit code.
+    """Carry out a run in a process of its own, which writes to log.txt beside the run.json; returns its exit code.
 
     The process ends when this one does, or when its standard input is closed.
 
@@ -63,7 +63,7 @@ def run_locally(run_files: Sequence[Path], begins: Callable[[Path], None], ends:
         try:
             for done in as_completed([pool.submit(one, run_file) for run_file in run_files]):
                 done.result()
-        except BaseException:  # interrupted: each run closes its tracking and ends
+        except BaseException:  # an interrupted run closes its tracking before it ends
             pool.shutdown(wait=False, cancel_futures=True)
             for process in started:
                 assert process.stdin is not None
@@ -103,7 +103,7 @@ def run_by_ray(
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise EngineError(f"Ray at {address or 'this machine'} does not answer: {error}") from error
     try:
-        # a process that crashes is a failed run, not one to try again
+        # Ray must not try a crashed process again: it is a failed run
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(execute)
         waiting = {}
         for run_file in run_files:
@@ -115,9 +115,9 @@ def run_by_ray(
             code, reason = -1, ""
             try:
                 code = ray.get(done)
-            except ray.exceptions.RayTaskError as error:  # no fairlung there, a folder that is not shared
+            except ray.exceptions.RayTaskError as error:  # fairlung is not installed there, or a folder is not shared
                 reason = f"Ray could not start it: {str(error.cause).strip()}"
-            except ray.exceptions.RayError as error:  # its machine is gone
+            except ray.exceptions.RayError as error:  # its machine is lost
                 reason = f"Ray lost it: {type(error).__name__}"
             ends(run_file, code, reason)
     finally:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from ..common.plotting import CHARACTER, GREY, LINE, MARKERS, new_figure, plain, set_heading
 
@@ -22,17 +21,12 @@ if TYPE_CHECKING:
 WIDTH = 6.4  # inches
 # Paul Tol's "muted" scheme, told apart with every common colour blindness, and black: the paper has nine configurations
 PALETTE = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#999933", "#44AA99", "#DDCC77", "#AA4499", "#000000")
-CONTEXT = "#DDDDDD"  # the other configurations behind one
+CONTEXT = "#DDDDDD"  # of the other configurations, which are drawn behind one
 COLUMNS = 3
+NAME = 70  # characters of a line of a configuration's name
 SYNTHETIC = "SYNTHETIC scans (phantoms)"
-LABEL_SIZE = 8  # points
-DISTANCES = (7, 13, 20, 30, 42, 56, 75, 100)  # points between a mean and its label
-ANGLES = 16
-STRAY = 3000.0  # cost, in square pixels, of a label that is nearer to another mean than to its own
-MARGIN = 2.0  # pixels around a label
 
 Configuration = tuple[str, "Mapping[str, Estimate]", Mapping[str, Sequence[float]]]
-Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 def configuration_style(index: int) -> dict[str, Any]:
@@ -55,13 +49,17 @@ def pareto_front(score: Sequence[float], abs_gap: Sequence[float]) -> list[int]:
 
 
 def study_trade_off_figure(configurations: Sequence[Configuration], *, synthetic: bool = False) -> Figure:
-    """P against |gap|: seeds as faint points, means with intervals as crosses, labels beside them, the Pareto front.
+    """P against |gap|: seeds as faint points, means with intervals as crosses, the Pareto front.
 
     Args:
         configurations: label; estimates of ``score`` and ``abs_gap``; their value for each seed.
         synthetic: say in the heading that the scans are phantoms.
     """
-    figure = new_figure(WIDTH, 4.8)
+    # a legend leaves out names that begin with _, so a space stands before each
+    names = [textwrap.wrap(f" {plain(label)}", NAME) for label, *_ in configurations]
+    widest = max(len(line) for name in names for line in name)
+    columns = max(1, int(WIDTH / (0.8 * CHARACTER * widest + 0.4)))
+    figure = new_figure(WIDTH, 4.3 + LINE * -(-sum(map(len, names)) // columns))
     ax = figure.subplots()
     means = np.array([[e["abs_gap"].value, e["score"].value] for _, e, _ in configurations])
     for index, (_, estimates, values) in enumerate(configurations):
@@ -74,13 +72,13 @@ def study_trade_off_figure(configurations: Sequence[Configuration], *, synthetic
             xerr=[[gap.value - gap.low], [gap.high - gap.value]],
             yerr=[[score.value - score.low], [score.high - score.value]],
             markeredgecolor="black", markersize=8, ecolor=(marker["color"], 0.6), elinewidth=1, capsize=2, zorder=4,
-            **marker,
+            label="\n".join(names[index]), **marker,
         )  # fmt: skip
     front = means[pareto_front(means[:, 1].tolist(), means[:, 0].tolist())]
     ax.margins(0.08)
     ax.set_xlim(left=min(ax.get_xlim()[0], 0.0) if means[:, 0].min() < 0.02 else None)
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-    left = max(left, -0.02 * (right - left))  # a little of the side that no |gap| reaches, for the markers at 0
+    left = max(left, -0.02 * (right - left))  # no |gap| is below 0, but the markers at 0 need a little room
     steps = np.concatenate([[[front[0, 0], bottom]], front, [[right, front[-1, 1]]]])
     ax.plot(*steps.T, drawstyle="steps-post", color=GREY, linestyle=(0, (5, 2)), linewidth=1, zorder=1)
     ax.set_xlim(left, right)
@@ -91,86 +89,12 @@ def study_trade_off_figure(configurations: Sequence[Configuration], *, synthetic
     ax.tick_params(labelsize=8)
     if synthetic:
         set_heading(figure, SYNTHETIC)
-    _label_points(figure, ax, configurations)
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8, handletextpad=0.3)
     return figure
 
 
-def _label_points(figure: Figure, ax: Axes, configurations: Sequence[Configuration]) -> None:
-    """A label beside each mean, where it covers least: not another label, not a marker, as little as can be of a line.
-
-    Each label, the most crowded mean first, takes the cheapest of many places around its mean; one that has to go far
-    gets a thin line to its mean.
-    """
-    figure.draw_without_rendering()  # the layout, which labels must not change
-    figure.set_layout_engine("none")
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    pixels = figure.dpi / 72
-    transform = ax.transData.transform
-    means = transform([[e["abs_gap"].value, e["score"].value] for _, e, _ in configurations])
-    seeds = [transform(np.stack([v["abs_gap"], v["score"]], axis=1)) for _, _, v in configurations]
-    markers = [(*(mean - 5 * pixels), *(mean + 5 * pixels)) for mean in means]
-    dots = [(*(dot - 2 * pixels), *(dot + 2 * pixels)) for dots in seeds if len(dots) > 1 for dot in dots]
-    lines = []
-    for _, e, _ in configurations:
-        gap, score = e["abs_gap"], e["score"]
-        for ends in (
-            [[gap.low, score.value], [gap.high, score.value]],
-            [[gap.value, score.low], [gap.value, score.high]],
-        ):
-            (x0, y0), (x1, y1) = transform(ends)
-            lines.append((x0 - 1, y0 - 1, x1 + 1, y1 + 1))
-    # labels may use the whole figure above the axis and right of it, not the axes' own texts
-    area = (ax.bbox.x0, ax.bbox.y0, figure.bbox.x1 - 3, ax.bbox.y1)
-    taken: list[Box] = []
-    distance = np.linalg.norm(means[:, None] - means[None], axis=-1)
-    for index in np.argsort(np.sort(distance, axis=1)[:, : min(3, len(means))].sum(1), kind="stable"):
-        label = plain(configurations[index][0])
-        text = ax.text(0, 0, label, fontsize=LABEL_SIZE)
-        size = text.get_window_extent(renderer)
-        text.remove()
-        best, place = np.inf, (0.0, 0.0)
-        for far in DISTANCES:
-            for angle in np.arange(ANGLES) * 2 * np.pi / ANGLES:
-                way = np.array([np.cos(angle), np.sin(angle)])
-                centre = means[index] + way * (far * pixels + np.abs(way) @ (size.width / 2, size.height / 2))
-                box = (
-                    centre[0] - size.width / 2 - MARGIN, centre[1] - size.height / 2 - MARGIN,
-                    centre[0] + size.width / 2 + MARGIN, centre[1] + size.height / 2 + MARGIN,
-                )  # fmt: skip
-                outside = _area(box) - _overlap(box, area)
-                cost = 50 * (outside + sum(_overlap(box, other) for other in taken))
-                cost += 20 * sum(_overlap(box, other) for other in markers) + 4 * sum(_overlap(box, o) for o in dots)
-                cost += 2 * sum(_overlap(box, other) for other in lines) + 6 * far * pixels
-                cost += STRAY * (_distances(box, means).argmin() != index)
-                if cost < best:
-                    best, place, chosen, reach = cost, tuple(centre), box, far
-        taken.append(chosen)
-        arrow = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkB": 5} if reach > DISTANCES[0] else None
-        at, text_at = ax.transData.inverted().transform([means[index], place])
-        ax.annotate(
-            label, at, text_at, ha="center", va="center",
-            fontsize=LABEL_SIZE, arrowprops=arrow, zorder=6, annotation_clip=False,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.7},
-        )  # fmt: skip
-
-
-def _distances(box: Sequence[float], points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From a box to each point: [N]."""
-    low, high = np.array(box[:2]), np.array(box[2:])
-    return np.linalg.norm(np.maximum(0, np.maximum(low - points, points - high)), axis=1)
-
-
-def _area(box: Sequence[float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return width * height if width > 0 and height > 0 else 0.0
-
-
 def curves_figure(curves: pd.DataFrame, group_names: Sequence[str], *, synthetic: bool = False) -> Figure:
-    """P and the gap on the validation scans by epoch, a panel a configuration over the means of the others in grey.
+    """P and the gap on the validation scans by epoch: one panel for each configuration, the others' means in grey.
 
     The line is the mean over runs, the shade one standard deviation either side.
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from ..common.files import write_json
 from ..data.folds import fold_warnings
-from .plan import PROTOCOLS, Planned, Study, cohort_settings, read_whole
-from .record import STUDY_FILE, StudyError, read_json
+from .plan import PROTOCOLS, StudyPlan, cohort_settings, read_whole
+from .record import STUDY_FILE, Place, PlannedRun, Status, Study, StudyError, StudyRun, load_study
 from .worker import DONE, FAILED, LOG
 
-Status = Literal["pending", "running", "finished", "failed"]
-
 RUN = "run.json"
-NOT_COMPARED = ("bundle_root", "cohort", "parent_run", "tracking_uri")  # where a run is, not what it is
+NOT_COMPARED = ("bundle_root", "cohort", "parent_run", "tracking_uri")  # they say where a run is, not what it is
 
 
 class StudyFolder:
@@ -34,21 +32,19 @@ class StudyFolder:
         StudyError: the folder holds another study, or a run of this one that began under other settings or data.
     """
 
-    def __init__(self, folder: str | Path, study: Study, planned: Sequence[Planned], write: bool = True) -> None:
+    def __init__(self, folder: str | Path, study: StudyPlan, planned: Sequence[PlannedRun], write: bool = True) -> None:
         self.folder = Path(folder)
         self.study = study
         self.planned = {run.id: run for run in planned}
-        self.reasons: dict[str, str] = {}
+        self.parent_run: str | None = None
+        self._reasons: dict[str, str] = {}
         self._running: set[str] = set()
         self._lock = threading.RLock()
-        earlier = read_json(self.folder / STUDY_FILE)
-        for name in ("name", "protocol"):
-            if earlier.get(name, getattr(study, name)) != getattr(study, name):
-                raise StudyError(
-                    f"{self.folder} holds the study {earlier['name']} ({earlier['protocol']}); choose another"
-                )
-        self.parent_run: str | None = earlier.get("parent_run")
-        self._tracking_uri: str | None = None
+        if (self.folder / STUDY_FILE).is_file():
+            earlier = load_study(self.folder)
+            if (earlier.name, earlier.protocol) != (study.name, study.protocol):
+                raise StudyError(f"{folder} holds the study {earlier.name} ({earlier.protocol}); choose another")
+            self.parent_run = earlier.parent_run
         cohort = read_whole(study.cohort, cohort_settings(study))
         self.synthetic = cohort.synthetic
         self.warnings = fold_warnings(cohort, study.folds) if study.protocol == "nested" else []
@@ -58,12 +54,12 @@ class StudyFolder:
             self._write_runs()
             self.write()
 
-    def _compare(self, run: Planned) -> None:
+    def _compare(self, run: PlannedRun) -> None:
         """StudyError when a run began under other settings or data than are planned now."""
         path = self.run_file(run.id)
         if not path.with_name(LOG).exists() and not path.with_name(DONE).exists():
             return
-        planned, begun = _plain(run), read_json(path)
+        planned, begun = json.loads(json.dumps(asdict(run))), _note(path)
         overrides = ("settings", "evaluation")
         pairs = [(planned, begun), *((planned[name], begun.get(name, {})) for name in overrides)]
         differing = [
@@ -81,8 +77,7 @@ class StudyFolder:
         for run in self.planned.values():
             path = self.run_file(run.id)
             path.parent.mkdir(parents=True, exist_ok=True)
-            at = {"parent_run": self.parent_run, "tracking_uri": self._tracking_uri}
-            write_json(path, _plain(run) | at)
+            write_json(path, asdict(run))
 
     def run_file(self, run_id: str) -> Path:
         """The run.json of a run."""
@@ -90,7 +85,9 @@ class StudyFolder:
 
     def set_parent(self, parent_run: str, tracking_uri: str | None) -> None:
         """Nest the runs to come under a run of MLflow, in the store that has it."""
-        self.parent_run, self._tracking_uri = parent_run, tracking_uri
+        self.parent_run = parent_run
+        for run_id, run in self.planned.items():
+            self.planned[run_id] = replace(run, parent_run=parent_run, tracking_uri=tracking_uri)
         self._write_runs()
         self.write()
 
@@ -101,22 +98,22 @@ class StudyFolder:
             return "finished"
         if run_id in self._running:
             return "running"
-        return "failed" if run_id in self.reasons or (folder / FAILED).is_file() else "pending"
+        return "failed" if run_id in self._reasons or (folder / FAILED).is_file() else "pending"
 
     def reason(self, run_id: str) -> str:
         """Why a run failed; empty when it did not."""
         if self.status(run_id) != "failed":
             return ""
-        return self.reasons.get(run_id) or read_json(self.run_file(run_id).with_name(FAILED)).get("reason", "")
+        return self._reasons.get(run_id) or _note(self.run_file(run_id).with_name(FAILED)).get("reason", "")
 
-    def to_run(self) -> list[Planned]:
+    def to_run(self) -> list[PlannedRun]:
         """Runs that are not finished; those that failed are tried again."""
         return [run for run in self.planned.values() if self.status(run.id) != "finished"]
 
     def begins(self, run_id: str) -> None:
         """A run is started."""
         with self._lock:
-            self.reasons.pop(run_id, None)
+            self._reasons.pop(run_id, None)
             self.run_file(run_id).with_name(FAILED).unlink(missing_ok=True)
             self._running.add(run_id)
             self.write()
@@ -127,52 +124,49 @@ class StudyFolder:
             self._running.discard(run_id)
             folder = self.run_file(run_id).parent
             if not (folder / DONE).is_file() and not (folder / FAILED).is_file():
-                self.reasons[run_id] = reason or f"its process ended with {code}; see {folder.name}/{LOG}"
+                self._reasons[run_id] = reason or f"its process ended with {code}; see {folder.name}/{LOG}"
             self.write()
 
     def counts(self) -> dict[Status, int]:
         """Runs of each status."""
-        statuses = [self.status(run_id) for run_id in self.planned]
-        return {status: statuses.count(status) for status in get_args(Status)}
+        return self.record().counts()
 
     def write(self) -> None:
         """Write study.json."""
         with self._lock:
-            write_json(self.folder / STUDY_FILE, self._state())
+            write_json(self.folder / STUDY_FILE, self.record().as_json())
 
-    def _state(self) -> dict[str, Any]:
-        study = self.study
+    def record(self) -> Study:
+        """What study.json says now."""
+        study, nested = self.study, self.study.protocol == "nested"
         split, chosen, judged = PROTOCOLS[study.protocol]
-        return {
-            "name": study.name,
-            "synthetic": self.synthetic,
-            "protocol": study.protocol,
-            "folds": study.folds if study.protocol == "nested" else 0,
-            "repeats": study.repeats if study.protocol == "nested" else 0,
-            "reported_split": split,
-            "chosen_on": chosen,
-            "judged_on": judged,
-            "warnings": self.warnings,
-            "parent_run": self.parent_run,
-            "runs": [
-                {
-                    "id": run.id,
-                    "system": run.system,
-                    "label": run.label,
-                    "alpha": run.alpha,
-                    "seed": run.seed,
-                    "fold": run.fold,
-                    "repeat": run.repeat,
-                    "device": read_json(self.run_file(run.id).with_name(DONE)).get("device"),
-                    "status": self.status(run.id),
-                    "reason": self.reason(run.id),
-                    "output_dir": f"runs/{run.id}",
-                }
-                for run in self.planned.values()
-            ],
-        }
+        return Study(
+            name=study.name,
+            protocol=study.protocol,
+            reported_split=split,
+            chosen_on=chosen,
+            judged_on=judged,
+            runs=tuple(map(self._run, self.planned.values())),
+            synthetic=self.synthetic,
+            folds=study.folds if nested else 0,
+            repeats=study.repeats if nested else 0,
+            warnings=tuple(self.warnings),
+            parent_run=self.parent_run,
+        )
+
+    def _run(self, run: PlannedRun) -> StudyRun:
+        return StudyRun(
+            **{field.name: getattr(run, field.name) for field in fields(Place)},
+            status=self.status(run.id),
+            output_dir=Path("runs", run.id),
+            device=_note(self.run_file(run.id).with_name(DONE)).get("device"),
+            reason=self.reason(run.id),
+        )
 
 
-def _plain(run: Planned) -> dict[str, Any]:
-    """A run as it is after a way through JSON."""
-    return json.loads(json.dumps({f.name: getattr(run, f.name) for f in fields(run)}, default=dict))
+def _note(path: Path) -> dict[str, Any]:
+    """What a run has left in a JSON file; nothing where it has left none."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}

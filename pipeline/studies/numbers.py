@@ -1,4 +1,4 @@
-"""What the finished part of a study says: means, intervals, the best, the chosen alpha, differences between devices."""
+"""What the finished part of a study says: means and intervals, the best, differences between devices."""
 
 from __future__ import annotations
 
@@ -10,28 +10,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..evaluation.audit import confusion_intervals, fair_model
+from ..evaluation.audit import confusion_intervals
 from ..evaluation.compare import compare
 from ..evaluation.paired import TESTED, TIE, CompareError
 from ..evaluation.predictions import Predictions
-from ..evaluation.resampling import Estimate, check_resampling
+from ..evaluation.resampling import Estimate
 from ..evaluation.wording import Verdict, in_percent, number_name
-from .quoted import quoted_numbers
-from .record import StudyError, StudyRun, load_study, status_text
+from .record import StudyError
 from .results import (
     UNKNOWN_DEVICE,
     Replicate,
     Results,
-    numbers_of,
-    read_results,
-    replicate_groups,
-    replicates_of,
-    score_on_choosing_scans,
 )
 
 SEEDS, SCANS = "seeds", "scans"  # what an interval is over
 BEST = {"score": "highest", "abs_gap": "smallest"}
-FAIR_SAMPLES = 1000  # of a perfectly fair model
 
 
 @dataclass(frozen=True)
@@ -77,56 +70,6 @@ class Best:
     rivals: tuple[Mapping[str, Any], ...]
     apart: bool
     verdict: Verdict
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Alpha chosen on the scans that chose, judged on those that judge.
-
-    Args:
-        name: of the row, ``<configuration>, alpha chosen``.
-        alphas: among which was chosen.
-        choices: a row a choice: ``seed``, ``repeat``, ``fold``, ``device``, ``alpha``, ``score_choosing``, ``score``,
-            ``gap`` (two groups), ``abs_gap``; the gaps are NaN of a fold that has scans of one group only.
-        row: of the chosen ones; None when no seed has all folds and alphas.
-        lacking: choices that cannot be made, as a run is missing.
-        optimism: expected gain of P by choosing the best of as many equal ones, at this study's spread between seeds;
-            None when the spread is not known.
-    """
-
-    name: str
-    alphas: tuple[float, ...]
-    choices: pd.DataFrame
-    row: Row | None
-    lacking: int
-    optimism: float | None
-
-
-@dataclass(frozen=True)
-class StudyTables:
-    """Everything that the page shows, as numbers.
-
-    Args:
-        results: the finished part of the study.
-        rows: of Table 1, in the study's order.
-        best: by number, of those that were tested.
-        selections: of each system with several values of alpha.
-        devices: Table 2, a row a configuration and device, and a row a difference.
-        quoted: numbers of others by label.
-        confidence: of every interval.
-        resamples: bootstrap draws.
-        seed: of the draws.
-    """
-
-    results: Results
-    rows: tuple[Row, ...]
-    best: tuple[Best, ...]
-    selections: tuple[Selection, ...]
-    devices: pd.DataFrame
-    quoted: Mapping[str, Mapping[str, float]]
-    confidence: float
-    resamples: int
-    seed: int
 
 
 def number_keys(table: Predictions) -> tuple[str, ...]:
@@ -283,93 +226,6 @@ def _best(
     return Best(number, label, tuple(rivals), False, verdict)
 
 
-def expected_best(choices: int, spread: float) -> float:
-    """How much the best of several equal configurations looks better than it is: ``spread`` x E[max of K normals].
-
-    E[max] = integral of x K phi(x) Phi(x)^(K-1), by scipy.
-
-    Args:
-        choices: K, 1 or more.
-        spread: standard deviation between runs.
-    """
-    from scipy import stats
-
-    return spread * float(stats.norm.expect(lambda x: x * choices * stats.norm.cdf(x) ** (choices - 1)))
-
-
-def select_alpha(
-    results: Results, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[Selection, ...]:
-    """What choosing alpha on the scans that chose the epoch gives on the scans that judge.
-
-    For each seed and fold, the run of the highest P on its choosing scans is taken (the first in the study's order of
-    equal ones), and the judged scans of the taken runs are put together as in :func:`~.read_results`. A
-    seed and fold that lacks a run of one alpha is left out.
-    """
-    study = results.study
-    families: dict[tuple[str, str], list[StudyRun]] = {}
-    for run in study.runs:
-        if run.alpha is not None:
-            families.setdefault(run.family, []).append(run)
-    found = []
-    for (system, label), runs in families.items():
-        alphas = tuple(dict.fromkeys(run.alpha for run in runs if run.alpha is not None))
-        if len(alphas) > 1:
-            found.append(_selection(results, system, label, alphas, runs, confidence, resamples, seed))
-    return tuple(found)
-
-
-def _selection(
-    results: Results,
-    system: str,
-    label: str,
-    alphas: tuple[float, ...],
-    runs: Sequence[StudyRun],
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> Selection:
-    study = results.study
-    keys = number_keys(results.judged)
-    situations: dict[tuple[Any, ...], list[StudyRun]] = {}
-    for (_, *key), group in replicate_groups(study, runs).items():
-        for run in group:
-            situations.setdefault((*key, run.fold), []).append(run)
-    taken: dict[tuple[Any, ...], list[StudyRun]] = {}
-    choices: list[dict[str, Any]] = []
-    lacking = 0
-    for (*key, fold), candidates in situations.items():
-        scores = [score_on_choosing_scans(run) if run.id in results.tables else None for run in candidates]
-        if len(candidates) < len(alphas) or None in scores:
-            lacking += 1
-            continue
-        best = int(np.argmax(np.array(scores, dtype=float)))
-        run = candidates[best]
-        taken.setdefault(tuple(key), []).append(run)
-        numbers = numbers_of(results.tables[run.id])
-        if len(results.tables[run.id].present_groups().group_names) < 2:  # of this fold
-            numbers = numbers | dict.fromkeys(("gap", "abs_gap"), float("nan"))
-        choices.append(
-            {"seed": run.seed, "repeat": run.repeat, "fold": fold, "device": run.device, "alpha": run.alpha}
-            | {"score_choosing": scores[best]}
-            | {name: numbers[name] for name in keys if not name.startswith("f1_")}
-        )
-    name = f"{label}, alpha chosen"
-    replicates = [r for group in taken.values() for r in replicates_of(study, group, results.tables, name)]
-    row = None
-    if replicates:
-        planned = max(len(replicates), len({key[:-1] for key in situations}))
-        row = make_row(replicates, system, None, planned, confidence, resamples, seed)
-    groups = {run.label for run in runs}
-    spreads = [
-        np.var([r.numbers["score"] for r in results.replicates[each]], ddof=1)
-        for each in groups
-        if len(results.replicates[each]) > 1
-    ]
-    optimism = expected_best(len(alphas), float(np.sqrt(np.mean(spreads)))) if spreads else None
-    return Selection(name, alphas, pd.DataFrame(choices), row, lacking, optimism)
-
-
 def device_table(
     found: Sequence[Results], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> pd.DataFrame:
@@ -457,58 +313,3 @@ def columns_of(estimates: Mapping[str, Estimate]) -> dict[str, float]:
         for name, found in estimates.items()
         for end, value in zip(("", "_low", "_high"), found, strict=True)
     }
-
-
-def study_tables(
-    folders: Sequence[str | Path], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> StudyTables:
-    """All numbers of a study.
-
-    Args:
-        folders: the study, and others with which Table 2 is joined (one a machine).
-        confidence: of every interval; tests are at the level 1 - confidence.
-        resamples: bootstrap draws, and permutations.
-        seed: same seed, same tables.
-
-    Raises:
-        StudyError: a folder is no study, nothing is finished, or the studies do not belong together.
-        ValueError: a setting is out of range.
-    """
-    check_resampling(confidence, resamples)
-    found = [read_results(load_study(folder)) for folder in folders]
-    results = found[0]
-    first = {run.label: run for run in reversed(results.study.runs)}
-    rows = tuple(
-        make_row(
-            made, first[label].system, first[label].alpha, results.planned[label], confidence, resamples, seed
-        )
-        for label, made in results.replicates.items()
-        if made
-    )  # fmt: skip
-    if not rows:
-        raise StudyError(
-            f"{results.study.folder}: no seed has all its folds yet ({status_text(results.study)}), so there is no "
-            "number over all scans"
-        )
-    return StudyTables(
-        results,
-        rows,
-        tell_best(results.replicates, confidence, resamples, seed),
-        select_alpha(results, confidence, resamples, seed),
-        device_table(found, confidence, resamples, seed),
-        quoted_numbers(results),
-        confidence,
-        resamples,
-        seed,
-    )
-
-
-def fair_gap(tables: StudyTables) -> tuple[str, float]:
-    """The configuration of the highest P, and the mean |gap| of a perfectly fair model as good as it."""
-    best = max(tables.rows, key=lambda row: row.estimates["score"].value)
-    rng = np.random.default_rng(tables.seed)
-    draws = [
-        fair_model(replicate.predictions.present_groups().confusion()[:-1], FAIR_SAMPLES, rng)["abs_gap"].mean()
-        for replicate in tables.results.replicates[best.label]
-    ]
-    return best.label, float(np.mean(draws))

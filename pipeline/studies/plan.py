@@ -1,18 +1,19 @@
-"""A study: a grid of systems, seeds and folds, each of them a run of the bundle; planned, run, resumed.
+"""The plan of a study: a grid of systems, seeds and folds, each of them a run of the bundle.
 
 A study lies in a folder: ``study.json`` says what there is to run and how far it is, ``folds/`` holds the cohort of
-each fold, ``runs/<id>/`` is the output_dir of a run. What is finished is found by its files, so whatever was killed
+each fold, ``runs/<id>/`` is the output_dir of a run. What is finished is found by its files, so a study that was killed
 goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import yaml
 
@@ -20,22 +21,22 @@ from ..common.references import unread_by_objective
 from ..common.text import did_you_mean
 from ..data.cohort import Cohort, load_cohort
 from ..data.folds import fold_tables, write_folds
-from .record import STUDY_FILE, StudyError, read_json
+from .record import STUDY_FILE, PlannedRun, Protocol, StudyError, load_study, parse_record
 
-Protocol = Literal["given", "nested", "final"]  # the last one only as the end of a study
 COHORT_SETTINGS = ("class_names", "group_names", "group_by", "unknown_groups", "age_bands", "allow_empty_cells")
 OWN_SETTINGS = ("bundle_root", "cohort", "output_dir", "seed", "resume", "overwrite", "parent_run", "run_name", "split")
-# by protocol: the split that is reported, and in words which scans choose and which judge
-PROTOCOLS = {
+# For each protocol: the split that is reported, and in words which scans choose and which scans judge.
+PROTOCOLS: Mapping[Protocol, tuple[str, str, str]] = {
     "given": ("val", "the val split (epoch and configuration)", "the same val split"),
     "nested": ("test", "the val part of each fold (epoch and configuration)", "the test part of each fold"),
     "final": ("test", "the val split (epoch) and the study (configuration)", "the held-out test split"),
 }
+Part = tuple[int | None, int | None, str, str]  # repeat, fold, cohort file and its digest: what a run trains on
 
 
 @dataclass(frozen=True)
-class Study:
-    """A study as it is written.
+class StudyPlan:
+    """A study as its YAML says it.
 
     Args:
         name: of the study.
@@ -54,6 +55,9 @@ class Study:
         fold_seed: of the folds.
         settings: of train.yaml, for all runs.
         evaluation: settings of evaluate.yaml alone, such as ``resamples``, for all runs.
+
+    Raises:
+        StudyError: a value is out of range.
     """
 
     name: str
@@ -70,17 +74,8 @@ class Study:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.protocol not in get_args(Protocol):
-            raise StudyError(f"protocol must be one of {', '.join(get_args(Protocol))}, got {self.protocol!r}")
         if not self.name or "/" in self.name:
             raise StudyError(f"name must be a word without /, got {self.name!r}")
-        for what, kind in (("settings", Mapping), ("evaluation", Mapping), ("overlays", tuple), ("seeds", tuple)):
-            if not isinstance(getattr(self, what), kind):
-                raise StudyError(
-                    f"{what} must be a {'mapping' if kind is Mapping else 'list'}, got {getattr(self, what)!r}"
-                )
-        if not all(isinstance(seed, int) for seed in self.seeds):
-            raise StudyError(f"seeds must be whole numbers, got {', '.join(map(str, self.seeds))}")
         for what in ("systems", "seeds"):
             if not getattr(self, what):
                 raise StudyError(f"{what} must hold one at least")
@@ -91,44 +86,25 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One run of a study: what its run.json says.
+class Configuration:
+    """A row of the tables: what its runs have in common.
 
     Args:
-        id: folder name.
-        label: its configuration, in words: a row of the tables.
+        label: in words.
         system: what the overlay calls it.
-        alpha: None where the system has none.
-        seed: of the training.
-        fold: None without folds, as is ``repeat``.
-        configs: config files of the bundle, in order, by name.
-        configs_digest: of their content.
-        cohort: the cohort file.
-        cohort_digest: which scan has which label, group and split in it.
-        bundle_root: folder of the bundle.
-        settings: overrides.
-        evaluate: splits.
-        evaluation: overrides of their evaluations, beside ``settings``.
+        alpha: of CVaR; None where the system has none.
+        overlays: on train.yaml, by name.
+        settings: of train.yaml, its own.
     """
 
-    id: str
     label: str
     system: str
     alpha: float | None
-    seed: int
-    fold: int | None
-    repeat: int | None
-    configs: tuple[str, ...]
-    configs_digest: str
-    cohort: str
-    cohort_digest: str
-    bundle_root: str
+    overlays: tuple[str, ...]
     settings: Mapping[str, Any]
-    evaluate: tuple[str, ...]
-    evaluation: Mapping[str, Any]
 
 
-def read_study(path: str | Path, **changes: Any) -> Study:
+def read_study(path: str | Path, **changes: Any) -> StudyPlan:
     """Read a study's YAML; ``changes`` replace its entries (None leaves them).
 
     Raises:
@@ -141,22 +117,16 @@ def read_study(path: str | Path, **changes: Any) -> Study:
     if not isinstance(content, dict):
         raise StudyError(f"{path} is no study: it holds no entries")
     content = {"name": Path(path).stem} | content | {k: v for k, v in changes.items() if v is not None}
-    known = [f.name for f in fields(Study)]
+    known = [f.name for f in fields(StudyPlan)]
     for name in content:
         if name not in known:
             raise StudyError(f"{path}: {name!r} is no entry of a study{did_you_mean(str(name), known)}")
     if content.get("protocol") == "final":
         raise StudyError(f"{path}: protocol must be given or nested; the held-out split is judged with --final")
-    if "systems" not in content:
-        raise StudyError(f"{path}: systems is missing")
-    lists = {k: tuple(v) for k, v in content.items() if isinstance(v, list)}
-    try:
-        return Study(**content | lists)
-    except TypeError as error:
-        raise StudyError(f"{path}: {error}") from error
+    return parse_record(StudyPlan, json.dumps(content, default=str), str(path))
 
 
-def plan(study: Study, folder: str | Path, only: str | None = None) -> list[Planned]:
+def plan(study: StudyPlan, folder: str | Path, only: str | None = None) -> list[PlannedRun]:
     """Every run of a study, in the order in which they are run; writes the cohorts of its folds.
 
     Args:
@@ -170,41 +140,18 @@ def plan(study: Study, folder: str | Path, only: str | None = None) -> list[Plan
     """
     root = Path(study.bundle_root)
     parts = _parts(study, Path(folder))
-    found: list[Planned] = []
     configurations = list(_configurations(study, root))
-    labels = list(dict.fromkeys(label for label, *_ in configurations))
-    if only is not None:
-        if only not in labels:
-            raise StudyError(
-                f"the study has no configuration {only!r}{did_you_mean(only, labels)}; it has {', '.join(labels)}"
-            )
-        configurations = [configuration for configuration in configurations if configuration[0] == only]
-    # seed by seed: a study that is stopped early has all systems
-    for (repeat, fold, path, digest), seed in product(parts, study.seeds):
-        for label, system, alpha, names, settings in configurations:
-            at = [label, f"seed {seed}", *([f"repeat {repeat} fold {fold}"] if fold is not None else [])]
-            tags = {"study": study.name} | ({"fairlung.fold": fold, "repeat": repeat} if fold is not None else {})
-            found.append(
-                Planned(
-                    _slug(" ".join(at)),
-                    label,
-                    system,
-                    alpha,
-                    seed,
-                    fold,
-                    repeat,
-                    ("train", *names),
-                    _digest(root, ("train", *names, "evaluate")),
-                    path,
-                    digest,
-                    str(root.resolve()),
-                    {"model_file": "", "keep_checkpoints": 1, **study.settings, **settings}
-                    | {"seed": seed, "run_name": ", ".join(at)}
-                    | {"tags": {**study.settings.get("tags", {}), **settings.get("tags", {}), **tags}},
-                    (PROTOCOLS[study.protocol][0],),
-                    {"run_name": f"evaluate {', '.join(at)}", **study.evaluation},
-                )
-            )
+    labels = list(dict.fromkeys(configuration.label for configuration in configurations))
+    if only is not None and only not in labels:
+        raise StudyError(
+            f"the study has no configuration {only!r}{did_you_mean(only, labels)}; it has {', '.join(labels)}"
+        )
+    # Seed by seed: a study that is stopped early then has runs of all systems.
+    found = [
+        _planned_run(study, root, configuration, seed, part)
+        for part, seed, configuration in product(parts, study.seeds, configurations)
+        if only in (None, configuration.label)
+    ]
     ids = [planned.id for planned in found]
     twice = sorted({planned.label for planned in found if ids.count(planned.id) > 1})
     if twice:
@@ -212,7 +159,23 @@ def plan(study: Study, folder: str | Path, only: str | None = None) -> list[Plan
     return found
 
 
-def final_study(study: Study, folder: Path, label: str) -> tuple[Study, Path]:
+def _planned_run(study: StudyPlan, root: Path, row: Configuration, seed: int, part: Part) -> PlannedRun:
+    repeat, fold, cohort, cohort_digest = part
+    at = [row.label, f"seed {seed}", *([f"repeat {repeat} fold {fold}"] if fold is not None else [])]
+    tags = {**study.settings.get("tags", {}), **row.settings.get("tags", {}), "study": study.name}
+    tags |= {"fairlung.fold": fold, "repeat": repeat} if fold is not None else {}
+    settings = {"model_file": "", "keep_checkpoints": 1, **study.settings, **row.settings, "seed": seed}
+    configs = ("train", *row.overlays)
+    return PlannedRun(
+        id=_slug(" ".join(at)), system=row.system, label=row.label, alpha=row.alpha, seed=seed, fold=fold,
+        repeat=repeat, configs=configs, configs_digest=_digest(root, (*configs, "evaluate")), cohort=cohort,
+        cohort_digest=cohort_digest, bundle_root=str(root.resolve()),
+        settings=settings | {"run_name": ", ".join(at), "tags": tags}, evaluate=(PROTOCOLS[study.protocol][0],),
+        evaluation={"run_name": f"evaluate {', '.join(at)}", **study.evaluation},
+    )  # fmt: skip
+
+
+def final_study(study: StudyPlan, folder: Path, label: str) -> tuple[StudyPlan, Path]:
     """The last step of a study, and its folder: one configuration, judged on the cohort's held-out test split.
 
     Args:
@@ -224,23 +187,23 @@ def final_study(study: Study, folder: Path, label: str) -> tuple[Study, Path]:
         StudyError: a run of the study is not finished, so that what it shows could still change the choice, or the
             split was judged already by another configuration.
     """
-    runs = read_json(folder / STUDY_FILE).get("runs", [])
-    finished = {run["id"] for run in runs if run["status"] == "finished"}
+    runs = load_study(folder).runs if (folder / STUDY_FILE).is_file() else ()
+    finished = {run.id for run in runs if run.status == "finished"}
     planned = [run.id for run in plan(study, folder)]
     unfinished = [run_id for run_id in planned if run_id not in finished]
     if unfinished:
         what = f"{len(unfinished)} of its {len(planned)} runs are not"
         raise StudyError(f"the held-out split is judged when the study in {folder} is finished: {what}")
-    judged = {run["label"] for run in read_json(folder / "final" / STUDY_FILE).get("runs", [])}
+    last = folder / "final"
+    judged = set(load_study(last).labels if (last / STUDY_FILE).is_file() else ())
     if judged - {label}:
         raise StudyError(
             f"the held-out split was judged by {judged.pop()}: another configuration would be a choice on it"
         )
-    return replace(study, name=f"{study.name} final", protocol="final"), folder / "final"
+    return replace(study, name=f"{study.name} final", protocol="final"), last
 
 
-def _parts(study: Study, folder: Path) -> list[tuple[int | None, int | None, str, str]]:
-    """Repeat, fold, cohort file and its digest of every part that is trained on."""
+def _parts(study: StudyPlan, folder: Path) -> list[Part]:
     needed = ("train", "val", "test") if study.protocol != "given" else ("train", "val")
     settings = cohort_settings(study)
     if study.protocol != "nested":
@@ -255,12 +218,12 @@ def _parts(study: Study, folder: Path) -> list[tuple[int | None, int | None, str
     ]
 
 
-def cohort_settings(study: Study) -> dict[str, Any]:
-    """How a study's runs read a cohort file; StudyError when its systems differ in that."""
+def cohort_settings(study: StudyPlan) -> dict[str, Any]:
+    """The settings with which all runs read the cohort file; StudyError when the systems differ in them."""
     root = Path(study.bundle_root)
-    found: list[dict[str, Any]] = []
-    for _, _, _, names, settings in _configurations(study, root):
-        merged = {**_settings_of(root, names), **study.settings, **settings}
+    found = []
+    for row in _configurations(study, root):
+        merged = {**_settings_of(root, row.overlays), **study.settings, **row.settings}
         found.append({name: merged[name] for name in COHORT_SETTINGS})
     if any(other != found[0] for other in found):
         raise StudyError(f"the systems of a study must have the same {', '.join(COHORT_SETTINGS)}")
@@ -268,7 +231,7 @@ def cohort_settings(study: Study) -> dict[str, Any]:
 
 
 def read_whole(path: str | Path, settings: Mapping[str, Any]) -> Cohort:
-    """A cohort file for a look at what there is, empty cells included; ``settings`` of :func:`cohort_settings`."""
+    """Read a cohort file that may have empty cells; ``settings`` are those of :func:`cohort_settings`."""
     return load_cohort(path, **{**settings, "allow_empty_cells": True})
 
 
@@ -277,35 +240,43 @@ def _digest(root: Path, names: Sequence[str]) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _configurations(
-    study: Study, root: Path
-) -> Iterator[tuple[str, str, float | None, tuple[str, ...], dict[str, Any]]]:
-    """Label, system, alpha, overlays and settings of each row of the tables."""
+def _configurations(study: StudyPlan, root: Path) -> Iterator[Configuration]:
+    """The rows of the tables."""
     for entry in study.systems:
-        if not isinstance(entry, Mapping) or "system" not in entry:
+        if "system" not in entry:
             raise StudyError(f"systems: {entry!r} names no system")
-        names = (*study.overlays, f"systems/{entry['system']}")
-        known = _settings_of(root, names)
-        of_evaluation = _settings_of(root, (*names, "evaluate"))
+        overlays = (*study.overlays, f"systems/{entry['system']}")
+        known = _settings_of(root, overlays)
         grid = {k: v for k, v in entry.items() if k not in ("system", "label")}
-        for name in (*grid, *study.settings):
-            if name in OWN_SETTINGS:
-                raise StudyError(f"{name} is the study's own to say, not a setting of {entry['system']}")
-            if name.split("::")[0] not in known:
-                also = "; it belongs under evaluation" if name in of_evaluation else did_you_mean(name, list(known))
-                raise StudyError(f"{entry['system']}: {name!r} is no setting of its training{also}")
-        for name in study.evaluation:
-            if name in OWN_SETTINGS or name.split("::")[0] not in of_evaluation:
-                raise StudyError(f"evaluation: {name!r} is no setting{did_you_mean(name, list(of_evaluation))}")
-        listed = [v if isinstance(v, list) else [v] for v in grid.values()]
-        for values in product(*listed):
+        _check_settings(study, entry["system"], grid, known, _settings_of(root, (*overlays, "evaluate")))
+        for values in product(*(v if isinstance(v, list) else [v] for v in grid.values())):
             settings = dict(zip(grid, values, strict=True))
-            named = "label" in entry  # then only what differs between its rows is added
+            system = str(settings.get("system", known["system"]))
+            named = "label" in entry  # a label needs only the settings that differ between its rows
             shown = [f"{k} {v}" for k, v in settings.items() if isinstance(grid[k], list) or not named]
-            label = " ".join([str(entry.get("label") or settings.get("system", known["system"])), *shown])
             alpha = settings.get("alpha", {**known, **study.settings}.get("alpha"))
-            alpha = float(alpha) if isinstance(alpha, (int, float)) else None
-            yield label, str(settings.get("system", known["system"])), alpha, names, settings
+            yield Configuration(
+                label=" ".join([str(entry.get("label") or system), *shown]),
+                system=system,
+                alpha=float(alpha) if isinstance(alpha, (int, float)) else None,
+                overlays=overlays,
+                settings=settings,
+            )
+
+
+def _check_settings(
+    study: StudyPlan, system: str, grid: Mapping[str, Any], known: Mapping[str, Any], of_evaluation: Mapping[str, Any]
+) -> None:
+    """StudyError for a setting that a training or an evaluation of the system does not have."""
+    for name in (*grid, *study.settings):
+        if name in OWN_SETTINGS:
+            raise StudyError(f"{name} is the study's own to say, not a setting of {system}")
+        if name.split("::")[0] not in known:
+            also = "; it belongs under evaluation" if name in of_evaluation else did_you_mean(name, list(known))
+            raise StudyError(f"{system}: {name!r} is no setting of its training{also}")
+    for name in study.evaluation:
+        if name in OWN_SETTINGS or name.split("::")[0] not in of_evaluation:
+            raise StudyError(f"evaluation: {name!r} is no setting{did_you_mean(name, list(of_evaluation))}")
 
 
 def _settings_of(root: Path, names: Sequence[str]) -> dict[str, Any]:

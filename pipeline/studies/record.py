@@ -1,30 +1,22 @@
-"""The record of a study and its runs, as study.json holds it."""
+"""The records of a study: ``study.json`` says what there is to run and how far it is, ``run.json`` what one run is."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import Any, Literal, TypeVar, get_args
 
 from ..common.errors import UserError
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
 STUDY_FILE = "study.json"
-STATUSES = ("finished", "failed", "pending", "running")
-PROTOCOLS = ("given", "nested", "final")
-ALPHA = re.compile(r"[\s,;(]*\b(?:alpha|\u03b1)\s*=?\s*\d*\.?\d+\)?", re.IGNORECASE)  # in the name of a configuration
+ALPHA = re.compile(r"[\s,;(]*\b(?:alpha|\u03b1)\s*=?\s*\d*\.?\d+\)?", re.IGNORECASE)  # as a label names it
+
+Protocol = Literal["given", "nested", "final"]  # final is the last step of a study
+Status = Literal["finished", "failed", "pending", "running"]
+Record = TypeVar("Record")
 
 
 class StudyError(UserError, ValueError):
@@ -32,21 +24,17 @@ class StudyError(UserError, ValueError):
 
 
 @dataclass(frozen=True)
-class StudyRun:
-    """One training of a study, and its evaluation.
+class Place:
+    """Where a run stands in a study.
 
     Args:
-        id: its name in the study.
+        id: of the run in the study, and name of its folder.
         system: the way of training without alpha and seed.
         label: what the configuration is called in tables.
         alpha: of CVaR; None where there is none.
         seed: of the training.
         fold: which fold judged; None without folds.
         repeat: of the repeated k-fold; None without.
-        device: what it ran on; None when nobody said.
-        status: one of STATUSES.
-        reason: why it failed, or nothing.
-        output_dir: of the bundle.
     """
 
     id: str
@@ -56,10 +44,6 @@ class StudyRun:
     seed: int
     fold: int | None
     repeat: int | None
-    device: str | None
-    status: str
-    reason: str
-    output_dir: Path
 
     @property
     def family(self) -> tuple[str, str]:
@@ -68,37 +52,103 @@ class StudyRun:
 
 
 @dataclass(frozen=True)
+class PlannedRun(Place):
+    """One run as it is to be carried out: run.json.
+
+    Args:
+        configs: config files of the bundle, in order, by name.
+        configs_digest: of their content.
+        cohort: the cohort file.
+        cohort_digest: which scan has which label, group and split in it.
+        bundle_root: folder of the bundle.
+        settings: overrides of train.yaml.
+        evaluate: splits to evaluate.
+        evaluation: overrides of evaluate.yaml, beside ``settings``.
+        parent_run: the study's run in MLflow.
+        tracking_uri: the store that holds it; None leaves the choice to ``settings`` and MLflow.
+    """
+
+    configs: tuple[str, ...]
+    configs_digest: str
+    cohort: str
+    cohort_digest: str
+    bundle_root: str
+    settings: Mapping[str, Any]
+    evaluate: tuple[str, ...]
+    evaluation: Mapping[str, Any]
+    parent_run: str | None = None
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True)
+class StudyRun(Place):
+    """One run as study.json lists it.
+
+    Args:
+        device: what it ran on; None when nobody said.
+        status: how far it is.
+        reason: why it failed, or nothing.
+        output_dir: of the bundle, in the study's folder.
+    """
+
+    status: Status
+    output_dir: Path
+    device: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Study:
     """What study.json says.
 
     Args:
-        folder: of the study.
         name: of the study.
-        synthetic: the scans are phantoms.
         protocol: ``given`` (the cohort's own splits) or ``nested`` (outer folds judge, inner ones choose), or
             ``final`` (the held-out split judges one configuration).
-        folds: outer folds; 0 or 1 without.
-        repeats: of the k-fold.
         reported_split: whose evaluations are reported; ``val`` is the split that chose.
         chosen_on: which scans chose epoch and alpha, in words.
         judged_on: which scans judged, in words.
-        quoted: numbers of others by label; None takes the paper's where a label is one of the paper's.
+        runs: all that were planned, one at least.
+        synthetic: the scans are phantoms.
+        folds: outer folds; 0 or 1 without.
+        repeats: of the k-fold.
         warnings: what a reader must know first.
-        runs: all that were planned.
+        parent_run: the study's run in MLflow.
+        quoted: numbers of others by label; None takes the paper's where a label is one of the paper's.
+        folder: of the study; not in study.json.
+
+    Raises:
+        StudyError: there is no run, or two of them are the same and would be taken for two seeds.
     """
 
-    folder: Path
     name: str
-    synthetic: bool
-    protocol: str
-    folds: int
-    repeats: int
+    protocol: Protocol
     reported_split: str
     chosen_on: str
     judged_on: str
-    quoted: Mapping[str, Mapping[str, float]] | None
-    warnings: tuple[str, ...]
     runs: tuple[StudyRun, ...]
+    synthetic: bool = False
+    folds: int = 0
+    repeats: int = 1
+    warnings: tuple[str, ...] = ()
+    parent_run: str | None = None
+    quoted: Mapping[str, Mapping[str, float]] | None = None
+    folder: Path = Path()
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise StudyError("no run in it")
+        run_id, times = Counter(run.id for run in self.runs).most_common(1)[0]
+        if times > 1:
+            raise StudyError(f"run {run_id!r} is there twice")
+        seen: dict[Any, str] = {}
+        for run in self.runs:
+            key = run.label, run.seed, run.repeat, run.fold, run.device
+            if seen.setdefault(key, run.id) != run.id:
+                raise StudyError(
+                    f"the runs {seen[key]!r} and {run.id!r} are the same: {run.label}, seed {run.seed}, "
+                    f"fold {run.fold}, repeat {run.repeat}, device {run.device}"
+                )
 
     @property
     def optimistic(self) -> bool:
@@ -110,108 +160,65 @@ class Study:
         """Configurations in the study's order."""
         return tuple(dict.fromkeys(run.label for run in self.runs))
 
+    def counts(self) -> dict[Status, int]:
+        """Runs of each status."""
+        statuses = Counter(run.status for run in self.runs)
+        return {status: statuses[status] for status in get_args(Status)}
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of study.json."""
+        content = asdict(self)
+        del content["folder"]
+        runs = [run | {"output_dir": str(run["output_dir"])} for run in content["runs"]]
+        return {name: value for name, value in (content | {"runs": runs}).items() if (name, value) != ("quoted", None)}
+
 
 def load_study(folder: str | Path) -> Study:
-    """Read and check ``study.json`` of a study's folder.
+    """Read and check ``study.json`` of a study's folder; the output_dirs of its runs are then paths to their folders.
 
     Raises:
         StudyError: it is missing or damaged, or a value in it is of the wrong kind; names the value.
     """
     path = Path(folder) / STUDY_FILE
+    if not path.is_file():
+        raise StudyError(f"{folder} is no study: it has no {STUDY_FILE}")
+    study = read_record(Study, path)
+    runs = tuple(replace(run, output_dir=path.parent / run.output_dir) for run in study.runs)
+    return replace(study, runs=runs, folder=path.parent)
+
+
+def read_record(kind: type[Record], path: Path) -> Record:
+    """A dataclass from a JSON file.
+
+    Raises:
+        StudyError: the file cannot be read, or a value in it is missing or of the wrong kind; names the value.
+    """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StudyError(f"{folder} is no study: it has no {STUDY_FILE}") from None
-    except (OSError, ValueError) as error:
+        return parse_record(kind, path.read_bytes(), str(path))
+    except OSError as error:
         raise StudyError(f"{path} cannot be read: {error}") from error
-    read = _Reader(record, str(path))
-    runs = read("runs", list)
-    warnings = read("warnings", list, [])
-    quoted = read("quoted", dict, None)
-    study = Study(
-        folder=Path(folder),
-        name=read("name", str),
-        synthetic=read("synthetic", bool, False),
-        protocol=read("protocol", str, one_of=PROTOCOLS),
-        folds=read("folds", int, 0),
-        repeats=read("repeats", int, 1),
-        reported_split=read("reported_split", str),
-        chosen_on=read("chosen_on", str),
-        judged_on=read("judged_on", str),
-        quoted=None if quoted is None else {label: _quoted(path, label, row) for label, row in quoted.items()},
-        warnings=tuple(map(str, warnings)),
-        runs=tuple(_run(Path(folder), _Reader(run, f"{path}: runs[{i}]")) for i, run in enumerate(runs)),
-    )
-    if not study.runs:
-        raise StudyError(f"{path}: no run in it")
-    ids = pd.Series([run.id for run in study.runs])
-    if ids.duplicated().any():
-        raise StudyError(f"{path}: run {ids[ids.duplicated()].iloc[0]!r} is there twice")
-    _no_twins(study.runs, str(path))
-    return study
 
 
-_NO_DEFAULT = object()
+def parse_record(kind: type[Record], content: str | bytes, where: str) -> Record:
+    """A dataclass from JSON of which ``where`` says what it is; see :func:`read_record`."""
+    from pydantic import TypeAdapter, ValidationError
 
-
-class _Reader:
-    """Fields of a JSON object, each checked for its type."""
-
-    def __init__(self, record: Any, where: str) -> None:
-        if not isinstance(record, dict):
-            raise StudyError(f"{where} must be an object, got {record!r}")
-        self.record, self.where = record, where
-
-    def __call__(self, key: str, kind: type, default: Any = _NO_DEFAULT, one_of: Sequence[str] = ()) -> Any:
-        value = self.record.get(key, default)
-        if value is _NO_DEFAULT:
-            raise StudyError(f"{self.where}: no {key!r}")
-        if value is None and default is None:
-            return None
-        number = kind is float and isinstance(value, int)
-        if not (isinstance(value, kind) or number) or (kind is not bool and isinstance(value, bool)):
-            raise StudyError(f"{self.where}: {key} must be of type {kind.__name__}, got {value!r}")
-        if one_of and value not in one_of:
-            raise StudyError(f"{self.where}: {key} must be one of {', '.join(one_of)}, got {value!r}")
-        return value
-
-
-def _run(folder: Path, read: _Reader) -> StudyRun:
-    return StudyRun(
-        id=read("id", str),
-        system=read("system", str),
-        label=read("label", str),
-        alpha=read("alpha", float, None),
-        seed=read("seed", int),
-        fold=read("fold", int, None),
-        repeat=read("repeat", int, None),
-        device=read("device", str, None),
-        status=read("status", str, one_of=STATUSES),
-        reason=read("reason", str, None) or "",
-        output_dir=folder / read("output_dir", str),
-    )
-
-
-def _quoted(path: Path, label: str, row: Any) -> dict[str, float]:
-    read = _Reader(row, f"{path}: quoted {label!r}")
-    return {key: read(key, float) for key in row}
-
-
-def _no_twins(runs: Iterable[StudyRun], where: str) -> None:
-    """Two runs of one configuration, seed, fold and device would be taken for two seeds."""
-    seen: dict[Any, str] = {}
-    for run in runs:
-        key = run.label, run.seed, run.repeat, run.fold, run.device
-        if key in seen:
-            raise StudyError(
-                f"{where}: the runs {seen[key]!r} and {run.id!r} are the same: {run.label}, seed {run.seed}, "
-                f"fold {run.fold}, repeat {run.repeat}, device {run.device}"
-            )
-        seen[key] = run.id
+    try:
+        return TypeAdapter(kind).validate_json(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if isinstance(cause := first.get("ctx", {}).get("error"), StudyError):
+            raise StudyError(f"{where}: {cause}") from None
+        if first["type"] == "json_invalid":
+            raise StudyError(f"{where} cannot be read: {first['msg']}") from error
+        name = ".".join(map(str, first["loc"]))
+        said = first["msg"].replace("Input should be", "must be")
+        what = "is missing" if first["type"] == "missing" else f"{said}, got {first['input']!r}"
+        raise StudyError(f"{where}: {name} {what}") from error
 
 
 def status_text(study: Study) -> str:
     """How many runs are finished, failed, pending and running: ``12 of 15 runs finished, 1 failed, 2 pending``."""
-    counts = pd.Series([run.status for run in study.runs]).value_counts()
-    others = [f"{counts[status]} {status}" for status in STATUSES[1:] if status in counts]
-    return ", ".join([f"{counts.get('finished', 0)} of {len(study.runs)} runs finished", *others])
+    finished, *others = study.counts().items()
+    said = [f"{count} {status}" for status, count in others if count]
+    return ", ".join([f"{finished[1]} of {len(study.runs)} runs finished", *said])

@@ -1,7 +1,4 @@
-"""A study's folder, read: what was planned, what is finished, and the predictions of each seed as one table.
-
-A study is a grid of runs (configurations x seeds x folds) in one folder: ``study.json`` and an output_dir a run.
-"""
+"""The finished part of a study: the predictions of each seed as one table, its numbers, its learning curves."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ class Replicate:
         device: of the runs; several are joined by a comma.
         predictions: on all scans that judge.
         numbers: of :func:`~.fairness_summary`.
-        fold: of the run where each fold is a replicate of its own; else None.
+        fold: of the run, where each fold is a replicate of its own.
     """
 
     label: str
@@ -73,6 +70,12 @@ class Results:
         return next(iter(self.tables.values()))
 
     @property
+    def devices(self) -> list[str]:
+        """What the runs of the tables ran on."""
+        runs = (run for run in self.study.runs if run.id in self.tables)
+        return list(dict.fromkeys(run.device or UNKNOWN_DEVICE for run in runs))
+
+    @property
     def judged(self) -> Predictions:
         """All the scans that judge, as one of the replicates, of which there must be one, predicts them."""
         return next(replicate.predictions for made in self.replicates.values() for replicate in made)
@@ -91,39 +94,28 @@ def read_results(study: Study) -> Results:
     """
     tables: dict[str, Predictions] = {}
     problems: list[str] = []
-    for run in study.runs:
-        if run.status != "finished":
-            continue
+    for run in (run for run in study.runs if run.status == "finished"):
         try:
             tables[run.id] = _evaluation(run.output_dir / study.reported_split / "evaluation")
         except (UserError, OSError, KeyError, TypeError) as error:
-            text = " ".join(str(error).replace(f"{study.folder}/", "").split())
-            problems.append(f"{run.id} is called finished, but its evaluation cannot be used: {text}")
+            said = " ".join(str(error).replace(f"{study.folder}/", "").split())
+            problems.append(f"{run.id} is called finished, but its evaluation cannot be used: {said}")
     if not tables:
         raise StudyError("\n  ".join([f"{study.folder}: no finished run yet ({status_text(study)})", *problems[:5]]))
     _alike(tables)
-    groups = replicate_groups(study, study.runs)
-    found = {key: replicates_of(study, runs, tables) for key, runs in groups.items()}
     planned = dict.fromkeys(study.labels, 0)
     replicates: dict[str, tuple[Replicate, ...]] = dict.fromkeys(study.labels, ())
-    for key, made in found.items():
-        label = key[0]
-        planned[label] += len(groups[key]) if len(made) > 1 else 1
+    for (label, *_), runs in replicate_groups(study, study.runs).items():
+        made = replicates_of(study, runs, tables)
+        planned[label] += len(runs) if len(made) > 1 else 1
         replicates[label] += made
-    return Results(
-        study,
-        tables,
-        replicates,
-        planned,
-        study.synthetic or any(table.synthetic for table in tables.values()),
-        tuple(problems),
-    )
+    synthetic = study.synthetic or any(table.synthetic for table in tables.values())
+    return Results(study, tables, replicates, planned, synthetic, tuple(problems))
 
 
 def replicate_groups(study: Study, runs: Sequence[StudyRun]) -> dict[tuple[Any, ...], list[StudyRun]]:
     """Runs that make one replicate together, by label, seed, repeat, and device where one seed ran on several."""
-    keys = pd.Series([(run.label, run.seed, run.repeat, run.fold) for run in study.runs])
-    several = bool(keys.duplicated().any())
+    several = len({(run.label, run.seed, run.repeat, run.fold) for run in study.runs}) < len(study.runs)
     found: dict[tuple[Any, ...], list[StudyRun]] = {}
     for run in runs:
         found.setdefault((run.label, run.seed, run.repeat, run.device if several else None), []).append(run)
@@ -228,12 +220,9 @@ def read_cells(results: Results) -> pd.DataFrame | None:
     """
     study = results.study
     for run in (run for run in study.runs if run.id in results.tables):
-        cells = optional_table(
-            run.output_dir / study.reported_split / "evaluation" / run_folder.CELLS, ("split", "label", "group", "n")
-        )
-        if cells is not None and run.fold is None:
-            return cells
+        path = run.output_dir / study.reported_split / "evaluation" / run_folder.CELLS
+        cells = optional_table(path, ("split", "label", "group", "n"))
         if cells is not None:
-            together = cells.groupby(["label", "group"], sort=False, as_index=False)["n"].sum()
-            return together.assign(split="all")
+            together = cells.groupby(["label", "group"], sort=False, as_index=False)["n"].sum().assign(split="all")
+            return cells if run.fold is None else together
     return None

@@ -1,6 +1,6 @@
 """The tables and the page of a study: Markdown, CSV and LaTeX, figures, and one HTML page with everything.
 
-The numbers are :mod:`study_numbers`'s; here they are put into words, tables and pictures.
+Here the numbers of :class:`~.StudyTables` are put into words, tables and pictures.
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ from ..reports.document import (
     figure_picture,
     render_html,
     render_markdown,
+    write_text,
 )
 from ..reports.figures import cohort_chart
 from ..reports.latex import latex_table
 from ..reports.parts import NONE, percent, synthetic_badge
 from .figures import curves_figure, pareto_front, study_trade_off_figure
-from .numbers import SCANS, SEEDS, Row, StudyTables, columns_of, expected_best, fair_gap, number_keys, study_tables
+from .numbers import SCANS, Row, columns_of, number_keys
 from .quoted import quoted_paper
 from .record import StudyRun, status_text
-from .results import UNKNOWN_DEVICE, Results, read_cells, read_history
+from .results import Results, read_cells, read_history
+from .selection import expected_best
+from .summary import StudyTables, fair_gap, study_tables
 
-# standard deviations of P between runs that were seen with the paper's recipe
+# The standard deviations of P between runs that were measured with the paper's recipe.
 SEEN_SPREAD = (0.020, 0.036)
 
 
@@ -76,53 +79,16 @@ def table_notes(tables: StudyTables, alone: bool = True) -> tuple[str, ...]:
     Args:
         alone: the table stands alone; on the page the verdicts and warnings stand above it already.
     """
-    results, study = tables.results, tables.results.study
-    confidence = percent(tables.confidence)
-    notes = []
-    several = [row.label for row in tables.rows if row.over == SEEDS]
-    single = [row.label for row in tables.rows if row.over == SCANS]
-    pooled_folds = any(run.fold is not None for run in study.runs)
-    one = "repeat and seed" if study.repeats > 1 else "seed"
-    if pooled_folds:
-        notes.append(
-            f"The judged scans of all folds of one {one} are one table, over which P and the gap are computed."
-        )
-    if several:
-        text = f"Values are means over seeds{' and repeats' if study.repeats > 1 else ''} with {confidence} t intervals"
-        text += ": they speak of other seeds, not of other scans."
-        text += " Repeats share scans, so that theirs are too narrow." if study.repeats > 1 else ""
-        notes.append(text)
-    if single:
-        which = "Every configuration has" if not several else f"{', '.join(single)}: only"
-        notes.append(
-            f"{which} one seed; the {confidence} interval is the audit's, over scans, and nothing is known about other "
-            "seeds."
-        )
+    study = tables.results.study
+    notes = _interval_notes(tables)
     if alone:
         notes += [best.verdict.text for best in tables.best]
-    fair = fair_gap(tables)
+    label, gap = fair_gap(tables)
     notes.append(
-        f"|gap| is never 0 on few scans: a perfectly fair model as good as {fair[0]} shows |gap| {fair[1]:.3f} on "
-        "average on these scans."
+        f"|gap| is never 0 on few scans: a perfectly fair model as good as {label} shows |gap| {gap:.3f} on average "
+        "on these scans."
     )
-    lacking = len(study.runs) - len(results.tables)
-    if lacking:
-        left = ", ".join(
-            f"{label} {results.planned[label] - len(made)} of {results.planned[label]}"
-            for label, made in results.replicates.items()
-            if results.planned[label] > len(made)
-        )
-        notes.append(f"{status_text(study)}. Seeds that are not in the table: {left or 'none'}.")
-    present = results.judged.present_groups().group_names
-    absent = [name for name in results.judged.group_names if name not in present]
-    if absent:
-        notes.append(f"No scan that judges is of group {', '.join(absent)}: no statement.")
-    devices = dict.fromkeys(run.device or UNKNOWN_DEVICE for run in study.runs if run.id in results.tables)
-    if len(devices) > 1:
-        text = f"The seeds ran on several devices ({', '.join(devices)}), which Table 2 tells apart."
-        if any(len({(r.seed, r.repeat, r.fold) for r in made}) < len(made) for made in results.replicates.values()):
-            text += " One seed on two devices counts as two, though they may be alike: intervals are then too narrow."
-        notes.append(text)
+    notes += _lacking_notes(tables.results)
     if tables.quoted:
         paper = quoted_paper()
         source = f"{paper['source']}; {paper['conditions']}" if study.quoted is None else "as the study gives them"
@@ -130,6 +96,47 @@ def table_notes(tables: StudyTables, alone: bool = True) -> tuple[str, ...]:
     if alone or not study.optimistic:
         notes.append(optimism_text(tables))
     return tuple(notes)
+
+
+def _interval_notes(tables: StudyTables) -> list[str]:
+    """What the values and intervals are over."""
+    study, confidence, notes = tables.results.study, percent(tables.confidence), []
+    repeated = study.repeats > 1
+    single = [row.label for row in tables.rows if row.over == SCANS]
+    if any(run.fold is not None for run in study.runs):
+        one = "repeat and seed" if repeated else "seed"
+        notes.append(
+            f"The judged scans of all folds of one {one} are one table, over which P and the gap are computed."
+        )
+    if len(single) < len(tables.rows):
+        text = f"Values are means over seeds{' and repeats' if repeated else ''} with {confidence} t intervals"
+        text += ": they speak of other seeds, not of other scans."
+        notes.append(text + (" Repeats share scans, so that theirs are too narrow." if repeated else ""))
+    if single:
+        which = f"{', '.join(single)}: only" if len(single) < len(tables.rows) else "Every configuration has"
+        notes.append(
+            f"{which} one seed; the {confidence} interval is the audit's, over scans, and nothing is known about other "
+            "seeds."
+        )
+    return notes
+
+
+def _lacking_notes(results: Results) -> list[str]:
+    """Seeds, groups and devices that a reader could take for others than they are."""
+    study, notes = results.study, []
+    if len(results.tables) < len(study.runs):
+        missing = {label: results.planned[label] - len(made) for label, made in results.replicates.items()}
+        left = ", ".join(f"{label} {n} of {results.planned[label]}" for label, n in missing.items() if n > 0)
+        notes.append(f"{status_text(study)}. Seeds that are not in the table: {left or 'none'}.")
+    present = results.judged.present_groups().group_names
+    if absent := [name for name in results.judged.group_names if name not in present]:
+        notes.append(f"No scan that judges is of group {', '.join(absent)}: no statement.")
+    if len(devices := results.devices) > 1:
+        text = f"The seeds ran on several devices ({', '.join(devices)}), which Table 2 tells apart."
+        if any(len({(r.seed, r.repeat, r.fold) for r in made}) < len(made) for made in results.replicates.values()):
+            text += " One seed on two devices counts as two, though they may be alike: intervals are then too narrow."
+        notes.append(text)
+    return notes
 
 
 def _stacked(found: Estimate, number: str) -> str:
@@ -149,7 +156,7 @@ def table_1(tables: StudyTables) -> Table:
     mixed = len({row.over for row in rows_shown}) > 1
     names = {key: number_name(key, groups) for key in keys}
     quoted = [key for key in keys if any(key in row for row in tables.quoted.values())]
-    # two columns, that a page can hold them: F1 of the groups, and what is made of them
+    # A page has room for two columns: the F1 of the groups, and the numbers made of them.
     parts = [
         part for part in ([k for k in quoted if k.startswith("f1_")], [k for k in quoted if k[:3] != "f1_"]) if part
     ]
@@ -215,7 +222,7 @@ def table_2(tables: StudyTables) -> tuple[Table, tuple[str, ...]]:
     columns += ("p of P", "p of |gap|") if "p_score" in found else ()
     text = "Table 2. The same configurations and seeds on different devices: value and "
     table = Table(_caption(tables, f"{text}{percent(tables.confidence)} interval"), columns, tuple(rows))
-    devices = dict.fromkeys(found.loc[found["kind"] == "device", "device"])
+    devices = list(dict.fromkeys(found.loc[found["kind"] == "device", "device"]))
     over = "Intervals of a device are over its seeds, with one seed over scans."
     if "difference" in set(found["kind"]):
         return table, (
@@ -223,7 +230,7 @@ def table_2(tables: StudyTables) -> tuple[Table, tuple[str, ...]]:
             "chance in the seeds counts too. p by permutation, adjusted by Holm over the table.",
         )
     if len(devices) == 1:
-        note = f"All finished runs are of one device ({next(iter(devices))}): there is no other to compare it with. "
+        note = f"All finished runs are of one device ({devices[0]}): there is no other to compare it with. "
         return table, (f"{note}Run the study on another one and give both folders to fairlung tables.",)
     return table, (f"{over} No configuration ran with the same seed on two devices: there is no difference to show.",)
 
@@ -304,7 +311,7 @@ def study_document(tables: StudyTables) -> Document:
     )
     sections.append(Section("Figure 3: P against the gap", (trade_off_picture(tables),)))
     sections.append(Section("Selection of alpha", selection_tables(tables)))
-    several = tables.devices["device"].nunique() > 1  # else it is Table 1 again
+    several = tables.devices["device"].nunique() > 1  # on one device Table 2 would repeat Table 1
     blocks: tuple[Block, ...] = (*((devices,) if several else ()), *map(Paragraph, device_notes))
     sections.append(Section("Table 2: devices", (*blocks, quoted_table_2()) if tables.quoted else blocks))
     left_out = []
@@ -328,7 +335,6 @@ def study_facts(results: Results) -> tuple[tuple[str, str], ...]:
     protocol = {"given": "the cohort's own splits", "nested": "nested folds", "final": "held-out split"}[study.protocol]
     protocol += f", {study.folds} folds" if study.folds > 1 else ""
     protocol += f" x {study.repeats} repeats" if study.repeats > 1 else ""
-    devices = dict.fromkeys(run.device or UNKNOWN_DEVICE for run in study.runs if run.id in results.tables)
     judged = len(results.judged.known().label)
     return (
         ("Protocol", protocol),
@@ -336,7 +342,7 @@ def study_facts(results: Results) -> tuple[tuple[str, str], ...]:
         ("Judged on", study.judged_on),
         ("Runs", status_text(study)),
         ("Seeds", ", ".join(map(str, dict.fromkeys(run.seed for run in study.runs)))),
-        ("Devices", ", ".join(devices)),
+        ("Devices", ", ".join(results.devices)),
         ("Scans that judge", f"{judged:,}"),
         ("Classes", ", ".join(table.class_names)),
         ("Groups", f"{', '.join(table.group_names)} (by {', '.join(table.group_by)})"),
@@ -344,20 +350,13 @@ def study_facts(results: Results) -> tuple[tuple[str, str], ...]:
 
 
 def _unfinished_table(runs: Sequence[StudyRun]) -> Table:
-    rows = tuple(
-        (
-            run.id,
-            run.label,
-            str(run.seed),
-            NONE if run.fold is None else str(run.fold),
-            run.status,
-            " ".join(run.reason.split()) or NONE,
-        )
+    rows = [
+        (run.id, run.label, str(run.seed), NONE if run.fold is None else str(run.fold), run.status,
+         " ".join(run.reason.split()) or NONE)
         for run in runs
-    )
-    return Table(
-        "Failed, unfinished and pending runs", ("run", "configuration", "seed", "fold", "status", "reason"), rows
-    )
+    ]  # fmt: skip
+    columns = ("run", "configuration", "seed", "fold", "status", "reason")
+    return Table("Failed, unfinished and pending runs", columns, tuple(rows))
 
 
 def _method(tables: StudyTables, left_out: Sequence[str]) -> list[str]:
@@ -378,14 +377,9 @@ def _method(tables: StudyTables, left_out: Sequence[str]) -> list[str]:
 
 def trade_off_picture(tables: StudyTables) -> Picture:
     """Figure 3."""
-    front = pareto_front(
-        [row.estimates["score"].value for row in tables.rows], [row.estimates["abs_gap"].value for row in tables.rows]
-    )
-    said = [
-        f"{row.label}: P {span_text(row.estimates['score']._asdict())}, |gap| "
-        f"{span_text(row.estimates['abs_gap']._asdict())}"
-        for row in tables.rows
-    ]
+    front = pareto_front(*([row.estimates[key].value for row in tables.rows] for key in TESTED))
+    spans = [[span_text(row.estimates[key]._asdict()) for key in TESTED] for row in tables.rows]
+    said = [f"{row.label}: P {p}, |gap| {gap}" for row, (p, gap) in zip(tables.rows, spans, strict=True)]
     names = ", ".join(tables.rows[index].label for index in front)
     figure = study_trade_off_figure(
         [(row.label, row.estimates, row.values) for row in tables.rows], synthetic=tables.results.synthetic
@@ -410,20 +404,16 @@ def cohort_picture(tables: StudyTables) -> Picture | None:
 def curves_picture(tables: StudyTables) -> Picture | None:
     """Learning curves; None when no run has a history of P."""
     results = tables.results
-    parts = []
-    for run in results.study.runs:
-        history = read_history(run) if run.id in results.tables else None
-        if history is not None:
-            parts.append(history.assign(configuration=run.label, run=run.id))
+    histories = ((run, read_history(run)) for run in results.study.runs if run.id in results.tables)
+    parts = [found.assign(configuration=run.label, run=run.id) for run, found in histories if found is not None]
     curves = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["metric"])
     if not (curves["metric"] == "val_score").any():
         return None
     groups = results.any_table.group_names
     figure = curves_figure(curves, groups, synthetic=results.synthetic)
-    last = (
-        curves.loc[curves["metric"] == "val_score"].sort_values("epoch").groupby(["configuration", "run"], sort=False)
-    )
-    ends = last["value"].last().groupby("configuration", sort=False).mean()
+    scores = curves.loc[curves["metric"] == "val_score"].sort_values("epoch")
+    last = scores.groupby(["configuration", "run"], sort=False)["value"].last()
+    ends = last.groupby("configuration", sort=False).mean()
     said = "; ".join(f"{label} {value:.3f}" for label, value in ends.items())
     caption = (
         "On the validation scans of each run: the mean over the runs of a configuration, shaded one standard "
@@ -465,27 +455,26 @@ def write_tables(
     document = study_document(tables)
     texts: dict[str, str] = {"index.html": render_html(document), "tables.md": render_markdown(document, ".")}
     first, (second, device_notes) = table_1(tables), table_2(tables)
-    notes = table_notes(tables)
-    badge = synthetic_badge(tables.results.synthetic)
-    facts = study_facts(tables.results)
-    for name, heading, table, below in (
-        ("table1", "Configurations", first, notes),
+
+    def alone(title: str, *blocks: Block) -> str:
+        facts, badge = study_facts(tables.results), synthetic_badge(tables.results.synthetic)
+        return render_markdown(Document(tables.results.study.name, facts, (Section(title, blocks),), *badge), ".")
+
+    for name, title, table, notes in (
+        ("table1", "Configurations", first, table_notes(tables)),
         ("table2", "Devices", second, device_notes),
     ):
-        section = Section(heading, (table, *map(Paragraph, below)))
-        texts[f"{name}.md"] = render_markdown(Document(tables.results.study.name, facts, (section,), *badge), ".")
-        texts[f"{name}.tex"] = latex_table(table, f"tab:{name}", below)
-    selection = Section("Selection of alpha", selection_tables(tables))
-    texts["selection.md"] = render_markdown(Document(tables.results.study.name, facts, (selection,), *badge), ".")
+        texts[f"{name}.md"] = alone(title, table, *map(Paragraph, notes))
+        texts[f"{name}.tex"] = latex_table(table, f"tab:{name}", notes)
+    texts["selection.md"] = alone("Selection of alpha", *selection_tables(tables))
     synthetic = {"synthetic": "yes"} if tables.results.synthetic else {}
     texts["table1.csv"] = table_1_frame(tables).to_csv(index=False)
     texts["table2.csv"] = tables.devices.assign(**synthetic).to_csv(index=False)
     texts["selection.csv"] = selection_frame(tables).to_csv(index=False)
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-    pictures = [b for section in document.sections for b in section.blocks if isinstance(b, Picture)]
-    for picture in pictures:
+        write_text(folder / name, text)
+    for picture in document.pictures():
         (folder / f"{picture.name}.png").write_bytes(picture.png)
         (folder / f"{picture.name}.svg").write_bytes(picture.svg or b"")
-    names = [*texts, *(f"{picture.name}.{kind}" for picture in pictures for kind in ("png", "svg"))]
+    names = [*texts, *(f"{picture.name}.{kind}" for picture in document.pictures() for kind in ("png", "svg"))]
     return Written(tuple(folder / name for name in names), first, tuple(best.verdict for best in tables.best))

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..common import text
 from ..tracking import store
 from .folder import StudyFolder
-from .plan import Study
+from .plan import StudyPlan
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 EXPERIMENT = "fair-lung-ct"
 
 
-def open_study_run(study: Study, folder: StudyFolder) -> None:
+def open_study_run(study: StudyPlan, folder: StudyFolder) -> None:
     """Make the study's run, or open it again when the study goes on, and nest the runs to come under it."""
     uri = study.settings.get("tracking_uri")
     if uri == "":
@@ -27,7 +27,7 @@ def open_study_run(study: Study, folder: StudyFolder) -> None:
         uri = store.absolute(uri or mlflow.get_tracking_uri())
         client, experiment = store.connect(uri, str(study.settings.get("experiment", EXPERIMENT)))
         known = store.living_run(client, folder.parent_run)
-        # the runs are told where it is: elsewhere MLflow's own choice may be another; a login is not written down
+        # A run elsewhere could choose another store, so run.json names it, unless its address holds a login.
         told = uri if text.without_login(uri) == uri else None
         if known is not None:
             client.update_run(known.info.run_id, status="RUNNING")
@@ -47,11 +47,11 @@ def open_study_run(study: Study, folder: StudyFolder) -> None:
         folder.set_parent(run.info.run_id, told)
     except store.TrackingError:
         raise
-    except Exception as error:  # a server that is away
+    except Exception as error:  # the server does not answer
         logger.warning("the study has no run of its own in MLflow: %s", text.without_login(str(error)))
 
 
-def close_study_run(study: Study, folder: StudyFolder, tables: Path | None = None) -> None:
+def close_study_run(study: StudyPlan, folder: StudyFolder, tables: Path | None = None) -> None:
     """Put a study's tables into its run and close it: FINISHED when all its runs are, else FAILED."""
     if folder.parent_run is None:
         return

@@ -1,4 +1,4 @@
-"""One run of a study, in a process of its own: train, or go on training, then evaluate.
+"""One run of a study in a process of its own: it trains, or resumes training, then evaluates.
 
     python -m fairlung.pipeline.studies.worker RUN/run.json
 
@@ -8,14 +8,12 @@ It runs the bundle as ``python -m monai.bundle run`` does, and ends when the pro
 from __future__ import annotations
 
 import gc
-import json
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from filelock import FileLock
 from ..common.errors import user_error
 from ..common.files import write_json
 from ..common.run_folder import is_complete
+from .record import PlannedRun, read_record
 
 DONE = "done.json"
 FAILED = "failed.json"
@@ -39,7 +38,7 @@ def main(path: str) -> int:
         (folder / FAILED).unlink(missing_ok=True)
         begin = time.monotonic()
         try:
-            device = run(json.loads(Path(path).read_text()), folder)
+            device = run(read_record(PlannedRun, Path(path)), folder)
         except (Exception, SystemExit) as error:
             traceback.print_exc()
             known = user_error(error)
@@ -50,27 +49,26 @@ def main(path: str) -> int:
     return 0
 
 
-def run(planned: Mapping[str, Any], folder: Path) -> str:
+def run(planned: PlannedRun, folder: Path) -> str:
     """Train and evaluate; the name of the device."""
     import torch
     from monai.bundle import run as run_bundle
 
     from ..common.text import device_name
 
-    configs = Path(planned["bundle_root"], "configs")
-    files = [str(configs / f"{name}.yaml") for name in planned["configs"]]
-    settings = {"bundle_root": planned["bundle_root"], "cohort": planned["cohort"], "output_dir": str(folder)}
-    settings |= {**planned["settings"], "parent_run": planned["parent_run"]}
-    settings |= {"tracking_uri": planned["tracking_uri"]} if planned["tracking_uri"] else {}
+    configs = Path(planned.bundle_root, "configs")
+    files = [str(configs / f"{name}.yaml") for name in planned.configs]
+    settings: dict[str, Any] = {"bundle_root": planned.bundle_root, "cohort": planned.cohort}
+    settings |= {"output_dir": str(folder), **planned.settings, "parent_run": planned.parent_run}
+    settings |= {"tracking_uri": planned.tracking_uri} if planned.tracking_uri else {}
     device = torch.device(settings.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
     settings["device"] = f"$torch.device('{device}')"
     if not is_complete(folder):
         run_bundle(config_file=files, resume=True, **settings)
-    for split in planned["evaluate"]:
-        gc.collect()  # what is left of the training
-        run_bundle(
-            config_file=[*files, str(configs / "evaluate.yaml")], split=split, **settings | planned["evaluation"]
-        )
+    files.append(str(configs / "evaluate.yaml"))
+    for split in planned.evaluate:
+        gc.collect()  # frees what the training has left
+        run_bundle(config_file=files, split=split, **settings | dict(planned.evaluation))
     return device_name(device)
 
 
@@ -85,7 +83,7 @@ def _end_with_parent() -> None:
     """The other end of standard input closes when the process that started this one ends, however it ends."""
 
     def watch() -> None:
-        # not sys.stdin: its lock, held while it waits, would be held for ever in the loader processes that are forked
+        # sys.stdin would hold its lock while it waits, and forked loader processes would never get it
         while os.read(0, 1):
             pass
         os.kill(os.getpid(), signal.SIGTERM)

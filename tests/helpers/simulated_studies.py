@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import f1_score
 
 from fairlung.pipeline.evaluation.predictions import load_predictions
 
 CLASSES = ("adenocarcinoma", "squamous_cell", "covid19", "normal")
 SEXES = ("male", "female")
+DRAWS = 300
+SWEEP: dict[str, dict[str, Any]] = {
+    "CE": {"skill": (0.75, 0.6)},
+    "LA+CVaR alpha 0.7": {"skill": (0.72, 0.72), "alpha": 0.7, "system": "la_cvar", "val_score": 0.6},
+    "LA+CVaR alpha 0.8": {"skill": (0.78, 0.8), "alpha": 0.8, "system": "la_cvar", "val_score": 0.8},
+}
 
 
 def cohort(classes: Sequence[str], groups: Sequence[str], per_cell: int, prefix: str = "scan") -> pd.DataFrame:
@@ -128,3 +136,45 @@ def write_study(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.json").write_text(json.dumps(record | study))
     return folder
+
+
+def runs_of(study: Path) -> pd.DataFrame:
+    return pd.DataFrame(json.loads((study / "study.json").read_text())["runs"])
+
+
+def change(study: Path, edit: Callable[[dict[str, Any]], None], to: Path) -> Path:
+    """A copy of a study with another study.json."""
+    shutil.copytree(study, to)
+    record = json.loads((to / "study.json").read_text())
+    edit(record)
+    (to / "study.json").write_text(json.dumps(record))
+    return to
+
+
+def macro_f1(table: pd.DataFrame, classes: tuple[str, ...] = CLASSES) -> float:
+    return float(f1_score(table["label"], table["prediction"], labels=list(classes), average="macro", zero_division=0))
+
+
+def by_sklearn(study: Path, label: str, split: str) -> pd.DataFrame:
+    """Numbers of each seed from its prediction files put together."""
+    runs = runs_of(study)
+    rows = []
+    for _, group in runs[runs["label"] == label].groupby("seed"):
+        files = [study / folder / split / "evaluation" / "predictions.csv" for folder in group["output_dir"]]
+        table = pd.concat([pd.read_csv(file) for file in files])
+        male, female = (macro_f1(table[table["sex"] == sex]) for sex in SEXES)
+        rows.append({"f1_male": male, "f1_female": female, "score": (male + female) / 2})
+        rows[-1] |= {"gap": male - female, "abs_gap": abs(male - female)}
+    return pd.DataFrame(rows)
+
+
+def without_group(study: Path, group: str, split: str, groups: Sequence[str], fold: int | None = None) -> None:
+    """Take the scans of a group out of what judges."""
+    runs = runs_of(study)
+    for output in runs.loc[runs["fold"] == fold if fold is not None else slice(None), "output_dir"]:
+        folder = study / output / split / "evaluation"
+        table = pd.read_csv(folder / "predictions.csv")
+        table[table["sex"] != group].to_csv(folder / "predictions.csv", index=False)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        confusion = load_predictions(folder / "predictions.csv", CLASSES, groups).confusion()
+        (folder / "metrics.json").write_text(json.dumps(metrics | {"confusion": confusion.tolist()}))

@@ -460,7 +460,7 @@ def test_configs_are_short_and_hide_nothing(bundle_dir: Path) -> None:
 
 # ---- what 0.1 left behind ------------------------------------------------------------------------------------------
 def test_inference_of_0_1_still_answers(
-    answers: tuple[int, pd.DataFrame], trained: SimpleNamespace, bundle_dir: Path, scans: Path, data_dir: Path,
+    answers: tuple[int, pd.DataFrame], trained: Trained, bundle_dir: Path, scans: Path, data_dir: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """Its inference.yaml is in the models that are registered in MLflow."""

@@ -23,7 +23,8 @@ from workflows import SHRUNK, SMALL_NETWORK
 from fairlung.pipeline.cli.app import app
 from fairlung.pipeline.studies import worker as study_worker
 from fairlung.pipeline.studies.folder import StudyFolder
-from fairlung.pipeline.studies.plan import StudyError, final_study, plan, read_study
+from fairlung.pipeline.studies.plan import final_study, plan, read_study
+from fairlung.pipeline.studies.record import StudyError
 
 TINY = SHRUNK | {"pretrained": False, "epochs": 1, "network_def": SMALL_NETWORK}
 
@@ -72,19 +73,20 @@ def test_a_grid_is_written_out_seed_by_seed(write: Any, tmp_path: Path) -> None:
         ({"sytems": []}, "'sytems' is no entry of a study (did you mean 'systems'?)"),
         ({"systems": []}, "systems must hold one at least"),
         ({"systems": [{"system": "cvr"}]}, "has no cvr.yaml (did you mean 'cvar'?)"),
-        ({"systems": ["ce"]}, "systems: 'ce' names no system"),
+        ({"systems": ["ce"]}, "systems.0 must be an object, got 'ce'"),
+        ({"systems": [{"tau": 1}]}, "systems: {'tau': 1} names no system"),
         ({"systems": [{"system": "ce", "alhpa": 1}]}, "'alhpa' is no setting of its training (did you mean 'alpha'?)"),
         ({"systems": [{"system": "ce", "seed": 1}]}, "seed is the study's own to say"),
         ({"systems": [{"system": "ce"}, {"system": "ce"}]}, "the systems hold 'CE' twice"),
         ({"settings": {"resamples": 100}}, "'resamples' is no setting of its training; it belongs under evaluation"),
         ({"evaluation": {"resample": 100}}, "evaluation: 'resample' is no setting (did you mean 'resamples'?)"),
         ({"seeds": [1, 1]}, "seeds must differ, got 1, 1"),
-        ({"protocol": "loo"}, "protocol must be one of given, nested, final, got 'loo'"),
+        ({"protocol": "loo"}, "protocol must be 'given', 'nested' or 'final', got 'loo'"),
         ({"protocol": "nested", "folds": 1}, "folds must be at least 2"),
         ({"protocol": "final"}, "the held-out split is judged with --final"),
-        ({"seeds": ["a"]}, "seeds must be whole numbers, got a"),
-        ({"evaluation": None}, "evaluation must be a mapping, got None"),
-        ({"overlays": "demo"}, "overlays must be a list, got 'demo'"),
+        ({"seeds": ["a"]}, "seeds.0 must be a valid integer, got 'a'"),
+        ({"evaluation": None}, "evaluation must be an object, got None"),
+        ({"overlays": "demo"}, "overlays must be a valid array, got 'demo'"),
         ({"systems": [{"system": "ce"}, {"system": "la", "group_by": "site"}]}, "must have the same class_names"),
         ({"overlays": ["dmo"]}, "has no dmo.yaml (did you mean 'demo'?)"),
     ],

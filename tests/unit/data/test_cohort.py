@@ -15,8 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fairlung.pipeline.cli.console import format_cells
-
 
 def test_items_name_image_label_group_and_scan(tmp_path):
     rows = full_rows()
@@ -105,12 +103,12 @@ def test_any_number_of_classes_and_groups_in_any_column(tmp_path, classes, group
     assert {item["group"] for item in cohort.items("val")} == set(range(len(groups)))
 
 
-def test_format_cells_shows_every_cell_and_the_totals(tmp_path):
+def test_the_table_of_cells_shows_every_cell_and_the_totals(tmp_path):
     rows = full_rows(("a", "b[red]"), SEXES, ("train", "val"))
     extra = [rows[0] | {"scan": f"t{index}", "patient": "", "sex": sex} for index, sex in enumerate(("male", ""))]
     cohort = load(write_rows(tmp_path, rows + extra), class_names=("a", "b[red]"))
     text = io.StringIO()
-    Console(width=100, file=text).print(format_cells(cohort))
+    Console(width=100, file=text).print(drawn(cells_table(cohort)))
     shown = [re.findall(r"[^\s│┃]+", line) for line in text.getvalue().splitlines()]
     assert " ".join(shown[0]) == "10 scans by split, class and sex"
     assert ["split", "class", "male", "female", "unknown", "total"] in shown

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -17,50 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from intake_examples import EMPTY, EVIL, RECORDS, record
 from PIL import Image
 
-from fairlung.pipeline.cli import intake
 from fairlung.pipeline.common.volumes import PADDING
-from fairlung.pipeline.data.intake_records import COLUMNS, group_counts, warning_counts, write_intake
 from fairlung.pipeline.phantoms.cohort import Preset, write_phantom_scans
 from fairlung.pipeline.reports.intake_page import GAP, PANEL, IntakeCollector, middle_slices
 
 RNG = np.random.default_rng(11)
-EVIL = "a/<script>alert(1)</script> & $x$ [red]"
-
-
-def record(scan: str, **changes: Any) -> dict[str, Any]:
-    """A record of a CT that is fine, as LoadScand makes it, with its name."""
-    return {
-        "scan": scan,
-        "kind": "dicom",
-        "status": "ok",
-        "reason": "",
-        "warnings": [],
-        "series": "",
-        "slices_found": 80,
-        "slices_used": 16,
-        "shape": [80, 512, 512],
-        "spacing": [2.5, 0.7, 0.7],
-        "affine": np.diag([-0.7, -0.7, 2.5, 1]).tolist(),
-        "indices": list(range(0, 80, 5)),
-        "orientation": "LPS",
-        "value_range": [-1024.0, 1900.0],
-        "tilt_degrees": 0.0,
-        "decoder": "pydicom",
-        "files": ["/home/Doe_John/1.dcm"],
-    } | changes
-
-
-UNKNOWN = dict.fromkeys(("shape", "spacing", "affine", "value_range", "tilt_degrees"))
-EMPTY = {**UNKNOWN, "slices_found": 0, "slices_used": 0, "indices": [], "kind": "", "orientation": "", "decoder": ""}
-RECORDS = [
-    record("fine"),
-    record("doubtful", warnings=["missing_slices: 2 of 80", "few_slices: 24 slices"]),
-    record("broken", status="refused", reason="not a\nDICOM file", **EMPTY),
-    record("localizer", status="skipped", reason="a localizer", **EMPTY),
-    record("folder", kind="slices", spacing=None, affine=None, warnings=["few_slices: 24 slices"]),
-]
 
 
 def batch(records: Sequence[dict[str, Any]], size: int = 32) -> dict[str, Any]:
@@ -75,46 +37,6 @@ def batch(records: Sequence[dict[str, Any]], size: int = 32) -> dict[str, Any]:
         "reason": [each["reason"] for each in records],
         "intake": [{name: value for name, value in each.items() if name != "scan"} for each in records],
     }
-
-
-# ---- the table -------------------------------------------------------------------------------------------------------
-def test_the_table_says_what_the_records_say(tmp_path: Path) -> None:
-    write_intake(RECORDS, tmp_path / "new" / "intake.csv")
-    table = pd.read_csv(tmp_path / "new" / "intake.csv", keep_default_na=False, dtype=str).set_index("scan")
-    assert [table.index.name, *table.columns] == list(COLUMNS)
-    assert table.index.tolist() == [each["scan"] for each in RECORDS]
-    fine = table.loc["fine"]
-    lengths = ["depth", "height", "width", "spacing_z", "spacing_y", "spacing_x", "value_low", "value_high"]
-    assert fine[lengths].astype(float).tolist() == [80, 512, 512, 2.5, 0.7, 0.7, -1024, 1900]
-    assert fine[["kind", "status", "reason", "warnings", "slices_found", "slices_used", "orientation", "decoder"]
-                ].tolist() == ["dicom", "ok", "", "", "80", "16", "LPS", "pydicom"]  # fmt: skip
-    assert table.loc["doubtful", "warnings"] == "missing_slices: 2 of 80; few_slices: 24 slices"
-    assert table.loc["broken", "reason"] == "not a DICOM file"
-    assert (table.loc["broken", [*lengths, "tilt_degrees"]] == "").all()
-
-
-def test_the_json_holds_every_record_whole_but_its_files(tmp_path: Path) -> None:
-    write_intake(RECORDS, tmp_path / "intake.csv")
-    text = (tmp_path / "intake.json").read_text(encoding="utf-8")
-    expected = [{name: value for name, value in each.items() if name != "files"} for each in RECORDS]
-    assert json.loads(text) == expected
-    assert text.count("\n") == len(RECORDS) + 2  # a line a scan
-    for path in tmp_path.iterdir():
-        assert "Doe_John" not in path.read_text(encoding="utf-8")
-
-
-def test_a_name_that_is_not_unicode_costs_no_table(tmp_path: Path) -> None:
-    odd = 'caf\udce9, "x"\nü'
-    write_intake([record(odd)], tmp_path / "intake.csv")
-    rows = list(csv.reader(io.StringIO((tmp_path / "intake.csv").read_bytes().decode(), newline="")))
-    assert rows[1][0] == odd.replace("\udce9", "\\udce9")
-    assert json.loads((tmp_path / "intake.json").read_text(encoding="utf-8"))[0]["scan"] == odd
-
-
-def test_scans_are_counted_by_what_is_said_of_them() -> None:
-    assert group_counts(RECORDS) == {"refused": 1, "warnings": 2, "fine": 1, "skipped": 1}
-    assert warning_counts(RECORDS) == {"few_slices": 2, "missing_slices": 1}
-    assert warning_counts([record("s", warnings=["gap: 1 mm", "gap: 2 mm"])]) == {"gap": 1}
 
 
 # ---- a look at a scan ------------------------------------------------------------------------------------------------
@@ -341,37 +263,3 @@ def test_scans_on_disk_are_checked_from_files_to_page(tmp_path: Path) -> None:
             rows = ((np.arange(panel.shape[0]) + 0.5) * plane.shape[0] / panel.shape[0]).astype(int)
             columns = ((np.arange(panel.shape[1]) + 0.5) * plane.shape[1] / panel.shape[1]).astype(int)
             assert np.corrcoef(panel.ravel(), plane[np.ix_(rows, columns)].ravel())[0, 1] > 0.9
-
-
-# ---- the console -----------------------------------------------------------------------------------------------------
-def shown(records: Sequence[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, **settings: Any) -> str:
-    from rich.console import Console
-
-    out = io.StringIO()
-    monkeypatch.setattr(intake, "console", Console(file=out, width=100, color_system=None))
-    intake.show_check(records, **settings)
-    return out.getvalue()
-
-
-def test_the_console_shows_the_doubtful_first_and_counts_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = shown(RECORDS, monkeypatch)
-    order = [text.index(f"│ {each} ") for each in ("broken", "doubtful", "folder", "fine", "localizer")]
-    assert order == sorted(order)
-    for said in ("not a", "DICOM file", "missing_slices: 2 of 80", "16/80"):
-        assert said in text
-    assert "Warnings: 2 few_slices, 1 missing_slices." in text
-    assert text.rstrip().endswith("5 scans: 1 refused, 2 with warnings, 1 fine, 1 skipped.")
-
-
-def test_the_console_lists_every_doubtful_scan_and_some_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    many = [record(f"f{i:03d}") for i in range(50)] + [record(f"w{i:03d}", warnings=["gap: 9 mm"]) for i in range(50)]
-    text = shown(many, monkeypatch, fine=3)
-    assert len(re.findall(r"\bw\d{3}\b", text)) == 50
-    assert len(re.findall(r"\bf\d{3}\b", text)) == 3
-    assert "not shown: 47 fine" in text
-
-
-def test_a_name_cannot_command_the_console(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = shown([record("[red]x[/] \x1b[2J\u202e caf\udce9", warnings=["[bold]y"])], monkeypatch)
-    assert "[red]x[/]" in text and "[bold]y" in text and "caf\\udce9" in text
-    assert "\x1b" not in text and "\u202e" not in text

@@ -1,0 +1,172 @@
+"""The volume that a phantom is painted into, and the shapes to paint with.
+
+Patient coordinates are millimetres: x to patient left, y to posterior, z to superior, z = 0 at the lower end of the
+scan. Arrays are (D, H, W) = (z, y, x), all growing in those directions (LPS). Shapes are implicit functions that are
+positive inside and roughly in millimetres; :func:`cover` turns one into partial-volume coverage in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.floating]  # float32 wherever it is as large as a slab
+Box = tuple[slice, slice, slice]
+
+AIR, FAT, TISSUE, MUSCLE, LIVER = -1000.0, -100.0, 35.0, 55.0, 60.0  # HU
+
+
+def cover(inside: Array, edge: float) -> Array:
+    return np.clip(inside * np.float32(1 / edge) + np.float32(0.5), 0, 1)
+
+
+def smoothstep(start: float, stop: float, value: ArrayLike) -> Array:
+    part = np.clip((np.asarray(value, np.float32) - start) / (stop - start), 0, 1)
+    return part * part * (3 - 2 * part)
+
+
+def inside_superellipse(x: Array, y: Array, half_x: Array, half_y: Array, power: float) -> Array:
+    """Distance (mm) along the ray from the centre to the outline; positive inside."""
+    sides = np.abs(x / half_x) ** power + np.abs(y / half_y) ** power
+    ratio = np.maximum(sides, 1e-9) ** np.float32(-1 / power)
+    ratio -= 1
+    return np.sqrt(x * x + y * y + 1e-6) * ratio
+
+
+class Texture:
+    """Smooth random field in space: about N(0, 0.5) at every point, correlated over ``cell`` mm, repeating afar."""
+
+    def __init__(self, rng: np.random.Generator, cell: float) -> None:
+        self.cell = cell
+        self.grid = rng.standard_normal((32, 32, 32), dtype=np.float32)
+
+    def __call__(self, z: Array, y: Array, x: Array) -> Array:
+        """Values (D, H, W) at the points of three axes. Gathers instead of a matrix product: equal on all threads."""
+        field: Array = self.grid
+        for axis, points in enumerate((z, y, x)):
+            place = np.asarray(points, np.float32).ravel() / np.float32(self.cell) + 64
+            low = np.floor(place).astype(np.intp)
+            part = place - low
+            part = (part * part * (3 - 2 * part)).reshape([-1 if a == axis else 1 for a in range(3)])
+            first, second = field.take(low % 32, axis=axis), field.take((low + 1) % 32, axis=axis)
+            second -= first
+            second *= part
+            first += second
+            field = first
+        return field
+
+
+class Canvas:
+    """The volume being painted: HU, the share of lung in a voxel (0..255) and the lesion mask, with its geometry.
+
+    ``shape`` is (D, H, W); ``length`` of the scan, side of the ``field`` of view and ``offset`` (y, x) of the patient
+    in it are in mm.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], length: float, field: float, offset: tuple[float, float]) -> None:
+        depth, height, width = shape
+        self.spacing = (length / depth, field / height, field / width)
+        dz, dy, dx = self.spacing
+        self.z = ((np.arange(depth) + 0.5) * dz).astype(np.float32)
+        self.y = ((np.arange(height) - (height - 1) / 2) * dy - offset[0]).astype(np.float32)
+        self.x = ((np.arange(width) - (width - 1) / 2) * dx - offset[1]).astype(np.float32)
+        self.edge = max(dx, dy, 1.0)
+        self.voxel_ml = dz * dy * dx / 1000
+        self.hu = np.full(shape, AIR, np.int16)
+        self.lung = np.zeros(shape, np.uint8)
+        self.lesion = np.zeros(shape, np.bool_)
+
+    def slabs(self) -> Iterator[slice]:
+        """Planes in portions of about a million voxels: bounded temporaries that stay near the cache."""
+        depth, height, width = self.hu.shape
+        step = max(1, 2**20 // (height * width))
+        return (slice(start, min(start + step, depth)) for start in range(0, depth, step))
+
+    def box(self, centre: ArrayLike, reach: ArrayLike) -> tuple[Box, Array, Array, Array] | None:
+        """Index box around ``centre`` (z, y, x) and the coordinates in it from the centre, ready to broadcast."""
+        slices, axes = [], []
+        for number, (axis, c, r) in enumerate(
+            zip((self.z, self.y, self.x), np.asarray(centre), np.broadcast_to(reach, 3), strict=True)
+        ):
+            first, last = np.searchsorted(axis, (c - r, c + r))
+            if first >= last:
+                return None
+            slices.append(slice(int(first), int(last)))
+            axes.append((axis[first:last] - np.float32(c)).reshape([-1 if a == number else 1 for a in range(3)]))
+        return (slices[0], slices[1], slices[2]), axes[0], axes[1], axes[2]
+
+    def cover(self, inside: Array) -> Array:
+        return cover(inside, self.edge)
+
+    def blend(self, box: Box, cover: Array, value: Any, *, within: str = "all", mark: bool = False) -> None:
+        """Mix ``value`` in. ``within``: all (takes lung away), keep (does not), lung (only there), airless (fills
+        lung, fat and airways but spares vessels, muscle and bone)."""
+        lung = self.lung[box]
+        if within == "lung":
+            cover = cover * (lung * np.float32(1 / 255))
+        elif within == "airless":
+            cover = cover * np.maximum(lung * np.float32(1 / 255), self.hu[box] < 10)
+        elif within == "all":
+            lung[...] = np.rint(lung * (1 - cover))
+        part = self.hu[box]
+        mixed = part + cover * (value - part)
+        np.rint(mixed, out=mixed)
+        part[...] = mixed
+        if mark:
+            self.lesion[box] |= cover > 0.3
+
+    def tube(self, start: ArrayLike, end: ArrayLike, radius: float, value: float, within: str = "all") -> None:
+        """Capsule between two points (z, y, x); one thinner than a voxel is dimmed rather than dropped."""
+        start, end = np.asarray(start, float), np.asarray(end, float)
+        middle, along = (start + end) / 2, (end - start) / 2
+        half = float(np.sqrt(along @ along)) or 1e-3
+        found = self.box(middle, np.abs(along) + radius + self.edge)
+        if found is None:
+            return
+        box, z, y, x = found
+        uz, uy, ux = (np.float32(v / half) for v in along)
+        ahead = z * uz + y * uy + x * ux
+        near = np.clip(ahead, -half, half)
+        distance = np.sqrt(np.maximum((z * z + y * y + x * x) + near * (near - 2 * ahead), 0))
+        self.blend(
+            box, self.cover(radius - distance) * np.float32(min(1, 2 * radius / self.edge)), value, within=within
+        )
+
+    def path(self, points: ArrayLike, radius: float, value: float, within: str = "all") -> None:
+        points = np.asarray(points, float)
+        for start, end in pairwise(points):
+            self.tube(start, end, radius, value, within)
+
+    def ellipsoid(self, centre: ArrayLike, axes: ArrayLike, value: float, *, yaw: float = 0.0, **how: Any) -> None:
+        """Semi-axes (z, y, x) mm, turned by ``yaw`` radians in the axial plane."""
+        axes = np.asarray(axes, float)
+        found = self.box(centre, [axes[0] + self.edge, *[max(axes[1:]) + self.edge] * 2])
+        if found is None:
+            return
+        box, z, y, x = found
+        c, s = np.float32(np.cos(yaw)), np.float32(np.sin(yaw))
+        a, b, d = (np.float32(v) for v in axes)
+        inside = (1 - np.sqrt((z / a) ** 2 + ((y * c - x * s) / b) ** 2 + ((x * c + y * s) / d) ** 2)) * min(a, b, d)
+        self.blend(box, self.cover(inside), value, **how)
+
+    def lung_depth(self, start: NDArray[Any], direction: NDArray[Any]) -> float:
+        """How far (mm) the lung reaches from ``start`` along the unit vector ``direction``."""
+        steps = np.arange(0, 220, 2.0)
+        places = start + steps[:, None] * direction
+        inside = self.in_lung(places)
+        return float(steps[inside].max()) if inside.any() else 0.0
+
+    def in_lung(self, places: NDArray[Any]) -> NDArray[np.bool_]:
+        origin = np.array([self.z[0], self.y[0], self.x[0]])
+        index = np.rint((places - origin) / self.spacing).astype(int)
+        valid = ((index >= 0) & (index < self.hu.shape)).all(axis=1)
+        index[~valid] = 0
+        return valid & (self.lung[tuple(index.T)] > 127)
+
+    def voxel(self, place: NDArray[Any]) -> list[int]:
+        """Nearest index (d, h, w) of a place (z, y, x) in mm."""
+        return [int(np.abs(axis - p).argmin()) for axis, p in zip((self.z, self.y, self.x), place, strict=True)]

@@ -1,0 +1,121 @@
+"""Alpha chosen on the scans that chose the epoch, and what that gives on the scans that judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .numbers import Row, make_row, number_keys
+from .record import StudyRun
+from .results import Results, numbers_of, replicate_groups, replicates_of, score_on_choosing_scans
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What choosing alpha gives: it is chosen on the scans that chose the epoch, and judged on the others.
+
+    Args:
+        name: of the row, ``<configuration>, alpha chosen``.
+        alphas: among which was chosen.
+        choices: a row a choice: ``seed``, ``repeat``, ``fold``, ``device``, ``alpha``, ``score_choosing``, ``score``,
+            ``gap`` (two groups), ``abs_gap``; the gaps are NaN of a fold that has scans of one group only.
+        row: of the chosen ones; None when no seed has all folds and alphas.
+        lacking: choices that cannot be made, as a run is missing.
+        optimism: expected gain of P by choosing the best of as many equal ones, at this study's spread between seeds;
+            None when the spread is not known.
+    """
+
+    name: str
+    alphas: tuple[float, ...]
+    choices: pd.DataFrame
+    row: Row | None
+    lacking: int
+    optimism: float | None
+
+
+def expected_best(choices: int, spread: float) -> float:
+    """How much the best of several equal configurations looks better than it is: ``spread`` x E[max of K normals].
+
+    E[max] = integral of x K phi(x) Phi(x)^(K-1), by scipy.
+
+    Args:
+        choices: K, 1 or more.
+        spread: standard deviation between runs.
+    """
+    from scipy import stats
+
+    return spread * float(stats.norm.expect(lambda x: x * choices * stats.norm.cdf(x) ** (choices - 1)))
+
+
+def select_alpha(
+    results: Results, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[Selection, ...]:
+    """What choosing alpha on the scans that chose the epoch gives on the scans that judge.
+
+    For each seed and fold, the run of the highest P on its choosing scans is taken (the first in the study's order of
+    equal ones), and the judged scans of the taken runs are put together as in :func:`~.read_results`. A
+    seed and fold that lacks a run of one alpha is left out.
+    """
+    families: dict[tuple[str, str], list[StudyRun]] = {}
+    for run in results.study.runs:
+        if run.alpha is not None:
+            families.setdefault(run.family, []).append(run)
+    found = []
+    for (system, label), runs in families.items():
+        alphas = tuple(dict.fromkeys(run.alpha for run in runs if run.alpha is not None))
+        if len(alphas) < 2:
+            continue
+        name = f"{label}, alpha chosen"
+        taken, lacking = _choose(results, runs, len(alphas))
+        grouped = [[run for run, _ in group] for group in taken.values()]
+        replicates = [r for group in grouped for r in replicates_of(results.study, group, results.tables, name)]
+        row = None
+        if replicates:
+            row = make_row(replicates, system, None, max(len(replicates), len(taken)), confidence, resamples, seed)
+        choices = [_choice(results, run, score) for group in taken.values() for run, score in group]
+        optimism = _optimism(results, {run.label for run in runs}, len(alphas))
+        found.append(Selection(name, alphas, pd.DataFrame(choices), row, lacking, optimism))
+    return tuple(found)
+
+
+def _choose(
+    results: Results, runs: Sequence[StudyRun], alphas: int
+) -> tuple[dict[tuple[Any, ...], list[tuple[StudyRun, float]]], int]:
+    """The best run of each fold and its P where it was chosen, by seed; and how many choices lack a run."""
+    taken: dict[tuple[Any, ...], list[tuple[StudyRun, float]]] = {}
+    situations: dict[tuple[Any, ...], list[StudyRun]] = {}
+    for (_, *key), group in replicate_groups(results.study, runs).items():
+        for run in group:
+            situations.setdefault((*key, run.fold), []).append(run)
+    lacking = 0
+    for (*key, _), candidates in situations.items():
+        chosen = taken.setdefault(tuple(key), [])
+        scores = [score_on_choosing_scans(run) if run.id in results.tables else None for run in candidates]
+        known = [score for score in scores if score is not None]
+        if len(candidates) < alphas or len(known) < len(scores):
+            lacking += 1
+        else:
+            best = int(np.argmax(known))
+            chosen.append((candidates[best], known[best]))
+    return taken, lacking
+
+
+def _choice(results: Results, run: StudyRun, score: float) -> dict[str, Any]:
+    table = results.tables[run.id]
+    numbers = dict(numbers_of(table))
+    if len(table.present_groups().group_names) < 2:  # this fold has scans of one group only
+        numbers |= dict.fromkeys(("gap", "abs_gap"), float("nan"))
+    at = {"seed": run.seed, "repeat": run.repeat, "fold": run.fold, "device": run.device, "alpha": run.alpha}
+    judged = {name: numbers[name] for name in number_keys(results.judged) if not name.startswith("f1_")}
+    return at | {"score_choosing": score} | judged
+
+
+def _optimism(results: Results, labels: set[str], choices: int) -> float | None:
+    """:attr:`Selection.optimism`, with the spread between the seeds of the configurations."""
+    values = [[r.numbers["score"] for r in results.replicates[label]] for label in labels]
+    spreads = [np.var(each, ddof=1) for each in values if len(each) > 1]
+    return expected_best(choices, float(np.sqrt(np.mean(spreads)))) if spreads else None

@@ -1,0 +1,121 @@
+"""Cohorts of phantoms: the cells that were asked for, no hint at the class, the same for any number of workers."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from fairlung.pipeline.common.names import CLASS_NAMES
+from fairlung.pipeline.phantoms import cohort as phantom_cohort
+from fairlung.pipeline.phantoms.anatomy import SITES
+from fairlung.pipeline.phantoms.cohort import PRESETS, Preset
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return phantom_cohort.write_phantom_cohort(
+        tmp_path_factory.mktemp("cohort"), "tiny", "mixed", seed=3, workers=1, progress=False
+    ).parent
+
+
+def test_benchmark_has_the_published_cells() -> None:
+    cells = PRESETS["benchmark"].cells
+    assert set(cells) == {"train", "val"}
+    assert [sum(cells[split].values()) for split in ("train", "val")] == [734, 155]
+    assert [cells["train"]["squamous_cell", sex] for sex in ("male", "female")] == [79, 5]
+    assert [cells["val"]["squamous_cell", sex] for sex in ("male", "female")] == [12, 13]
+    assert cells["train"]["adenocarcinoma", "female"] == 125 and cells["val"]["covid19", "male"] == 20
+
+
+def test_plan_keeps_site_and_format_apart_from_class_and_sex() -> None:
+    specs = phantom_cohort.plan_cohort("benchmark", fmt="mixed", seed=0)
+    for attribute in ("site", "fmt"):
+        for cell, count in PRESETS["benchmark"].cells["train"].items():
+            values = Counter(getattr(s, attribute) for s in specs if s.split == "train" and (s.label, s.sex) == cell)
+            assert max(values.values()) - min(values.values()) <= 1 and sum(values.values()) == count
+    both = Counter((s.site, s.fmt) for s in specs)
+    assert len(both) == 9 and min(both.values()) > 60  # nor are they tied to each other
+    assert len({s.patient for s in specs}) == len({s.path for s in specs}) == 889
+
+
+def test_cohort_files_match_the_table(cohort: Path) -> None:
+    with (cohort / "cohort.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == phantom_cohort.COHORT_COLUMNS
+    assert [row["scan"] for row in rows] == sorted(row["scan"] for row in rows)
+    counts = Counter((row["split"], row["label"], row["sex"]) for row in rows)
+    assert counts == {(s, *cell): n for s, part in PRESETS["tiny"].cells.items() for cell, n in part.items()}
+    assert len({row["patient"] for row in rows}) == len(rows)
+    kinds = Counter()
+    for row in rows:
+        path = cohort / row["scan"]
+        assert path.parts[-4:-1] == (row["split"], row["label"], row["sex"])
+        assert 50 <= int(row["slices"]) <= 56 and row["synthetic"] == "yes" and row["site"] in SITES
+        shifted = (row["label"], row["sex"]) == ("squamous_cell", "female")
+        assert row["presentation"] == ("shifted" if shifted else "typical")
+        if path.is_file():
+            kinds["nifti"] += 1
+        else:
+            names = {p.name for p in path.iterdir()}
+            assert len(names) == int(row["slices"])
+            kinds["jpg" if "0.jpg" in names else "dicom"] += 1
+    assert set(kinds) == {"jpg", "dicom", "nifti"} and min(kinds.values()) >= 8
+    assert {str(p.relative_to(cohort)) for p in cohort.rglob("phantom-*")} == {row["scan"] for row in rows}
+
+
+def test_worker_count_changes_nothing(tmp_path: Path) -> None:
+    few = Preset({"train": {("squamous_cell", "female"): 3, ("covid19", "male"): 3}}, size=48, slices=(20, 24))
+    for workers in (1, 2):
+        phantom_cohort.write_phantom_cohort(tmp_path / str(workers), few, "mixed", 1, workers=workers, progress=False)
+    alone = digest(tmp_path / "1")
+    assert alone == digest(tmp_path / "2") and len(alone) > 50
+
+
+def test_a_second_cohort_does_not_mix_with_the_first(cohort: Path) -> None:
+    with pytest.raises(FileExistsError, match="scans is not empty"):
+        phantom_cohort.write_phantom_cohort(cohort, "tiny", "jpg", progress=False)
+
+
+def test_new_scans_carry_no_label(tmp_path: Path) -> None:
+    few = Preset({}, size=32, slices=(10, 12))
+    request = [("covid19", "male"), ("normal", "female"), ("squamous_cell", "male")]
+    paths = phantom_cohort.write_phantom_scans(tmp_path, request, preset=few, seed=2)
+    assert [p.name for p in paths] == ["new-0001", "new-0002", "new-0003.nii.gz"]
+    assert (paths[0] / "0.jpg").is_file() and (paths[1] / "IM-0001.dcm").is_file() and paths[2].is_file()
+    names = " ".join(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
+    assert not any(label in names for label in CLASS_NAMES)
+    with pytest.raises(FileExistsError, match="new-0001 already exists"):
+        phantom_cohort.write_phantom_scans(tmp_path, request, preset=few, seed=2)
+    with pytest.raises(ValueError, match="fmt must be one of .*, got 'bmp'"):
+        phantom_cohort.write_phantom_scans(tmp_path, request, preset=few, fmt="bmp")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "huge"}, "preset must be one of tiny, demo, benchmark, got 'huge'"),
+        ({"fmt": "nrrd"}, "fmt must be one of jpg, dicom, nifti, mixed, got 'nrrd'"),
+        ({"seed": -1}, "seed must be >= 0, got -1"),
+        ({"workers": 0}, "workers must be >= 1, got 0"),
+    ],
+)
+def test_cohort_names_the_wrong_value(tmp_path: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        phantom_cohort.write_phantom_cohort(tmp_path, **({"progress": False} | options))  # type: ignore[arg-type]
+    assert not (tmp_path / "cohort.csv").exists()
+
+
+def test_preset_checks_its_cells() -> None:
+    with pytest.raises(ValueError, match="must be >= 0, got -2"):
+        Preset({"train": {("normal", "male"): -2}}, size=64, slices=(50, 60))
+    with pytest.raises(ValueError, match="slices must be .* got"):
+        Preset({}, size=64, slices=(60, 50))

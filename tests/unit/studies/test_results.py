@@ -1,0 +1,92 @@
+"""The finished part of a study: what is unfinished is counted, and nothing is hidden."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pandas as pd
+import pytest
+from simulated_studies import (
+    DRAWS,
+    change,
+    runs_of,
+    write_study,
+)
+
+from fairlung.pipeline.studies.record import StudyError, load_study
+from fairlung.pipeline.studies.results import read_results
+from fairlung.pipeline.studies.summary import study_tables
+from fairlung.pipeline.studies.tables import (
+    table_notes,
+    write_tables,
+)
+
+
+def test_failed_runs_are_counted_and_shown(nested_tables):
+    page = (nested_tables / "index.html").read_text()
+    assert "27 of 36 runs finished, 9 failed" in page and "CUDA out of memory" in page
+    assert "CNN-RNN 3 of 3" in (nested_tables / "table1.md").read_text()
+    assert page.index("A cell has 5 scans.") < page.index("Table 1")
+
+
+def test_a_seed_that_lacks_a_fold_is_left_out_and_counted(nested_study, tmp_path):
+    def lose(record: dict[str, Any]) -> None:
+        run = next(run for run in record["runs"] if run["label"] == "CE" and run["fold"] == 1)
+        run["status"] = "running"
+
+    tables = study_tables([change(nested_study, lose, tmp_path / "s")], resamples=DRAWS)
+    row = tables.rows[0]
+    assert (row.label, row.replicates, row.planned) == ("CE", 2, 3)
+    assert any("CE 1 of 3" in note for note in table_notes(tables))
+
+
+def test_a_finished_run_without_its_evaluation_is_a_warning(given_study, tmp_path):
+    folder = tmp_path / "s"
+    shutil.copytree(given_study, folder)
+    first, second = runs_of(folder)["output_dir"][:2]
+    shutil.rmtree(folder / first / "val" / "evaluation")
+    table = folder / second / "val" / "evaluation" / "predictions.csv"
+    other = pd.read_csv(table)
+    other["prediction"] = other["label"]
+    other.to_csv(table, index=False)
+    results = read_results(load_study(folder))
+    assert [text.split()[0] for text in results.problems] == list(runs_of(folder)["id"][:2])
+    assert "metrics.json is missing" in results.problems[0]
+    assert "not of the same predictions" in results.problems[1]
+    assert str(folder) not in "".join(results.problems)
+    assert len(results.replicates["CE"]) == 1
+    write_tables([folder], tmp_path / "out", resamples=DRAWS)
+    assert "metrics.json is missing" in (tmp_path / "out" / "tables.md").read_text()
+
+
+def test_nothing_finished_is_an_error(tmp_path):
+    folder = write_study(tmp_path / "s", {"CE": {"skill": (1, 1), "status": "pending"}})
+    with pytest.raises(StudyError, match="no finished run yet .0 of 3 runs finished, 3 pending"):
+        study_tables([folder])
+
+
+def test_no_whole_seed_is_an_error(nested_study, tmp_path):
+    def lose(record: dict[str, Any]) -> None:
+        for run in record["runs"]:
+            run["status"] = "pending" if run["fold"] == 2 else run["status"]
+
+    with pytest.raises(StudyError, match="no seed has all its folds"):
+        study_tables([change(nested_study, lose, tmp_path / "s")])
+
+
+def test_folds_on_one_fixed_test_split_are_replicates_and_shared_scans_an_error(nested_study, tmp_path):
+    folder = tmp_path / "fixed"
+    shutil.copytree(nested_study, folder)
+    runs = runs_of(folder)
+    ce = runs[(runs["label"] == "CE") & (runs["seed"] == 1)]
+    source = folder / ce["output_dir"].iloc[0] / "test"
+    for other in ce["output_dir"].iloc[1:]:
+        shutil.rmtree(folder / other / "test")
+        shutil.copytree(source, folder / other / "test")
+    assert [r.seed for r in read_results(load_study(folder)).replicates["CE"]] == [1, 1, 1, 2, 3]
+    last = ce["output_dir"].iloc[2]
+    shutil.rmtree(folder / last / "test")
+    shutil.copytree(nested_study / last / "test", folder / last / "test")
+    with pytest.raises(StudyError, match="judge some scans twice"):
+        read_results(load_study(folder))

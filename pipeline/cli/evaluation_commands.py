@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from .console import console, show_audit, show_before_after, show_comparison, show_evaluation, stop
+
+if TYPE_CHECKING:
+    from ..evaluation.records import Audit, Comparison
+
+
+GroupBy = Annotated[
+    list[str] | None, typer.Option(help="Group column, by default sex; repeat it for every combination.")
+]
+GroupName = Annotated[list[str] | None, typer.Option(help="Groups in order; repeat the option.")]
+ClassName = Annotated[list[str] | None, typer.Option(help="Classes in order; repeat the option.")]
 
 
 class PostprocessMethod(StrEnum):
@@ -48,11 +58,9 @@ def audit(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Also write the audit to this JSON file.")
     ] = None,
-    group_by: Annotated[
-        list[str] | None, typer.Option(help="Group column, by default sex; repeat it for every combination.")
-    ] = None,
-    group_name: Annotated[list[str] | None, typer.Option(help="Groups in order; repeat the option.")] = None,
-    class_name: Annotated[list[str] | None, typer.Option(help="Classes in order; repeat the option.")] = None,
+    group_by: GroupBy = None,
+    group_name: GroupName = None,
+    class_name: ClassName = None,
     label_column: Annotated[str, typer.Option(help="Column of the true class.")] = "label",
     prediction_column: Annotated[str, typer.Option(help="Column of the predicted class.")] = "prediction",
     split: Annotated[str | None, typer.Option(help="Split, where the source has several.")] = None,
@@ -84,9 +92,7 @@ def audit(
         result = audit_of(table, resamples, resamples, confidence, method, seed)  # type: ignore[arg-type]
     except (UserError, ValueError) as error:
         stop(error)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=2) + "\n")
+    _write(result, output)
     show_audit(result)
 
 
@@ -102,11 +108,9 @@ def compare(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Also write the comparison to this JSON file.")
     ] = None,
-    group_by: Annotated[
-        list[str] | None, typer.Option(help="Group column, by default sex; repeat it for every combination.")
-    ] = None,
-    group_name: Annotated[list[str] | None, typer.Option(help="Groups in order; repeat the option.")] = None,
-    class_name: Annotated[list[str] | None, typer.Option(help="Classes in order; repeat the option.")] = None,
+    group_by: GroupBy = None,
+    group_name: GroupName = None,
+    class_name: ClassName = None,
     split: Annotated[str | None, typer.Option(help="Split, where a source has several.")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store of the runs.")] = None,
     confidence: Annotated[float, typer.Option(help="Of the intervals; tests are at the level 1 - this.")] = 0.95,
@@ -131,9 +135,7 @@ def compare(
         result = compare_systems(systems, resamples, resamples, confidence, seed)
     except (UserError, ValueError) as error:
         stop(error)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=2) + "\n")
+    _write(result, output)
     show_comparison(result)
 
 
@@ -153,8 +155,8 @@ def report(
     group_by: Annotated[
         list[str] | None, typer.Option(help="Group column of a table, by default sex; repeat it for every combination.")
     ] = None,
-    group_name: Annotated[list[str] | None, typer.Option(help="Groups in order; repeat the option.")] = None,
-    class_name: Annotated[list[str] | None, typer.Option(help="Classes in order; repeat the option.")] = None,
+    group_name: GroupName = None,
+    class_name: ClassName = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store of the run.")] = None,
 ) -> None:
     """Write a report that stands alone, as HTML and as Markdown: verdicts, intervals, cells, calibration, errors."""
@@ -197,8 +199,7 @@ def model_card(
             update_performance(bundle_readme, evaluation_dir)
     except (UserError, ValueError) as error:
         stop(error)
-    for path in filter(None, (output, bundle_readme)):
-        console.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
+    _say_written(output, bundle_readme)
 
 
 def postprocess(
@@ -228,9 +229,7 @@ def postprocess(
         list[str] | None,
         typer.Option(help="prior: CLASS=FREQUENCY under which the model answers, for each class; by default even."),
     ] = None,
-    group_by: Annotated[
-        list[str] | None, typer.Option(help="Group column, by default sex; repeat it for every combination.")
-    ] = None,
+    group_by: GroupBy = None,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     resamples: Annotated[int, typer.Option(help="Bootstrap draws.")] = 2000,
     seed: Annotated[int, typer.Option(help="Same seed, same intervals.")] = 0,
@@ -276,7 +275,19 @@ def postprocess(
         stop(error)
     console.print(escape(fit.describe(fitted)), highlight=False, soft_wrap=True)
     show_before_after(result)
-    for path in outputs:
+    _say_written(*outputs)
+
+
+def _write(result: Audit | Comparison, output: Path | None) -> None:
+    from ..evaluation.records import json_text
+
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json_text(result))
+
+
+def _say_written(*paths: Path | None) -> None:
+    for path in filter(None, paths):
         console.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
 
 

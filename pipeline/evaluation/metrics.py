@@ -114,6 +114,16 @@ class GroupConfusion(Metric):
             that number under that name, and the whole summary beside it. None gives it the summary alone.
         prefix: put before every name, e.g. ``val_``.
         output_transform: engine output -> ``(logits [N, C], {"label": [N], "group": [N]})``.
+
+    Example:
+        >>> import torch
+        >>> from fairlung.pipeline import GroupConfusion
+        >>> metric = GroupConfusion(["covid", "normal"], ["male", "female"], output_transform=lambda output: output)
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [1.0, 0.0]])
+        >>> metric.update((logits, {"label": torch.tensor([0, 1, 0, 1]), "group": torch.tensor([0, 0, 1, 1])}))
+        >>> found = metric.compute()
+        >>> {name: round(found[name], 3) for name in ("f1_male", "f1_female", "score", "gap")}
+        {'f1_male': 1.0, 'f1_female': 0.333, 'score': 0.667, 'gap': 0.667}
     """
 
     def __init__(

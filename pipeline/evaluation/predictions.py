@@ -115,6 +115,20 @@ def load_predictions(
 
     Raises:
         PredictionsError: no such file, column or class, a value that is none, or a scan given twice.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from fairlung.pipeline import load_predictions
+        >>> rows = "scan,label,sex,prediction\\ns1,covid,male,covid\\ns2,normal,female,covid\\ns3,normal,male,normal\\n"
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "predictions.csv")
+        ...     _ = path.write_text(rows)
+        ...     table = load_predictions(path)
+        >>> table.class_names, table.group_names
+        (('covid', 'normal'), ('male', 'female'))
+        >>> table.confusion()[1].tolist()  # of the women: one normal scan, called covid
+        [[0, 0], [1, 0]]
     """
     path = Path(path)
     table = read_table(path)

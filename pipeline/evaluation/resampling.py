@@ -18,9 +18,9 @@ class Estimate(NamedTuple):
     high: float
 
 
-def estimate(value: Any, low: Any, high: Any) -> dict[str, float]:
-    """An :class:`Estimate` as plain data: ``{"value", "low", "high"}``."""
-    return Estimate(float(value), float(low), float(high))._asdict()
+def estimate(value: Any, low: Any, high: Any) -> Estimate:
+    """An :class:`Estimate` of Python's floats."""
+    return Estimate(float(value), float(low), float(high))
 
 
 def check_resampling(confidence: float, resamples: int, permutations: int | None = None) -> None:

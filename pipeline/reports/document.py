@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ..evaluation.wording import Verdict
 
@@ -251,11 +251,6 @@ def markdown_table(table: Table) -> str:
 def squeezed(text: str) -> str:
     """Text without repeated empty lines, ending in one line feed."""
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def verdicts_of(result: Mapping[str, Any]) -> Verdicts:
-    """The verdicts of audit.json or compare.json."""
-    return Verdicts(tuple(Verdict(item["level"], item["text"]) for item in result["verdicts"]))
 
 
 def _pictures(document: Document) -> Sequence[Picture]:

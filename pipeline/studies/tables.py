@@ -16,7 +16,7 @@ import pandas as pd
 from .. import __version__
 from ..evaluation.paired import TESTED
 from ..evaluation.resampling import Estimate
-from ..evaluation.wording import Verdict, number_name, span_text
+from ..evaluation.wording import Verdict, number_name, percent, span_text
 from ..reports.document import (
     Block,
     Document,
@@ -31,7 +31,7 @@ from ..reports.document import (
 )
 from ..reports.figures import cohort_chart
 from ..reports.latex import latex_table
-from ..reports.parts import NONE, percent, synthetic_badge
+from ..reports.parts import NONE, synthetic_badge
 from .figures import curves_figure, pareto_front, study_trade_off_figure
 from .numbers import SCANS, SEEDS, Row, StudyTables, columns_of, expected_best, fair_gap, number_keys, study_tables
 from .quoted import quoted_paper
@@ -133,7 +133,7 @@ def table_notes(tables: StudyTables, alone: bool = True) -> tuple[str, ...]:
 
 
 def _stacked(found: Estimate, number: str) -> str:
-    return span_text(found._asdict(), signed=number == "gap").replace(" (", "\n(", 1)
+    return span_text(found, signed=number == "gap").replace(" (", "\n(", 1)
 
 
 def _caption(tables: StudyTables, text: str) -> str:
@@ -203,7 +203,7 @@ def table_2(tables: StudyTables) -> tuple[Table, tuple[str, ...]]:
     for line in found.to_dict("records"):
         difference = line["kind"] == "difference"
         spans = [
-            span_text({"value": line[key], "low": line[f"{key}_low"], "high": line[f"{key}_high"]},
+            span_text(Estimate(line[key], line[f"{key}_low"], line[f"{key}_high"]),
                       difference or key == "gap").replace(" (", "\n(", 1)
             for key in keys
         ]  # fmt: skip
@@ -258,7 +258,7 @@ def selection_tables(tables: StudyTables) -> tuple[Block, ...]:
         text = f"{selection.name} among {among}: of {len(selection.choices)} choices, {often}."
         text += f" {selection.lacking} more cannot be made yet: a run is missing." if selection.lacking else ""
         if selection.row is not None:
-            said = [f"{names[key]} {span_text(selection.row.estimates[key]._asdict(), key == 'gap')}" for key in keys]
+            said = [f"{names[key]} {span_text(selection.row.estimates[key], key == 'gap')}" for key in keys]
             text += f" On {study.judged_on}: {', '.join(said)}, {percent(tables.confidence)} interval over "
             text += f"{selection.row.over}."
             text += " The same scans chose, so this is optimistic." if study.optimistic else ""
@@ -382,8 +382,7 @@ def trade_off_picture(tables: StudyTables) -> Picture:
         [row.estimates["score"].value for row in tables.rows], [row.estimates["abs_gap"].value for row in tables.rows]
     )
     said = [
-        f"{row.label}: P {span_text(row.estimates['score']._asdict())}, |gap| "
-        f"{span_text(row.estimates['abs_gap']._asdict())}"
+        f"{row.label}: P {span_text(row.estimates['score'])}, |gap| {span_text(row.estimates['abs_gap'])}"
         for row in tables.rows
     ]
     names = ", ".join(tables.rows[index].label for index in front)

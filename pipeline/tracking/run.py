@@ -41,6 +41,7 @@ from .system_load import SystemMonitor
 
 if TYPE_CHECKING:
     from ..data.cohort import Cohort
+    from ..evaluation.records import Audit
 import logging
 
 logger = logging.getLogger(__name__)
@@ -300,7 +301,7 @@ class RunTracker:
         self,
         predictions: str | Path,
         split: str,
-        audit: Mapping[str, Any] | None = None,
+        audit: Audit | None = None,
         epoch: int | None = None,
         **summary: Any,
     ) -> dict[str, Any]:

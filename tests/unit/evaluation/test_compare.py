@@ -32,6 +32,8 @@ from fairlung.pipeline.evaluation.paired import (
     smallest_p,
 )
 from fairlung.pipeline.evaluation.predictions import Predictions
+from fairlung.pipeline.evaluation.records import Comparison, from_plain, json_text, read_record, to_plain
+from fairlung.pipeline.evaluation.wording import Verdict
 
 CLASSES = ("a", "g", "covid", "normal")
 SEXES = ("male", "female")
@@ -91,18 +93,18 @@ def test_values_and_differences_are_scikit_learns_means_over_runs() -> None:
     expected = {
         name: {
             key: np.mean([by_scikit_learn(run, np.ones(len(run.label)))[key] for run in tables])
-            for key in result["systems"][0]["values"]
+            for key in result.systems[0].values
         }
         for name, tables in systems.items()
     }
-    for system in result["systems"]:
-        assert system["values"] == pytest.approx(expected[system["name"]])
-        scores = [run["score"]["value"] for run in system["runs"]]
-        assert system["sd"]["score"] == pytest.approx(np.std(scores, ddof=1))
-    (comparison,) = result["comparisons"]
-    for name, estimate in comparison["differences"].items():
-        assert estimate["value"] == pytest.approx(expected["B"][name] - expected["A"][name])
-        assert estimate["low"] <= estimate["value"] <= estimate["high"]
+    for system in result.systems:
+        assert system.values == pytest.approx(expected[system.name])
+        scores = [run["score"].value for run in system.runs]
+        assert system.sd["score"] == pytest.approx(np.std(scores, ddof=1))
+    (comparison,) = result.comparisons
+    for name, estimate in comparison.differences.items():
+        assert estimate.value == pytest.approx(expected["B"][name] - expected["A"][name])
+        assert estimate.low <= estimate.value <= estimate.high
 
 
 def test_a_bootstrap_of_patterns_is_a_bootstrap_of_rows() -> None:
@@ -168,14 +170,14 @@ def test_chunks_of_a_large_comparison_add_up(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_intervals_of_a_run_are_those_of_its_audit() -> None:
     (run,) = runs(8)
-    (_, found) = compare({"A": runs(9), "B": [run]}, **FEW)["systems"]
+    (_, found) = compare({"A": runs(9), "B": [run]}, **FEW).systems
     expected = audit(run, **FEW)
-    assert found["sd"] is None
-    (mine,) = found["runs"]
-    assert {name: mine[name] for name in expected["overall"]} == expected["overall"]
-    for group in expected["groups"]:
-        del group["f1"]["by_fairlearn"]
-        assert mine[f"f1_{group['group']}"] == group["f1"]
+    assert found.sd is None
+    (mine,) = found.runs
+    numbers = expected.overall.numbers()
+    assert {name: mine[name] for name in numbers} == numbers
+    for group in expected.groups:
+        assert mine[f"f1_{group.group}"] == group.f1[:3]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -183,21 +185,21 @@ def test_intervals_of_a_run_are_those_of_its_audit() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 def test_identical_systems_do_not_differ() -> None:
     result = compare({"A": runs(0), "B": runs(0)}, **FEW)
-    (comparison,) = result["comparisons"]
-    assert all(estimate == {"value": 0, "low": 0, "high": 0} for estimate in comparison["differences"].values())
-    assert comparison["probability_better"] == {"score": 0.5, "abs_gap": 0.5}
-    assert all(test["p_value"] == test["p_holm"] == 1 for test in comparison["tests"].values())
-    assert comparison["power"]["scans"] is None and comparison["power"]["runs"] is None
-    assert result["verdicts"][0]["text"].startswith("P of B equals that of A (95 % interval")
-    assert {verdict["level"] for verdict in result["verdicts"]} == {"inconclusive", "note"}
+    (comparison,) = result.comparisons
+    assert all(estimate == (0, 0, 0) for estimate in comparison.differences.values())
+    assert comparison.probability_better == {"score": 0.5, "abs_gap": 0.5}
+    assert all(test.p_value == test.p_holm == 1 for test in comparison.tests.values())
+    assert comparison.power.scans is None and comparison.power.runs is None
+    assert result.verdicts[0].text.startswith("P of B equals that of A (95 % interval")
+    assert {verdict.level for verdict in result.verdicts} == {"inconclusive", "note"}
 
 
 def test_the_same_runs_of_both_do_not_differ() -> None:
-    (comparison,) = compare({"A": runs(0, 4), "B": runs(0, 4)[::-1]}, **FEW)["comparisons"]
-    assert comparison["differences"]["score"]["value"] == pytest.approx(0, abs=1e-12)
-    assert comparison["differences"]["score"]["high"] > 0.01  # other runs would not be the same
-    assert comparison["probability_better"]["score"] == pytest.approx(0.5, abs=0.15)
-    assert comparison["tests"]["score"]["p_value"] == comparison["tests_of_these_runs"]["score"]["p_value"] == 1
+    (comparison,) = compare({"A": runs(0, 4), "B": runs(0, 4)[::-1]}, **FEW).comparisons
+    assert comparison.differences["score"].value == pytest.approx(0, abs=1e-12)
+    assert comparison.differences["score"].high > 0.01  # other runs would not be the same
+    assert comparison.probability_better["score"] == pytest.approx(0.5, abs=0.15)
+    assert comparison.tests["score"].p_value == comparison.tests_of_these_runs["score"].p_value == 1
 
 
 def test_the_order_of_rows_does_not_matter() -> None:
@@ -207,22 +209,22 @@ def test_the_order_of_rows_does_not_matter() -> None:
         for name, tables in systems.items()
     }
     one, other = compare(systems, **FEW), compare(shuffled, **FEW)
-    assert json.dumps(one) == json.dumps(other)
+    assert json_text(one) == json_text(other)
 
 
 def test_swapping_the_systems_flips_the_signs() -> None:
     a, b = runs(0, 2, 0.6), runs(1, 3, 0.8)
-    (forth,) = compare({"A": a, "B": b}, resamples=2000, permutations=2000)["comparisons"]
-    (back,) = compare({"B": b, "A": a}, resamples=2000, permutations=2000)["comparisons"]
-    for name, estimate in forth["differences"].items():
-        mirrored = back["differences"][name]
-        assert mirrored["value"] == pytest.approx(-estimate["value"])
-        assert mirrored["low"] == pytest.approx(-estimate["high"], abs=0.03)
-        assert mirrored["high"] == pytest.approx(-estimate["low"], abs=0.03)
+    (forth,) = compare({"A": a, "B": b}, resamples=2000, permutations=2000).comparisons
+    (back,) = compare({"B": b, "A": a}, resamples=2000, permutations=2000).comparisons
+    for name, estimate in forth.differences.items():
+        mirrored = back.differences[name]
+        assert mirrored.value == pytest.approx(-estimate.value)
+        assert mirrored.low == pytest.approx(-estimate.high, abs=0.03)
+        assert mirrored.high == pytest.approx(-estimate.low, abs=0.03)
     for name in ("score", "abs_gap"):
-        share = forth["probability_better"][name] + back["probability_better"][name]
+        share = forth.probability_better[name] + back.probability_better[name]
         assert share == pytest.approx(1, abs=0.05)
-        assert forth["tests"][name]["p_value"] == back["tests"][name]["p_value"]  # over runs it is exact
+        assert forth.tests[name].p_value == back.tests[name].p_value  # over runs it is exact
 
 
 def test_scans_of_unknown_group_are_left_out() -> None:
@@ -230,9 +232,9 @@ def test_scans_of_unknown_group_are_left_out() -> None:
     known = np.arange(len(a.label)) % 3 > 0
     hidden = np.where(known, a.group, -1)
     result = compare({"A": [replace(a, group=hidden)], "B": [replace(b, group=hidden)]}, **FEW)
-    assert (result["n"], result["n_unknown"]) == (known.sum(), (~known).sum())
+    assert (result.n, result.n_unknown) == (known.sum(), (~known).sum())
     expected = compare({"A": [a.take(known)], "B": [b.take(known)]}, **FEW)
-    assert result["comparisons"] == expected["comparisons"]
+    assert result.comparisons == expected.comparisons
 
 
 def test_three_groups_have_no_signed_gap() -> None:
@@ -240,16 +242,16 @@ def test_three_groups_have_no_signed_gap() -> None:
         name: [replace(run, group=np.arange(len(run.label)) % 3, group_names=("x", "y", "z")) for run in runs(seed)]
         for name, seed in (("A", 0), ("B", 1))
     }
-    (comparison,) = compare(systems, **FEW)["comparisons"]
-    assert set(comparison["differences"]) == {"score", "abs_gap", "f1_macro", "worst_cell_f1", "f1_x", "f1_y", "f1_z"}
+    (comparison,) = compare(systems, **FEW).comparisons
+    assert set(comparison.differences) == {"score", "abs_gap", "f1_macro", "worst_cell_f1", "f1_x", "f1_y", "f1_z"}
 
 
 def test_same_seed_same_result_and_plain_data() -> None:
     systems = {"A": runs(0, 2), "B": runs(1), "C": runs(2, 2)}
     result = compare(systems, **FEW, seed=5)
     assert result == compare(systems, **FEW, seed=5)
-    assert json.loads(json.dumps(result, allow_nan=False)) == result
-    assert result["comparisons"] != compare(systems, **FEW, seed=6)["comparisons"]
+    assert from_plain(Comparison, json.loads(json.dumps(to_plain(result), allow_nan=False))) == result
+    assert result.comparisons != compare(systems, **FEW, seed=6).comparisons
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -293,9 +295,9 @@ def test_swapping_scans_finds_a_large_difference() -> None:
 def test_scans_of_unequal_numbers_of_runs_cannot_be_swapped() -> None:
     with pytest.raises(ValueError, match="equal numbers of runs only, got 1 and 2"):
         permute_scans(Patterns.of(runs(0, 3)), [0], [1, 2], 100, np.random.default_rng(0))
-    (comparison,) = compare({"A": runs(0), "B": runs(1, 3)}, **FEW)["comparisons"]
-    assert comparison["tests_of_these_runs"] is None and comparison["differences_of_these_runs"] is not None
-    assert comparison["tests"]["score"]["unit"] == "runs"
+    (comparison,) = compare({"A": runs(0), "B": runs(1, 3)}, **FEW).comparisons
+    assert comparison.tests_of_these_runs is None and comparison.differences_of_these_runs is not None
+    assert comparison.tests["score"].unit == "runs"
 
 
 def test_permuting_runs_counts_every_choice() -> None:
@@ -317,25 +319,25 @@ def test_lucky_seeds_are_not_taken_for_a_better_way_of_training() -> None:
     over_scans, over_runs, within = [], [], []
     for _ in range(50):  # both systems are one way of training, whose runs differ widely
         tables = [runs(int(rng.integers(1e9)), 1, right)[0] for right in rng.uniform(0.5, 0.9, 8)]
-        (found,) = compare({"A": tables[:4], "B": tables[4:]}, resamples=100, permutations=100)["comparisons"]
-        over_scans.append(found["tests_of_these_runs"]["score"]["p_value"] <= 0.05)
-        over_runs.append(found["tests"]["score"]["p_value"] <= 0.05)
-        within.append(found["differences"]["score"]["low"] <= 0 <= found["differences"]["score"]["high"])
+        (found,) = compare({"A": tables[:4], "B": tables[4:]}, resamples=100, permutations=100).comparisons
+        over_scans.append(found.tests_of_these_runs["score"].p_value <= 0.05)
+        over_runs.append(found.tests["score"].p_value <= 0.05)
+        within.append(found.differences["score"].low <= 0 <= found.differences["score"].high)
     assert np.mean(over_runs) <= 0.15 and np.mean(within) >= 0.8
     assert np.mean(over_scans) >= 0.3  # why runs are permuted, and not scans
 
 
 def test_holm_is_statsmodels_over_all_comparisons() -> None:
     systems = {"A": runs(0), "B": runs(1, right=0.78), "C": runs(2, right=0.8), "D": runs(3, right=0.6)}
-    comparisons = compare(systems, **FEW)["comparisons"]
-    tests = [test for comparison in comparisons for test in comparison["tests"].values()]
+    comparisons = compare(systems, **FEW).comparisons
+    tests = [test for comparison in comparisons for test in comparison.tests.values()]
     assert len(tests) == 6
-    expected = multipletests([test["p_value"] for test in tests], method="holm")[1]
-    assert [test["p_holm"] for test in tests] == pytest.approx(expected)
-    in_order = sorted(tests, key=lambda test: test["p_value"])
-    steps = np.maximum.accumulate([(6 - i) * test["p_value"] for i, test in enumerate(in_order)])  # Holm 1979
-    assert [test["p_holm"] for test in in_order] == pytest.approx(np.minimum(steps, 1))
-    assert all(comparison["reference"] == "A" for comparison in comparisons)
+    expected = multipletests([test.p_value for test in tests], method="holm")[1]
+    assert [test.p_holm for test in tests] == pytest.approx(expected)
+    in_order = sorted(tests, key=lambda test: test.p_value)
+    steps = np.maximum.accumulate([(6 - i) * test.p_value for i, test in enumerate(in_order)])  # Holm 1979
+    assert [test.p_holm for test in in_order] == pytest.approx(np.minimum(steps, 1))
+    assert all(comparison.reference == "A" for comparison in comparisons)
 
 
 def test_runs_needed_give_the_power_that_they_promise() -> None:
@@ -398,37 +400,39 @@ def test_senseless_settings_are_refused() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 def test_a_clear_difference_is_a_finding_about_these_models() -> None:
     result = compare({"old": runs(0, right=0.4), "new": runs(1, right=0.95)}, resamples=1000, permutations=1000)
-    first, _, last = result["verdicts"]
-    value = result["comparisons"][0]["differences"]["score"]["value"]
-    assert first["level"] == "finding"
-    assert first["text"].startswith(f"P of new is {value:.3f} higher than that of old (95 % interval ")
-    assert "these models differ on scans like these" in first["text"]
-    assert last == {"level": "note", "text": "One run each: says nothing about other seeds."}
+    first, _, last = result.verdicts
+    value = result.comparisons[0].differences["score"].value
+    assert first.level == "finding"
+    assert first.text.startswith(f"P of new is {value:.3f} higher than that of old (95 % interval ")
+    assert "these models differ on scans like these" in first.text
+    assert last == Verdict("note", "One run each: says nothing about other seeds.")
 
 
 def test_a_small_difference_cannot_be_told_from_none() -> None:
-    first, _, last = compare({"A": runs(0), "B": runs(3)}, **FEW)["verdicts"]
-    assert first["level"] == "inconclusive"
-    assert "a difference of this size cannot be told from none on these data" in first["text"]
-    assert "takes about" in last["text"] and "scans in the same proportions" in last["text"]
+    first, _, last = compare({"A": runs(0), "B": runs(3)}, **FEW).verdicts
+    assert first.level == "inconclusive"
+    assert "a difference of this size cannot be told from none on these data" in first.text
+    assert "takes about" in last.text and "scans in the same proportions" in last.text
 
 
 def test_too_few_runs_give_no_statement_about_seeds() -> None:
-    found = compare({"A": runs(0, 3, 0.4), "B": runs(1, 3, 0.95)}, resamples=1000, permutations=1000)["verdicts"]
-    assert [verdict["level"] for verdict in found] == ["inconclusive", "inconclusive", "no-statement", "note", "note"]
-    assert "so few runs cannot tell a difference of any size from none" in found[0]["text"]
-    assert "the smallest p that they can give is 0.2 after Holm; it takes 5 runs each" in found[2]["text"]
-    assert "chance in the scans only" in found[3]["text"] and "larger than chance explains" in found[3]["text"]
-    enough = compare({"A": runs(0, 5, 0.4), "B": runs(1, 5, 0.95)}, resamples=1000, permutations=1000)["verdicts"]
-    assert enough[0]["level"] == "finding" and "the ways of training differ" in enough[0]["text"]
-    one = compare({"A": runs(0), "B": runs(1, 3)}, **FEW)["verdicts"]
-    assert "A has one run: how much its numbers change with the seed is not known" in one[-1]["text"]
+    found = compare({"A": runs(0, 3, 0.4), "B": runs(1, 3, 0.95)}, resamples=1000, permutations=1000).verdicts
+    assert [verdict.level for verdict in found] == ["inconclusive", "inconclusive", "no-statement", "note", "note"]
+    assert "so few runs cannot tell a difference of any size from none" in found[0].text
+    assert "the smallest p that they can give is 0.2 after Holm; it takes 5 runs each" in found[2].text
+    assert "chance in the scans only" in found[3].text and "larger than chance explains" in found[3].text
+    enough = compare({"A": runs(0, 5, 0.4), "B": runs(1, 5, 0.95)}, resamples=1000, permutations=1000).verdicts
+    assert enough[0].level == "finding" and "the ways of training differ" in enough[0].text
+    one = compare({"A": runs(0), "B": runs(1, 3)}, **FEW).verdicts
+    assert "A has one run: how much its numbers change with the seed is not known" in one[-1].text
 
 
 def test_an_interval_and_a_test_that_disagree_are_said_to() -> None:
     result = compare({"A": runs(0, right=0.4), "B": runs(1, right=0.95)}, **FEW)
-    result["comparisons"][0]["tests"]["score"]["p_holm"] = 0.2
-    first = verdicts(result)[0]
+    (comparison,) = result.comparisons
+    doubtful = replace(comparison.tests["score"], p_holm=0.2)
+    comparison = replace(comparison, tests={**comparison.tests, "score": doubtful})
+    first = verdicts(replace(result, comparisons=(comparison,)))[0]
     assert first.level == "inconclusive" and "the interval and the test do not agree" in first.text
 
 
@@ -462,12 +466,12 @@ def test_the_command_shows_verdicts_and_writes_the_comparison(cli, tmp_path: Pat
     classes = [part for name in CLASSES for part in ("--class-name", name)]
     done = cli(tmp_path / "old.csv", f"[new]={tmp_path}/runs/new_*", "-o", out, "--resamples", 200, *classes)
     assert done.exit_code == 0, done.output
-    result = json.loads(out.read_text())
+    result = read_record(Comparison, out)
     expected = compare({"old": runs(5), "[new]": [*runs(0, right=0.9), *runs(1, right=0.9)]}, **FEW)
     assert result == expected
     assert done.output.startswith("inconclusive: P of [new] is")
     assert done.output.index("too few for a statement") < done.output.index("pooled macro F1")
-    assert f"{expected['comparisons'][0]['differences']['score']['value']:+.3f}" in done.output
+    assert f"{expected.comparisons[0].differences['score'].value:+.3f}" in done.output
     assert "DOE" not in done.output + out.read_text()
 
 

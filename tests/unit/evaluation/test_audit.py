@@ -12,7 +12,7 @@ from fairlearn.metrics import MetricFrame
 from hypothesis import given
 from hypothesis import strategies as st
 from reconstruction import paper_cells, predictions_of
-from scipy.stats import binomtest, hypergeom, norm
+from scipy.stats import binomtest, bootstrap, hypergeom, norm
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from fairlung.pipeline.evaluation.audit import (
@@ -95,6 +95,27 @@ def test_the_plain_bootstrap_is_that_of_resampling_rows() -> None:
     ours = summaries(bootstrap_confusion(counts, 5000, rng, "percentile"))["score"]
     assert np.mean(scores) == pytest.approx(ours.mean(), abs=4 * ours.std() / np.sqrt(300))
     assert np.std(scores) == pytest.approx(ours.std(), rel=0.2)
+
+
+def test_percentile_intervals_are_scipys() -> None:
+    """Scans of each class and group drawn anew by scipy, the predictions counted and scored on their own."""
+    counts = np.array([[[14, 4, 2], [3, 9, 3], [1, 2, 12]], [[9, 6, 3], [5, 7, 2], [2, 2, 9]]])
+    samples = [np.repeat(np.arange(3), row) for group in counts for row in group]
+
+    def numbers(*strata: np.ndarray, axis: int) -> np.ndarray:
+        rows = [np.stack([(said == c).sum(axis) for c in range(3)], axis=-1) for said in strata]
+        confusion = np.stack(rows, axis=-2).reshape(*rows[0].shape[:-1], 2, 3, 3)
+        hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+        f1 = (2 * hits / (confusion.sum(-1) + confusion.sum(-2))).mean(-1)
+        return np.stack([f1.mean(-1), f1[..., 0] - f1[..., 1], f1[..., 0], f1[..., 1]])
+
+    rng = np.random.default_rng(0)
+    theirs = bootstrap(samples, numbers, method="percentile", n_resamples=10_000, rng=rng, batch=1000)
+    found, draws = confusion_intervals(counts, rng, 10_000, method="percentile")
+    for ends, at in ((theirs.confidence_interval.low, 1), (theirs.confidence_interval.high, 2)):
+        assert [found["score"][at], found["gap"][at], *found["group_f1"][at]] == pytest.approx(ends, abs=0.01)
+    spread = [draws["score"].std(), draws["gap"].std(), *draws["group_f1"].std(0)]
+    assert spread == pytest.approx(theirs.standard_error, rel=0.04)
 
 
 @pytest.mark.parametrize("system", PAPER["systems"])

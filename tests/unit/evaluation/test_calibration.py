@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from monai.metrics.calibration import CalibrationErrorMetric, calibration_binning
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, roc_auc_score
@@ -54,6 +56,21 @@ def test_the_reliability_curve_is_scikit_learns() -> None:
     np.testing.assert_allclose([point.confidence for point in ours], confidence)
     assert sum(point.n for point in ours) == 500
     assert all(point.low <= point.accuracy <= point.high for point in ours)
+
+
+def test_the_bins_and_the_ece_are_monais() -> None:
+    table = calibrated(6, 400)
+    sure = table.probabilities.max(1)
+    correct = table.prediction == table.label
+    confidence, hits = (torch.from_numpy(part.astype(np.float32))[None, None] for part in (sure, correct))
+    # MONAI passes `right` on to torch.bucketize, whose right=False closes a bin at its right end, as ours are
+    means, accuracy, counts = (part[0, 0].numpy() for part in calibration_binning(confidence, hits, 10, right=False))
+    filled = counts > 0
+    ours = np.array([(b.confidence, b.accuracy, b.n) for b in reliability_curve(sure, correct)])
+    np.testing.assert_allclose(ours, np.stack([means, accuracy, counts], axis=1)[filled], atol=1e-5)
+    metric = CalibrationErrorMetric(num_bins=10, calibration_reduction="expected")
+    metric(confidence, hits)
+    assert expected_calibration_error(sure, correct) == pytest.approx(metric.aggregate().item(), abs=1e-6)
 
 
 def test_auc_and_brier_are_scikit_learns() -> None:

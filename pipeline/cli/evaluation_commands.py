@@ -22,6 +22,10 @@ GroupBy = Annotated[
 GroupName = Annotated[list[str] | None, typer.Option(help="Groups in order; repeat the option.")]
 ClassName = Annotated[list[str] | None, typer.Option(help="Classes in order; repeat the option.")]
 
+Split = Annotated[str | None, typer.Option(help="Split, where a source has several.")]
+TrackingUri = Annotated[str | None, typer.Option(help="MLflow store of the runs.")]
+Resamples = Annotated[int, typer.Option(help="Bootstrap draws, and permutations.")]
+
 
 class PostprocessMethod(StrEnum):
     """Post-processing of probabilities."""
@@ -63,10 +67,10 @@ def audit(
     class_name: ClassName = None,
     label_column: Annotated[str, typer.Option(help="Column of the true class.")] = "label",
     prediction_column: Annotated[str, typer.Option(help="Column of the predicted class.")] = "prediction",
-    split: Annotated[str | None, typer.Option(help="Split, where the source has several.")] = None,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store of the run.")] = None,
+    split: Split = None,
+    tracking_uri: TrackingUri = None,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
-    resamples: Annotated[int, typer.Option(help="Bootstrap draws, and permutations.")] = 10_000,
+    resamples: Resamples = 10_000,
     method: Annotated[
         str, typer.Option(help="Bootstrap: smoothed, or percentile (the plain one, too narrow for small cells).")
     ] = "smoothed",
@@ -81,14 +85,9 @@ def audit(
     from ..evaluation.predictions import load_predictions
 
     try:
-        table = load_predictions(
-            _one_table(source, split, tracking_uri),
-            class_name,
-            group_name,
-            group_by,
-            label_column=label_column,
-            prediction_column=prediction_column,
-        )
+        columns = {"label_column": label_column, "prediction_column": prediction_column}
+        path = _one_table(source, split, tracking_uri)
+        table = load_predictions(path, class_name, group_name, group_by, **columns)  # type: ignore[arg-type]
         result = audit_of(table, resamples, resamples, confidence, method, seed)  # type: ignore[arg-type]
     except (UserError, ValueError) as error:
         stop(error)
@@ -111,10 +110,10 @@ def compare(
     group_by: GroupBy = None,
     group_name: GroupName = None,
     class_name: ClassName = None,
-    split: Annotated[str | None, typer.Option(help="Split, where a source has several.")] = None,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store of the runs.")] = None,
+    split: Split = None,
+    tracking_uri: TrackingUri = None,
     confidence: Annotated[float, typer.Option(help="Of the intervals; tests are at the level 1 - this.")] = 0.95,
-    resamples: Annotated[int, typer.Option(help="Bootstrap draws, and permutations.")] = 10_000,
+    resamples: Resamples = 10_000,
     seed: Annotated[int, typer.Option(help="Same seed, same comparison.")] = 0,
 ) -> None:
     """Say whether a system is better than the first one on the same scans: verdicts, intervals, tests, power."""
@@ -151,13 +150,11 @@ def report(
         Path | None,
         typer.Option("-o", "--output", help="The HTML file; else report.html, of an output_dir beside its evaluation."),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Split, where the source has several.")] = None,
-    group_by: Annotated[
-        list[str] | None, typer.Option(help="Group column of a table, by default sex; repeat it for every combination.")
-    ] = None,
+    split: Split = None,
+    group_by: GroupBy = None,
     group_name: GroupName = None,
     class_name: ClassName = None,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store of the run.")] = None,
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Write a report that stands alone, as HTML and as Markdown: verdicts, intervals, cells, calibration, errors."""
     from ..common.errors import UserError
@@ -166,15 +163,14 @@ def report(
     from ..reports.evaluation_report import report_of_table
 
     try:
-        if (source is None) == (comparison is None):
-            raise ValueError("give a SOURCE, or --compare with a file")
-        if comparison is not None:
+        if comparison is not None and source is None:
             path = write_comparison_report(comparison, output or Path("report.html"))
-        else:
-            assert source is not None
+        elif source is not None and comparison is None:
             table = _one_table(source, split, tracking_uri)
             beside = table.with_name("report.html") if Path(source).is_dir() else Path("report.html")
             path = write_document(report_of_table(table, class_name, group_name, group_by), output or beside)
+        else:
+            raise ValueError("give a SOURCE, or --compare with a file")
     except (UserError, ValueError) as error:
         stop(error)
     console.print(f"wrote {escape(str(path))}, {escape(path.with_suffix('.md').name)}", highlight=False, soft_wrap=True)

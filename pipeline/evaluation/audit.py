@@ -38,7 +38,7 @@ from .records import (
     WorstCell,
     json_text,
 )
-from .resampling import Estimate, check_resampling, estimate, interval
+from .resampling import check_resampling, estimate, interval, wilson
 from .wording import POWER
 
 logger = logging.getLogger(__name__)
@@ -207,16 +207,6 @@ def power_of_gap(gap: float, standard_error: float, n: int, confidence: float = 
     detectable = quantiles * standard_error
     scans = None if gap == 0 else float(np.ceil(n * (detectable / gap) ** 2))
     return Power(detectable, scans)
-
-
-def wilson(hits: float, n: float, confidence: float = 0.95) -> Estimate:
-    """A proportion with its Wilson score interval (statsmodels); no scan gives 0 in [0, 1]."""
-    from statsmodels.stats.proportion import proportion_confint
-
-    if n == 0:
-        return Estimate(0.0, 0.0, 1.0)
-    low, high = proportion_confint(hits, n, alpha=1 - confidence, method="wilson")
-    return Estimate(hits / n, min(float(low), hits / n), max(float(high), hits / n))
 
 
 def group_differences(predictions: Predictions) -> Differences:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .predictions import Predictions
 from .records import Calibration, Chance, ReliabilityBin
-from .resampling import Estimate, estimate, interval, resample_counts
+from .resampling import estimate_from, resample_counts, wilson
 
 Floats = NDArray[np.float64]
 
@@ -40,16 +40,11 @@ def reliability_curve(
     confidence: Floats, correct: NDArray[Any], level: float = 0.95, bins: int = BINS
 ) -> tuple[ReliabilityBin, ...]:
     """Each bin that holds a scan, with Wilson intervals of ``level``."""
-    from statsmodels.stats.proportion import proportion_confint
-
-    curve = []
     index = bin_of(confidence, bins)
-    for b in np.unique(index):
-        inside = index == b
-        hits, n = int(np.asarray(correct)[inside].sum()), int(inside.sum())
-        low, high = proportion_confint(hits, n, alpha=1 - level, method="wilson")
-        mean = float(np.asarray(confidence)[inside].mean())
-        curve.append(ReliabilityBin(mean, hits / n, float(low), float(high), n))
+    curve = []
+    for inside in (index == b for b in np.unique(index)):
+        accuracy = wilson(int(np.asarray(correct)[inside].sum()), int(inside.sum()), level)
+        curve.append(ReliabilityBin(float(np.asarray(confidence)[inside].mean()), *accuracy, int(inside.sum())))
     return tuple(curve)
 
 
@@ -107,7 +102,7 @@ def group_calibration(
         auc = None
         if len(np.unique(label)) == classes:
             value = _macro_auc(roc_auc_score, label, probabilities)
-            auc = _estimate(value, auc_of_resamples(label, probabilities, counts, rng), confidence)
+            auc = estimate_from(auc_of_resamples(label, probabilities, counts, rng), value, confidence)
         bins = np.eye(BINS)[bin_of(sure)]
         error = float(expected_calibration_error(sure, correct))
         # the ECE of a resample is larger by the chance that was added: mirrored at the observed one (basic bootstrap)
@@ -115,8 +110,8 @@ def group_calibration(
         chance = expected_calibration_error(sure, rng.random((resamples, len(sure))) < sure)
         found[name] = Calibration(
             auc,
-            _estimate(float(squares.mean()), counts @ squares / len(label), confidence),
-            _estimate(error, eces, confidence),
+            estimate_from(counts @ squares / len(label), float(squares.mean()), confidence),
+            estimate_from(eces, error, confidence),
             Chance(float(chance.mean()), float(np.quantile(chance, 0.95))),
             float(sure.mean()),
             reliability_curve(sure, correct, confidence),
@@ -129,7 +124,3 @@ def _macro_auc(roc_auc_score: Any, label: NDArray[np.int64], probabilities: Floa
         return float(roc_auc_score(label, probabilities[:, 1]))
     areas = [roc_auc_score(label == c, probabilities[:, c]) for c in range(probabilities.shape[1])]
     return float(np.mean(areas))
-
-
-def _estimate(value: float, draws: Floats, confidence: float) -> Estimate:
-    return estimate(value, *interval(draws, value, confidence))

@@ -39,7 +39,7 @@ from .records import (
     PairComparison,
     PermutationTest,
 )
-from .resampling import Estimate, check_resampling, estimate, interval
+from .resampling import Estimate, check_resampling, estimate, estimate_from
 
 Test = TypeVar("Test", PermutationTest, GivenRunsTest)
 
@@ -226,7 +226,7 @@ def _run_estimates(table: Predictions, resamples: int, confidence: float, seed: 
 
 
 def _estimates(observed: Mapping[str, float], draws: Mapping[str, Floats], confidence: float) -> dict[str, Estimate]:
-    return {name: estimate(value, *interval(draws[name], value, confidence)) for name, value in observed.items()}
+    return {name: estimate_from(draws[name], value, confidence) for name, value in observed.items()}
 
 
 def _share_above(draws: Floats) -> float:

@@ -48,3 +48,18 @@ def interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0) + shift
     return np.minimum(low, observed), np.maximum(high, observed)
+
+
+def estimate_from(draws: Floats, observed: float, confidence: float = 0.95) -> Estimate:
+    """What was observed, with the :func:`interval` of its draws."""
+    return estimate(observed, *interval(draws, observed, confidence))
+
+
+def wilson(hits: float, n: float, confidence: float = 0.95) -> Estimate:
+    """A proportion with its Wilson score interval (statsmodels); no scan gives 0 in [0, 1]."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    if n == 0:
+        return Estimate(0.0, 0.0, 1.0)
+    low, high = proportion_confint(hits, n, alpha=1 - confidence, method="wilson")
+    return Estimate(hits / n, min(float(low), hits / n), max(float(high), hits / n))

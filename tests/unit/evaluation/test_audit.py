@@ -25,11 +25,11 @@ from fairlung.pipeline.evaluation.audit import (
     permutation_test,
     power_of_gap,
     summaries,
-    wilson,
     write_audit,
 )
 from fairlung.pipeline.evaluation.predictions import Predictions
 from fairlung.pipeline.evaluation.records import Audit, read_record
+from fairlung.pipeline.evaluation.resampling import wilson
 from fairlung.pipeline.reports.evaluation_summary import write_evaluation
 
 PAPER = paper_cells()

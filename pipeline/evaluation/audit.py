@@ -135,7 +135,7 @@ def confusion_intervals(
         bottom = -1.0 if name == "gap" else 0.0
         found[name] = (value, np.clip(low, bottom, 1), np.clip(high, bottom, 1))
         draws[name] = draws[name] + shift
-    if "gap" in found:  # one statement in two forms must not contradict itself
+    if "gap" in found:  # the gap and its size must not contradict each other
         value, low, high = found["gap"]
         ends = np.abs([low, high])
         found["abs_gap"] = (np.abs(value), np.float64(0) if low <= 0 <= high else ends.min(), ends.max())
@@ -308,7 +308,7 @@ def audit(
     cells = _cells(known, confusion, found["cell_f1"], confidence, min_cell)
     estimates = {name: estimate(*found[name]) for name in ("score", "gap", "abs_gap") if name in found}
     tested = "gap" if "gap" in found else "abs_gap"
-    # the largest of several differences is not normal around 0: nothing is said of its power
+    # The largest of several differences is not normally distributed around 0, so its power is not computed.
     power = None
     if tested == "gap":
         power = power_of_gap(estimates["gap"].value, float(draws["gap"].std()), len(known.label), confidence)
@@ -352,16 +352,16 @@ def write_audit(
     if not is_primary():
         return None
     path = Path(predictions).with_name("audit.json")
-    path.unlink(missing_ok=True)  # an earlier evaluation's
+    path.unlink(missing_ok=True)  # an earlier evaluation may have left one
     names = class_names, group_names, group_columns(group_by)
     try:
         try:
             table = load_predictions(predictions, *names)
-        except PredictionsError as error:  # such as an overflow in one scan
+        except PredictionsError as error:  # for example, one scan's output overflowed
             logger.warning("no calibration in the audit: %s", error)
             table = load_predictions(predictions, *names, with_probabilities=False)
         result = audit(table, resamples, resamples, confidence, min_cell=min_cell)
-    except (NoAuditError, ImportError) as error:  # an evaluation must not be lost by it
+    except (NoAuditError, ImportError) as error:  # an evaluation is worth keeping without its audit
         logger.warning("no audit: %s", error)
         return None
     path.write_text(json_text(result))

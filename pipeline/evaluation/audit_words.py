@@ -5,7 +5,7 @@ from __future__ import annotations
 from .records import Audit, FairModel
 from .wording import POWER, Verdict, in_percent, planned, span, span_text
 
-MIX_GAP = 0.02  # of a fair model, from which it is said that the groups differ in their mix of classes
+MIX_GAP = 0.02  # a fair model's gap from which a verdict says that the groups differ in their mix of classes
 
 
 def verdicts(result: Audit) -> list[Verdict]:
@@ -37,13 +37,13 @@ def _gap_verdict(result: Audit) -> Verdict:
         first, second = result.group_names
         better, worse = (first, second) if gap.value > expected else (second, first)
         what = f"The gap of {gap.value:+.3f} ({first} minus {second}, "
-        # of a finding both agree: it is not 0, and not what the mix of classes alone gives
+        # A finding needs both: the gap is not 0, and it is not what the mix of classes alone gives.
         apart = gap.low > max(0, expected) or gap.high < min(0, expected)
         sentence = f"the model serves {better} scans better than {worse} ones"
     else:
         gap = overall.abs_gap
         what = f"The largest gap between two groups, {gap.value:.3f} ("
-        apart = True  # a largest difference is never below 0: its interval cannot tell, the test alone does
+        apart = True  # a largest difference is never below 0, so only the test can tell
         sentence = "the model does not serve all groups alike"
     what += f"{in_percent(confidence)} interval {span(gap, signed=overall.gap is not None)}; p = {p:.3g})"
     if apart and p <= level:
@@ -142,7 +142,7 @@ def _calibration_verdicts(result: Audit) -> list[Verdict]:
         if calibration.ece.value <= threshold:
             found.append(Verdict("note", f"No miscalibration can be seen for {group.group} scans: {said}"))
             continue
-        direction = "miscalibrated"  # over-confident here and under-confident there
+        direction = "miscalibrated"  # over-confident in some bins and under-confident in others
         if calibration.mean_confidence > group.accuracy.high:
             direction = "over-confident"
         elif calibration.mean_confidence < group.accuracy.low:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .predictions import Predictions
 from .records import Calibration, Chance, ReliabilityBin
-from .resampling import estimate_from, resample_counts, wilson
+from .resampling import estimate_from, resample_counts
 
 Floats = NDArray[np.float64]
 
@@ -40,11 +40,15 @@ def reliability_curve(
     confidence: Floats, correct: NDArray[Any], level: float = 0.95, bins: int = BINS
 ) -> tuple[ReliabilityBin, ...]:
     """Each bin that holds a scan, with Wilson intervals of ``level``."""
+    from statsmodels.stats.proportion import proportion_confint
+
     index = bin_of(confidence, bins)
     curve = []
     for inside in (index == b for b in np.unique(index)):
-        accuracy = wilson(int(np.asarray(correct)[inside].sum()), int(inside.sum()), level)
-        curve.append(ReliabilityBin(float(np.asarray(confidence)[inside].mean()), *accuracy, int(inside.sum())))
+        hits, n = int(np.asarray(correct)[inside].sum()), int(inside.sum())
+        low, high = proportion_confint(hits, n, alpha=1 - level, method="wilson")
+        mean = float(np.asarray(confidence)[inside].mean())
+        curve.append(ReliabilityBin(mean, hits / n, float(low), float(high), n))
     return tuple(curve)
 
 
@@ -105,7 +109,7 @@ def group_calibration(
             auc = estimate_from(auc_of_resamples(label, probabilities, counts, rng), value, confidence)
         bins = np.eye(BINS)[bin_of(sure)]
         error = float(expected_calibration_error(sure, correct))
-        # the ECE of a resample is larger by the chance that was added: mirrored at the observed one (basic bootstrap)
+        # Resampling adds chance, which makes the ECE larger; the basic bootstrap mirrors it at the observed one.
         eces = np.clip(2 * error - np.abs((counts * (correct - sure)) @ bins).sum(1) / len(label), 0, 1)
         chance = expected_calibration_error(sure, rng.random((resamples, len(sure))) < sure)
         found[name] = Calibration(

@@ -195,7 +195,7 @@ def _compare_pair(
     power = power_of_gap(
         differences["score"], float(given["score"].std()), int(evidence.patterns.count.sum()), confidence
     )
-    nan = float("nan")  # p after Holm is over all comparisons
+    nan = float("nan")  # stands for p after Holm, which needs the tests of all comparisons
     return PairComparison(
         system=other,
         reference=reference,

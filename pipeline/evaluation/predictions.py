@@ -20,8 +20,8 @@ from .metrics import group_confusion
 PROBABILITY = "prob_"  # before the class name in the column of its probability
 POSTPROCESS = "postprocess"  # column: what was done to the probabilities
 SYNTHETIC = "synthetic"  # column: "yes" of a phantom, as in a cohort
-SUM_TOLERANCE = 0.01  # of the probabilities of a scan around 1, which tables round
-LISTED = 5  # faults shown of many
+SUM_TOLERANCE = 0.01  # by which a scan's probabilities may miss a sum of 1, as tables round them
+LISTED = 5  # faults that a message shows when there are more
 
 
 class PredictionsError(UserError):

@@ -275,7 +275,7 @@ def _curves_picture(evidence: Evidence) -> Picture | None:
     history, groups = evidence.history, evidence.audit.group_names
     try:
         figure = learning_curves_figure(history, groups, evidence.marked_epoch)
-    except ValueError:  # a history of other numbers
+    except ValueError:  # the history holds other numbers
         return None
     values = history.set_index(["metric", "epoch"])["value"]
     keys = ("score", *(f"f1_{name}" for name in groups), "gap")

@@ -123,7 +123,7 @@ def model_card(evidence: Evidence) -> str:
             training=_training_facts(evidence),
             facts=evaluation_facts(evidence),
             group_by=group_by,
-            performance=_performance(evidence, badge="", facts=()),  # which stand above it
+            performance=_performance(evidence, badge="", facts=()),  # badge and facts stand above it
             tables=[calibration] if calibration else [],
             limitations=_limitations(evidence),
             fairness=_fairness(evidence),

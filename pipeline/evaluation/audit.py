@@ -28,7 +28,6 @@ from .records import (
     Audit,
     AuditSettings,
     Cell,
-    CheckedEstimate,
     Differences,
     FairModel,
     GroupResult,
@@ -38,7 +37,7 @@ from .records import (
     WorstCell,
     json_text,
 )
-from .resampling import check_resampling, estimate, interval, wilson
+from .resampling import CheckedEstimate, check_resampling, estimate, interval, wilson
 from .wording import POWER
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from ..data.groups import MIN_CELL
-from .resampling import Estimate
+from .resampling import CheckedEstimate, Estimate
 from .wording import Verdict
 
 SCHEMA_VERSION = 1  # of audit.json, described by audit.schema.json; audits of fairlung 0.1 say none and are alike
@@ -24,15 +24,6 @@ Record = TypeVar("Record")
 
 class NoRecordError(ValueError):
     """A JSON file that holds something else than the record that was looked for, or a later version of it."""
-
-
-class CheckedEstimate(NamedTuple):
-    """An estimate, and the same number computed by scikit-learn through fairlearn."""
-
-    value: float
-    low: float
-    high: float
-    by_fairlearn: float
 
 
 class Chance(NamedTuple):

@@ -18,6 +18,18 @@ class Estimate(NamedTuple):
     high: float
 
 
+class CheckedEstimate(NamedTuple):
+    """An estimate, and the same number computed by scikit-learn through fairlearn."""
+
+    value: float
+    low: float
+    high: float
+    by_fairlearn: float
+
+
+Interval = Estimate | CheckedEstimate
+
+
 def estimate(value: Any, low: Any, high: Any) -> Estimate:
     """An :class:`Estimate` of Python's floats."""
     return Estimate(float(value), float(low), float(high))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
+
+from .resampling import Interval
 
 POWER = 0.8
 # What a person reads, by the key of the number in JSON, CSV and MLflow; F1 of a group is `f1_<group>`.
@@ -13,19 +15,6 @@ NAMES = {
     "f1": "F1", "precision": "precision", "recall": "recall", "accuracy": "accuracy",
     "auc": "AUC", "brier": "Brier score", "ece": "ECE", "nll": "NLL",
 }  # fmt: skip
-
-
-class Interval(Protocol):
-    """A number with its interval: :class:`~.Estimate`, and what has its fields among others."""
-
-    @property
-    def value(self) -> float: ...
-
-    @property
-    def low(self) -> float: ...
-
-    @property
-    def high(self) -> float: ...
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from ..common.run_folder import REPORT_FILES
 from ..evaluation.audit import NoAuditError
 from ..evaluation.predictions import load_predictions
 from ..evaluation.records import Audit
-from ..evaluation.wording import Interval, number_name, percent, span_text, value_text
+from ..evaluation.resampling import Interval
+from ..evaluation.wording import number_name, percent, span_text, value_text
 from .document import (
     Document,
     Paragraph,

@@ -15,7 +15,8 @@ import pandas as pd
 from ..common.plotting import CHARACTER, GREY, HATCHES, LINE, MARKERS, PALETTE, label_width, new_figure, plain, wrapped
 from ..evaluation.calibration import BINS, bin_of
 from ..evaluation.records import Audit, Comparison, GroupResult, PairComparison
-from ..evaluation.wording import Interval, number_name, span, span_text
+from ..evaluation.resampling import Interval
+from ..evaluation.wording import number_name, span, span_text
 from .figures import DARK
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Any
 
 from .. import __version__
 from ..evaluation.records import Audit, Comparison
-from ..evaluation.wording import Interval, span, value_text
+from ..evaluation.resampling import Interval
+from ..evaluation.wording import span, value_text
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "statsmodels", "fairlearn")
 OPTIMISTIC = "The val split chooses the checkpoint of a training, so the numbers on it are optimistic."

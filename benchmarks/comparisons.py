@@ -82,13 +82,13 @@ def main() -> None:
         covered: dict[str, list[bool]] = {number: [] for number in NUMBERS}
         rejected, found = [], []
         for _ in range(options.datasets):
-            result = compare(draw(CELLS[name], runs, difference, over_seeds, rng), 1000, 400)["comparisons"][0]
+            result = compare(draw(CELLS[name], runs, difference, over_seeds, rng), 1000, 400).comparisons[0]
             for number in NUMBERS:
-                interval = result["differences"][number]
-                covered[number].append(interval["low"] <= true[number] <= interval["high"])
-            p, interval = result["tests"]["score"]["p_value"], result["differences"]["score"]
+                interval = result.differences[number]
+                covered[number].append(interval.low <= true[number] <= interval.high)
+            p, interval = result.tests["score"].p_value, result.differences["score"]
             rejected.append(p <= 0.05)
-            found.append(p <= 0.05 and not interval["low"] <= 0 <= interval["high"])
+            found.append(p <= 0.05 and not interval.low <= 0 <= interval.high)
         shares = " | ".join(f"{np.mean(covered[number]):.3f}" for number in NUMBERS)
         print(
             f"| {name} | {runs} | {true['score']:+.3f} | {shares} | {np.mean(rejected):.3f} | {np.mean(found):.3f} |",

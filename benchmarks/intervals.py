@@ -15,9 +15,10 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from fairlung.pipeline.evaluation.audit import confusion_intervals, permutation_test, summaries, wilson
+from fairlung.pipeline.evaluation.audit import confusion_intervals, permutation_test, summaries
 from fairlung.pipeline.evaluation.calibration import group_calibration
 from fairlung.pipeline.evaluation.predictions import Predictions
+from fairlung.pipeline.evaluation.resampling import wilson
 
 CLASSES = 4
 SUPPORTS = {

@@ -19,6 +19,7 @@ from scipy.special import softmax
 
 from fairlung.pipeline.common.names import CLASS_NAMES, SEXES
 from fairlung.pipeline.evaluation.predictions import Predictions
+from fairlung.pipeline.evaluation.resampling import Estimate
 from fairlung.pipeline.postprocessing.before_after import before_after
 from fairlung.pipeline.postprocessing.fit import apply, fit
 
@@ -55,9 +56,9 @@ def draw(times: int, shifts: tuple[float, float], name: str, rng: np.random.Gene
     return Predictions(scan, label, probabilities.argmax(1), group, probabilities, CLASS_NAMES, SEXES, ("sex",))
 
 
-def changes(before: Predictions, after: Predictions, resamples: int, seed: int) -> dict[str, dict[str, float]]:
-    overall = before_after(before, after, resamples, seed=seed)["overall"]
-    return {name: overall[name]["change"] for name in NUMBERS}
+def changes(before: Predictions, after: Predictions, resamples: int, seed: int) -> dict[str, Estimate]:
+    numbers = before_after(before, after, resamples, seed=seed).numbers
+    return {name: numbers[name].change for name in NUMBERS}
 
 
 def main() -> None:
@@ -82,9 +83,9 @@ def main() -> None:
             seen = changes(validation, apply(replace(fitted, scans=()), validation), 100, seed)
             truth = changes(many, apply(fitted, many), 100, seed)
             found = changes(new, apply(fitted, new), options.resamples, seed)
-            fitted_on.append([seen[name]["value"] for name in NUMBERS])
-            on_new.append([truth[name]["value"] for name in NUMBERS])
-            hits.append([found[name]["low"] <= truth[name]["value"] <= found[name]["high"] for name in NUMBERS])
+            fitted_on.append([seen[name].value for name in NUMBERS])
+            on_new.append([truth[name].value for name in NUMBERS])
+            hits.append([found[name].low <= truth[name].value <= found[name].high for name in NUMBERS])
         first, second, held = np.mean(fitted_on, axis=0), np.mean(on_new, axis=0), np.mean(hits, axis=0)
         better = np.mean(np.array(on_new) * (1, -1, -1, -1) > 0, axis=0)
         cells = " | ".join(f"{first[i]:+.3f} / {second[i]:+.3f} ({better[i]:.2f})" for i in range(len(NUMBERS)))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import typer
@@ -12,10 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ..evaluation.wording import number_name, percent, span_text, value_text
+
 if TYPE_CHECKING:
     from ..data.archives import Intake
     from ..data.cohort import Cohort
+    from ..evaluation.records import Audit, Comparison
     from ..evaluation.wording import Verdict
+    from ..postprocessing.before_after import BeforeAfter, Change
     from ..reports import document
 
 console = Console()
@@ -25,25 +28,29 @@ WHOLE = 30  # characters of a word that is not broken
 SIGNS = {"finding": "[red]finding[/]", "inconclusive": "[yellow]inconclusive[/]", "no-statement": "no statement"}
 
 
-def _show_verdicts(verdicts: list[dict[str, str]]) -> None:
+def _show_verdicts(verdicts: Iterable[Verdict]) -> None:
     for verdict in verdicts:
-        sign = SIGNS.get(verdict["level"], verdict["level"])
-        console.print(f"{sign}: {escape(verdict['text'])}", highlight=False, soft_wrap=True)
+        sign = SIGNS.get(verdict.level, verdict.level)
+        console.print(f"{sign}: {escape(verdict.text)}", highlight=False, soft_wrap=True)
     console.print()
 
 
-def _percent(result: dict[str, Any]) -> str:
-    return f"{100 * result['settings']['confidence']:g} %"
+def _show_table(
+    title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], names: int = 1, no_wrap: bool = False
+) -> None:
+    """A table whose first ``names`` columns are names, on one line with ``no_wrap``; the others are numbers."""
+    table = Table(title=escape(title))
+    for index, heading in enumerate(columns):
+        table.add_column(
+            escape(heading), justify="right" if index >= names else "left", no_wrap=no_wrap and index < names
+        )
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
 
 
-def _scans(result: dict[str, Any]) -> str:
-    return f"{result['n']} {'SYNTHETIC scans (phantoms)' if result['synthetic'] else 'scans'}"
-
-
-def _span(estimate: dict[str, float] | None, sign: str = "") -> str:
-    if estimate is None:
-        return "-"
-    return "{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})".format(**estimate, sign=sign)
+def _scans(result: Audit | Comparison | BeforeAfter) -> str:
+    return f"{result.n} {'SYNTHETIC scans (phantoms)' if result.synthetic else 'scans'}"
 
 
 def say(text: str, sign: str = "") -> None:
@@ -64,119 +71,110 @@ def show_intake(intake: Intake) -> None:
         say(f"{archive.name}: an archive beside scans that are unpacked; --unpack-to takes it too", "left packed")
 
 
-def show_audit(result: dict[str, Any]) -> None:
-    _show_verdicts(result["verdicts"])
-    overall, groups = result["overall"], result["group_names"]
-    table = Table(title=f"{_scans(result)}, {_percent(result)} intervals")
-    headings = {"score": "P", "gap": f"gap ({' - '.join(groups)})", "abs_gap": "|gap|", "f1_macro": "pooled macro F1"}
-    shown = {name: heading for name, heading in headings.items() if name in overall}
-    for heading in shown.values():
-        table.add_column(heading, justify="right")
-    table.add_row(*(_span(overall[name], "+" if name == "gap" else "") for name in shown))
-    console.print(table)
+def show_audit(result: Audit) -> None:
+    _show_verdicts(result.verdicts)
+    numbers = result.overall.numbers()
+    _show_table(
+        f"{_scans(result)}, {percent(result.settings.confidence)} intervals",
+        [number_name(key, result.group_names) for key in numbers],
+        [[span_text(estimate, key == "gap") for key, estimate in numbers.items()]],
+        names=0,
+    )
+    of_group = {
+        group: {"f1": group.f1, "accuracy": group.accuracy}
+        | ({key: getattr(group.calibration, key) for key in ("auc", "ece", "brier")} if group.calibration else {})
+        for group in result.groups
+    }
+    shown = [
+        key for key in ("f1", "accuracy", "auc", "ece", "brier") if any(found.get(key) for found in of_group.values())
+    ]
+    _show_table(
+        "Groups",
+        ["group", "scans", *map(number_name, shown)],
+        [
+            [group.group, str(group.n), *(span_text(found[key]) if found.get(key) else "-" for key in shown)]
+            for group, found in of_group.items()
+        ],
+        no_wrap=True,
+    )
+    _show_table(
+        "Cells",
+        ["class", "group", "scans", *map(number_name, ("precision", "recall", "f1"))],
+        [
+            [cell.class_name, cell.group, str(cell.n), *map(span_text, (cell.precision, cell.recall, cell.f1))]
+            for cell in sorted(result.cells, key=lambda cell: result.class_names.index(cell.class_name))
+        ],
+        names=2,
+        no_wrap=True,
+    )
 
-    table = Table(title="Groups")
-    table.add_column("group", no_wrap=True)
-    table.add_column("scans", justify="right")
-    headings = {"f1": "macro F1", "accuracy": "accuracy", "auc": "AUC", "ece": "ECE", "brier": "Brier"}
-    shown = {name: heading for name, heading in headings.items() if any(group.get(name) for group in result["groups"])}
-    for heading in shown.values():
-        table.add_column(heading, justify="right")
-    for group in result["groups"]:
-        table.add_row(escape(group["group"]), str(group["n"]), *(_span(group.get(name)) for name in shown))
-    console.print(table)
 
-    table = Table(title="Cells")
-    for heading in ("class", "group", "scans", "precision", "recall", "F1"):
-        name = heading in ("class", "group")
-        table.add_column(heading, justify="left" if name else "right", no_wrap=name)
-    for cell in sorted(result["cells"], key=lambda cell: result["class_names"].index(cell["class"])):
-        numbers = (_span(cell[name]) for name in ("precision", "recall", "f1"))
-        table.add_row(escape(cell["class"]), escape(cell["group"]), str(cell["n"]), *numbers)
-    console.print(table)
-
-
-def show_comparison(result: dict[str, Any]) -> None:
-    _show_verdicts(result["verdicts"])
-    groups = result["group_names"]
-    headings = {"score": "P", "gap": f"gap ({' - '.join(groups)})", "abs_gap": "|gap|"}
-    headings |= {f"f1_{group}": f"F1 {group}" for group in groups}
-    headings |= {"worst_cell_f1": "worst cell F1", "f1_macro": "pooled macro F1"}
-    shown = {name: heading for name, heading in headings.items() if name in result["systems"][0]["values"]}
-    table = Table(title=f"{_scans(result)}, mean (standard deviation over runs)")
-    for heading in ("system", "runs", *shown.values()):
-        table.add_column(escape(heading), justify="left" if heading == "system" else "right")
-    for system in result["systems"]:
-        values, spread = system["values"], system["sd"]
-        numbers = [
-            f"{values[name]:{'+' if name == 'gap' else ''}.3f}" + (f" ({spread[name]:.3f})" if spread else "")
-            for name in shown
+def show_comparison(result: Comparison) -> None:
+    _show_verdicts(result.verdicts)
+    first, others = result.systems[0], result.comparisons
+    groups = [f"f1_{group}" for group in result.group_names]
+    order = ("score", "gap", "abs_gap", *groups, "worst_cell_f1", "f1_macro")
+    shown = {key: number_name(key, result.group_names) for key in order if key in first.values}
+    rows = [
+        [system.name, str(len(system.runs))]
+        + [
+            value_text(system.values[key], key == "gap") + (f" ({system.sd[key]:.3f})" if system.sd else "")
+            for key in shown
         ]
-        table.add_row(escape(system["name"]), str(len(system["runs"])), *numbers)
-    console.print(table)
+        for system in result.systems
+    ]
+    title = f"{_scans(result)}, mean (standard deviation over runs)"
+    _show_table(title, ["system", "runs", *shown.values()], rows)
+    differences = [
+        [name, *(span_text(other.differences[key], signed=True) for other in others)] for key, name in shown.items()
+    ]
+    for key, way in (("score", "higher"), ("abs_gap", "smaller")):
+        shares = (value_text(other.probability_better[key]) for other in others)
+        differences.append([f"{way} {number_name(key)}, share of resamples", *shares])
+    for key in ("score", "abs_gap"):
+        tests = (other.tests[key] for other in others)
+        p = (f"{test.p_value:.3g} ({test.p_holm:.3g})" for test in tests)
+        differences.append([f"p of {number_name(key)} (after Holm)", *p])
+    title = f"Difference from {result.reference}, {percent(result.settings.confidence)} intervals"
+    _show_table(title, ["", *(other.system for other in others)], differences)
 
-    table = Table(title=f"Difference from {escape(result['reference'])}, {_percent(result)} intervals")
-    table.add_column("")
-    for comparison in result["comparisons"]:
-        table.add_column(escape(comparison["system"]), justify="right")
-    for name, heading in shown.items():
-        table.add_row(escape(heading), *(_span(found["differences"][name], "+") for found in result["comparisons"]))
-    for name, text in (("score", "higher P"), ("abs_gap", "smaller |gap|")):
-        shares = (found["probability_better"][name] for found in result["comparisons"])
-        table.add_row(f"{text}, share of resamples", *(f"{share:.3f}" for share in shares))
-    for name, text in (("score", "P"), ("abs_gap", "|gap|")):
-        tests = [found["tests"][name] for found in result["comparisons"]]
-        table.add_row(f"p of {text} (after Holm)", *(f"{test['p_value']:.3g} ({test['p_holm']:.3g})" for test in tests))
-    console.print(table)
 
+def show_before_after(result: BeforeAfter) -> None:
+    rows = []
 
-def show_before_after(result: dict[str, Any]) -> None:
-    table = Table(title=f"Before and after, {_scans(result)}")
-    for heading in ("", "before", "after", f"change ({_percent(result)} interval)"):
-        table.add_column(heading, justify="right" if heading else "left")
-    headings = {"score": "P", "gap": f"gap ({' - '.join(result['group_names'])})", "abs_gap": "|gap|", "f1": "F1"}
-    headings |= {"nll": "NLL", "brier": "Brier", "ece": "ECE"}
+    def add(key: str, number: Change, group: str = "") -> None:
+        values = (value_text(value, key == "gap") for value in (number.before, number.after))
+        name = f"{number_name(key, result.group_names)} {group}".strip()
+        rows.append([name, *values, span_text(number.change, signed=True)])
 
-    def add(name: str, number: dict[str, Any], group: str = "") -> None:
-        sign = "+" if name == "gap" else ""
-        values = (f"{number[when]:{sign}.3f}" for when in ("before", "after"))
-        table.add_row(escape(f"{headings[name]} {group}".strip()), *values, _span(number["change"], "+"))
-
-    for name in headings:
-        if name in result["overall"]:
-            add(name, result["overall"][name])
-        for group in result["groups"]:
-            if name in group:
-                add(name, group[name], group["group"])
-    console.print(table)
-    parts = [f"{group['changed']} of {group['n']} {group['group']}" for group in result["groups"]]
+    for key in ("score", "gap", "abs_gap", "f1", "nll", "brier", "ece"):
+        if key in result.numbers:
+            add(key, result.numbers[key])
+        for group in result.groups:
+            if key in group.numbers:
+                add(key, group.numbers[key], group.group)
+    columns = ("", "before", "after", f"change ({percent(result.confidence)} interval)")
+    _show_table(f"Before and after, {_scans(result)}", columns, rows)
+    parts = [f"{group.moved.changed} of {group.n} {group.group}" for group in result.groups]
     console.print(escape(f"Predictions that changed: {', '.join(parts)}."), highlight=False, soft_wrap=True)
     console.print("[yellow]cost[/]")
-    for sentence in result["cost"]:
+    for sentence in result.cost:
         console.print(escape(f"  {sentence}"), highlight=False, soft_wrap=True)
     console.print()
 
 
-def show_evaluation(result: dict[str, Any]) -> None:
+def show_evaluation(result: Mapping[str, Any]) -> None:
+    """An evaluation's metrics.json."""
     scores, classes, groups = result["metrics"], result["class_names"], result["group_names"]
     kind = ", SYNTHETIC scans (phantoms)" if result["synthetic"] else ""
-    overall = Table(title=f"{result['split']} split, {result['checkpoint']}{kind}")
-    headings = {f"f1_{group}": f"F1 {group}" for group in groups}
-    headings |= {"score": "P", "gap": f"gap ({' - '.join(groups)})", "abs_gap": "|gap|", "f1_macro": "pooled macro F1"}
-    shown = {name: heading for name, heading in headings.items() if name in scores}
-    for heading in shown.values():
-        overall.add_column(heading, justify="right")
-    overall.add_row(*(f"{scores[name]:+.4f}" if name == "gap" else f"{scores[name]:.4f}" for name in shown))
-    console.print(overall)
-
-    cells = Table(title="F1 (scans) of each class and group")
-    cells.add_column("class")
-    for group in groups:
-        cells.add_column(group, justify="right")
-    for c, name in enumerate(classes):
-        supports = [sum(result["confusion"][g][c]) for g in range(len(groups))]
-        cells.add_row(name, *(f"{scores[f'f1_{g}_{name}']:.4f} ({n})" for g, n in zip(groups, supports, strict=True)))
-    console.print(cells)
+    keys = (*(f"f1_{group}" for group in groups), "score", "gap", "abs_gap", "f1_macro")
+    shown = {number_name(key, groups): f"{scores[key]:{'+' * (key == 'gap')}.4f}" for key in keys if key in scores}
+    _show_table(f"{result['split']} split, {result['checkpoint']}{kind}", shown, [shown.values()], names=0)
+    cells = [
+        [name, *(f"{scores[f'f1_{g}_{name}']:.4f} ({sum(result['confusion'][i][c])})" for i, g in enumerate(groups))]
+        for c, name in enumerate(classes)
+    ]
+    _show_table("F1 (scans) of each class and group", ["class", *groups], cells)
     chance = 1 / len(classes)
     above = scores["score"] - chance
     console.print(f"Guessing evenly gives P of about {chance:.2f}; this is {above:+.2f} from it.\n", highlight=False)
@@ -184,7 +182,7 @@ def show_evaluation(result: dict[str, Any]) -> None:
 
 def show_study(found: document.Table, verdicts: Sequence[Verdict]) -> None:
     """Table 1 of a study under its verdicts; what needs a wide page is in the files alone."""
-    _show_verdicts([asdict(verdict) for verdict in verdicts])
+    _show_verdicts(verdicts)
     console.print(drawn(found, [h for h in found.columns if h.startswith(("quoted", "interval over"))]))
 
 

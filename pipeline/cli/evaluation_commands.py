@@ -5,13 +5,27 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from ..common import run_folder
 from .console import console, show_audit, show_before_after, show_comparison, show_evaluation, stop
+
+if TYPE_CHECKING:
+    from ..evaluation.records import Audit, Comparison
+
+
+GroupBy = Annotated[
+    list[str] | None, typer.Option(help="Group column, by default sex; repeat it for every combination.")
+]
+GroupName = Annotated[list[str] | None, typer.Option(help="Groups in order; repeat the option.")]
+ClassName = Annotated[list[str] | None, typer.Option(help="Classes in order; repeat the option.")]
+
+Split = Annotated[str | None, typer.Option(help="Split, where a source has several.")]
+TrackingUri = Annotated[str | None, typer.Option(help="MLflow store of the runs.")]
+Resamples = Annotated[int, typer.Option(help="Bootstrap draws, and permutations.")]
 
 
 class PostprocessMethod(StrEnum):
@@ -49,17 +63,15 @@ def audit(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Also write the audit to this JSON file.")
     ] = None,
-    group_by: Annotated[
-        list[str] | None, typer.Option(help="Group column, by default sex; repeat it for every combination.")
-    ] = None,
-    group_name: Annotated[list[str] | None, typer.Option(help="Groups in order; repeat the option.")] = None,
-    class_name: Annotated[list[str] | None, typer.Option(help="Classes in order; repeat the option.")] = None,
+    group_by: GroupBy = None,
+    group_name: GroupName = None,
+    class_name: ClassName = None,
     label_column: Annotated[str, typer.Option(help="Column of the true class.")] = "label",
     prediction_column: Annotated[str, typer.Option(help="Column of the predicted class.")] = "prediction",
-    split: Annotated[str | None, typer.Option(help="Split, where the source has several.")] = None,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store of the run.")] = None,
+    split: Split = None,
+    tracking_uri: TrackingUri = None,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
-    resamples: Annotated[int, typer.Option(help="Bootstrap draws, and permutations.")] = 10_000,
+    resamples: Resamples = 10_000,
     method: Annotated[
         str, typer.Option(help="Bootstrap: smoothed, or percentile (the plain one, too narrow for small cells).")
     ] = "smoothed",
@@ -74,20 +86,13 @@ def audit(
     from ..evaluation.predictions import load_predictions
 
     try:
-        table = load_predictions(
-            _one_table(source, split, tracking_uri),
-            class_name,
-            group_name,
-            group_by,
-            label_column=label_column,
-            prediction_column=prediction_column,
-        )
+        columns = {"label_column": label_column, "prediction_column": prediction_column}
+        path = _one_table(source, split, tracking_uri)
+        table = load_predictions(path, class_name, group_name, group_by, **columns)  # type: ignore[arg-type]
         result = audit_of(table, resamples, resamples, confidence, method, seed)  # type: ignore[arg-type]
     except (UserError, ValueError) as error:
         stop(error)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=2) + "\n")
+    _write(result, output)
     show_audit(result)
 
 
@@ -103,15 +108,13 @@ def compare(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Also write the comparison to this JSON file.")
     ] = None,
-    group_by: Annotated[
-        list[str] | None, typer.Option(help="Group column, by default sex; repeat it for every combination.")
-    ] = None,
-    group_name: Annotated[list[str] | None, typer.Option(help="Groups in order; repeat the option.")] = None,
-    class_name: Annotated[list[str] | None, typer.Option(help="Classes in order; repeat the option.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split, where a source has several.")] = None,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store of the runs.")] = None,
+    group_by: GroupBy = None,
+    group_name: GroupName = None,
+    class_name: ClassName = None,
+    split: Split = None,
+    tracking_uri: TrackingUri = None,
     confidence: Annotated[float, typer.Option(help="Of the intervals; tests are at the level 1 - this.")] = 0.95,
-    resamples: Annotated[int, typer.Option(help="Bootstrap draws, and permutations.")] = 10_000,
+    resamples: Resamples = 10_000,
     seed: Annotated[int, typer.Option(help="Same seed, same comparison.")] = 0,
 ) -> None:
     """Say whether a system is better than the first one on the same scans: verdicts, intervals, tests, power."""
@@ -132,9 +135,7 @@ def compare(
         result = compare_systems(systems, resamples, resamples, confidence, seed)
     except (UserError, ValueError) as error:
         stop(error)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=2) + "\n")
+    _write(result, output)
     show_comparison(result)
 
 
@@ -150,13 +151,11 @@ def report(
         Path | None,
         typer.Option("-o", "--output", help="The HTML file; else report.html, of an output_dir beside its evaluation."),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Split, where the source has several.")] = None,
-    group_by: Annotated[
-        list[str] | None, typer.Option(help="Group column of a table, by default sex; repeat it for every combination.")
-    ] = None,
-    group_name: Annotated[list[str] | None, typer.Option(help="Groups in order; repeat the option.")] = None,
-    class_name: Annotated[list[str] | None, typer.Option(help="Classes in order; repeat the option.")] = None,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store of the run.")] = None,
+    split: Split = None,
+    group_by: GroupBy = None,
+    group_name: GroupName = None,
+    class_name: ClassName = None,
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Write a report that stands alone, as HTML and as Markdown: verdicts, intervals, cells, calibration, errors."""
     from ..common.errors import UserError
@@ -165,15 +164,14 @@ def report(
     from ..reports.evaluation_report import report_of_table
 
     try:
-        if (source is None) == (comparison is None):
-            raise ValueError("give a SOURCE, or --compare with a file")
-        if comparison is not None:
+        if comparison is not None and source is None:
             path = write_comparison_report(comparison, output or Path(run_folder.REPORT))
-        else:
-            assert source is not None
+        elif source is not None and comparison is None:
             table = _one_table(source, split, tracking_uri)
             beside = table.with_name(run_folder.REPORT) if Path(source).is_dir() else Path(run_folder.REPORT)
             path = write_document(report_of_table(table, class_name, group_name, group_by), output or beside)
+        else:
+            raise ValueError("give a SOURCE, or --compare with a file")
     except (UserError, ValueError) as error:
         stop(error)
     console.print(f"wrote {escape(str(path))}, {escape(path.with_suffix('.md').name)}", highlight=False, soft_wrap=True)
@@ -198,8 +196,7 @@ def model_card(
             update_performance(bundle_readme, evaluation_dir)
     except (UserError, ValueError) as error:
         stop(error)
-    for path in filter(None, (output, bundle_readme)):
-        console.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
+    _say_written(output, bundle_readme)
 
 
 def postprocess(
@@ -229,9 +226,7 @@ def postprocess(
         list[str] | None,
         typer.Option(help="prior: CLASS=FREQUENCY under which the model answers, for each class; by default even."),
     ] = None,
-    group_by: Annotated[
-        list[str] | None, typer.Option(help="Group column, by default sex; repeat it for every combination.")
-    ] = None,
+    group_by: GroupBy = None,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     resamples: Annotated[int, typer.Option(help="Bootstrap draws.")] = 2000,
     seed: Annotated[int, typer.Option(help="Same seed, same intervals.")] = 0,
@@ -277,7 +272,19 @@ def postprocess(
         stop(error)
     console.print(escape(fit.describe(fitted)), highlight=False, soft_wrap=True)
     show_before_after(result)
-    for path in outputs:
+    _say_written(*outputs)
+
+
+def _write(result: Audit | Comparison, output: Path | None) -> None:
+    from ..evaluation.records import json_text
+
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json_text(result))
+
+
+def _say_written(*paths: Path | None) -> None:
+    for path in filter(None, paths):
         console.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
 
 

@@ -6,10 +6,10 @@ not chance), so resampling is stratified by class and group.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,7 +25,20 @@ from .audit_words import verdicts
 from .calibration import group_calibration
 from .metrics import class_scores
 from .predictions import Predictions, PredictionsError, load_predictions
-from .resampling import Estimate, check_resampling, estimate, interval
+from .records import (
+    Audit,
+    AuditSettings,
+    Cell,
+    Differences,
+    FairModel,
+    GroupResult,
+    Overall,
+    Permutation,
+    Power,
+    WorstCell,
+    json_text,
+)
+from .resampling import CheckedEstimate, check_resampling, estimate, interval, wilson
 from .wording import POWER
 
 logger = logging.getLogger(__name__)
@@ -122,7 +135,7 @@ def confusion_intervals(
         bottom = -1.0 if name == "gap" else 0.0
         found[name] = (value, np.clip(low, bottom, 1), np.clip(high, bottom, 1))
         draws[name] = draws[name] + shift
-    if "gap" in found:  # one statement in two forms must not contradict itself
+    if "gap" in found:  # the gap and its size must not contradict each other
         value, low, high = found["gap"]
         ends = np.abs([low, high])
         found["abs_gap"] = (np.abs(value), np.float64(0) if low <= 0 <= high else ends.min(), ends.max())
@@ -181,61 +194,46 @@ def permutation_test(confusion: NDArray[Any], permutations: int, rng: np.random.
     return float((statistic >= statistic[0] - 1e-12).mean())
 
 
-def power_of_gap(gap: float, standard_error: float, n: int, confidence: float = 0.95) -> dict[str, float | None]:
+def power_of_gap(gap: float, standard_error: float, n: int, confidence: float = 0.95) -> Power:
     """How large a gap these scans can show, and how many scans the observed one needs (normal approximation).
 
     Args:
         gap: observed gap.
         standard_error: of the gap on ``n`` scans; it falls with the root of the number of scans.
-
-    Returns:
-        ``detectable_gap``, seen in 80 % of studies of this size, and ``scans``, the number, in the same proportions,
-        with which a true gap of the observed size would be seen in 80 % of studies (None when the gap is 0).
     """
     from scipy.stats import norm
 
     quantiles = float(norm.ppf(1 - (1 - confidence) / 2) + norm.ppf(POWER))
     detectable = quantiles * standard_error
     scans = None if gap == 0 else float(np.ceil(n * (detectable / gap) ** 2))
-    return {"detectable_gap": detectable, "scans": scans}
+    return Power(detectable, scans)
 
 
-def wilson(hits: float, n: float, confidence: float = 0.95) -> Estimate:
-    """A proportion with its Wilson score interval (statsmodels); no scan gives 0 in [0, 1]."""
-    from statsmodels.stats.proportion import proportion_confint
+def group_differences(predictions: Predictions) -> Differences:
+    """Equalized-odds and demographic-parity differences of each class against the rest, in [0, 1], by fairlearn.
 
-    if n == 0:
-        return Estimate(0.0, 0.0, 1.0)
-    low, high = proportion_confint(hits, n, alpha=1 - confidence, method="wilson")
-    return Estimate(hits / n, min(float(low), hits / n), max(float(high), hits / n))
-
-
-def group_differences(predictions: Predictions) -> dict[str, dict[str, float]]:
-    """Equalized-odds and demographic-parity differences of each class against the rest, by fairlearn.
-
-    Returns:
-        ``equalized_odds`` and ``demographic_parity``: class -> largest difference between two groups, in [0, 1];
-        a class with an empty or full group (no rate) is left out of the former.
+    A class with an empty or full group has no rate, and so no equalized odds.
     """
     from fairlearn.metrics import demographic_parity_difference, equalized_odds_difference
 
     known = predictions.known()
     group = np.array(known.group_names)[known.group]
-    found: dict[str, dict[str, float]] = {"equalized_odds": {}, "demographic_parity": {}}
+    odds: dict[str, float] = {}
+    parity: dict[str, float] = {}
     if len(set(group)) < 2:
-        return found
+        return Differences()
     for c, name in enumerate(known.class_names):
         true, said = known.label == c, known.prediction == c
-        found["demographic_parity"][name] = float(demographic_parity_difference(true, said, sensitive_features=group))
+        parity[name] = float(demographic_parity_difference(true, said, sensitive_features=group))
         if all(0 < true[group == g].sum() < (group == g).sum() for g in set(group)):
-            found["equalized_odds"][name] = float(equalized_odds_difference(true, said, sensitive_features=group))
-    return found
+            odds[name] = float(equalized_odds_difference(true, said, sensitive_features=group))
+    return Differences(odds, parity)
 
 
-def group_scores(predictions: Predictions) -> dict[str, dict[str, float]]:
-    """Accuracy and macro F1 of each group by scikit-learn through fairlearn's MetricFrame: the independent reading."""
+def group_scores(predictions: Predictions) -> dict[str, float]:
+    """Macro F1 of each group by scikit-learn through fairlearn's MetricFrame: the independent reading."""
     from fairlearn.metrics import MetricFrame
-    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.metrics import f1_score
 
     known = predictions.known()
     labels = range(len(known.class_names))
@@ -244,12 +242,12 @@ def group_scores(predictions: Predictions) -> dict[str, dict[str, float]]:
         return float(f1_score(true, said, labels=labels, average="macro", zero_division=0))
 
     frame = MetricFrame(
-        metrics={"accuracy": accuracy_score, "f1": macro_f1},
+        metrics=macro_f1,
         y_true=known.label,
         y_pred=known.prediction,
         sensitive_features=np.array(known.group_names)[known.group],
     )
-    return {str(group): {name: float(value) for name, value in row.items()} for group, row in frame.by_group.iterrows()}
+    return {str(group): float(value) for group, value in frame.by_group.items()}
 
 
 def audit(
@@ -260,8 +258,8 @@ def audit(
     method: IntervalMethod = "smoothed",
     seed: int = 0,
     min_cell: int = MIN_CELL,
-) -> dict[str, Any]:
-    """Everything that can be said of one table of predictions, as plain data (audit.json).
+) -> Audit:
+    """Everything that can be said of one table of predictions.
 
     Scans of unknown group are counted (``n_unknown``) and left out: every number here is about groups. So are groups
     without a scan (``absent_groups``).
@@ -275,14 +273,24 @@ def audit(
         seed: same seed, same audit.
         min_cell: scans of a class and group below which no statement about the cell is made.
 
-    Returns:
-        ``overall`` (score, gap with two groups, abs_gap, f1_macro), ``groups``, ``cells``, ``worst_cell``,
-        ``fair_model``, ``permutation``, ``power``, ``differences``, ``confusion``, ``verdicts``, ``n``, names and
-        settings, ``synthetic`` (the table says that scans are phantoms). An estimate is ``{"value", "low", "high"}``.
-
     Raises:
         NoAuditError: fewer than two groups have a scan.
         ValueError: a setting is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from fairlung.pipeline import audit
+        >>> from fairlung.pipeline.evaluation.predictions import Predictions
+        >>> label = np.repeat([0, 1], 40)
+        >>> sex = np.tile([0, 1], 40)
+        >>> said = np.where((sex == 1) & (np.arange(80) % 4 == 1), 1 - label, label)  # half of the women wrong
+        >>> names = np.arange(80).astype(str)
+        >>> table = Predictions(names, label, said, sex, None, ("covid", "normal"), ("male", "female"), ("sex",))
+        >>> result = audit(table, resamples=500, permutations=500)
+        >>> result.overall.gap.value
+        0.5
+        >>> print(result.verdicts[0].level, "|", result.verdicts[0].text.split(",")[0])
+        finding | The gap of +0.500 (male minus female
     """
     check_resampling(confidence, resamples, permutations)
     if method not in get_args(IntervalMethod):
@@ -296,62 +304,35 @@ def audit(
     found, draws = confusion_intervals(confusion, rng, resamples, confidence, method)
     pooled, _ = confusion_intervals(confusion.sum(0, keepdims=True), rng, resamples, confidence, method)
     fair = fair_model(confusion, resamples, rng)
-    signed = "gap" in found
-    key = "gap" if signed else "abs_gap"
+    groups = _groups(known, confusion, found["group_f1"], max(100, resamples // 5), confidence, rng)
     cells = _cells(known, confusion, found["cell_f1"], confidence, min_cell)
-    scores = group_scores(known)
-    calibration = group_calibration(known, rng, max(100, resamples // 5), confidence)
-    groups = []
-    for g, name in enumerate(known.group_names):
-        counts = confusion[g]
-        f1 = estimate(*(part[g] for part in found["group_f1"]))
-        hits = wilson(int(counts.trace()), int(counts.sum()), confidence)
-        groups.append(
-            {
-                "group": name,
-                "n": int(counts.sum()),
-                "f1": f1 | {"by_fairlearn": scores[name]["f1"]},
-                "accuracy": hits._asdict(),
-                **calibration.get(name, {}),
-            }
-        )
-    result: dict[str, Any] = {
-        "n": len(known.label),
-        "n_unknown": len(predictions.label) - len(known.label),
-        "postprocess": predictions.postprocess,
-        "synthetic": predictions.synthetic,
-        "class_names": list(known.class_names),
-        "group_names": list(known.group_names),
-        "absent_groups": [name for name in predictions.group_names if name not in known.group_names],
-        "group_by": list(known.group_by),
-        "settings": {
-            "resamples": resamples,
-            "permutations": permutations,
-            "confidence": confidence,
-            "method": method,
-            "seed": seed,
-            "min_cell": min_cell,
-        },
-        "overall": {name: estimate(*found[name]) for name in ("score", "gap", "abs_gap") if name in found}
-        | {"f1_macro": estimate(*pooled["score"])},
-        "groups": groups,
-        "cells": cells,
-        "worst_cell": _worst_cell(cells, draws["cell_f1"], confusion),
-        "fair_model": {
-            "abs_gap_mean": float(fair["abs_gap"].mean()),
-            "abs_gap_p95": float(np.quantile(fair["abs_gap"], 0.95)),
-        }
-        | (_signed_gap(fair["gap"]) if signed else {}),
-        "permutation": {"statistic": key, "p_value": permutation_test(confusion, permutations, rng)},
-        # the largest of several differences is not normal around 0: nothing is said of its power
-        "power": power_of_gap(float(found[key][0]), float(draws[key].std()), len(known.label), confidence)
-        if signed
-        else None,
-        "differences": group_differences(known),
-        "confusion": confusion.tolist(),
-    }
-    result["verdicts"] = [asdict(verdict) for verdict in verdicts(result)]
-    return result
+    estimates = {name: estimate(*found[name]) for name in ("score", "gap", "abs_gap") if name in found}
+    tested = "gap" if "gap" in found else "abs_gap"
+    # The largest of several differences is not normally distributed around 0, so its power is not computed.
+    power = None
+    if tested == "gap":
+        power = power_of_gap(estimates["gap"].value, float(draws["gap"].std()), len(known.label), confidence)
+    result = Audit(
+        n=len(known.label),
+        n_unknown=len(predictions.label) - len(known.label),
+        postprocess=predictions.postprocess,
+        synthetic=predictions.synthetic,
+        class_names=known.class_names,
+        group_names=known.group_names,
+        absent_groups=tuple(name for name in predictions.group_names if name not in known.group_names),
+        group_by=known.group_by,
+        settings=AuditSettings(resamples, permutations, confidence, method, seed, min_cell),
+        overall=Overall(**estimates, f1_macro=estimate(*pooled["score"])),
+        groups=groups,
+        cells=cells,
+        worst_cell=_worst_cell(cells, draws["cell_f1"], confusion),
+        fair_model=_fair_model(fair),
+        permutation=Permutation(tested, permutation_test(confusion, permutations, rng)),
+        power=power,
+        differences=group_differences(known),
+        confusion=confusion.tolist(),
+    )
+    return replace(result, verdicts=tuple(verdicts(result)))
 
 
 def write_audit(
@@ -362,7 +343,7 @@ def write_audit(
     confidence: float = 0.95,
     resamples: int = 10_000,
     min_cell: int = MIN_CELL,
-) -> dict[str, Any] | None:
+) -> Audit | None:
     """Audit a prediction table into audit.json beside it, for the end of an evaluation.
 
     Returns:
@@ -371,54 +352,68 @@ def write_audit(
     if not is_primary():
         return None
     path = Path(predictions).with_name(run_folder.AUDIT)
-    path.unlink(missing_ok=True)  # an earlier evaluation's
+    path.unlink(missing_ok=True)  # an earlier evaluation may have left one
     names = class_names, group_names, group_columns(group_by)
     try:
         try:
             table = load_predictions(predictions, *names)
-        except PredictionsError as error:  # such as an overflow in one scan
+        except PredictionsError as error:  # for example, one scan's output overflowed
             logger.warning("no calibration in the audit: %s", error)
             table = load_predictions(predictions, *names, with_probabilities=False)
         result = audit(table, resamples, resamples, confidence, min_cell=min_cell)
-    except (NoAuditError, ImportError) as error:  # an evaluation must not be lost by it
+    except (NoAuditError, ImportError) as error:  # an evaluation is worth keeping without its audit
         logger.warning("no audit: %s", error)
         return None
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    path.write_text(json_text(result))
     return result
 
 
-def _signed_gap(draws: Floats) -> dict[str, float]:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return {"gap_mean": float(draws.mean()), "gap_low": float(low), "gap_high": float(high)}
+def _fair_model(draws: dict[str, Floats]) -> FairModel:
+    size = float(draws["abs_gap"].mean()), float(np.quantile(draws["abs_gap"], 0.95))
+    if "gap" not in draws:
+        return FairModel(*size)
+    return FairModel(*size, float(draws["gap"].mean()), *map(float, np.quantile(draws["gap"], [0.025, 0.975])))
+
+
+def _groups(
+    known: Predictions,
+    confusion: NDArray[Any],
+    f1: Sequence[Floats],
+    resamples: int,
+    confidence: float,
+    rng: np.random.Generator,
+) -> tuple[GroupResult, ...]:
+    by_fairlearn = group_scores(known)
+    calibration = group_calibration(known, rng, resamples, confidence)
+    return tuple(
+        GroupResult(
+            name,
+            int(confusion[g].sum()),
+            CheckedEstimate(*estimate(*(part[g] for part in f1)), by_fairlearn[name]),
+            wilson(int(confusion[g].trace()), int(confusion[g].sum()), confidence),
+            calibration.get(name),
+        )
+        for g, name in enumerate(known.group_names)
+    )
 
 
 def _cells(
     known: Predictions, confusion: NDArray[Any], f1: Sequence[Floats], confidence: float, min_cell: int
-) -> list[dict[str, Any]]:
+) -> tuple[Cell, ...]:
     cells = []
-    for g, group in enumerate(known.group_names):
-        for c, name in enumerate(known.class_names):
-            hits, n, predicted = confusion[g, c, c], confusion[g, c].sum(), confusion[g, :, c].sum()
-            cells.append(
-                {
-                    "group": group,
-                    "class": name,
-                    "n": int(n),
-                    "n_predicted": int(predicted),
-                    "precision": wilson(int(hits), int(predicted), confidence)._asdict(),
-                    "recall": wilson(int(hits), int(n), confidence)._asdict(),
-                    "f1": estimate(*(part[g, c] for part in f1)),
-                    "small": bool(n < min_cell),
-                }
-            )
-    return cells
+    for (g, group), (c, name) in product(enumerate(known.group_names), enumerate(known.class_names)):
+        hits, n, predicted = (int(k) for k in (confusion[g, c, c], confusion[g, c].sum(), confusion[g, :, c].sum()))
+        precision, recall = wilson(hits, predicted, confidence), wilson(hits, n, confidence)
+        found = estimate(*(part[g, c] for part in f1))
+        cells.append(Cell(group, name, n, predicted, precision, recall, found, n < min_cell))
+    return tuple(cells)
 
 
-def _worst_cell(cells: list[dict[str, Any]], draws: Floats, confusion: NDArray[Any]) -> dict[str, Any]:
-    """The cell of lowest F1 among those with a scan, its interval, and in what share of resamples it is the lowest."""
-    filled = np.flatnonzero(confusion.sum(-1).ravel() > 0)
-    worst = min(filled, key=lambda index: cells[index]["f1"]["value"])
+def _worst_cell(cells: Sequence[Cell], draws: Floats, confusion: NDArray[Any]) -> WorstCell:
+    """The cell of lowest F1 among those with a scan, and in what share of the resamples it is the lowest."""
+    filled = np.flatnonzero(confusion.sum(-1).ravel() > 0).tolist()
+    worst = min(filled, key=lambda index: cells[index].f1.value)
     flat = draws.reshape(len(draws), -1)[:, filled]
-    share = float((filled[flat.argmin(1)] == worst).mean())
+    share = float((flat.argmin(1) == filled.index(worst)).mean())
     cell = cells[worst]
-    return {name: cell[name] for name in ("group", "class", "n", "f1", "small")} | {"share_of_resamples": share}
+    return WorstCell(cell.group, cell.class_name, cell.n, cell.f1, cell.small, share)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from .records import Audit, FairModel
+from .wording import POWER, Verdict, in_percent, planned, span, span_text
 
-from .wording import POWER, Verdict, in_percent, planned, span
-
-MIX_GAP = 0.02  # of a fair model, from which it is said that the groups differ in their mix of classes
+MIX_GAP = 0.02  # a fair model's gap from which a verdict says that the groups differ in their mix of classes
 
 
-def verdicts(result: dict[str, Any]) -> list[Verdict]:
-    """What the audit says, in words, the most important first.
-
-    Args:
-        result: of :func:`audit`, without its verdicts.
-    """
+def verdicts(result: Audit) -> list[Verdict]:
+    """What an audit says, in words, the most important first."""
     return [
         _gap_verdict(result),
         *_power_verdicts(result),
@@ -25,70 +20,73 @@ def verdicts(result: dict[str, Any]) -> list[Verdict]:
     ]
 
 
-def _gap_verdict(result: dict[str, Any]) -> Verdict:
-    overall, fair = result["overall"], result["fair_model"]
-    level = 1 - result["settings"]["confidence"]
-    p = result["permutation"]["p_value"]
-    if "gap" in overall:
-        gap, expected = overall["gap"], fair["gap_mean"]
-        first, second = result["group_names"]
-        better, worse = (first, second) if gap["value"] > expected else (second, first)
-        what = f"The gap of {gap['value']:+.3f} ({first} minus {second}, "
-        # of a finding both agree: it is not 0, and not what the mix of classes alone gives
-        apart = gap["low"] > max(0, expected) or gap["high"] < min(0, expected)
+def fair_gap_text(fair: FairModel) -> str:
+    """What |gap| a perfectly fair model shows, in words."""
+    return (
+        f"a perfectly fair model of this score shows |gap| {fair.abs_gap_mean:.3f} on average on scans like these, and "
+        f"above {fair.abs_gap_p95:.3f} one time in twenty"
+    )
+
+
+def _gap_verdict(result: Audit) -> Verdict:
+    overall, beside = result.overall, fair_gap_text(result.fair_model)
+    confidence, p = result.settings.confidence, result.permutation.p_value
+    level = 1 - confidence
+    if overall.gap is not None:
+        gap, expected = overall.gap, result.fair_model.gap_mean or 0.0
+        first, second = result.group_names
+        better, worse = (first, second) if gap.value > expected else (second, first)
+        what = f"The gap of {gap.value:+.3f} ({first} minus {second}, "
+        # A finding needs both: the gap is not 0, and it is not what the mix of classes alone gives.
+        apart = gap.low > max(0, expected) or gap.high < min(0, expected)
         sentence = f"the model serves {better} scans better than {worse} ones"
     else:
-        gap = overall["abs_gap"]
-        what = f"The largest gap between two groups, {gap['value']:.3f} ("
-        apart = True  # a largest difference is never below 0: its interval cannot tell, the test alone does
+        gap = overall.abs_gap
+        what = f"The largest gap between two groups, {gap.value:.3f} ("
+        apart = True  # a largest difference is never below 0, so only the test can tell
         sentence = "the model does not serve all groups alike"
-    what += f"{in_percent(1 - level)} interval {span(gap, signed='gap' in overall)}; p = {p:.3g})"
-    beside = (
-        f"a perfectly fair model of this score shows |gap| {fair['abs_gap_mean']:.3f} on average on scans like these, "
-        f"and above {fair['abs_gap_p95']:.3f} one time in twenty"
-    )
+    what += f"{in_percent(confidence)} interval {span(gap, signed=overall.gap is not None)}; p = {p:.3g})"
     if apart and p <= level:
         return Verdict("finding", f"{what} is larger than chance explains: {sentence}; {beside}.")
-    if "gap" in overall and (p <= level or not gap["low"] <= 0 <= gap["high"]):
+    if overall.gap is not None and (p <= level or not gap.low <= 0 <= gap.high):
         return Verdict(
             "inconclusive",
             f"{what} is on the border of what chance explains: the interval and the test do not agree; {beside}.",
         )
-    largest = overall["abs_gap"]["high"]
     return Verdict(
         "inconclusive",
         f"{what}: a difference of this size cannot be told from none on these data; {beside}. It does not show that "
-        f"the model is fair either: a gap as large as {largest:.3f} is not ruled out.",
+        f"the model is fair either: a gap as large as {overall.abs_gap.high:.3f} is not ruled out.",
     )
 
 
-def _power_verdicts(result: dict[str, Any]) -> list[Verdict]:
-    power, n = result["power"], result["n"]
+def _power_verdicts(result: Audit) -> list[Verdict]:
+    power, n = result.power, result.n
     if power is None:
         return []
-    text = f"{n} scans show a gap of {power['detectable_gap']:.3f} or more in {in_percent(POWER)} of studies"
-    if power["scans"] is None:
+    text = f"{n} scans show a gap of {power.detectable_gap:.3f} or more in {in_percent(POWER)} of studies"
+    if power.scans is None:
         return [Verdict("note", f"{text}.")]
-    if power["scans"] <= n:
+    if power.scans <= n:
         return [Verdict("note", f"{text}; the observed one is of that size.")]
-    times = power["scans"] / n
-    text += f"; one of the observed size would need about {planned(power['scans'])} scans in the same proportions "
+    times = power.scans / n
+    text += f"; one of the observed size would need about {planned(power.scans)} scans in the same proportions "
     return [Verdict("note", f"{text}({times:.1f} times as many).")]
 
 
-def _origin_verdicts(result: dict[str, Any]) -> list[Verdict]:
-    if not result["postprocess"]:
+def _origin_verdicts(result: Audit) -> list[Verdict]:
+    if not result.postprocess:
         return []
-    text = f"These are not the network's own answers: they were post-processed ({result['postprocess']})."
+    text = f"These are not the network's own answers: they were post-processed ({result.postprocess})."
     return [Verdict("note", text)]
 
 
-def _mix_verdicts(result: dict[str, Any]) -> list[Verdict]:
+def _mix_verdicts(result: Audit) -> list[Verdict]:
     """A gap that comes of who was scanned, not of the model, where it is large enough to mislead."""
-    share = result["fair_model"].get("gap_mean", 0.0)
+    share = result.fair_model.gap_mean or 0.0
     if abs(share) < MIX_GAP:
         return []
-    first, second = result["group_names"]
+    first, second = result.group_names
     text = (
         f"{first} and {second} scans do not have the classes in the same proportions, which gives a perfectly fair "
         f"model a gap of {share:+.3f} here on average. The test allows for that; the interval does not."
@@ -96,27 +94,27 @@ def _mix_verdicts(result: dict[str, Any]) -> list[Verdict]:
     return [Verdict("note", text)]
 
 
-def _cell_verdicts(result: dict[str, Any]) -> list[Verdict]:
+def _cell_verdicts(result: Audit) -> list[Verdict]:
     found = []
-    worst = result["worst_cell"]
-    if not worst["small"]:
+    worst = result.worst_cell
+    if not worst.small:
         found.append(
             Verdict(
-                "finding" if worst["share_of_resamples"] >= 0.95 else "note",
-                f"The lowest F1 is that of {worst['group']} {worst['class']}: {worst['f1']['value']:.3f} "
-                f"({span(worst['f1'])}, {worst['n']} scans); it is the lowest in "
-                f"{in_percent(worst['share_of_resamples'])} of resamples.",
+                "finding" if worst.share_of_resamples >= 0.95 else "note",
+                f"The lowest F1 is that of {worst.group} {worst.class_name}: {worst.f1.value:.3f} "
+                f"({span(worst.f1)}, {worst.n} scans); it is the lowest in "
+                f"{in_percent(worst.share_of_resamples)} of resamples.",
             )
         )
-    for name in result["absent_groups"]:
+    for name in result.absent_groups:
         found.append(Verdict("no-statement", f"There is no scan of group {name}: no statement."))
     small, empty = [], []
-    for cell in result["cells"]:
-        name = f"{cell['group']} {cell['class']}"
-        if cell["n"] == 0:
+    for cell in result.cells:
+        name = f"{cell.group} {cell.class_name}"
+        if cell.n == 0:
             empty.append(name)
-        elif cell["small"]:
-            small.append((name, "1 scan" if cell["n"] == 1 else f"{cell['n']} scans"))
+        elif cell.small:
+            small.append((name, "1 scan" if cell.n == 1 else f"{cell.n} scans"))
     if empty:
         have = "has no scan: no statement; its" if len(empty) == 1 else "have no scan: no statement; their"
         text = f"{', '.join(empty)} {have} F1 counts as 0 in P and in the gap, as in the metrics."
@@ -125,30 +123,29 @@ def _cell_verdicts(result: dict[str, Any]) -> list[Verdict]:
         found.append(Verdict("no-statement", f"{small[0][0]}: this cell has {small[0][1]}: no statement."))
     elif small:
         cells = ", ".join(f"{name} ({scans})" for name, scans in small)
-        least = result["settings"]["min_cell"]
+        least = result.settings.min_cell
         found.append(Verdict("no-statement", f"No statement on cells of fewer than {least} scans: {cells}."))
     return found
 
 
-def _calibration_verdicts(result: dict[str, Any]) -> list[Verdict]:
+def _calibration_verdicts(result: Audit) -> list[Verdict]:
     found = []
-    for group in result["groups"]:
-        ece = group.get("ece")
-        if ece is None:
+    for group in result.groups:
+        calibration = group.calibration
+        if calibration is None:
             continue
-        far = ece["value"] > group["ece_if_calibrated"]["p95"]
-        direction = "miscalibrated"  # over-confident here and under-confident there
-        if group["mean_confidence"] > group["accuracy"]["high"]:
+        threshold = calibration.ece_if_calibrated.p95
+        said = (
+            f"expected calibration error {span_text(calibration.ece)}; it is above {threshold:.3f} one time in twenty "
+            f"for a calibrated model on {group.n} scans."
+        )
+        if calibration.ece.value <= threshold:
+            found.append(Verdict("note", f"No miscalibration can be seen for {group.group} scans: {said}"))
+            continue
+        direction = "miscalibrated"  # over-confident in some bins and under-confident in others
+        if calibration.mean_confidence > group.accuracy.high:
             direction = "over-confident"
-        elif group["mean_confidence"] < group["accuracy"]["low"]:
+        elif calibration.mean_confidence < group.accuracy.low:
             direction = "under-confident"
-        said = f"expected calibration error {ece['value']:.3f} ({span(ece)})"
-        threshold = group["ece_if_calibrated"]["p95"]
-        chance = f"above {threshold:.3f} one time in twenty for a calibrated model on {group['n']} scans"
-        if far:
-            text = f"Probabilities of {group['group']} scans are {direction}: {said}; it is {chance}."
-            found.append(Verdict("finding", text))
-        else:
-            text = f"No miscalibration can be seen for {group['group']} scans: {said}; it is {chance}."
-            found.append(Verdict("note", text))
+        found.append(Verdict("finding", f"Probabilities of {group.group} scans are {direction}: {said}"))
     return found

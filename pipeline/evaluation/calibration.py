@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .predictions import Predictions
-from .resampling import estimate, interval, resample_counts
+from .records import Calibration, Chance, ReliabilityBin
+from .resampling import estimate_from, resample_counts
 
 Floats = NDArray[np.float64]
 
@@ -37,19 +38,18 @@ def expected_calibration_error(confidence: Floats, correct: NDArray[Any], bins: 
 
 def reliability_curve(
     confidence: Floats, correct: NDArray[Any], level: float = 0.95, bins: int = BINS
-) -> list[dict[str, float]]:
-    """Mean confidence, accuracy with its Wilson interval of ``level``, and scans of each bin that holds a scan."""
+) -> tuple[ReliabilityBin, ...]:
+    """Each bin that holds a scan, with Wilson intervals of ``level``."""
     from statsmodels.stats.proportion import proportion_confint
 
-    curve = []
     index = bin_of(confidence, bins)
-    for b in np.unique(index):
-        inside = index == b
+    curve = []
+    for inside in (index == b for b in np.unique(index)):
         hits, n = int(np.asarray(correct)[inside].sum()), int(inside.sum())
         low, high = proportion_confint(hits, n, alpha=1 - level, method="wilson")
         mean = float(np.asarray(confidence)[inside].mean())
-        curve.append({"confidence": mean, "accuracy": hits / n, "low": float(low), "high": float(high), "n": n})
-    return curve
+        curve.append(ReliabilityBin(mean, hits / n, float(low), float(high), n))
+    return tuple(curve)
 
 
 def auc_of_resamples(
@@ -85,17 +85,11 @@ def auc_of_resamples(
 
 def group_calibration(
     predictions: Predictions, rng: np.random.Generator, resamples: int = 2000, confidence: float = 0.95
-) -> dict[str, dict[str, Any]]:
-    """AUC and calibration of each group; nothing without probabilities.
-
-    Returns:
-        group -> ``auc`` (None when the group lacks a class), ``brier`` (multi-class, in [0, 2]), ``ece`` as estimates
-        ``{"value", "low", "high"}``; ``ece_if_calibrated`` (mean and 95th percentile that a model whose confidences
-        are exactly right shows on as many scans), ``mean_confidence`` and ``reliability``.
-    """
+) -> dict[str, Calibration]:
+    """AUC and calibration of each group that has a scan; nothing without probabilities."""
     from sklearn.metrics import roc_auc_score
 
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Calibration] = {}
     if predictions.probabilities is None:
         return found
     classes = len(predictions.class_names)
@@ -112,20 +106,20 @@ def group_calibration(
         auc = None
         if len(np.unique(label)) == classes:
             value = _macro_auc(roc_auc_score, label, probabilities)
-            auc = _estimate(value, auc_of_resamples(label, probabilities, counts, rng), confidence)
+            auc = estimate_from(auc_of_resamples(label, probabilities, counts, rng), value, confidence)
         bins = np.eye(BINS)[bin_of(sure)]
         error = float(expected_calibration_error(sure, correct))
-        # the ECE of a resample is larger by the chance that was added: mirrored at the observed one (basic bootstrap)
+        # Resampling adds chance, which makes the ECE larger; the basic bootstrap mirrors it at the observed one.
         eces = np.clip(2 * error - np.abs((counts * (correct - sure)) @ bins).sum(1) / len(label), 0, 1)
         chance = expected_calibration_error(sure, rng.random((resamples, len(sure))) < sure)
-        found[name] = {
-            "auc": auc,
-            "brier": _estimate(float(squares.mean()), counts @ squares / len(label), confidence),
-            "ece": _estimate(error, eces, confidence),
-            "ece_if_calibrated": {"mean": float(chance.mean()), "p95": float(np.quantile(chance, 0.95))},
-            "mean_confidence": float(sure.mean()),
-            "reliability": reliability_curve(sure, correct, confidence),
-        }
+        found[name] = Calibration(
+            auc,
+            estimate_from(counts @ squares / len(label), float(squares.mean()), confidence),
+            estimate_from(eces, error, confidence),
+            Chance(float(chance.mean()), float(np.quantile(chance, 0.95))),
+            float(sure.mean()),
+            reliability_curve(sure, correct, confidence),
+        )
     return found
 
 
@@ -134,7 +128,3 @@ def _macro_auc(roc_auc_score: Any, label: NDArray[np.int64], probabilities: Floa
         return float(roc_auc_score(label, probabilities[:, 1]))
     areas = [roc_auc_score(label == c, probabilities[:, c]) for c in range(probabilities.shape[1])]
     return float(np.mean(areas))
-
-
-def _estimate(value: float, draws: Floats, confidence: float) -> dict[str, float]:
-    return estimate(value, *interval(draws, value, confidence))

@@ -7,8 +7,8 @@ these two trained models; with several it is about the ways of training, and cha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,7 +30,18 @@ from .paired import (
     smallest_p,
 )
 from .predictions import Predictions
-from .resampling import check_resampling, estimate, interval
+from .records import (
+    ComparedSystem,
+    Comparison,
+    ComparisonSettings,
+    DifferencePower,
+    GivenRunsTest,
+    PairComparison,
+    PermutationTest,
+)
+from .resampling import Estimate, check_resampling, estimate, estimate_from
+
+Test = TypeVar("Test", PermutationTest, GivenRunsTest)
 
 
 def compare(
@@ -39,8 +50,8 @@ def compare(
     permutations: int = 10_000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Compare the first system with each other one on the same scans, as plain data (compare.json).
+) -> Comparison:
+    """Compare the first system with each other one on the same scans.
 
     A number of a system is the mean of its runs' numbers; a difference is the other system minus the reference. Scans
     of unknown group are counted (``n_unknown``) and left out.
@@ -50,7 +61,7 @@ def compare(
     itself, and the two deviations from what was observed are added: drawing runs out of resampled scans would count
     three times what a run gets right by chance on single scans (Owen 2007), adding counts it twice. Tests permute scans
     with one run each (:func:`permute_scans`), else runs (:func:`permute_runs`). Holm's adjustment is over P and the
-    absolute gap of every comparison.
+    absolute gap of every comparison. The estimates of a single run are those of its audit for the same settings.
 
     Args:
         systems: name -> a table a run; the first is the reference. The order of the scans may differ.
@@ -59,31 +70,24 @@ def compare(
         confidence: of every interval; a test is at the level 1 - confidence.
         seed: same seed, same result.
 
-    Returns:
-        - ``n``, ``n_unknown``, ``class_names``, ``group_names``, ``group_by``, ``reference`` (name), ``settings``;
-          ``synthetic``, whether a table says that scans are phantoms;
-        - ``systems``, a list: ``name``; ``postprocess``, what was done to its probabilities, if anything; ``values``,
-          the mean over runs of each number of :func:`headline`; ``sd``, the
-          standard deviation over runs of each, None with one run; ``runs``, for each run the estimates of score, gap
-          (two groups), abs_gap, f1_macro and f1_<group>, the same as its audit gives for the same settings;
-        - ``comparisons``, a list, one for each other system: ``system``, ``reference``;
-          ``differences``, an estimate of each number of :func:`headline`;
-          ``probability_better``: share of the draws in which the system has the higher ``score`` and the smaller
-          ``abs_gap``, ties half;
-          ``tests``: for ``score`` and ``abs_gap``, ``p_value``, ``p_holm``, ``unit`` (scans or runs permuted) and
-          ``smallest_p`` that the test can give;
-          ``differences_of_these_runs`` and ``tests_of_these_runs`` (``p_value``, ``p_holm``): the same with the runs
-          taken as given, chance in the scans only; both None with one run each, the latter also when the numbers of
-          runs differ;
-          ``power`` of the difference in P: ``detectable`` on these scans with these runs, ``scans`` and ``runs`` (of
-          each system) that would show the observed one in 80 % of studies; None where that cannot be said;
-        - ``verdicts``, a list of ``{"level", "text"}``, see :class:`~.Verdict`.
-
-        An estimate is ``{"value", "low", "high"}``.
-
     Raises:
         CompareError: the tables are not of the same scans, classes and groups, or of fewer than two groups.
         ValueError: a setting is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from fairlung.pipeline import compare
+        >>> from fairlung.pipeline.evaluation.predictions import Predictions
+        >>> label, sex = np.repeat([0, 1], 40), np.tile([0, 1], 40)
+        >>> names = np.arange(80).astype(str)
+        >>> def answers(wrong):  # of every fourth scan, or of none
+        ...     said = np.where((np.arange(80) % 4 == 1) & wrong, 1 - label, label)
+        ...     return Predictions(names, label, said, sex, None, ("covid", "normal"), ("male", "female"), ("sex",))
+        >>> result = compare({"old": [answers(True)], "new": [answers(False)]}, resamples=500, permutations=500)
+        >>> result.comparisons[0].differences["score"].value
+        0.25
+        >>> print(result.verdicts[0].level, "|", result.verdicts[0].text[:43])
+        finding | P of new is 0.250 higher than that of old (
     """
     check_resampling(confidence, resamples, permutations)
     aligned = {name: [table.known().present_groups() for table in tables] for name, tables in align(systems).items()}
@@ -110,36 +114,41 @@ def compare(
         {name: draw_weights(np.ones(len(c), dtype=np.int64), resamples, runs_rng) for name, c in columns.items()},
     )
     reference, *others = aligned
-    comparisons = [_compare_pair(evidence, reference, other, permutations, confidence, tests_rng) for other in others]
-    for key in ("tests", "tests_of_these_runs"):
-        _adjust([test for comparison in comparisons for test in (comparison[key] or {}).values()])
-    result: dict[str, Any] = {
-        "n": len(first.label),
-        "n_unknown": len(next(iter(systems.values()))[0].label) - len(first.label),
-        "class_names": list(first.class_names),
-        "group_names": list(first.group_names),
-        "group_by": list(first.group_by),
-        "synthetic": any(table.synthetic for table in runs),
-        "reference": reference,
-        "settings": {"resamples": resamples, "permutations": permutations, "confidence": confidence, "seed": seed},
-        "systems": [
-            {
-                "name": name,
-                "postprocess": ", ".join(sorted({table.postprocess for table in tables} - {""})),
-                "values": {key: float(value[columns[name]].mean()) for key, value in observed.items()},
-                "sd": (
-                    {key: float(value[columns[name]].std(ddof=1)) for key, value in observed.items()}
-                    if len(tables) > 1
-                    else None
-                ),
-                "runs": [_run_estimates(table, resamples, confidence, seed) for table in tables],
-            }
+    pairs = [_compare_pair(evidence, reference, other, permutations, confidence, tests_rng) for other in others]
+    result = Comparison(
+        n=len(first.label),
+        n_unknown=len(next(iter(systems.values()))[0].label) - len(first.label),
+        class_names=first.class_names,
+        group_names=first.group_names,
+        group_by=first.group_by,
+        synthetic=any(table.synthetic for table in runs),
+        reference=reference,
+        settings=ComparisonSettings(resamples, permutations, confidence, seed),
+        systems=tuple(
+            _system(name, tables, {key: value[columns[name]] for key, value in observed.items()}, resamples,
+                    confidence, seed)
             for name, tables in aligned.items()
-        ],
-        "comparisons": comparisons,
-    }
-    result["verdicts"] = [asdict(verdict) for verdict in verdicts(result)]
-    return result
+        ),
+        comparisons=tuple(_adjusted(pairs)),
+    )  # fmt: skip
+    return replace(result, verdicts=tuple(verdicts(result)))
+
+
+def _system(
+    name: str,
+    tables: Sequence[Predictions],
+    observed: Mapping[str, Floats],
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> ComparedSystem:
+    return ComparedSystem(
+        name,
+        ", ".join(sorted({table.postprocess for table in tables} - {""})),
+        {key: float(value.mean()) for key, value in observed.items()},
+        {key: float(value.std(ddof=1)) for key, value in observed.items()} if len(tables) > 1 else None,
+        tuple(_run_estimates(table, resamples, confidence, seed) for table in tables),
+    )
 
 
 @dataclass(frozen=True)
@@ -163,7 +172,7 @@ class _Evidence:
 
 def _compare_pair(
     evidence: _Evidence, reference: str, other: str, permutations: int, confidence: float, rng: np.random.Generator
-) -> dict[str, Any]:
+) -> PairComparison:
     a, b = evidence.columns[reference], evidence.columns[other]
     observed = evidence.observed
     several = max(len(a), len(b)) > 1
@@ -186,51 +195,59 @@ def _compare_pair(
     power = power_of_gap(
         differences["score"], float(given["score"].std()), int(evidence.patterns.count.sum()), confidence
     )
-    return {
-        "system": other,
-        "reference": reference,
-        "differences": _estimates(differences, drawn, confidence),
-        "probability_better": {"score": _share_above(drawn["score"]), "abs_gap": _share_above(-drawn["abs_gap"])},
-        "tests": {name: {"p_value": p[name], "unit": unit, "smallest_p": least} for name in TESTED},
-        "differences_of_these_runs": _estimates(differences, given, confidence) if several else None,
-        "tests_of_these_runs": {name: {"p_value": swapped[name]} for name in TESTED} if several and swapped else None,
-        "power": {
-            "detectable": power["detectable_gap"],
-            "scans": power["scans"],
-            "runs": runs_needed(observed["score"][a], observed["score"][b], confidence),
-        },
-    }
+    nan = float("nan")  # stands for p after Holm, which needs the tests of all comparisons
+    return PairComparison(
+        system=other,
+        reference=reference,
+        differences=_estimates(differences, drawn, confidence),
+        probability_better={"score": _share_above(drawn["score"]), "abs_gap": _share_above(-drawn["abs_gap"])},
+        tests={name: PermutationTest(p[name], unit, least, nan) for name in TESTED},
+        differences_of_these_runs=_estimates(differences, given, confidence) if several else None,
+        tests_of_these_runs={name: GivenRunsTest(swapped[name], nan) for name in TESTED}
+        if several and swapped
+        else None,
+        power=DifferencePower(
+            power.detectable_gap,
+            power.scans,
+            runs_needed(observed["score"][a], observed["score"][b], confidence),
+        ),
+    )
 
 
-def _run_estimates(table: Predictions, resamples: int, confidence: float, seed: int) -> dict[str, dict[str, float]]:
+def _run_estimates(table: Predictions, resamples: int, confidence: float, seed: int) -> dict[str, Estimate]:
     """The intervals of :func:`~.audit`, from the same draws: a run has the same numbers in both."""
     rng = np.random.default_rng(seed)
     confusion = table.confusion()[:-1]
     found, _ = confusion_intervals(confusion, rng, resamples, confidence)
     pooled, _ = confusion_intervals(confusion.sum(0, keepdims=True), rng, resamples, confidence)
-    named: dict[str, tuple[Any, Any, Any]] = {n: found[n] for n in ("score", "gap", "abs_gap") if n in found}
-    named["f1_macro"] = pooled["score"]
-    for g, group in enumerate(table.group_names):
-        value, low, high = found["group_f1"]
-        named[f"f1_{group}"] = value[g], low[g], high[g]
-    return {name: estimate(*found) for name, found in named.items()}
+    named = {name: found[name] for name in ("score", "gap", "abs_gap") if name in found} | {"f1_macro": pooled["score"]}
+    named |= {f"f1_{group}": tuple(part[g] for part in found["group_f1"]) for g, group in enumerate(table.group_names)}
+    return {name: estimate(*parts) for name, parts in named.items()}
 
 
-def _estimates(
-    observed: Mapping[str, float], draws: Mapping[str, Floats], confidence: float
-) -> dict[str, dict[str, float]]:
-    return {name: estimate(value, *interval(draws[name], value, confidence)) for name, value in observed.items()}
+def _estimates(observed: Mapping[str, float], draws: Mapping[str, Floats], confidence: float) -> dict[str, Estimate]:
+    return {name: estimate_from(draws[name], value, confidence) for name, value in observed.items()}
 
 
 def _share_above(draws: Floats) -> float:
     return float(((draws > TIE) + 0.5 * (np.abs(draws) <= TIE)).mean())
 
 
-def _adjust(tests: Sequence[dict[str, Any]]) -> None:
-    """Put Holm's adjusted p beside each raw one."""
+def _adjusted(pairs: Sequence[PairComparison]) -> list[PairComparison]:
+    """With Holm's adjusted p of each test, over the tests of all comparisons."""
+    tests = _with_holm([pair.tests for pair in pairs])
+    given = iter(_with_holm([pair.tests_of_these_runs for pair in pairs if pair.tests_of_these_runs]))
+    return [
+        replace(pair, tests=own, tests_of_these_runs=next(given) if pair.tests_of_these_runs else None)
+        for pair, own in zip(pairs, tests, strict=True)
+    ]
+
+
+def _with_holm(families: Sequence[Mapping[str, Test]]) -> list[dict[str, Test]]:
     from statsmodels.stats.multitest import multipletests
 
-    if tests:
-        adjusted = multipletests([test["p_value"] for test in tests], method="holm")[1]
-        for test, p in zip(tests, adjusted, strict=True):
-            test["p_holm"] = float(p)
+    if not families:
+        return []
+    p_values = [test.p_value for tests in families for test in tests.values()]
+    adjusted = iter(map(float, multipletests(p_values, method="holm")[1]))
+    return [{name: replace(test, p_holm=next(adjusted)) for name, test in tests.items()} for tests in families]

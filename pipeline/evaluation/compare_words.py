@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from .paired import TESTED, TIE, smallest_p
-from .wording import POWER, Verdict, in_percent, planned, span
+from .records import Comparison, PairComparison
+from .resampling import Estimate
+from .wording import POWER, Verdict, in_percent, number_name, planned, span
 
-SHOWN = {"score": ("P", "higher", "lower"), "abs_gap": ("|gap|", "larger", "smaller")}
+WAYS = {"score": ("higher", "lower"), "abs_gap": ("larger", "smaller")}
 
 
-def verdicts(result: dict[str, Any]) -> list[Verdict]:
-    """What the comparison says, in words: for each other system, the differences in P and |gap|, and what is missing.
-
-    Args:
-        result: of :func:`compare`, without its verdicts.
-    """
-    runs = {system["name"]: len(system["runs"]) for system in result["systems"]}
-    family = len(TESTED) * len(result["comparisons"])
+def verdicts(result: Comparison) -> list[Verdict]:
+    """What a comparison says, in words: for each other system, the differences in P and |gap|, and what is missing."""
+    runs = {system.name: len(system.runs) for system in result.systems}
+    family = len(TESTED) * len(result.comparisons)
     found = []
-    for comparison in result["comparisons"]:
-        counts = runs[comparison["reference"]], runs[comparison["system"]]
+    for comparison in result.comparisons:
+        counts = runs[comparison.reference], runs[comparison.system]
         found += [_difference_verdict(comparison, name, result, family) for name in TESTED]
         if max(counts) == 1:
             found.append(_scans_verdict(comparison, result))
         else:
             found += _runs_verdicts(comparison, counts, result, family)
-    for system in result["systems"]:
-        if system["postprocess"]:
-            text = f"The answers of {system['name']} were post-processed ({system['postprocess']})."
+    for system in result.systems:
+        if system.postprocess:
+            text = f"The answers of {system.name} were post-processed ({system.postprocess})."
             found.append(Verdict("note", text))
     return found
 
 
-def _difference_verdict(comparison: Mapping[str, Any], name: str, result: Mapping[str, Any], family: int) -> Verdict:
-    confidence = result["settings"]["confidence"]
-    estimate, test = comparison["differences"][name], comparison["tests"][name]
-    several = test["unit"] == "runs"
+def _difference_verdict(comparison: PairComparison, name: str, result: Comparison, family: int) -> Verdict:
+    confidence = result.settings.confidence
+    estimate, test = comparison.differences[name], comparison.tests[name]
+    several = test.unit == "runs"
     over = " over scans and seeds" if several else ""
     what = (
         f"{_difference(comparison, name, estimate)} ({in_percent(confidence)} interval{over} "
-        f"{span(estimate, signed=True)}; p = {test['p_holm']:.3g} after Holm over {family} tests)"
+        f"{span(estimate, signed=True)}; p = {test.p_holm:.3g} after Holm over {family} tests)"
     )
     if several and _too_few(comparison, result, family):
         return Verdict("inconclusive", f"{what}: so few runs cannot tell a difference of any size from none.")
-    apart, small = _apart(estimate), test["p_holm"] < 1 - confidence
+    apart, small = _apart(estimate), test.p_holm < 1 - confidence
     if apart and small:
         whom = "the ways of training differ" if several else "these models differ on scans like these"
         return Verdict("finding", f"{what}: larger than chance explains, {whom}.")
@@ -60,45 +55,45 @@ def _difference_verdict(comparison: Mapping[str, Any], name: str, result: Mappin
     )
 
 
-def _apart(estimate: Mapping[str, float]) -> bool:
-    return not estimate["low"] <= 0 <= estimate["high"]
+def _apart(estimate: Estimate) -> bool:
+    return not estimate.low <= 0 <= estimate.high
 
 
-def _too_few(comparison: Mapping[str, Any], result: Mapping[str, Any], family: int) -> bool:
+def _too_few(comparison: PairComparison, result: Comparison, family: int) -> bool:
     """Whether no p after Holm can be below the level."""
-    return family * comparison["tests"]["score"]["smallest_p"] >= 1 - result["settings"]["confidence"]
+    return family * comparison.tests["score"].smallest_p >= 1 - result.settings.confidence
 
 
-def _difference(comparison: Mapping[str, Any], name: str, estimate: Mapping[str, float]) -> str:
-    number, more, less = SHOWN[name]
-    other, reference = comparison["system"], comparison["reference"]
-    if abs(estimate["value"]) <= TIE:
+def _difference(comparison: PairComparison, name: str, estimate: Estimate) -> str:
+    number, (more, less) = number_name(name), WAYS[name]
+    other, reference = comparison.system, comparison.reference
+    if abs(estimate.value) <= TIE:
         return f"{number} of {other} equals that of {reference}"
-    way = more if estimate["value"] > 0 else less
-    return f"{number} of {other} is {abs(estimate['value']):.3f} {way} than that of {reference}"
+    way = more if estimate.value > 0 else less
+    return f"{number} of {other} is {abs(estimate.value):.3f} {way} than that of {reference}"
 
 
-def _scans_verdict(comparison: Mapping[str, Any], result: Mapping[str, Any]) -> Verdict:
-    power, n = comparison["power"], result["n"]
+def _scans_verdict(comparison: PairComparison, result: Comparison) -> Verdict:
+    power, n = comparison.power, result.n
     text = "One run each: says nothing about other seeds."
-    if power["scans"] is not None and power["scans"] > n:
+    if power.scans is not None and power.scans > n:
         text += (
             f" To see this difference in P between these models in {in_percent(POWER)} of studies takes about "
-            f"{planned(power['scans'])} scans in the same proportions ({power['scans'] / n:.1f} times as many)."
+            f"{planned(power.scans)} scans in the same proportions ({power.scans / n:.1f} times as many)."
         )
     return Verdict("note", text)
 
 
 def _runs_verdicts(
-    comparison: Mapping[str, Any], counts: tuple[int, int], result: Mapping[str, Any], family: int
+    comparison: PairComparison, counts: tuple[int, int], result: Comparison, family: int
 ) -> list[Verdict]:
-    settings = result["settings"]
-    level = 1 - settings["confidence"]
-    reference, other = comparison["reference"], comparison["system"]
+    settings = result.settings
+    level = 1 - settings.confidence
+    reference, other = comparison.reference, comparison.system
     found = []
     if _too_few(comparison, result, family):
-        least = family * comparison["tests"]["score"]["smallest_p"]
-        enough = (r for r in range(2, 50) if family * smallest_p(r, r, settings["permutations"]) < level)
+        least = family * comparison.tests["score"].smallest_p
+        enough = (r for r in range(2, 50) if family * smallest_p(r, r, settings.permutations) < level)
         found.append(
             Verdict(
                 "no-statement",
@@ -107,13 +102,13 @@ def _runs_verdicts(
                 f"{next(enough, 'more permutations and 50')} runs each.",
             )
         )
-    given, tests = comparison["differences_of_these_runs"], comparison["tests_of_these_runs"]
-    if tests is not None:
+    given, tests = comparison.differences_of_these_runs, comparison.tests_of_these_runs
+    if given is not None and tests is not None:
         parts = []
         for name in TESTED:
-            apart = _apart(given[name]) and tests[name]["p_holm"] < level
+            apart = _apart(given[name]) and tests[name].p_holm < level
             parts.append(
-                f"{SHOWN[name][0]} {span(given[name], signed=True)}, p = {tests[name]['p_holm']:.3g} after Holm "
+                f"{number_name(name)} {span(given[name], signed=True)}, p = {tests[name].p_holm:.3g} after Holm "
                 f"({'larger than chance explains' if apart else 'cannot be told from none'})"
             )
         text = "These very runs, with chance in the scans only: difference in " + "; in ".join(parts)
@@ -122,12 +117,12 @@ def _runs_verdicts(
     if single is not None:
         found.append(Verdict("note", f"{single} has one run: how much its numbers change with the seed is not known."))
         return found
-    spread = {system["name"]: system["sd"] for system in result["systems"]}
+    spread = {system.name: system.sd["score"] for system in result.systems if system.sd}
     text = (
-        f"Between seeds P has a standard deviation of {spread[reference]['score']:.3f} ({reference}) and "
-        f"{spread[other]['score']:.3f} ({other})"
+        f"Between seeds P has a standard deviation of {spread[reference]:.3f} ({reference}) and {spread[other]:.3f} "
+        f"({other})"
     )
-    needed = comparison["power"]["runs"]
+    needed = comparison.power.runs
     if needed is not None and needed > min(counts):
         text += f"; to see this difference in P in {in_percent(POWER)} of studies takes "
         text += f"about {planned(needed)} runs each"

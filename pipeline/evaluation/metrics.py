@@ -83,7 +83,7 @@ def fairness_summary(confusion: Tensor, class_names: Sequence[str], group_names:
     by_group = class_scores(confusion[:-1])
     f1 = by_group["f1"].mean(-1)
     present = confusion[:-1].sum((-1, -2)) > 0
-    judged = f1[present] if present.any() else f1  # without any scan all of them, which are 0
+    judged = f1[present] if present.any() else f1  # without any scan every group counts, with 0
     summary = {"score": judged.mean().item()}
     if len(group_names) == 2 and present.all():
         summary["gap"] = (f1[0] - f1[1]).item()
@@ -114,6 +114,16 @@ class GroupConfusion(Metric):
             that number under that name, and the whole summary beside it. None gives it the summary alone.
         prefix: put before every name, e.g. ``val_``.
         output_transform: engine output -> ``(logits [N, C], {"label": [N], "group": [N]})``.
+
+    Example:
+        >>> import torch
+        >>> from fairlung.pipeline import GroupConfusion
+        >>> metric = GroupConfusion(["covid", "normal"], ["male", "female"], output_transform=lambda output: output)
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [1.0, 0.0]])
+        >>> metric.update((logits, {"label": torch.tensor([0, 1, 0, 1]), "group": torch.tensor([0, 0, 1, 1])}))
+        >>> found = metric.compute()
+        >>> {name: round(found[name], 3) for name in ("f1_male", "f1_female", "score", "gap")}
+        {'f1_male': 1.0, 'f1_female': 0.333, 'score': 0.667, 'gap': 0.667}
     """
 
     def __init__(
@@ -128,7 +138,7 @@ class GroupConfusion(Metric):
         self.class_names = tuple(class_names)
         self.group_names = tuple(group_names)
         empty = torch.zeros(len(self.group_names) + 1, len(self.class_names), len(self.class_names))
-        # a key metric is better when larger, which a gap is not
+        # MONAI keeps the checkpoint of the largest key metric; a gap is not better when larger.
         summary = fairness_summary(empty, self.class_names, self.group_names)
         known = [name for name in summary if name not in ("gap", "abs_gap")]
         if key is not None and key.removeprefix(prefix) not in known:

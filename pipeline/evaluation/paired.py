@@ -20,9 +20,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 TESTED = ("score", "abs_gap")
-TIE = 1e-12  # differences nearer than this are equal: the same fractions added up in another order
+TIE = 1e-12  # smaller differences come of adding up the same fractions in another order
 LARGEST_EFFECT = 4.0  # in standard deviations; three runs show it, and above it the noncentral t is unreliable
-CHUNK_BYTES = 200_000_000  # of the resamples worked on at a time
+CHUNK_BYTES = 200_000_000  # memory of the resamples that are worked on at a time
 
 
 class CompareError(UserError, ValueError):

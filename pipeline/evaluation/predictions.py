@@ -21,8 +21,8 @@ from .metrics import group_confusion
 PROBABILITY = "prob_"  # before the class name in the column of its probability
 POSTPROCESS = "postprocess"  # column: what was done to the probabilities
 SYNTHETIC = "synthetic"  # column: "yes" of a phantom, as in a cohort
-SUM_TOLERANCE = 0.01  # of the probabilities of a scan around 1, which tables round
-LISTED = 5  # faults shown of many
+SUM_TOLERANCE = 0.01  # by which a scan's probabilities may miss a sum of 1, as tables round them
+LISTED = 5  # faults that a message shows when there are more
 
 
 class PredictionsError(UserError):
@@ -116,6 +116,20 @@ def load_predictions(
 
     Raises:
         PredictionsError: no such file, column or class, a value that is none, or a scan given twice.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from fairlung.pipeline import load_predictions
+        >>> rows = "scan,label,sex,prediction\\ns1,covid,male,covid\\ns2,normal,female,covid\\ns3,normal,male,normal\\n"
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "predictions.csv")
+        ...     _ = path.write_text(rows)
+        ...     table = load_predictions(path)
+        >>> table.class_names, table.group_names
+        (('covid', 'normal'), ('male', 'female'))
+        >>> table.confusion()[1].tolist()  # of the women: one normal scan, called covid
+        [[0, 0], [1, 0]]
     """
     path = Path(path)
     table = read_table(path)

@@ -18,9 +18,21 @@ class Estimate(NamedTuple):
     high: float
 
 
-def estimate(value: Any, low: Any, high: Any) -> dict[str, float]:
-    """An :class:`Estimate` as plain data: ``{"value", "low", "high"}``."""
-    return Estimate(float(value), float(low), float(high))._asdict()
+class CheckedEstimate(NamedTuple):
+    """An estimate, and the same number computed by scikit-learn through fairlearn."""
+
+    value: float
+    low: float
+    high: float
+    by_fairlearn: float
+
+
+Interval = Estimate | CheckedEstimate
+
+
+def estimate(value: Any, low: Any, high: Any) -> Estimate:
+    """An :class:`Estimate` of Python's floats."""
+    return Estimate(float(value), float(low), float(high))
 
 
 def check_resampling(confidence: float, resamples: int, permutations: int | None = None) -> None:
@@ -48,3 +60,18 @@ def interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0) + shift
     return np.minimum(low, observed), np.maximum(high, observed)
+
+
+def estimate_from(draws: Floats, observed: float, confidence: float = 0.95) -> Estimate:
+    """What was observed, with the :func:`interval` of its draws."""
+    return estimate(observed, *interval(draws, observed, confidence))
+
+
+def wilson(hits: float, n: float, confidence: float = 0.95) -> Estimate:
+    """A proportion with its Wilson score interval (statsmodels); no scan gives 0 in [0, 1]."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    if n == 0:
+        return Estimate(0.0, 0.0, 1.0)
+    low, high = proportion_confint(hits, n, alpha=1 - confidence, method="wilson")
+    return Estimate(hits / n, min(float(low), hits / n), max(float(high), hits / n))

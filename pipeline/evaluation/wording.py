@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .resampling import Interval
 
 POWER = 0.8
+# What a person reads, by the key of the number in JSON, CSV and MLflow; F1 of a group is `f1_<group>`.
+NAMES = {
+    "score": "P", "gap": "gap", "abs_gap": "|gap|", "f1_macro": "pooled macro F1", "worst_cell_f1": "worst cell F1",
+    "f1": "F1", "precision": "precision", "recall": "recall", "accuracy": "accuracy",
+    "auc": "AUC", "brier": "Brier score", "ece": "ECE", "nll": "NLL",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -17,10 +26,32 @@ class Verdict:
     text: str
 
 
-def span(estimate: Mapping[str, float], signed: bool = False) -> str:
+def number_name(key: str, group_names: Sequence[str] = ()) -> str:
+    """What a number is called wherever it is shown: ``P``, ``F1 male``, or ``gap (male minus female)``.
+
+    Args:
+        key: of :data:`NAMES`, or ``<key>_<group>``.
+        group_names: the two groups of a signed gap.
+    """
+    if key == "gap" and group_names:
+        return f"{NAMES[key]} ({' minus '.join(group_names)})"
+    number, _, group = key.partition("_")
+    return NAMES[key] if key in NAMES else f"{NAMES[number]} {group}"
+
+
+def value_text(value: float, signed: bool = False) -> str:
+    """A number in words: ``0.847``."""
+    return f"{value:{'+' if signed else ''}.3f}"
+
+
+def span(estimate: Interval, signed: bool = False) -> str:
     """The interval of an estimate in words: ``0.783 to 0.906``."""
-    sign = "+" if signed else ""
-    return f"{estimate['low']:{sign}.3f} to {estimate['high']:{sign}.3f}"
+    return f"{value_text(estimate.low, signed)} to {value_text(estimate.high, signed)}"
+
+
+def span_text(estimate: Interval, signed: bool = False) -> str:
+    """An estimate in words: ``0.847 (0.783 to 0.906)``."""
+    return f"{value_text(estimate.value, signed)} ({span(estimate, signed)})"
 
 
 def in_percent(share: float) -> str:
@@ -28,20 +59,12 @@ def in_percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def percent(share: float) -> str:
+    """A share that somebody chose, with its decimals: ``97.5 %``."""
+    return f"{100 * share:g} %"
+
+
 def planned(number: float) -> str:
     """A number of scans or runs to plan with: up to two figures, as it is no more exact than that, and never fewer."""
     digits = max(0, len(str(int(number))) - 2)
     return f"{int(-(-number // 10**digits) * 10**digits):,}"
-
-
-def span_text(estimate: Mapping[str, float], signed: bool = False) -> str:
-    """An estimate in words: ``0.847 (0.783 to 0.906)``."""
-    sign = "+" if signed else ""
-    return f"{estimate['value']:{sign}.3f} ({estimate['low']:{sign}.3f} to {estimate['high']:{sign}.3f})"
-
-
-def number_name(key: str, group_names: Sequence[str]) -> str:
-    """What a number of :func:`~.headline` is called in tables and figures."""
-    names = {"score": "P", "abs_gap": "|gap|", "f1_macro": "pooled macro F1", "worst_cell_f1": "lowest F1 of a cell"}
-    names |= {"gap": f"gap ({' minus '.join(group_names)})"} | {f"f1_{name}": f"F1 {name}" for name in group_names}
-    return names[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +11,67 @@ from numpy.typing import NDArray
 from ..evaluation.audit import summaries
 from ..evaluation.calibration import BINS, bin_of
 from ..evaluation.predictions import Predictions
-from ..evaluation.resampling import check_resampling, estimate, resample_counts
+from ..evaluation.resampling import Estimate, check_resampling, estimate, resample_counts
+from ..evaluation.wording import in_percent, number_name, span
 from .fitted import Floats, PostprocessError, given_probabilities, log_probabilities
+
+OF_GROUP = ("f1", "nll", "brier", "ece")
+BETTER_HIGH = ("score", "f1")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A number before and after, and the estimate of its change."""
+
+    before: float
+    after: float
+    change: Estimate
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Predictions that changed, among them those from wrong to right and from right to wrong."""
+
+    changed: int
+    mended: int
+    broken: int
+
+
+@dataclass(frozen=True)
+class GroupChange:
+    """The changes of ``f1``, ``nll``, ``brier`` and ``ece`` on the ``n`` scans of a group."""
+
+    group: str
+    n: int
+    numbers: Mapping[str, Change]
+    moved: Moved
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """What a post-processing changed on ``n`` scans of known group.
+
+    Args:
+        numbers: the changes of ``score``, ``gap`` (with two groups), ``abs_gap``, ``nll``, ``brier`` and ``ece``.
+        groups: those that have a scan.
+        cost: in words, see :func:`cost`.
+    """
+
+    n: int
+    n_unknown: int
+    synthetic: bool
+    class_names: tuple[str, ...]
+    group_names: tuple[str, ...]
+    confidence: float
+    numbers: Mapping[str, Change]
+    groups: tuple[GroupChange, ...]
+    moved: Moved
+    cost: tuple[str, ...] = ()
 
 
 def before_after(
     before: Predictions, after: Predictions, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
-) -> dict[str, Any]:
+) -> BeforeAfter:
     """What a post-processing changed on the same scans of known group, with paired bootstrap intervals of the changes.
 
     Scans are resampled within class and group, the same ones before and after. The interval is the basic bootstrap's,
@@ -31,12 +85,6 @@ def before_after(
         resamples: at least 100.
         confidence: in (0, 1).
         seed: same seed, same intervals.
-
-    Returns:
-        ``overall`` (score, gap with two groups, abs_gap, nll, brier, ece) and ``groups`` (group, n, f1, nll, brier,
-        ece), each number as ``{"before", "after", "change": {"value", "low", "high"}}``; ``changed`` predictions,
-        ``mended`` (wrong to right) and ``broken`` (right to wrong), in all and for each group; ``cost`` in words
-        (:func:`cost`); n, n_unknown, synthetic, names and settings.
 
     Raises:
         ValueError: a setting is out of range, or the scans, labels or groups differ.
@@ -60,40 +108,34 @@ def before_after(
     numbers = [_numbers(part, counts, groups) for part in (before, after)]
     tail = (1 - confidence) / 2
 
-    def change(name: str) -> dict[str, Any]:
+    def change(name: str) -> Change:
         old, new = (part[name] for part in numbers)
         value = float(new[0] - old[0])
         top, bottom = np.quantile((new - old)[1:], [1 - tail, tail])
         ends = min(2 * value - float(top), value), max(2 * value - float(bottom), value)
-        return {"before": float(old[0]), "after": float(new[0]), "change": estimate(value, *ends)}
+        return Change(float(old[0]), float(new[0]), estimate(value, *ends))
 
-    def moved(inside: NDArray[np.bool_]) -> dict[str, int]:
+    def moved(inside: NDArray[np.bool_]) -> Moved:
         was, now = before.prediction == before.label, after.prediction == after.label
         other = inside & (before.prediction != after.prediction)
-        parts = {"changed": other, "mended": other & now, "broken": other & was}
-        return {name: int(rows.sum()) for name, rows in parts.items()}
+        return Moved(*(int(rows.sum()) for rows in (other, other & now, other & was)))
 
-    result: dict[str, Any] = {
-        "n": len(before.label),
-        "n_unknown": scans - len(before.label),
-        "synthetic": before.synthetic,
-        "class_names": list(before.class_names),
-        "group_names": list(before.group_names),
-        "settings": {"resamples": resamples, "confidence": confidence, "seed": seed},
-        "overall": {
-            name: change(name) for name in ("score", "gap", "abs_gap", "nll", "brier", "ece") if name in numbers[0]
-        },
-        "groups": [
-            {"group": name, "n": int((before.group == g).sum())}
-            | {number: change(f"{number} {g}") for number in ("f1", "nll", "brier", "ece")}
-            | moved(before.group == g)
+    result = BeforeAfter(
+        n=len(before.label),
+        n_unknown=scans - len(before.label),
+        synthetic=before.synthetic,
+        class_names=before.class_names,
+        group_names=before.group_names,
+        confidence=confidence,
+        numbers={n: change(n) for n in ("score", "gap", "abs_gap", "nll", "brier", "ece") if n in numbers[0]},
+        groups=tuple(
+            GroupChange(name, int(inside.sum()), {key: change(f"{key} {g}") for key in OF_GROUP}, moved(inside))
             for g, name in enumerate(before.group_names)
-            if (before.group == g).any()
-        ],
-        **moved(np.ones(len(strata), dtype=bool)),
-    }
-    result["cost"] = cost(result)
-    return result
+            if (inside := before.group == g).any()
+        ),
+        moved=moved(np.ones(len(strata), dtype=bool)),
+    )
+    return replace(result, cost=cost(result))
 
 
 def _numbers(predictions: Predictions, counts: Floats, groups: int) -> dict[str, Floats]:
@@ -121,52 +163,32 @@ def _numbers(predictions: Predictions, counts: Floats, groups: int) -> dict[str,
     return numbers
 
 
-NAMES = {
-    "score": "P",
-    "gap": "the gap",
-    "abs_gap": "|gap|",
-    "f1": "F1",
-    "nll": "NLL",
-    "brier": "the Brier score",
-    "ece": "the calibration error",
-}
-BETTER_HIGH = ("score", "f1")
-
-
-def cost(result: Mapping[str, Any]) -> list[str]:
+def cost(result: BeforeAfter) -> tuple[str, ...]:
     """What got worse, in words, the clearest first; one sentence that says so if nothing did.
 
-    Args:
-        result: of :func:`before_after`, without its cost. Larger is worse for |gap|, NLL, Brier score and ECE,
-            smaller is worse for P and F1; the signed gap has no worse side.
+    Larger is worse for |gap|, NLL, Brier score and ECE, smaller for P and F1; the signed gap has no worse side.
     """
-    parts: list[tuple[str, str, Mapping[str, Any]]] = [
-        (name, "", number) for name, number in result["overall"].items() if name != "gap"
-    ]
+    parts = [(name, "", number) for name, number in result.numbers.items() if name != "gap"]
     parts += [
-        (name, f" of {group['group']} scans", group[name])
-        for group in result["groups"]
-        for name in ("f1", "nll", "brier", "ece")
+        (name, f" of {group.group} scans", number) for group in result.groups for name, number in group.numbers.items()
     ]
     clear: list[str] = []
     unclear: list[str] = []
     for name, whose, number in parts:
-        change = number["change"]
+        change = number.change
         rises = name not in BETTER_HIGH
-        if change["value"] == 0 or (change["value"] > 0) != rises:
+        if change.value == 0 or (change.value > 0) != rises:
             continue
-        apart = change["low"] > 0 or change["high"] < 0
+        apart = change.low > 0 or change.high < 0
         text = (
-            f"{NAMES[name]}{whose} {'rises' if rises else 'falls'} from {number['before']:.3f} to "
-            f"{number['after']:.3f} ({100 * result['settings']['confidence']:.0f} % interval of the change "
-            f"{change['low']:+.3f} to {change['high']:+.3f})"
+            f"{number_name(name)}{whose} {'rises' if rises else 'falls'} from {number.before:.3f} to "
+            f"{number.after:.3f} ({in_percent(result.confidence)} interval of the change {span(change, signed=True)})"
         )
-        text = text[0].upper() + text[1:]
         (clear if apart else unclear).append(text + ("." if apart else ": cannot be told from no change."))
-    if result["broken"]:
-        by_group = ", ".join(f"{group['group']} {group['broken']}" for group in result["groups"])
+    if result.moved.broken:
+        by_group = ", ".join(f"{group.group} {group.moved.broken}" for group in result.groups)
         clear.append(
-            f"Right before and wrong now: {result['broken']} of the {result['n']} scans ({by_group}); wrong before and "
-            f"right now: {result['mended']}."
+            f"Right before and wrong now: {result.moved.broken} of the {result.n} scans ({by_group}); wrong before and "
+            f"right now: {result.moved.mended}."
         )
-    return [*clear, *unclear] or [f"None of these numbers got worse on the {result['n']} scans."]
+    return (*clear, *unclear) or (f"None of these numbers got worse on the {result.n} scans.",)

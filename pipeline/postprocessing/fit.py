@@ -32,7 +32,7 @@ from .fitted import (
 from .offsets import fit_offsets
 from .prior import fit_prior
 
-TEMPERATURES = (0.05, 20.0)  # searched; an optimum at an end is none
+TEMPERATURES = (0.05, 20.0)  # the range that is searched; an optimum at one of its ends is refused
 
 
 def fit_temperature(validation: Predictions) -> Fitted:

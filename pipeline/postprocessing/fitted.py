@@ -18,7 +18,7 @@ from ..evaluation.predictions import PROBABILITY, Predictions
 Floats = NDArray[np.float64]
 Method = Literal["temperature", "offsets", "prior"]
 
-SMALLEST = 5e-7  # stands for a probability of 0 in a table: half of the last of the six digits that we write
+SMALLEST = 5e-7  # replaces a probability of 0: half of the last of the six digits that our tables have
 PREFIX = 16  # hexadecimal digits kept of the hash of a scan's name
 TIE = 2e-6  # by which a predicted class may fall short of the most probable one: six digits, normalised
 
@@ -161,7 +161,7 @@ def given_probabilities(predictions: Predictions | UnlabelledPredictions) -> Flo
 
 
 def refuse_other_predictions(predictions: Predictions) -> None:
-    """Predictions by another rule would change with the rule, and the change would be laid to the method."""
+    """Refuse predictions made by another rule: the change of the rule would look like an effect of the method."""
     probabilities = given_probabilities(predictions)
     said = probabilities[np.arange(len(probabilities)), predictions.prediction]
     other = predictions.scan[said < probabilities.max(1) - TIE]

@@ -20,9 +20,9 @@ from .fitted import (
 )
 
 Objective = Literal["score", "gap"]
-MAX_LOSS = 0.01  # of P, for a smaller gap
-STARTS = 32  # of the search for offsets; the first is no offset at all
-NARROWEST = 1e-9  # interval between two breakpoints in which an offset is chosen: rounding must not cross one
+MAX_LOSS = 0.01  # of P that a smaller gap may cost
+STARTS = 32  # starting points of the search; the first is no offset at all
+NARROWEST = 1e-9  # narrower intervals between breakpoints are skipped, as rounding could cross one
 
 
 def fit_offsets(validation: Predictions, objective: Objective = "score", max_loss: float | None = None) -> Fitted:
@@ -124,7 +124,8 @@ def best_offsets(
             best = (found, offsets - offsets.mean())
     assert best is not None  # STARTS > 0
     offsets = best[1].copy()
-    for c in range(classes) if offsets.any() else ():  # the same predictions, as far from the breakpoints as can be
+    # The same predictions, with every offset as far from its breakpoints as it can be.
+    for c in range(classes) if offsets.any() else ():
         intervals, _ = _line(log_p, label, group, offsets, c)
         around = intervals[(intervals[:, 0] < offsets[c]) & (offsets[c] < intervals[:, 1])]
         if len(around):

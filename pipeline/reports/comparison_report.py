@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from ..evaluation.wording import number_name, span_text
+from ..evaluation.records import Comparison, NoRecordError, read_record
+from ..evaluation.wording import number_name, percent, span_text, value_text
 from .document import (
     Document,
     Paragraph,
@@ -15,13 +13,13 @@ from .document import (
     Pictures,
     Section,
     Table,
+    Verdicts,
     figure_picture,
-    verdicts_of,
     write_document,
 )
 from .evidence import EvidenceError
 from .evidence_figures import differences_figure, trade_off_figure
-from .parts import NONE, library_versions, percent, scan_facts, synthetic_badge, value_and_span
+from .parts import NONE, library_versions, scan_facts, synthetic_badge, value_and_span
 
 
 def write_comparison_report(comparison: str | Path, path: str | Path) -> Path:
@@ -31,41 +29,37 @@ def write_comparison_report(comparison: str | Path, path: str | Path) -> Path:
         EvidenceError: the file is missing or is no comparison.
     """
     try:
-        result = json.loads(Path(comparison).read_text(encoding="utf-8"))
+        result = read_record(Comparison, comparison)
+    except NoRecordError as error:
+        raise EvidenceError(f"{comparison} is no comparison: fairlung compare writes one with -o ({error})") from error
     except (OSError, ValueError) as error:
         raise EvidenceError(f"{comparison} cannot be read: {error}") from error
-    if not isinstance(result, dict) or not {"systems", "comparisons", "verdicts"} <= set(result):
-        raise EvidenceError(f"{comparison} is no comparison: fairlung compare writes one with -o")
     return write_document(comparison_report(result), path)
 
 
-def comparison_report(result: Mapping[str, Any]) -> Document:
-    """The report of a comparison.
-
-    Args:
-        result: of :func:`~.compare`.
-    """
-    confidence = percent(result["settings"]["confidence"])
-    names = [system["name"] for system in result["systems"]]
+def comparison_report(result: Comparison) -> Document:
+    """The report of a comparison."""
+    confidence = percent(result.settings.confidence)
+    names = [system.name for system in result.systems]
     sections = (
-        Section("Verdicts", (verdicts_of(result),)),
+        Section("Verdicts", (Verdicts(result.verdicts),)),
         Section("Systems", (_trade_off_picture(result, confidence), _systems_table(result))),
         Section("Differences", _comparison_blocks(result, confidence)),
         Section("Tests", _test_blocks(result)),
         Section("How the numbers were made", _comparison_method(result, confidence)),
     )
-    facts = (("Reference", result["reference"]), ("Systems", ", ".join(names)), *scan_facts(result))
+    facts = (("Reference", result.reference), ("Systems", ", ".join(names)), *scan_facts(result))
     title = f"Comparison: {' and '.join(names) if len(names) == 2 else f'{len(names)} systems'}"
-    return Document(title, facts, sections, *synthetic_badge(result.get("synthetic")))
+    return Document(title, facts, sections, *synthetic_badge(result.synthetic))
 
 
-def _trade_off_picture(result: Mapping[str, Any], confidence: str) -> Picture:
-    key = "gap" if "gap" in result["systems"][0]["values"] else "abs_gap"
+def _trade_off_picture(result: Comparison, confidence: str) -> Picture:
+    key = "gap" if "gap" in result.systems[0].values else "abs_gap"
     said = [
-        f"{system['name']}{f' run {number}' if len(system['runs']) > 1 else ''}: P {span_text(run['score'])}, "
-        f"{number_name(key, result['group_names'])} {span_text(run[key], signed=key == 'gap')}"
-        for system in result["systems"]
-        for number, run in enumerate(system["runs"], 1)
+        f"{system.name}{f' run {number}' if len(system.runs) > 1 else ''}: P {span_text(run['score'])}, "
+        f"{number_name(key, result.group_names)} {span_text(run[key], signed=key == 'gap')}"
+        for system in result.systems
+        for number, run in enumerate(system.runs, 1)
     ]
     caption = (
         f"A point a run, with its {confidence} intervals over scans as a cross. Higher is better; nearer to the line "
@@ -74,26 +68,26 @@ def _trade_off_picture(result: Mapping[str, Any], confidence: str) -> Picture:
     return figure_picture(trade_off_figure(result), "trade_off", f"P against the gap. {'; '.join(said)}.", caption)
 
 
-def _systems_table(result: Mapping[str, Any]) -> Table:
-    systems = result["systems"]
-    rows = [("runs", *(str(len(system["runs"])) for system in systems))]
-    for key in systems[0]["values"]:
-        values = [f"{system['values'][key]:{'+' if key == 'gap' else ''}.3f}" for system in systems]
-        spread = ["" if system["sd"] is None else f" (SD {system['sd'][key]:.3f})" for system in systems]
-        rows.append((number_name(key, result["group_names"]), *map("".join, zip(values, spread, strict=True))))
-    columns = ("", *(system["name"] for system in systems))
+def _systems_table(result: Comparison) -> Table:
+    systems = result.systems
+    rows = [("runs", *(str(len(system.runs)) for system in systems))]
+    for key in systems[0].values:
+        values = [value_text(system.values[key], key == "gap") for system in systems]
+        spread = ["" if system.sd is None else f" (SD {system.sd[key]:.3f})" for system in systems]
+        rows.append((number_name(key, result.group_names), *map("".join, zip(values, spread, strict=True))))
+    columns = ("", *(system.name for system in systems))
     return Table("Mean over the runs of each system (standard deviation over runs)", columns, tuple(rows))
 
 
-def _comparison_blocks(result: Mapping[str, Any], confidence: str) -> tuple[Paragraph | Pictures | Table, ...]:
-    groups: list[str] = result["group_names"]
+def _comparison_blocks(result: Comparison, confidence: str) -> tuple[Paragraph | Pictures | Table, ...]:
+    groups = result.group_names
     pictures: list[Picture] = []
     rows: list[tuple[str, ...]] = []
-    for number, comparison in enumerate(result["comparisons"], 1):
-        who = f"{comparison['system']} minus {comparison['reference']}"
+    for number, comparison in enumerate(result.comparisons, 1):
+        who = f"{comparison.system} minus {comparison.reference}"
         said = []
-        for key, estimate in comparison["differences"].items():
-            name, better = number_name(key, groups), comparison["probability_better"].get(key)
+        for key, estimate in comparison.differences.items():
+            name, better = number_name(key, groups), comparison.probability_better.get(key)
             said.append(f"{name} {span_text(estimate, signed=True)}")
             rows.append(
                 (f"{name}, {who}", *value_and_span(estimate, True), NONE if better is None else f"{better:.3f}")
@@ -108,19 +102,19 @@ def _comparison_blocks(result: Mapping[str, Any], confidence: str) -> tuple[Para
     return Paragraph(text), Pictures(tuple(pictures), column=360), table
 
 
-def _test_blocks(result: Mapping[str, Any]) -> tuple[Table, ...]:
-    groups = result["group_names"]
+def _test_blocks(result: Comparison) -> tuple[Table, ...]:
+    groups = result.group_names
     rows: list[tuple[str, ...]] = []
     given: list[tuple[str, ...]] = []
-    for comparison in result["comparisons"]:
-        who = f"{comparison['system']} against {comparison['reference']}"
-        for key, test in comparison["tests"].items():
-            p = (f"{test['p_value']:.3g}", f"{test['p_holm']:.3g}", f"{test['smallest_p']:.2g}")
-            rows.append((f"{number_name(key, groups)}, {who}", test["unit"], *p))
-        for key, test in (comparison["tests_of_these_runs"] or {}).items():
-            estimate = span_text(comparison["differences_of_these_runs"][key], signed=True)
+    for comparison in result.comparisons:
+        who = f"{comparison.system} against {comparison.reference}"
+        for key, test in comparison.tests.items():
+            p = (f"{test.p_value:.3g}", f"{test.p_holm:.3g}", f"{test.smallest_p:.2g}")
+            rows.append((f"{number_name(key, groups)}, {who}", test.unit, *p))
+        found = comparison.differences_of_these_runs or {}
+        for key, alone in (comparison.tests_of_these_runs or {}).items():
             name = f"{number_name(key, groups)}, {who}"
-            given.append((name, estimate, f"{test['p_value']:.3g}", f"{test['p_holm']:.3g}"))
+            given.append((name, span_text(found[key], signed=True), f"{alone.p_value:.3g}", f"{alone.p_holm:.3g}"))
     columns = ("number, comparison", "permuted", "p", "p after Holm", "smallest possible p")
     tables = [Table(f"Permutation tests, adjusted by Holm over {len(rows)} tests", columns, tuple(rows))]
     if given:
@@ -129,21 +123,21 @@ def _test_blocks(result: Mapping[str, Any]) -> tuple[Table, ...]:
     return tuple(tables)
 
 
-def _comparison_method(result: Mapping[str, Any], confidence: str) -> tuple[Paragraph, ...]:
-    settings = result["settings"]
-    several = any(len(system["runs"]) > 1 for system in result["systems"])
+def _comparison_method(result: Comparison, confidence: str) -> tuple[Paragraph, ...]:
+    settings = result.settings
+    several = any(len(system.runs) > 1 for system in result.systems)
     over = (
         "the same draw of scans for all runs, and the runs of each system drawn too"
         if several
         else "the same draw for all systems"
     )
     texts = [
-        f"Intervals of differences are {confidence} percentile intervals of {settings['resamples']:,} bootstrap "
+        f"Intervals of differences are {confidence} percentile intervals of {settings.resamples:,} bootstrap "
         f"resamples of the scans within each class and group, {over}. The intervals of single runs are those of their "
         "audits.",
-        f"Tests are permutation tests ({settings['permutations']:,} permutations): with one run each the predictions "
+        f"Tests are permutation tests ({settings.permutations:,} permutations): with one run each the predictions "
         "of a scan are swapped between the systems, with several the runs are. Holm's adjustment is over all tests of "
-        f"a table. Seed {settings['seed']}.",
+        f"a table. Seed {settings.seed}.",
         f"{library_versions()}.",
     ]
     return tuple(map(Paragraph, texts))

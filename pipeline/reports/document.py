@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -245,11 +244,6 @@ def markdown_table(table: Table) -> str:
 def squeezed(text: str) -> str:
     """Text without repeated empty lines, ending in one line feed."""
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def verdicts_of(result: Mapping[str, Any]) -> Verdicts:
-    """The verdicts of audit.json or compare.json."""
-    return Verdicts(tuple(Verdict(item["level"], item["text"]) for item in result["verdicts"]))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,10 +13,11 @@ from ..common import run_folder
 from ..common.distributed import is_primary
 from ..common.names import TRAINING_SETTINGS
 from ..common.run_folder import REPORT_FILES
-from ..data.groups import MIN_CELL
 from ..evaluation.audit import NoAuditError
 from ..evaluation.predictions import load_predictions
-from ..evaluation.wording import span_text
+from ..evaluation.records import Audit
+from ..evaluation.resampling import Interval
+from ..evaluation.wording import number_name, percent, span_text, value_text
 from .document import (
     Document,
     Paragraph,
@@ -25,9 +25,9 @@ from .document import (
     Pictures,
     Section,
     Table,
+    Verdicts,
     figure_picture,
     require_html,
-    verdicts_of,
     write_document,
 )
 from .evidence import Evidence, evidence_of_table, read_evidence
@@ -37,7 +37,6 @@ from .parts import (
     NONE,
     OPTIMISTIC,
     library_versions,
-    percent,
     readable_width,
     scan_facts,
     synthetic_badge,
@@ -113,16 +112,16 @@ def report_of_table(
 def evaluation_report(evidence: Evidence) -> Document:
     """The report of one evaluation; what it lacks is left out, and said so in the last section."""
     audit = evidence.audit
-    confidence = percent(audit["settings"]["confidence"])
+    confidence = percent(audit.settings.confidence)
     optimistic = (Paragraph(OPTIMISTIC),) if evidence.split == "val" else ()
     sections = [
-        Section("Verdicts", (verdicts_of(audit), *optimistic)),
+        Section("Verdicts", (Verdicts(audit.verdicts), *optimistic)),
         Section("Headline numbers", (_estimates_picture(audit, confidence), headline_table(audit))),
         Section("Classes and groups", _cell_blocks(audit, confidence)),
         Section("Confusion matrices", (_confusion_picture(evidence),)),
     ]
     left_out = []
-    if any("reliability" in group for group in audit["groups"]):
+    if any(group.calibration for group in audit.groups):
         sections.append(Section("Calibration", _calibration_blocks(audit, confidence)))
     else:
         left_out.append("calibration and AUC (the predictions have no probabilities)")
@@ -157,74 +156,69 @@ def evaluation_facts(evidence: Evidence) -> tuple[tuple[str, str], ...]:
     return (*((name, value) for name, value in facts if value), *scan_facts(audit))
 
 
-def headline_table(audit: Mapping[str, Any]) -> Table:
+def headline_table(audit: Audit) -> Table:
     """P, gap, F1 and accuracy with their intervals, beside what a fair model shows."""
-    overall, fair = audit["overall"], audit["fair_model"]
-    rows = [("P (mean over groups of the macro F1)", overall["score"], False)]
-    if "gap" in overall:
-        rows.append((f"gap in macro F1 ({' minus '.join(audit['group_names'])})", overall["gap"], True))
-    rows.append(("|gap|" if "gap" in overall else "|gap| (largest between two groups)", overall["abs_gap"], False))
-    for group in audit["groups"]:
-        rows.append((f"macro F1, {group['group']} ({group['n']} scans)", group["f1"], False))
-    rows.append(("macro F1, all groups pooled", overall["f1_macro"], False))
-    rows += [(f"accuracy, {group['group']}", group["accuracy"], False) for group in audit["groups"]]
-    texts = [(name, *value_and_span(estimate, signed)) for name, estimate, signed in rows]
+    overall, fair = audit.overall, audit.fair_model
+    size = number_name("abs_gap")
+    rows: list[tuple[str, Interval]] = [(f"{number_name('score')} (mean over groups of the macro F1)", overall.score)]
+    if overall.gap is not None:
+        rows.append((number_name("gap", audit.group_names), overall.gap))
+    rows.append((size if overall.gap is not None else f"{size} (largest between two groups)", overall.abs_gap))
+    rows += [(f"{number_name(f'f1_{group.group}')} ({group.n} scans)", group.f1) for group in audit.groups]
+    rows.append((number_name("f1_macro"), overall.f1_macro))
+    rows += [(number_name(f"accuracy_{group.group}"), group.accuracy) for group in audit.groups]
+    texts = [(name, *value_and_span(estimate, estimate is overall.gap)) for name, estimate in rows]
+    expected = value_text(fair.abs_gap_mean), f"up to {value_text(fair.abs_gap_p95)}"
     texts += [
-        (
-            "|gap| of a perfectly fair model of this score",
-            f"{fair['abs_gap_mean']:.3f}",
-            f"up to {fair['abs_gap_p95']:.3f}",
-        ),
-        ("p of the permutation test of the gap", f"{audit['permutation']['p_value']:.3g}", NONE),
+        (f"{size} of a perfectly fair model of this score", *expected),
+        ("p of the permutation test of the gap", f"{audit.permutation.p_value:.3g}", NONE),
     ]
-    columns = ("", "value", f"{percent(audit['settings']['confidence'])} interval")
+    columns = ("", "value", f"{percent(audit.settings.confidence)} interval")
     return Table("Headline numbers (the fair model: mean, and 95 % of its samples)", columns, tuple(texts))
 
 
-def cells_table(audit: Mapping[str, Any]) -> Table:
+def cells_table(audit: Audit) -> Table:
     """Precision, recall and F1 of each class and group with their intervals, and the scans behind them."""
     rows = [
         (
-            f"{cell['class']}, {cell['group']}",
-            str(cell["n"]) + (" (no statement)" if cell["small"] else ""),
-            *(span_text(cell[score]) for score in ("precision", "recall", "f1")),
+            f"{cell.class_name}, {cell.group}",
+            f"{cell.n} (no statement)" if cell.small else str(cell.n),
+            *(span_text(number) for number in (cell.precision, cell.recall, cell.f1)),
         )
-        for name in audit["class_names"]
-        for cell in audit["cells"]
-        if cell["class"] == name
+        for name in audit.class_names
+        for cell in audit.cells
+        if cell.class_name == name
     ]
-    interval = f"{percent(audit['settings']['confidence'])} interval"
-    return Table(
-        f"Each class and group, value ({interval})", ("class, group", "scans", "precision", "recall", "F1"), tuple(rows)
-    )
+    columns = ("class, group", "scans", *map(number_name, ("precision", "recall", "f1")))
+    return Table(f"Each class and group, value ({percent(audit.settings.confidence)} interval)", columns, tuple(rows))
 
 
-def calibration_table(audit: Mapping[str, Any]) -> Table | None:
+def calibration_table(audit: Audit) -> Table | None:
     """AUC, Brier score and calibration error of each group; None without probabilities."""
-    groups = [group for group in audit["groups"] if "ece" in group]
     rows = [
         (
-            f"{group['group']} ({group['n']} scans)",
-            span_text(group["auc"]) if group["auc"] else NONE,
-            span_text(group["brier"]),
-            span_text(group["ece"]),
-            f"{group['ece_if_calibrated']['mean']:.3f}, up to {group['ece_if_calibrated']['p95']:.3f}",
-            f"{group['mean_confidence']:.3f}, {group['accuracy']['value']:.3f}",
+            f"{group.group} ({group.n} scans)",
+            span_text(found.auc) if found.auc else NONE,
+            span_text(found.brier),
+            span_text(found.ece),
+            f"{found.ece_if_calibrated.mean:.3f}, up to {found.ece_if_calibrated.p95:.3f}",
+            f"{found.mean_confidence:.3f}, {group.accuracy.value:.3f}",
         )
-        for group in groups
+        for group in audit.groups
+        if (found := group.calibration)
     ]
-    columns = ("group", "AUC", "Brier score", "ECE", "ECE if calibrated", "confidence, accuracy")
-    interval = f"{percent(audit['settings']['confidence'])} interval"
+    columns = ("group", *map(number_name, ("auc", "brier", "ece")), "ECE if calibrated", "confidence, accuracy")
+    interval = f"{percent(audit.settings.confidence)} interval"
     return Table(f"Probabilities of each group, value ({interval})", columns, tuple(rows)) if rows else None
 
 
-def _estimates_picture(audit: Mapping[str, Any], confidence: str) -> Picture:
-    overall, fair = audit["overall"], audit["fair_model"]
-    said = [f"P {span_text(overall['score'])}"]
-    said += [f"F1 {group['group']} {span_text(group['f1'])}" for group in audit["groups"]]
-    said += [f"gap {span_text(overall['gap'], signed=True)}"] if "gap" in overall else []
-    said += [f"|gap| {span_text(overall['abs_gap'])}"]
-    expected = f"a fair model shows |gap| {fair['abs_gap_mean']:.3f} on average, up to {fair['abs_gap_p95']:.3f}"
+def _estimates_picture(audit: Audit, confidence: str) -> Picture:
+    overall, fair = audit.overall, audit.fair_model
+    said = [f"P {span_text(overall.score)}"]
+    said += [f"{number_name(f'f1_{group.group}')} {span_text(group.f1)}" for group in audit.groups]
+    said += [f"gap {span_text(overall.gap, signed=True)}"] if overall.gap is not None else []
+    said += [f"|gap| {span_text(overall.abs_gap)}"]
+    expected = f"a fair model shows |gap| {fair.abs_gap_mean:.3f} on average, up to {fair.abs_gap_p95:.3f}"
     alt = f"Intervals ({confidence}): {'; '.join(said)}. Beside it, {expected}."
     caption = (
         f"Points with their {confidence} intervals. Shaded: where 95 % of the samples of a perfectly fair model of "
@@ -233,19 +227,15 @@ def _estimates_picture(audit: Mapping[str, Any], confidence: str) -> Picture:
     return figure_picture(estimates_figure(audit), "estimates", alt, caption)
 
 
-def _min_cell(audit: Mapping[str, Any]) -> int:
-    return audit["settings"].get("min_cell", MIN_CELL)  # audits of earlier versions had no other
-
-
-def _cell_blocks(audit: Mapping[str, Any], confidence: str) -> tuple[Picture, Table]:
+def _cell_blocks(audit: Audit, confidence: str) -> tuple[Picture, Table]:
     said = [
-        f"{cell['class']} {cell['group']} {span_text(cell['f1'])}, {cell['n']} scans"
-        + (", no statement" if cell["small"] else "")
-        for cell in audit["cells"]
+        f"{cell.class_name} {cell.group} {span_text(cell.f1)}, {cell.n} scans"
+        + (", no statement" if cell.small else "")
+        for cell in audit.cells
     ]
     caption = (
-        f"F1 of each class and group with its {confidence} interval. Hatched: fewer than {_min_cell(audit)} scans, of "
-        "which nothing is said."
+        f"F1 of each class and group with its {confidence} interval. Hatched: fewer than "
+        f"{audit.settings.min_cell} scans, of which nothing is said."
     )
     alt = f"Heat map of F1 by class and group: {'; '.join(said)}."
     return figure_picture(cells_figure(audit), "cells", alt, caption), cells_table(audit)
@@ -253,7 +243,7 @@ def _cell_blocks(audit: Mapping[str, Any], confidence: str) -> tuple[Picture, Ta
 
 def _confusion_picture(evidence: Evidence) -> Picture:
     audit = evidence.audit
-    classes, groups, counts = audit["class_names"], audit["group_names"], audit["confusion"]
+    classes, groups, counts = audit.class_names, audit.group_names, audit.confusion
     figure = confusion_figure(np.array(counts), classes, groups, synthetic=bool(evidence.synthetic))
     said = []
     for group, matrix in zip(groups, counts, strict=True):
@@ -265,13 +255,13 @@ def _confusion_picture(evidence: Evidence) -> Picture:
     return figure_picture(figure, "confusion", alt, caption, readable_width(figure))
 
 
-def _calibration_blocks(audit: Mapping[str, Any], confidence: str) -> tuple[Paragraph | Pictures | Table, ...]:
+def _calibration_blocks(audit: Audit, confidence: str) -> tuple[Paragraph | Pictures | Table, ...]:
     pictures = []
-    for index, group in enumerate(audit["groups"]):
-        if "reliability" not in group:
+    for index, group in enumerate(audit.groups):
+        if group.calibration is None:
             continue
-        bins = [f"{b['confidence']:.2f}: {b['accuracy']:.2f} of {b['n']}" for b in group["reliability"]]
-        alt = f"Reliability of {group['group']} scans, accuracy by mean confidence of the bin: {'; '.join(bins)}."
+        bins = [f"{b.confidence:.2f}: {b.accuracy:.2f} of {b.n}" for b in group.calibration.reliability]
+        alt = f"Reliability of {group.group} scans, accuracy by mean confidence of the bin: {'; '.join(bins)}."
         pictures.append(figure_picture(reliability_figure(group, index), f"reliability_{index + 1}", alt))
     table = calibration_table(audit)
     assert table is not None
@@ -284,18 +274,14 @@ def _calibration_blocks(audit: Mapping[str, Any], confidence: str) -> tuple[Para
 
 def _curves_picture(evidence: Evidence) -> Picture | None:
     assert evidence.history is not None
-    history, groups = evidence.history, evidence.audit["group_names"]
+    history, groups = evidence.history, evidence.audit.group_names
     try:
         figure = learning_curves_figure(history, groups, evidence.marked_epoch)
-    except ValueError:  # a history of other numbers
+    except ValueError:  # the history holds other numbers
         return None
     values = history.set_index(["metric", "epoch"])["value"]
-    shown = [
-        ("train_loss", "training loss"),
-        ("val_score", "P"),
-        *((f"val_f1_{name}", f"F1 {name}") for name in groups),
-    ]
-    shown += [("val_gap", "gap")]
+    keys = ("score", *(f"f1_{name}" for name in groups), "gap")
+    shown = [("train_loss", "training loss"), *((f"val_{key}", number_name(key)) for key in keys)]
     last = int(history["epoch"].max())
     said = []
     for metric, name in shown:
@@ -337,24 +323,16 @@ def _error_blocks(evidence: Evidence) -> tuple[Paragraph | Pictures, ...]:
     return Paragraph(text), Pictures(tuple(cards), column=280)
 
 
-def differences_table(audit: Mapping[str, Any]) -> Table:
+def differences_table(audit: Audit) -> Table:
     """Equalized-odds and demographic-parity differences of each class, by fairlearn."""
-    found = audit["differences"]
-    rows = [
-        (
-            name,
-            *(
-                f"{found[key][name]:.3f}" if name in found[key] else NONE
-                for key in ("equalized_odds", "demographic_parity")
-            ),
-        )
-        for name in audit["class_names"]
-    ]
+    found = audit.differences
+    kinds = found.equalized_odds, found.demographic_parity
+    rows = [(name, *(f"{kind[name]:.3f}" if name in kind else NONE for kind in kinds)) for name in audit.class_names]
     columns = ("class", "equalized odds", "demographic parity")
     return Table("Differences between groups, each class against the rest", columns, tuple(rows))
 
 
-def _difference_blocks(audit: Mapping[str, Any]) -> tuple[Paragraph | Table, ...]:
+def _difference_blocks(audit: Audit) -> tuple[Paragraph | Table, ...]:
     text = (
         "Largest difference between two groups, each class against the rest, by fairlearn: equalized odds (of the true "
         "and false positive rates) and demographic parity (of the share predicted). They have no interval here; parity "
@@ -363,26 +341,26 @@ def _difference_blocks(audit: Mapping[str, Any]) -> tuple[Paragraph | Table, ...
     return Paragraph(text), differences_table(audit)
 
 
-def _method_blocks(audit: Mapping[str, Any], left_out: list[str]) -> tuple[Paragraph, ...]:
-    settings = audit["settings"]
+def _method_blocks(audit: Audit, left_out: list[str]) -> tuple[Paragraph, ...]:
+    settings = audit.settings
     how = {
         "smoothed": "with one scan a row of the confusion matrix added, spread evenly over the classes, so that a cell "
         "that was always right is not taken for certain",
         "percentile": "of the observed scans (percentile bootstrap; too narrow for small cells)",
-    }[settings["method"]]
-    by_fairlearn = max(abs(group["f1"]["value"] - group["f1"]["by_fairlearn"]) for group in audit["groups"])
+    }[settings.method]
+    by_fairlearn = max(abs(group.f1.value - group.f1.by_fairlearn) for group in audit.groups)
     agree = "agree" if by_fairlearn < 1e-9 else f"differ by up to {by_fairlearn:.2g}"
     texts = [
-        f"Intervals are {percent(settings['confidence'])} intervals. Precision, recall and accuracy: Wilson. F1, P and "
-        f"the gap: {settings['resamples']:,} bootstrap resamples of the scans within each class and group, {how}. AUC, "
-        f"Brier score and ECE: {max(100, settings['resamples'] // 5):,} plain resamples within each class and group. "
+        f"Intervals are {percent(settings.confidence)} intervals. Precision, recall and accuracy: Wilson. F1, P and "
+        f"the gap: {settings.resamples:,} bootstrap resamples of the scans within each class and group, {how}. AUC, "
+        f"Brier score and ECE: {max(100, settings.resamples // 5):,} plain resamples within each class and group. "
         "They speak of other scans like these, not of other seeds or sites.",
-        f"The test of the gap shuffles the groups among the scans of each class {settings['permutations']:,} times. "
+        f"The test of the gap shuffles the groups among the scans of each class {settings.permutations:,} times. "
         "The perfectly fair model draws each group's predictions from those of all groups together, class by class. "
-        f"Seed {settings['seed']}.",
+        f"Seed {settings.seed}.",
         "Conventions are scikit-learn's with zero_division=0: a class never predicted has precision 0, a class without "
         "a scan in a group has F1 0 there, and both count in the macro mean. F1 of each group, computed a second time "
-        f"by scikit-learn through fairlearn: the two {agree}. Of a cell of fewer than {_min_cell(audit)} scans "
+        f"by scikit-learn through fairlearn: the two {agree}. Of a cell of fewer than {audit.settings.min_cell} scans "
         "nothing is said.",
         f"{library_versions()}.",
     ]

@@ -38,7 +38,7 @@ def write_evaluation(
         return {}
     predictions = Path(predictions)
     columns = group_columns(group_by)
-    # one scan whose output is not finite must not lose the others: what counts here is the predicted class
+    # Only the predicted class counts here, so one scan whose output is not finite does not lose the others.
     table = load_predictions(predictions, class_names, group_names, columns, with_probabilities=False)
     confusion = torch.from_numpy(table.confusion())
     result = {

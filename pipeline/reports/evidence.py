@@ -17,6 +17,7 @@ from ..common.errors import UserError
 from ..common.run_folder import RECORD, training_dir
 from ..evaluation.audit import audit
 from ..evaluation.predictions import Predictions, load_predictions
+from ..evaluation.records import Audit, read_record
 
 
 class EvidenceError(UserError, ValueError):
@@ -40,7 +41,6 @@ class Evidence:
     """Everything that is known of one evaluation.
 
     Args:
-        audit: of :func:`~.audit`.
         source: what was judged, for a heading: the name of a table, or nothing.
         split: of the cohort; empty when not known, as is ``checkpoint``.
         checkpoint: its file name.
@@ -54,7 +54,7 @@ class Evidence:
         checkpoint_file: the judged checkpoint; None when it is not where it was.
     """
 
-    audit: Mapping[str, Any]
+    audit: Audit
     source: str = ""
     split: str = ""
     checkpoint: str = ""
@@ -92,11 +92,9 @@ def read_evidence(evaluation_dir: str | Path) -> Evidence:
     metrics = optional_json(folder / run_folder.METRICS)
     if metrics is None:
         raise EvidenceError(f"{folder} holds no evaluation (metrics.json is missing): evaluate first")
-    judged = optional_json(folder / run_folder.AUDIT)
-    if judged is None:
-        judged = audit(_predictions(folder / run_folder.PREDICTIONS))
+    judged = _audit(folder)
     filled = [matrix for matrix in metrics["confusion"][:-1] if np.any(matrix)]
-    if judged["confusion"] != filled or judged["class_names"] != metrics["class_names"]:
+    if judged.confusion != filled or list(judged.class_names) != metrics["class_names"]:
         raise EvidenceError(f"{folder}: audit.json and metrics.json are not of the same predictions: evaluate again")
     checkpoint = metrics["checkpoint"]
     training = training_dir(checkpoint, folder.parent.parent if folder.name == "evaluation" else folder.parent)
@@ -148,10 +146,17 @@ def optional_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
     return None if table.empty else table
 
 
-def _predictions(path: Path) -> Predictions:
-    if not path.exists():
-        raise EvidenceError(f"{path} is missing: evaluate again")
-    return load_predictions(path)
+def _audit(folder: Path) -> Audit:
+    """The audit beside the predictions; without one it is made now."""
+    path, predictions = folder / run_folder.AUDIT, folder / run_folder.PREDICTIONS
+    try:
+        return read_record(Audit, path)
+    except FileNotFoundError:
+        if not predictions.exists():
+            raise EvidenceError(f"{predictions} is missing: evaluate again") from None
+        return audit(load_predictions(predictions))
+    except (OSError, ValueError) as error:
+        raise EvidenceError(f"{path} cannot be read: {error}") from error
 
 
 def _checkpoint_file(checkpoint: str, training: Path | None) -> Path | None:

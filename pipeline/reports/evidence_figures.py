@@ -6,7 +6,7 @@ They are narrow, so that they can be read on a phone, and a group has the same c
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,9 @@ import pandas as pd
 
 from ..common.plotting import CHARACTER, GREY, HATCHES, LINE, MARKERS, PALETTE, label_width, new_figure, plain, wrapped
 from ..evaluation.calibration import BINS, bin_of
-from ..evaluation.wording import number_name, span_text
+from ..evaluation.records import Audit, Comparison, GroupResult, PairComparison
+from ..evaluation.resampling import Interval
+from ..evaluation.wording import number_name, span, span_text
 from .figures import DARK
 
 if TYPE_CHECKING:
@@ -37,39 +39,36 @@ def group_style(index: int) -> dict[str, Any]:
     }
 
 
-def estimates_figure(audit: Mapping[str, Any]) -> Figure:
+def estimates_figure(audit: Audit) -> Figure:
     """P, F1 of each group and the gap, each with its interval (a forest plot).
 
     The gap stands over the range in which 95 % of the samples of a perfectly fair model fall, |gap| beside the mean
     that such a model shows.
-
-    Args:
-        audit: of :func:`~.audit`.
     """
-    overall, fair = audit["overall"], audit["fair_model"]
-    shares: list[Number] = [("P", overall["score"], None, False)]
-    for index, group in enumerate(audit["groups"]):
-        shares.append((f"F1 {group['group']}, n = {group['n']}", group["f1"], index, False))
-    shares.append(("pooled macro F1", overall["f1_macro"], None, False))
-    gaps: list[Number] = [("|gap|", overall["abs_gap"], None, False)]
-    if "gap" in overall:
-        gaps.insert(0, (f"gap ({' minus '.join(audit['group_names'])})", overall["gap"], None, True))
+    overall, fair = audit.overall, audit.fair_model
+    shares: list[Number] = [(number_name("score"), overall.score, None, False)]
+    for index, group in enumerate(audit.groups):
+        shares.append((f"{number_name(f'f1_{group.group}')}, n = {group.n}", group.f1, index, False))
+    shares.append((number_name("f1_macro"), overall.f1_macro, None, False))
+    gaps: list[Number] = [(number_name("abs_gap"), overall.abs_gap, None, False)]
+    if overall.gap is not None:
+        gaps.insert(0, (number_name("gap", audit.group_names), overall.gap, None, True))
     panels = [_labelled(shares), _labelled(gaps)]
     figure, (top, bottom) = _forest(panels, legend_lines=3)
     _draw_rows(top, panels[0])
     _draw_rows(bottom, panels[1])
-    chance = 1 / len(audit["class_names"])
+    chance = 1 / len(audit.class_names)
     guessing = top.axvline(chance, color=GREY, linestyle=":", linewidth=1.2)
     top.set_xlim(0, 1)
     top.set_xlabel("F1", fontsize=9)
-    p95, mean = fair["abs_gap_p95"], fair["abs_gap_mean"]
-    reach = 1.12 * max(p95, *(max(abs(e["low"]), abs(e["high"])) for _, e, _, _ in gaps), 0.01)
-    low, high = fair.get("gap_low", 0.0), fair.get("gap_high", p95)
+    p95, mean = fair.abs_gap_p95, fair.abs_gap_mean
+    reach = 1.12 * max(p95, *(max(abs(e.low), abs(e.high)) for _, e, _, _ in gaps), 0.01)
+    low, high = fair.gap_low or 0.0, p95 if fair.gap_high is None else fair.gap_high
     shade = bottom.axvspan(low, high, color=SHADE, zorder=0)
     bottom.axvline(0, color="black", linewidth=1)
     row = panels[1][-1][3]
     (expected,) = bottom.plot(mean, row, "d", color="white", markeredgecolor="black", markersize=7, zorder=5)
-    bottom.set_xlim(-reach if "gap" in overall else 0, reach)
+    bottom.set_xlim(0 if overall.gap is None else -reach, reach)
     bottom.set_xlabel("difference in F1", fontsize=9)
     _legend(
         figure,
@@ -83,15 +82,11 @@ def estimates_figure(audit: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def cells_figure(audit: Mapping[str, Any]) -> Figure:
-    """F1 of each class and group as a heat map, with interval and scans; a cell too small to judge is hatched.
-
-    Args:
-        audit: of :func:`~.audit`.
-    """
-    classes, groups = audit["class_names"], audit["group_names"]
-    cells = {(cell["class"], cell["group"]): cell for cell in audit["cells"]}
-    values = np.array([[cells[name, group]["f1"]["value"] for group in groups] for name in classes])
+def cells_figure(audit: Audit) -> Figure:
+    """F1 of each class and group as a heat map, with interval and scans; a cell too small to judge is hatched."""
+    classes, groups = audit.class_names, audit.group_names
+    cells = {(cell.class_name, cell.group): cell for cell in audit.cells}
+    values = np.array([[cells[name, group].f1.value for group in groups] for name in classes])
     names, heads = [wrapped(name) for name in classes], [wrapped(group) for group in groups]
     width, height = max(1.5, label_width(groups)), max(0.85, LINE * (1 + max(name.count("\n") for name in names)))
     head = LINE * (1 + max(name.count("\n") for name in heads))
@@ -100,15 +95,13 @@ def cells_figure(audit: Mapping[str, Any]) -> Figure:
     image = ax.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, column in np.ndindex(*values.shape):
         cell = cells[classes[row], groups[column]]
-        small = cell["small"]
-        if small:
+        if cell.small:
             ax.axhspan(row - 0.5, row + 0.5, column / len(groups), (column + 1) / len(groups), facecolor="white",
                        edgecolor="#999999", hatch="///", linewidth=0)  # fmt: skip
-        colour = "white" if values[row, column] > DARK and not small else "black"
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5} if small else None
-        f1 = cell["f1"]
-        scans = f"n = {cell['n']}: no statement" if small else f"n = {cell['n']}"
-        said = f"{f1['value']:.3f}\n{f1['low']:.3f} to {f1['high']:.3f}\n{scans}"
+        colour = "white" if values[row, column] > DARK and not cell.small else "black"
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5} if cell.small else None
+        scans = f"n = {cell.n}" + (": no statement" if cell.small else "")
+        said = f"{cell.f1.value:.3f}\n{span(cell.f1)}\n{scans}"
         ax.text(column, row, said, ha="center", va="center", fontsize=9, color=colour, bbox=box, linespacing=1.25)
     ax.set_xticks(range(len(groups)), heads, fontsize=9)
     ax.set_yticks(range(len(classes)), names, fontsize=9)
@@ -123,16 +116,17 @@ def cells_figure(audit: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def reliability_figure(group: Mapping[str, Any], index: int) -> Figure:
+def reliability_figure(group: GroupResult, index: int) -> Figure:
     """Accuracy against confidence, bin by bin with Wilson intervals, over the scans of each bin.
 
     Args:
-        group: an entry of ``groups`` of :func:`~.audit` that has a reliability curve.
+        group: with a calibration.
         index: of the group, which gives its colour and marker.
     """
-    curve = pd.DataFrame(group["reliability"])
+    assert group.calibration is not None
+    curve = pd.DataFrame(group.calibration.reliability)
     style = group_style(index)
-    title = _filled(f"{group['group']}, n = {group['n']}", 3.6)
+    title = _filled(f"{group.group}, n = {group.n}", 3.6)
     figure = new_figure(3.6, 4.1 + LINE * title.count("\n"))
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="calibrated")
@@ -178,10 +172,14 @@ def learning_curves_figure(
     if missing:
         raise ValueError(f"history: no column {', '.join(missing)}; it has {', '.join(map(str, history.columns))}")
     curves = {str(name): rows.sort_values("epoch") for name, rows in history.groupby("metric")}
-    score = [(f"{prefix}score", "P", {"color": "black", "linestyle": "-", "marker": ""})]
-    score += [(f"{prefix}f1_{name}", f"F1 {name}", group_style(index)) for index, name in enumerate(group_names)]
-    gap = f"{prefix}gap" if f"{prefix}gap" in curves else f"{prefix}abs_gap"
-    said = f"gap ({' minus '.join(group_names)})" if gap == f"{prefix}gap" else "|gap|"
+    score = [(f"{prefix}score", number_name("score"), {"color": "black", "linestyle": "-", "marker": ""})]
+    score += [
+        (f"{prefix}{key}", number_name(key), group_style(index))
+        for index, key in enumerate(f"f1_{name}" for name in group_names)
+    ]
+    signed = f"{prefix}gap" in curves
+    gap = f"{prefix}gap" if signed else f"{prefix}abs_gap"
+    said = number_name("gap" if signed else "abs_gap", group_names)
     dark = {"color": "black", "linestyle": "-", "marker": "."}
     drawn = [
         ("training loss", [("train_loss", "training loss", dark)]),
@@ -218,39 +216,29 @@ def learning_curves_figure(
     return figure
 
 
-def differences_figure(comparison: Mapping[str, Any], group_names: Sequence[str]) -> Figure:
-    """Differences of one system from the reference, each with its interval, over the line of no difference.
-
-    Args:
-        comparison: an entry of ``comparisons`` of :func:`~.compare`.
-        group_names: G names.
-    """
+def differences_figure(comparison: PairComparison, group_names: Sequence[str]) -> Figure:
+    """Differences of one system from the reference, each with its interval, over the line of no difference."""
     style = {f"f1_{name}": index for index, name in enumerate(group_names)}
     rows = _labelled(
-        [(number_name(key, group_names), e, style.get(key), True) for key, e in comparison["differences"].items()]
+        [(number_name(key, group_names), e, style.get(key), True) for key, e in comparison.differences.items()]
     )
     figure, (ax,) = _forest([rows])
     _draw_rows(ax, rows)
-    reach = 1.12 * max(*(max(abs(e["low"]), abs(e["high"])) for _, e, _, _ in rows), 0.01)
+    reach = 1.12 * max(*(max(abs(e.low), abs(e.high)) for _, e, _, _ in rows), 0.01)
     ax.axvline(0, color="black", linewidth=1, zorder=1)
     ax.set_xlim(-reach, reach)
-    ax.set_xlabel(plain(_filled(f"{comparison['system']} minus {comparison['reference']}", WIDTH - 0.4)), fontsize=9)
+    ax.set_xlabel(plain(_filled(f"{comparison.system} minus {comparison.reference}", WIDTH - 0.4)), fontsize=9)
     return figure
 
 
-def trade_off_figure(result: Mapping[str, Any]) -> Figure:
-    """P against the gap, a point a run with its intervals as a cross; systems differ in colour and marker.
-
-    Args:
-        result: of :func:`~.compare`. With more than two groups the gap is |gap|.
-    """
-    runs = [(index, run) for index, system in enumerate(result["systems"]) for run in system["runs"]]
+def trade_off_figure(result: Comparison) -> Figure:
+    """P against the gap (with more than two groups |gap|), a point a run with its intervals as a cross; systems differ
+    in colour and marker."""
+    runs = [(index, run) for index, system in enumerate(result.systems) for run in system.runs]
     key = "gap" if "gap" in runs[0][1] else "abs_gap"
     labels = [
-        _filled(
-            f"{system['name']} ({len(system['runs'])} {'run' if len(system['runs']) == 1 else 'runs'})", WIDTH - 0.6
-        )
-        for system in result["systems"]
+        _filled(f"{system.name} ({len(system.runs)} {'run' if len(system.runs) == 1 else 'runs'})", WIDTH - 0.6)
+        for system in result.systems
     ]
     lines = sum(_filled(label, WIDTH - 0.6).count("\n") + 1 for label in labels)
     figure = new_figure(WIDTH, 3.9 + LINE * lines)
@@ -259,22 +247,20 @@ def trade_off_figure(result: Mapping[str, Any]) -> Figure:
     for index, run in runs:
         style, gap, score = group_style(index), run[key], run["score"]
         handles[index] = ax.errorbar(
-            gap["value"], score["value"],
-            xerr=[[gap["value"] - gap["low"]], [gap["high"] - gap["value"]]],
-            yerr=[[score["value"] - score["low"]], [score["high"] - score["value"]]],
+            gap.value, score.value, xerr=_ends(gap), yerr=_ends(score),
             color=style["color"], marker=style["marker"], markeredgecolor="black", elinewidth=1, capsize=2,
             markersize=8, linestyle="none",
         )  # fmt: skip
     ax.axvline(0, color="black", linewidth=1, zorder=1)
-    ax.set_xlabel(plain(_filled(number_name(key, result["group_names"]), WIDTH - 0.4)), fontsize=9)
-    ax.set_ylabel("P", fontsize=9)
+    ax.set_xlabel(plain(_filled(number_name(key, result.group_names), WIDTH - 0.4)), fontsize=9)
+    ax.set_ylabel(number_name("score"), fontsize=9)
     _tidy(ax)
     _legend(figure, [handles[index] for index in range(len(labels))], labels)
     return figure
 
 
-Number = tuple[str, Mapping[str, float], int | None, bool]  # name, estimate, index of the style, with a sign
-Row = tuple[str, Mapping[str, float], int | None, float]  # text above the interval, estimate, index of the style, y
+Number = tuple[str, Interval, int | None, bool]  # name, estimate, index of the style, with a sign
+Row = tuple[str, Interval, int | None, float]  # text above the interval, estimate, index of the style, y
 
 
 def _labelled(rows: Sequence[Number]) -> list[Row]:
@@ -307,15 +293,18 @@ def _draw_rows(ax: Axes, rows: Sequence[Row]) -> None:
     """Intervals with their text above, the ends as caps."""
     for text, estimate, index, y in rows:
         style = {"color": "black", "marker": "o"} if index is None else group_style(index)
-        ends = [[estimate["value"] - estimate["low"]], [estimate["high"] - estimate["value"]]]
         ax.errorbar(
-            estimate["value"], y, xerr=ends, color=style["color"], marker=style["marker"], markeredgecolor="black",
-            ecolor="black", elinewidth=1.5, capsize=4, markersize=7, linestyle="none", zorder=4,
+            estimate.value, y, xerr=_ends(estimate), color=style["color"], marker=style["marker"], markersize=7,
+            markeredgecolor="black", ecolor="black", elinewidth=1.5, capsize=4, linestyle="none", zorder=4,
         )  # fmt: skip
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85}  # over vertical lines
         ax.text(
             0, y + 0.1, plain(text), transform=ax.get_yaxis_transform(), fontsize=9, va="bottom", zorder=3, bbox=box
         )
+
+
+def _ends(estimate: Interval) -> list[list[float]]:
+    return [[estimate.value - estimate.low], [estimate.high - estimate.value]]
 
 
 def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:

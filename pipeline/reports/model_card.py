@@ -10,12 +10,13 @@ import yaml
 from .. import __version__
 from ..common.errors import UserError
 from ..common.names import OBJECTIVE_SETTINGS
-from ..evaluation.wording import span_text
+from ..evaluation.audit_words import fair_gap_text
+from ..evaluation.wording import percent, span_text
 from ..networks.checkpoint import model_settings
-from .document import LEVELS, Table, markdown_environment, squeezed, verdicts_of
+from .document import LEVELS, Table, Verdicts, markdown_environment, squeezed
 from .evaluation_report import calibration_table, cells_table, differences_table, evaluation_facts, headline_table
 from .evidence import Evidence, read_evidence
-from .parts import OPTIMISTIC, percent, synthetic_badge
+from .parts import OPTIMISTIC, synthetic_badge
 
 NOT_STATED = "not stated"
 START, END = "<!-- performance:start -->", "<!-- performance:end -->"
@@ -86,7 +87,7 @@ def _performance(evidence: Evidence, **above: Any) -> str:
         markdown_environment()
         .get_template("performance.md.jinja")
         .render(
-            verdicts=verdicts_of(evidence.audit),
+            verdicts=Verdicts(evidence.audit.verdicts),
             levels=LEVELS,
             headline=headline_table(evidence.audit),
             cells=cells_table(evidence.audit),
@@ -100,8 +101,8 @@ def model_card(evidence: Evidence) -> str:
     """The card as Markdown. What the evaluation does not say is "not stated"."""
     audit = evidence.audit
     calibration = calibration_table(audit)
-    classes = ", ".join(audit["class_names"])
-    group_by = ", ".join(audit["group_by"])
+    classes = ", ".join(audit.class_names)
+    group_by = ", ".join(audit.group_by)
     head: dict[str, Any] = {"license": "apache-2.0", "library_name": "monai", "pipeline_tag": "image-classification"}
     head["tags"] = ["monai", "medical", "ct", "lung", "fairness", *(["synthetic"] if evidence.synthetic else [])]
     head["metrics"] = ["f1", "precision", "recall", "accuracy", *(["roc_auc", "brier_score"] if calibration else [])]
@@ -122,7 +123,7 @@ def model_card(evidence: Evidence) -> str:
             training=_training_facts(evidence),
             facts=evaluation_facts(evidence),
             group_by=group_by,
-            performance=_performance(evidence, badge="", facts=()),  # which stand above it
+            performance=_performance(evidence, badge="", facts=()),  # badge and facts stand above it
             tables=[calibration] if calibration else [],
             limitations=_limitations(evidence),
             fairness=_fairness(evidence),
@@ -178,37 +179,28 @@ def _training_facts(evidence: Evidence) -> list[tuple[str, str]]:
 
 def _limitations(evidence: Evidence) -> list[str]:
     audit = evidence.audit
-    small = [f"{cell['group']} {cell['class']} ({cell['n']})" for cell in audit["cells"] if cell["small"]]
+    small = [f"{cell.group} {cell.class_name} ({cell.n})" for cell in audit.cells if cell.small]
     found = ["One trained model was judged: its numbers say nothing about other seeds."]
     found += ["It was judged on phantoms: its numbers say nothing about patients."] if evidence.synthetic else []
     found += [OPTIMISTIC] if evidence.split == "val" else []
     found += [f"Too few scans for a statement: {', '.join(small)}."] if small else []
-    found += (
-        [f"Group not known, left out of every number here: {audit['n_unknown']} scans."] if audit["n_unknown"] else []
-    )
-    return [
-        *found,
-        f"Fairness was judged by {', '.join(audit['group_by'])} only. Other sites and scanners: {NOT_STATED}.",
-    ]
+    found += [f"Group not known, left out of every number here: {audit.n_unknown} scans."] if audit.n_unknown else []
+    return [*found, f"Fairness was judged by {', '.join(audit.group_by)} only. Other sites and scanners: {NOT_STATED}."]
 
 
 def _fairness(evidence: Evidence) -> list[str]:
     audit = evidence.audit
-    overall, fair = audit["overall"], audit["fair_model"]
-    confidence = percent(audit["settings"]["confidence"])
-    if "gap" in overall:
-        gap = (
-            f"The gap in macro F1, {' minus '.join(audit['group_names'])}, is {span_text(overall['gap'], signed=True)}"
-        )
+    overall, worst = audit.overall, audit.worst_cell
+    if overall.gap is not None:
+        gap = f"The gap in macro F1, {' minus '.join(audit.group_names)}, is {span_text(overall.gap, signed=True)}"
     else:
-        gap = f"The largest gap in macro F1 between two groups is {span_text(overall['abs_gap'])}"
-    worst = audit["worst_cell"]
+        gap = f"The largest gap in macro F1 between two groups is {span_text(overall.abs_gap)}"
+    fair = fair_gap_text(audit.fair_model)
     return [
-        f"{gap}, in brackets its {confidence} interval. A perfectly fair model of this score shows |gap| "
-        f"{fair['abs_gap_mean']:.3f} on average on scans like these, and above {fair['abs_gap_p95']:.3f} one time in "
-        f"twenty. Permutation test of the gap: p = {audit['permutation']['p_value']:.3g}.",
-        f"The lowest F1 is that of {worst['group']} {worst['class']}: {span_text(worst['f1'])}, {worst['n']} scans"
-        + (", too few for a statement." if worst["small"] else "."),
+        f"{gap}, in brackets its {percent(audit.settings.confidence)} interval. {fair[0].upper()}{fair[1:]}. "
+        f"Permutation test of the gap: p = {audit.permutation.p_value:.3g}.",
+        f"The lowest F1 is that of {worst.group} {worst.class_name}: {span_text(worst.f1)}, {worst.n} scans"
+        + (", too few for a statement." if worst.small else "."),
     ]
 
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 from .. import __version__
-from ..evaluation.wording import span_text
+from ..evaluation.records import Audit, Comparison
+from ..evaluation.resampling import Interval
+from ..evaluation.wording import span, value_text
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "statsmodels", "fairlearn")
 OPTIMISTIC = "The val split chooses the checkpoint of a training, so the numbers on it are optimistic."
 NONE = "\u2013"  # in a table, where there is no number
 
 
-def scan_facts(result: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    unknown = result["n_unknown"]
-    scans = f"{result['n']:,}" + (f" (and {unknown:,} of unknown group, left out)" if unknown else "")
-    groups = f"{', '.join(result['group_names'])} (by {', '.join(result['group_by'])})"
-    return ("Scans", scans), ("Classes", ", ".join(result["class_names"])), ("Groups", groups)
+def scan_facts(result: Audit | Comparison) -> tuple[tuple[str, str], ...]:
+    unknown = result.n_unknown
+    scans = f"{result.n:,}" + (f" (and {unknown:,} of unknown group, left out)" if unknown else "")
+    groups = f"{', '.join(result.group_names)} (by {', '.join(result.group_by)})"
+    return ("Scans", scans), ("Classes", ", ".join(result.class_names)), ("Groups", groups)
 
 
 def synthetic_badge(synthetic: bool | None) -> tuple[str, str]:
@@ -26,14 +27,8 @@ def synthetic_badge(synthetic: bool | None) -> tuple[str, str]:
     return ("SYNTHETIC", "The scans are phantoms: nothing here is about patients.") if synthetic else ("", "")
 
 
-def percent(share: float) -> str:
-    """A share in per cent: ``95 %``."""
-    return f"{100 * share:g} %"
-
-
-def value_and_span(estimate: Mapping[str, float], signed: bool) -> tuple[str, str]:
-    value, interval = span_text(estimate, signed).split(" ", 1)
-    return value, interval.strip("()")
+def value_and_span(estimate: Interval, signed: bool) -> tuple[str, str]:
+    return value_text(estimate.value, signed), span(estimate, signed)
 
 
 def library_versions() -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..common.plotting import CHARACTER, GREY, LINE, MARKERS, new_figure, plain, set_heading
+from ..evaluation.wording import number_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,7 +139,7 @@ def curves_figure(curves: pd.DataFrame, group_names: Sequence[str], *, synthetic
             if offset == 0:
                 ax.set_title(plain(titles[index]), fontsize=9)
             if index % columns == 0:
-                ax.set_ylabel(plain("P" if name == "score" else "gap" if name == "gap" else "|gap|"), fontsize=9)
+                ax.set_ylabel(plain(number_name(name)), fontsize=9)
             ax.spines[["top", "right"]].set_visible(False)
             ax.tick_params(labelsize=8, labelleft=index % columns == 0, labelbottom=False)
             ax.xaxis.get_major_locator().set_params(integer=True, nbins=5)

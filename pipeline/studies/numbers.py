@@ -15,7 +15,7 @@ from ..evaluation.compare import compare
 from ..evaluation.paired import TESTED, TIE, CompareError
 from ..evaluation.predictions import Predictions
 from ..evaluation.resampling import Estimate
-from ..evaluation.wording import Verdict, in_percent, number_name
+from ..evaluation.wording import Verdict, in_percent, number_name, span
 from .record import StudyError
 from .results import (
     UNKNOWN_DEVICE,
@@ -180,8 +180,8 @@ def tell_best(
             found[number], why[number] = [], str(error)
             continue
         found[number] = [
-            {"system": c["system"], "difference": c["differences"][number], **c["tests"][number]}
-            for c in result["comparisons"]
+            {"system": c.system, "difference": c.differences[number], **vars(c.tests[number])}
+            for c in result.comparisons
         ]
     tests = [test for made in found.values() for test in made]
     if tests:
@@ -203,16 +203,15 @@ def _best(
     level = 1 - confidence
     close = [
         r for r in rivals
-        if r["unit"] == SCANS or r["p_holm"] >= level or r["difference"]["low"] <= 0 <= r["difference"]["high"]
+        if r["unit"] == SCANS or r["p_holm"] >= level or r["difference"].low <= 0 <= r["difference"].high
     ]  # fmt: skip
     shown = close[0] if close else rivals[0]
     difference, over = shown["difference"], SCANS if shown["unit"] == SCANS else "scans and seeds"
     whom = "the next" if shown is rivals[0] else "another"
-    ends = f"{difference['low']:+.3f} to {difference['high']:+.3f}"
     what = (
         f"{label} has the {BEST[number]} {name}. From it to {whom}, {shown['system']}, it is "
-        f"{difference['value']:+.3f} ({in_percent(confidence)} interval over {over} {ends}; p = {shown['p_holm']:.3g} "
-        f"after Holm over {tests} tests)"
+        f"{difference.value:+.3f} ({in_percent(confidence)} interval over {over} {span(difference, signed=True)}; "
+        f"p = {shown['p_holm']:.3g} after Holm over {tests} tests)"
     )
     if not close:
         return Best(number, label, tuple(rivals), True, Verdict("finding", f"{what}: larger than chance explains."))
@@ -269,13 +268,13 @@ def device_table(
                 result = compare({first: a, other: b}, resamples, resamples, confidence, seed)
             except CompareError as error:
                 raise StudyError(f"{label} on {first} and on {other} cannot be compared: {error}") from error
-            comparison = result["comparisons"][0]
+            (comparison,) = result.comparisons
             keys = number_keys(a[0])
-            differences = {key: Estimate(**comparison["differences"][key]) for key in keys}
+            differences = {key: comparison.differences[key] for key in keys}
             line = {"configuration": label, "device": f"{other} minus {first}", "kind": "difference",
                     "seeds": len(pairs), "over": "scans and seeds" if len(pairs) > 1 else SCANS}  # fmt: skip
             rows.append(line | columns_of(differences))
-            tests += [(rows[-1], f"p_{key}", comparison["tests"][key]["p_value"]) for key in TESTED]
+            tests += [(rows[-1], f"p_{key}", comparison.tests[key].p_value) for key in TESTED]
     if tests:
         adjusted = multipletests([p for *_, p in tests], method="holm")[1]
         for (line, key, _), p in zip(tests, adjusted, strict=True):

@@ -16,7 +16,7 @@ import pandas as pd
 from .. import __version__
 from ..evaluation.paired import TESTED
 from ..evaluation.resampling import Estimate
-from ..evaluation.wording import Verdict, number_name, span_text
+from ..evaluation.wording import Verdict, number_name, percent, span_text
 from ..reports.document import (
     Block,
     Document,
@@ -32,7 +32,7 @@ from ..reports.document import (
 )
 from ..reports.figures import cohort_chart
 from ..reports.latex import latex_table
-from ..reports.parts import NONE, percent, synthetic_badge
+from ..reports.parts import NONE, synthetic_badge
 from .figures import curves_figure, pareto_front, study_trade_off_figure
 from .numbers import SCANS, Row, columns_of, number_keys
 from .quoted import quoted_paper
@@ -140,7 +140,7 @@ def _lacking_notes(results: Results) -> list[str]:
 
 
 def _stacked(found: Estimate, number: str) -> str:
-    return span_text(found._asdict(), signed=number == "gap").replace(" (", "\n(", 1)
+    return span_text(found, signed=number == "gap").replace(" (", "\n(", 1)
 
 
 def _caption(tables: StudyTables, text: str) -> str:
@@ -210,7 +210,7 @@ def table_2(tables: StudyTables) -> tuple[Table, tuple[str, ...]]:
     for line in found.to_dict("records"):
         difference = line["kind"] == "difference"
         spans = [
-            span_text({"value": line[key], "low": line[f"{key}_low"], "high": line[f"{key}_high"]},
+            span_text(Estimate(line[key], line[f"{key}_low"], line[f"{key}_high"]),
                       difference or key == "gap").replace(" (", "\n(", 1)
             for key in keys
         ]  # fmt: skip
@@ -265,7 +265,7 @@ def selection_tables(tables: StudyTables) -> tuple[Block, ...]:
         text = f"{selection.name} among {among}: of {len(selection.choices)} choices, {often}."
         text += f" {selection.lacking} more cannot be made yet: a run is missing." if selection.lacking else ""
         if selection.row is not None:
-            said = [f"{names[key]} {span_text(selection.row.estimates[key]._asdict(), key == 'gap')}" for key in keys]
+            said = [f"{names[key]} {span_text(selection.row.estimates[key], key == 'gap')}" for key in keys]
             text += f" On {study.judged_on}: {', '.join(said)}, {percent(tables.confidence)} interval over "
             text += f"{selection.row.over}."
             text += " The same scans chose, so this is optimistic." if study.optimistic else ""
@@ -378,7 +378,7 @@ def _method(tables: StudyTables, left_out: Sequence[str]) -> list[str]:
 def trade_off_picture(tables: StudyTables) -> Picture:
     """Figure 3."""
     front = pareto_front(*([row.estimates[key].value for row in tables.rows] for key in TESTED))
-    spans = [[span_text(row.estimates[key]._asdict()) for key in TESTED] for row in tables.rows]
+    spans = [[span_text(row.estimates[key]) for key in TESTED] for row in tables.rows]
     said = [f"{row.label}: P {p}, |gap| {gap}" for row, (p, gap) in zip(tables.rows, spans, strict=True)]
     names = ", ".join(tables.rows[index].label for index in front)
     figure = study_trade_off_figure(

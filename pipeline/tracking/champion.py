@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..common import run_folder
 from ..common.errors import UserError
+from ..evaluation.records import Audit, read_record
 
 RULE = (
     "Champion rule. Versions are compared only when they were judged on the same scans, on the same split, with "
@@ -92,11 +93,9 @@ def read_judgement(evaluation_dir: str | Path) -> Judgement:
     metrics = result["metrics"]
     interval: dict[str, float] = {}
     if (folder / run_folder.AUDIT).is_file():
-        audit = json.loads((folder / run_folder.AUDIT).read_text())
-        estimate = audit["overall"].get("gap") or audit["overall"].get("abs_gap") or {}
-        interval = {f"gap_{end}": estimate[end] for end in ("low", "high") if estimate.get(end) is not None}
-        if len(interval) == 2:
-            interval["confidence"] = audit.get("settings", {}).get("confidence")
+        audit = read_record(Audit, folder / run_folder.AUDIT)
+        gap = audit.overall.gap or audit.overall.abs_gap
+        interval = {"gap_low": gap.low, "gap_high": gap.high, "confidence": audit.settings.confidence}
     # the columns that say which scans were judged, in the order of PredictionWriter: scan, label, group
     judged = sorted(table.iloc[:, : table.columns.get_loc("prediction")].values.tolist())
     return Judgement(

@@ -40,6 +40,7 @@ from .system_load import SystemMonitor
 
 if TYPE_CHECKING:
     from ..data.cohort import Cohort
+    from ..evaluation.records import Audit
 
 logger = logging.getLogger(__name__)
 
@@ -297,7 +298,7 @@ class RunTracker:
             self._submit("file", source=str(path), folder=folder, **stamp(path))
 
     def log_evaluation(
-        self, evaluation_dir: str | Path, split: str, audit: Mapping[str, Any] | None = None, epoch: int | None = None
+        self, evaluation_dir: str | Path, split: str, audit: Audit | None = None, epoch: int | None = None
     ) -> None:
         """Log the tables and pictures of an evaluation (:func:`~.write_evaluation`), and its headline.
 

@@ -251,7 +251,7 @@ def test_the_page_in_a_browser(server: Server, page: Page, start: Start, small_c
         page.see(address, name, *texts, clicks=clicks, frame=frame)
 
     gap = trained.data.metrics["val/best_gap"]
-    texts = ["gap (male - female)", f"{gap:+.4f}", "adenocarcinoma", "val/score", "SYNTHETIC"]
+    texts = ["gap (male minus female)", f"{gap:+.4f}", "adenocarcinoma", "val/score", "SYNTHETIC"]
     see(trained, "", trained.info.run_name, *texts)
     assert page.browser.find_elements(By.CSS_SELECTOR, "table th")  # the note's table is one
     see(trained, "/model-metrics", "train (2)", "val (12)", "abs_gap", "best_abs_gap")  # grouped

@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from fairlung.pipeline.cli.console import cells_table, drawn
+
 
 def test_items_name_image_label_group_and_scan(tmp_path):
     rows = full_rows()

@@ -281,7 +281,7 @@ def test_a_table_of_predictions_has_unknown_as_a_group_where_it_is_named(tmp_pat
     assert load_predictions(tmp_path / "p.csv").group.tolist() == [0, -1, 1, -1]
     named = load_predictions(tmp_path / "p.csv", group_names=[*SEXES, "unknown"])
     assert named.group.tolist() == [0, 2, 1, 2]
-    assert audit(named, 100, 100)["n_unknown"] == 0
+    assert audit(named, 100, 100).n_unknown == 0
     pd.DataFrame(table | {"site": ["s", "t", "a x b", "s"]}).to_csv(tmp_path / "p.csv", index=False)
     with pytest.raises(PredictionsError, match="line 4: column 'site' holds ' x ', which joins"):
         load_predictions(tmp_path / "p.csv", group_by=["sex", "site"])

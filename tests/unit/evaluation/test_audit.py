@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from fairlearn.metrics import MetricFrame
 from hypothesis import given
 from hypothesis import strategies as st
 from reconstruction import paper_cells, predictions_of
-from scipy.stats import binomtest, hypergeom, norm
+from scipy.stats import binomtest, bootstrap, hypergeom, norm
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from fairlung.pipeline.evaluation.audit import (
@@ -26,10 +25,11 @@ from fairlung.pipeline.evaluation.audit import (
     permutation_test,
     power_of_gap,
     summaries,
-    wilson,
     write_audit,
 )
 from fairlung.pipeline.evaluation.predictions import Predictions
+from fairlung.pipeline.evaluation.records import Audit, read_record
+from fairlung.pipeline.evaluation.resampling import wilson
 from fairlung.pipeline.reports.evaluation_summary import write_evaluation
 
 PAPER = paper_cells()
@@ -58,15 +58,15 @@ def test_points_equal_scikit_learn_through_fairlearn(seed: int, groups: int) -> 
 def test_an_audit_holds_what_scikit_learn_says_of_every_cell() -> None:
     table = predictions_of(random_confusion(3) + 1)
     result = audit(table, **FAST)
-    for cell in result["cells"]:
-        inside = table.group == table.group_names.index(cell["group"])
-        c = [table.class_names.index(cell["class"])]
-        for name, function in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
+    for cell in result.cells:
+        inside = table.group == table.group_names.index(cell.group)
+        c = [table.class_names.index(cell.class_name)]
+        for found, function in ((cell.precision, precision_score), (cell.recall, recall_score), (cell.f1, f1_score)):
             expected = function(table.label[inside], table.prediction[inside], labels=c, average="macro")
-            assert cell[name]["value"] == pytest.approx(expected, abs=1e-12)
-            assert 0 <= cell[name]["low"] <= cell[name]["value"] <= cell[name]["high"] <= 1
-    for group in result["groups"]:
-        assert group["f1"]["value"] == pytest.approx(group["f1"]["by_fairlearn"], abs=1e-12)
+            assert found.value == pytest.approx(expected, abs=1e-12)
+            assert 0 <= found.low <= found.value <= found.high <= 1
+    for group in result.groups:
+        assert group.f1.value == pytest.approx(group.f1.by_fairlearn, abs=1e-12)
 
 
 def test_a_bootstrap_resample_keeps_the_scans_of_every_class_and_group() -> None:
@@ -97,6 +97,27 @@ def test_the_plain_bootstrap_is_that_of_resampling_rows() -> None:
     assert np.std(scores) == pytest.approx(ours.std(), rel=0.2)
 
 
+def test_percentile_intervals_are_scipys() -> None:
+    """Scans of each class and group drawn anew by scipy, the predictions counted and scored on their own."""
+    counts = np.array([[[14, 4, 2], [3, 9, 3], [1, 2, 12]], [[9, 6, 3], [5, 7, 2], [2, 2, 9]]])
+    samples = [np.repeat(np.arange(3), row) for group in counts for row in group]
+
+    def numbers(*strata: np.ndarray, axis: int) -> np.ndarray:
+        rows = [np.stack([(said == c).sum(axis) for c in range(3)], axis=-1) for said in strata]
+        confusion = np.stack(rows, axis=-2).reshape(*rows[0].shape[:-1], 2, 3, 3)
+        hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+        f1 = (2 * hits / (confusion.sum(-1) + confusion.sum(-2))).mean(-1)
+        return np.stack([f1.mean(-1), f1[..., 0] - f1[..., 1], f1[..., 0], f1[..., 1]])
+
+    rng = np.random.default_rng(0)
+    theirs = bootstrap(samples, numbers, method="percentile", n_resamples=10_000, rng=rng, batch=1000)
+    found, draws = confusion_intervals(counts, rng, 10_000, method="percentile")
+    for ends, at in ((theirs.confidence_interval.low, 1), (theirs.confidence_interval.high, 2)):
+        assert [found["score"][at], found["gap"][at], *found["group_f1"][at]] == pytest.approx(ends, abs=0.01)
+    spread = [draws["score"].std(), draws["gap"].std(), *draws["group_f1"].std(0)]
+    assert spread == pytest.approx(theirs.standard_error, rel=0.04)
+
+
 @pytest.mark.parametrize("system", PAPER["systems"])
 def test_the_papers_cells_give_the_printed_scores_and_the_known_widths(system: str) -> None:
     entry = PAPER["systems"][system]
@@ -118,35 +139,35 @@ def test_the_papers_cells_give_the_printed_scores_and_the_known_widths(system: s
 def test_the_papers_best_system_is_not_shown_to_be_fair_nor_unfair() -> None:
     table = predictions_of(PAPER["systems"]["LA+CVaR alpha 0.8"]["confusion"], PAPER["class_names"])
     result = audit(table)
-    gap = result["overall"]["gap"]
-    assert gap["low"] < -0.13 and gap["high"] > 0.09
-    first = result["verdicts"][0]
-    assert first["level"] == "inconclusive"
-    assert "cannot be told from none on these data" in first["text"]
-    assert "does not show that the model is fair" in first["text"]
-    assert result["power"]["scans"] > 1000
+    gap = result.overall.gap
+    assert gap.low < -0.13 and gap.high > 0.09
+    first = result.verdicts[0]
+    assert first.level == "inconclusive"
+    assert "cannot be told from none on these data" in first.text
+    assert "does not show that the model is fair" in first.text
+    assert result.power.scans > 1000
 
 
 def test_a_large_difference_is_a_finding() -> None:
     served = np.diag([60, 60, 60, 60])
     failed = np.full((4, 4), 15)
     result = audit(predictions_of([served, failed]), **FAST)
-    assert result["verdicts"][0]["level"] == "finding"
-    assert "serves male scans better than female ones" in result["verdicts"][0]["text"]
+    assert result.verdicts[0].level == "finding"
+    assert "serves male scans better than female ones" in result.verdicts[0].text
     swapped = audit(predictions_of([failed, served]), **FAST)
-    assert "serves female scans better than male ones" in swapped["verdicts"][0]["text"]
-    assert swapped["overall"]["gap"]["value"] == pytest.approx(-result["overall"]["gap"]["value"])
+    assert "serves female scans better than male ones" in swapped.verdicts[0].text
+    assert swapped.overall.gap.value == pytest.approx(-result.overall.gap.value)
 
 
 def test_three_groups_have_no_signed_gap_and_are_held_against_a_fair_model() -> None:
     good, bad = np.diag([40, 40]), np.full((2, 2), 20)
     names = ["alder", "birch", "cedar"]
     result = audit(predictions_of([good, good, bad], group_names=names), **FAST)
-    assert "gap" not in result["overall"]
-    assert result["verdicts"][0]["level"] == "finding"
-    assert "The largest gap between two groups" in result["verdicts"][0]["text"]
+    assert result.overall.gap is None
+    assert result.verdicts[0].level == "finding"
+    assert "The largest gap between two groups" in result.verdicts[0].text
     alike = audit(predictions_of([good + 5, good + 5, good + 4], group_names=names), **FAST)
-    assert alike["verdicts"][0]["level"] == "inconclusive"
+    assert alike.verdicts[0].level == "inconclusive"
 
 
 def test_small_empty_and_absent_cells_get_no_statement() -> None:
@@ -154,20 +175,20 @@ def test_small_empty_and_absent_cells_get_no_statement() -> None:
     table = predictions_of(counts, group_names=("male", "female"))
     table = replace(table, group_names=("male", "female", "third"))
     result = audit(table, **FAST)
-    said = [verdict["text"] for verdict in result["verdicts"] if verdict["level"] == "no-statement"]
+    said = [verdict.text for verdict in result.verdicts if verdict.level == "no-statement"]
     assert "male b: this cell has 5 scans: no statement." in said
     assert any(text.startswith("female b has no scan: no statement") for text in said)
     assert "There is no scan of group third: no statement." in said
-    assert result["absent_groups"] == ["third"]
+    assert result.absent_groups == ("third",)
     few = audit(predictions_of([np.diag([30, 5, 30]), np.diag([30, 1, 30])]), **FAST)
     text = "No statement on cells of fewer than 10 scans: male b (5 scans), female b (1 scan)."
-    assert text in [verdict["text"] for verdict in few["verdicts"]]
+    assert text in [verdict.text for verdict in few.verdicts]
     # a cell that was right 5 times out of 5 is not certain to be right
-    cell = next(cell for cell in result["cells"] if (cell["group"], cell["class"]) == ("male", "b"))
-    assert cell["f1"]["value"] == 1.0 and cell["f1"]["low"] < 0.9
+    cell = next(cell for cell in result.cells if (cell.group, cell.class_name) == ("male", "b"))
+    assert cell.f1.value == 1.0 and cell.f1.low < 0.9
     plain = audit(table, method="percentile", **FAST)
-    cell = next(cell for cell in plain["cells"] if (cell["group"], cell["class"]) == ("male", "b"))
-    assert cell["f1"]["low"] == 1.0
+    cell = next(cell for cell in plain.cells if (cell.group, cell.class_name) == ("male", "b"))
+    assert cell.f1.low == 1.0
 
 
 def test_a_gap_that_comes_of_the_mix_of_classes_is_named() -> None:
@@ -176,14 +197,14 @@ def test_a_gap_that_comes_of_the_mix_of_classes_is_named() -> None:
     counts = np.rint(support[..., None] * shares).astype(int)
     result = audit(predictions_of(counts), **FAST)
     expected = summaries(support[..., None] * shares)["gap"]
-    assert result["fair_model"]["gap_mean"] == pytest.approx(expected, abs=0.01)
-    assert any("not have the classes in the same proportions" in v["text"] for v in result["verdicts"])
-    assert result["permutation"]["p_value"] > 0.2
+    assert result.fair_model.gap_mean == pytest.approx(expected, abs=0.01)
+    assert any("not have the classes in the same proportions" in v.text for v in result.verdicts)
+    assert result.permutation.p_value > 0.2
     # the other way round the same gap is further from fair than none would be
     unfair = np.array([[[240, 160], [8, 32]], [[150, 50], [20, 180]]])
-    assert audit(predictions_of(unfair), **FAST)["permutation"]["p_value"] < 0.05
+    assert audit(predictions_of(unfair), **FAST).permutation.p_value < 0.05
     even = audit(predictions_of([np.diag([40, 40]), np.diag([41, 40])]), **FAST)
-    assert not any("same proportions, which" in v["text"] for v in even["verdicts"])
+    assert not any("same proportions, which" in v.text for v in even.verdicts)
 
 
 def test_scans_of_unknown_group_are_counted_and_left_out() -> None:
@@ -192,8 +213,8 @@ def test_scans_of_unknown_group_are_counted_and_left_out() -> None:
     more = table.take(rows)
     more = replace(more, group=np.where(np.arange(len(rows)) < len(table.scan), more.group, -1))
     a, b = audit(table, **FAST), audit(more, **FAST)
-    assert b["n_unknown"] == 3 and a["n_unknown"] == 0
-    assert {k: v for k, v in a.items() if k != "n_unknown"} == {k: v for k, v in b.items() if k != "n_unknown"}
+    assert b.n_unknown == 3 and a.n_unknown == 0
+    assert a == replace(b, n_unknown=0)
 
 
 def test_the_same_seed_gives_the_same_audit() -> None:
@@ -257,19 +278,19 @@ def test_wilson_holds_its_formula() -> None:
 
 def test_power_is_that_of_a_normal_test() -> None:
     found = power_of_gap(0.1, 0.04, 155)
-    rejected = norm.sf(norm.ppf(0.975) - found["detectable_gap"] / 0.04)
+    rejected = norm.sf(norm.ppf(0.975) - found.detectable_gap / 0.04)
     assert rejected == pytest.approx(0.8, abs=1e-6)
-    error = 0.04 * np.sqrt(155 / found["scans"])  # with as many scans as it asks for
+    error = 0.04 * np.sqrt(155 / found.scans)  # with as many scans as it asks for
     assert norm.sf(norm.ppf(0.975) - 0.1 / error) == pytest.approx(0.8, abs=0.005)
-    assert power_of_gap(0.0, 0.04, 155)["scans"] is None
+    assert power_of_gap(0.0, 0.04, 155).scans is None
 
 
 def test_differences_of_equalized_odds_and_demographic_parity() -> None:
     table = predictions_of([[[8, 2], [1, 9]], [[5, 5], [4, 6]]])
     found = group_differences(table)
     # class a: said in 9 of 20 and 9 of 20; true positives .8 and .5, false positives .1 and .4
-    assert found["demographic_parity"]["a"] == pytest.approx(0.0)
-    assert found["equalized_odds"]["a"] == pytest.approx(0.3)
+    assert found.demographic_parity["a"] == pytest.approx(0.0)
+    assert found.equalized_odds["a"] == pytest.approx(0.3)
 
 
 def test_what_allows_no_audit_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -294,8 +315,8 @@ def test_an_audit_is_written_beside_its_table(tmp_path: Path) -> None:
     table = predictions_of(random_confusion(1) + 1)
     write_table(table, tmp_path / "predictions.csv")
     result = write_audit(tmp_path / "predictions.csv", table.class_names, table.group_names, resamples=200)
-    assert json.loads((tmp_path / "audit.json").read_text()) == result
-    assert result["n"] == len(table.scan) and result["settings"]["resamples"] == 200
+    assert read_record(Audit, tmp_path / "audit.json") == result
+    assert result.n == len(table.scan) and result.settings.resamples == 200
 
 
 def write_table(table: Predictions, path: Path) -> None:
@@ -307,8 +328,8 @@ def write_table(table: Predictions, path: Path) -> None:
 def test_predictions_that_were_post_processed_are_said_to_be() -> None:
     table = replace(predictions_of(random_confusion(1) + 1), postprocess="offsets")
     result = audit(table, **FAST)
-    assert result["postprocess"] == "offsets"
-    assert any("post-processed (offsets)" in verdict["text"] for verdict in result["verdicts"])
+    assert result.postprocess == "offsets"
+    assert any("post-processed (offsets)" in verdict.text for verdict in result.verdicts)
 
 
 def test_one_output_that_is_not_finite_loses_neither_the_metrics_nor_the_audit(
@@ -325,13 +346,13 @@ def test_one_output_that_is_not_finite_loses_neither_the_metrics_nor_the_audit(
     assert np.sum(result["confusion"]) == len(rows)
     audited = write_audit(path, table.class_names, table.group_names, resamples=200)
     assert "no calibration in the audit" in caplog.text
-    assert audited["n"] == len(rows) and "ece" not in audited["groups"][0]
+    assert audited.n == len(rows) and audited.groups[0].calibration is None
 
 
 def test_the_group_called_better_served_is_better_than_the_mix_of_classes_explains() -> None:
     table = predictions_of([[[370, 110], [67, 413]], [[783, 117], [2, 58]]])
     result = audit(table, **FAST)
-    assert result["fair_model"]["gap_mean"] > result["overall"]["gap"]["value"] > 0  # below what a fair model shows
-    assert result["permutation"]["p_value"] < 0.01
-    assert result["verdicts"][0]["level"] == "inconclusive"
-    assert "serves male scans better" not in result["verdicts"][0]["text"]
+    assert result.fair_model.gap_mean > result.overall.gap.value > 0  # below what a fair model shows
+    assert result.permutation.p_value < 0.01
+    assert result.verdicts[0].level == "inconclusive"
+    assert "serves male scans better" not in result.verdicts[0].text

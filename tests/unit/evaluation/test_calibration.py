@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from monai.metrics.calibration import CalibrationErrorMetric, calibration_binning
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, roc_auc_score
@@ -50,10 +52,25 @@ def test_the_reliability_curve_is_scikit_learns() -> None:
     correct = rng.random(500) < sure
     ours = reliability_curve(sure, correct)
     accuracy, confidence = calibration_curve(correct, sure, n_bins=10)
-    np.testing.assert_allclose([point["accuracy"] for point in ours], accuracy)
-    np.testing.assert_allclose([point["confidence"] for point in ours], confidence)
-    assert sum(point["n"] for point in ours) == 500
-    assert all(point["low"] <= point["accuracy"] <= point["high"] for point in ours)
+    np.testing.assert_allclose([point.accuracy for point in ours], accuracy)
+    np.testing.assert_allclose([point.confidence for point in ours], confidence)
+    assert sum(point.n for point in ours) == 500
+    assert all(point.low <= point.accuracy <= point.high for point in ours)
+
+
+def test_the_bins_and_the_ece_are_monais() -> None:
+    table = calibrated(6, 400)
+    sure = table.probabilities.max(1)
+    correct = table.prediction == table.label
+    confidence, hits = (torch.from_numpy(part.astype(np.float32))[None, None] for part in (sure, correct))
+    # MONAI passes `right` on to torch.bucketize, whose right=False closes a bin at its right end, as ours are
+    means, accuracy, counts = (part[0, 0].numpy() for part in calibration_binning(confidence, hits, 10, right=False))
+    filled = counts > 0
+    ours = np.array([(b.confidence, b.accuracy, b.n) for b in reliability_curve(sure, correct)])
+    np.testing.assert_allclose(ours, np.stack([means, accuracy, counts], axis=1)[filled], atol=1e-5)
+    metric = CalibrationErrorMetric(num_bins=10, calibration_reduction="expected")
+    metric(confidence, hits)
+    assert expected_calibration_error(sure, correct) == pytest.approx(metric.aggregate().item(), abs=1e-6)
 
 
 def test_auc_and_brier_are_scikit_learns() -> None:
@@ -63,17 +80,17 @@ def test_auc_and_brier_are_scikit_learns() -> None:
         inside = table.group == g
         label, probabilities = table.label[inside], table.probabilities[inside]
         area = roc_auc_score(label, probabilities, multi_class="ovr", average="macro")
-        assert found[name]["auc"]["value"] == pytest.approx(area)
-        assert found[name]["auc"]["low"] < area < found[name]["auc"]["high"]
+        assert found[name].auc.value == pytest.approx(area)
+        assert found[name].auc.low < area < found[name].auc.high
         brier = brier_score_loss(label, probabilities, scale_by_half=False, labels=[0, 1, 2])
-        assert found[name]["brier"]["value"] == pytest.approx(brier)
+        assert found[name].brier.value == pytest.approx(brier)
 
 
 def test_two_classes_have_the_usual_auc() -> None:
     table = calibrated(2, 120, classes=2)
     found = group_calibration(table, np.random.default_rng(0), 100)["male"]
     inside = table.group == 0
-    assert found["auc"]["value"] == pytest.approx(roc_auc_score(table.label[inside], table.probabilities[inside, 1]))
+    assert found.auc.value == pytest.approx(roc_auc_score(table.label[inside], table.probabilities[inside, 1]))
 
 
 def test_the_auc_of_a_resample_is_scikit_learns_on_its_rows() -> None:
@@ -101,10 +118,10 @@ def test_a_separated_class_is_not_taken_for_certain(scans: tuple[int, int]) -> N
         ("male",),
         ("sex",),
     )
-    found = group_calibration(table, np.random.default_rng(0), 20_000)["male"]["auc"]
+    found = group_calibration(table, np.random.default_rng(0), 20_000)["male"].auc
     low, high = proportion_confint(min(scans), min(scans), method="beta")
-    assert (found["value"], found["high"], high) == (1, 1, 1)
-    assert found["low"] == pytest.approx(low, abs=0.01)
+    assert (found.value, found.high, high) == (1, 1, 1)
+    assert found.low == pytest.approx(low, abs=0.01)
 
 
 def test_resamples_keep_the_size_of_every_stratum() -> None:
@@ -118,19 +135,19 @@ def test_a_group_without_a_class_has_no_auc() -> None:
     table = calibrated(4, 80)
     few = table.take(~((table.group == 1) & (table.label == 2)))
     found = group_calibration(few, np.random.default_rng(0), 100)
-    assert found["female"]["auc"] is None
-    assert found["male"]["auc"] is not None
+    assert found["female"].auc is None
+    assert found["male"].auc is not None
 
 
 def test_a_calibrated_model_is_rarely_called_miscalibrated_and_an_over_confident_one_is() -> None:
     alarms = 0
     for seed in range(150):
         group = group_calibration(calibrated(seed, 120), np.random.default_rng(seed), 200)["male"]
-        alarms += group["ece"]["value"] > group["ece_if_calibrated"]["p95"]
+        alarms += group.ece.value > group.ece_if_calibrated.p95
     assert binomtest(alarms, 150, 0.05, alternative="greater").pvalue > 1e-3
     over = group_calibration(calibrated(0, 400, power=4), np.random.default_rng(0), 200)["male"]
-    assert over["ece"]["value"] > over["ece_if_calibrated"]["p95"]
-    assert over["ece"]["low"] > 0
+    assert over.ece.value > over.ece_if_calibrated.p95
+    assert over.ece.low > 0
 
 
 def test_without_probabilities_there_is_nothing_to_say() -> None:

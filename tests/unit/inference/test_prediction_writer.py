@@ -56,8 +56,8 @@ def test_a_table_says_itself_that_its_scans_are_phantoms(tmp_path: Path, synthet
     table = load_predictions(path, group_by=["sex"])
     assert table.synthetic is synthetic
     judged = audit(table, 100, 100)
-    assert judged["synthetic"] is synthetic
-    assert compare({"A": [table], "B": [table]}, 100, 100)["synthetic"] is synthetic
+    assert judged.synthetic is synthetic
+    assert compare({"A": [table], "B": [table]}, 100, 100).synthetic is synthetic
     assert write_evaluation(path, ["a", "b"], ["male", "female"])["synthetic"] is synthetic
     write_table(tmp_path / "after.csv", path, table, "temperature")
     assert load_predictions(tmp_path / "after.csv").synthetic is synthetic

@@ -13,6 +13,8 @@ import pytest
 from fairlung.pipeline.evaluation.audit import audit
 from fairlung.pipeline.evaluation.compare import compare
 from fairlung.pipeline.evaluation.predictions import Predictions
+from fairlung.pipeline.evaluation.records import Audit, Comparison
+from fairlung.pipeline.evaluation.resampling import Estimate
 from fairlung.pipeline.reports.document import figure_picture
 from fairlung.pipeline.reports.evidence_figures import (
     cells_figure,
@@ -45,13 +47,13 @@ def predictions(classes: Sequence[str], groups: Sequence[str], seed: int = 0, pe
 
 
 @pytest.fixture(scope="module", params=["paper", "long names"])
-def judged(request: pytest.FixtureRequest) -> dict[str, Any]:
+def judged(request: pytest.FixtureRequest) -> Audit:
     names = (CLASSES, ("male", "female")) if request.param == "paper" else (LONG, SITES)
     return audit(predictions(*names), resamples=200, permutations=200)
 
 
 @pytest.fixture(scope="module", params=["paper", "long names"])
-def compared(request: pytest.FixtureRequest) -> dict[str, Any]:
+def compared(request: pytest.FixtureRequest) -> Comparison:
     names = (CLASSES, ("male", "female")) if request.param == "paper" else (LONG, SITES)
     systems = {"CE": 2, "LA + CVaR, alpha 0.8, exact gradient, and a name that goes on": 3, "$x$": 1}
     runs = iter(range(6))
@@ -97,57 +99,58 @@ def horizontal_intervals(ax: Any) -> list[tuple[float, float, float]]:
     return [rest for _, *rest in sorted(found, reverse=True)]
 
 
-def numbers(estimates: Sequence[dict[str, float]]) -> list[list[float]]:
-    return [[e["value"], e["low"], e["high"]] for e in estimates]
+def numbers(estimates: Sequence[Estimate]) -> list[list[float]]:
+    return [[e.value, e.low, e.high] for e in estimates]
 
 
 def test_intervals_are_drawn_where_the_audit_has_them(judged):
     top, bottom = estimates_figure(judged).axes
-    overall = judged["overall"]
-    shown = [overall["score"], *(group["f1"] for group in judged["groups"]), overall["f1_macro"]]
+    overall = judged.overall
+    shown = [overall.score, *(group.f1 for group in judged.groups), overall.f1_macro]
     np.testing.assert_allclose(horizontal_intervals(top), numbers(shown))
-    gaps = [overall[name] for name in ("gap", "abs_gap") if name in overall]
+    gaps = [gap for gap in (overall.gap, overall.abs_gap) if gap is not None]
     np.testing.assert_allclose(horizontal_intervals(bottom), numbers(gaps))
 
 
 def test_the_fair_model_stands_beside_the_gap(judged):
     _, bottom = estimates_figure(judged).axes
     (shade,) = bottom.patches
-    fair = judged["fair_model"]
-    p95 = fair["abs_gap_p95"]
-    expected = (fair["gap_low"], fair["gap_high"]) if "gap" in judged["overall"] else (0, p95)
+    fair = judged.fair_model
+    p95 = fair.abs_gap_p95
+    expected = (fair.gap_low, fair.gap_high) if judged.overall.gap is not None else (0, p95)
     assert (shade.get_x(), shade.get_x() + shade.get_width()) == pytest.approx(expected)
     diamonds = [line for line in bottom.lines if line.get_marker() == "d"]
-    assert diamonds[0].get_xdata()[0] == judged["fair_model"]["abs_gap_mean"]
+    assert diamonds[0].get_xdata()[0] == judged.fair_model.abs_gap_mean
     left, right = bottom.get_xlim()
     assert left <= 0 < p95 < right
-    assert (left < 0) == ("gap" in judged["overall"])
+    assert (left < 0) == (judged.overall.gap is not None)
 
 
 def test_heat_map_has_each_cell_and_hatches_the_small_one(judged):
     ax = cells_figure(judged).axes[0]
     values = np.asarray(ax.images[0].get_array())
-    for cell in judged["cells"]:
-        row, column = judged["class_names"].index(cell["class"]), judged["group_names"].index(cell["group"])
-        assert values[row, column] == cell["f1"]["value"]
+    for cell in judged.cells:
+        row, column = judged.class_names.index(cell.class_name), judged.group_names.index(cell.group)
+        assert values[row, column] == cell.f1.value
         (text,) = [text.get_text() for text in ax.texts if text.get_position() == (column, row)]
-        assert f"{cell['f1']['low']:.3f} to {cell['f1']['high']:.3f}" in text
-        assert f"n = {cell['n']}" in text
-        assert ("no statement" in text) == cell["small"] == (cell["n"] == 3)
+        assert f"{cell.f1.low:.3f} to {cell.f1.high:.3f}" in text
+        assert f"n = {cell.n}" in text
+        assert ("no statement" in text) == cell.small == (cell.n == 3)
     (hatched,) = [patch for patch in ax.patches if patch.get_hatch()]
-    assert hatched.get_xy()[1] == len(judged["class_names"]) - 1.5
+    assert hatched.get_xy()[1] == len(judged.class_names) - 1.5
 
 
 def test_reliability_shows_accuracy_and_scans_of_each_bin(judged):
-    for index, group in enumerate(judged["groups"]):
+    for index, group in enumerate(judged.groups):
         top, bottom = reliability_figure(group, index).axes
         points = top.containers[0].lines[0]
-        np.testing.assert_allclose(points.get_ydata(orig=False), [b["accuracy"] for b in group["reliability"]])
-        np.testing.assert_allclose(points.get_xdata(orig=False), [b["confidence"] for b in group["reliability"]])
+        np.testing.assert_allclose(points.get_ydata(orig=False), [b.accuracy for b in group.calibration.reliability])
+        np.testing.assert_allclose(points.get_xdata(orig=False), [b.confidence for b in group.calibration.reliability])
         bars = bottom.containers[0]
-        assert [bar.get_height() for bar in bars] == [b["n"] for b in group["reliability"]]
-        for bar, b in zip(bars, group["reliability"], strict=True):  # of a tenth, in which the mean confidence lies
-            assert abs(bar.get_x() + bar.get_width() / 2 - b["confidence"]) <= 0.05 + 1e-9
+        assert [bar.get_height() for bar in bars] == [b.n for b in group.calibration.reliability]
+        for bar, b in zip(bars, group.calibration.reliability, strict=True):
+            # a bar stands in the middle of the tenth in which the mean confidence lies
+            assert abs(bar.get_x() + bar.get_width() / 2 - b.confidence) <= 0.05 + 1e-9
 
 
 def test_curves_show_what_is_there_and_mark_the_epoch():
@@ -169,20 +172,20 @@ def test_curves_refuse_a_table_without_them():
 
 
 def test_differences_are_drawn_where_the_comparison_has_them(compared):
-    for comparison in compared["comparisons"]:
-        (ax,) = differences_figure(comparison, compared["group_names"]).axes
-        np.testing.assert_allclose(horizontal_intervals(ax), numbers(list(comparison["differences"].values())))
+    for comparison in compared.comparisons:
+        (ax,) = differences_figure(comparison, compared.group_names).axes
+        np.testing.assert_allclose(horizontal_intervals(ax), numbers(list(comparison.differences.values())))
         left, right = ax.get_xlim()
         assert left == -right  # no difference is in the middle
 
 
 def test_trade_off_has_a_point_a_run_and_a_look_a_system(compared):
     (ax,) = trade_off_figure(compared).axes
-    runs = [run for system in compared["systems"] for run in system["runs"]]
-    key = "gap" if len(compared["group_names"]) == 2 else "abs_gap"
+    runs = [run for system in compared.systems for run in system.runs]
+    key = "gap" if len(compared.group_names) == 2 else "abs_gap"
     points = [container.lines[0] for container in ax.containers]
-    assert [p.get_xdata()[0] for p in points] == [run[key]["value"] for run in runs]
-    assert [p.get_ydata()[0] for p in points] == [run["score"]["value"] for run in runs]
+    assert [p.get_xdata()[0] for p in points] == [run[key].value for run in runs]
+    assert [p.get_ydata()[0] for p in points] == [run["score"].value for run in runs]
     looks = [(p.get_color(), p.get_marker()) for p in points]
     assert looks[0] == looks[1] and len(set(looks)) == 3 and len({marker for _, marker in looks}) == 3
 
@@ -194,11 +197,11 @@ def test_groups_differ_in_more_than_colour():
 
 
 def test_figures_are_readable(judged, compared):
-    for figure in (estimates_figure(judged), cells_figure(judged), reliability_figure(judged["groups"][1], 1)):
+    for figure in (estimates_figure(judged), cells_figure(judged), reliability_figure(judged.groups[1], 1)):
         assert_readable(figure)
-    assert_readable(learning_curves_figure(history(judged["group_names"]), judged["group_names"], 3))
-    for comparison in compared["comparisons"]:
-        assert_readable(differences_figure(comparison, compared["group_names"]))
+    assert_readable(learning_curves_figure(history(judged.group_names), judged.group_names, 3))
+    for comparison in compared.comparisons:
+        assert_readable(differences_figure(comparison, compared.group_names))
     assert_readable(trade_off_figure(compared))
 
 

@@ -60,7 +60,7 @@ def test_pooled_folds_are_one_table_over_all_scans_not_a_mean_over_folds(nested_
     assert len(set(replicate.predictions.scan)) == 2 * 4 * 12
     folds = [results.tables[run.id] for run in results.study.runs if run.label == "CE" and run.seed == replicate.seed]
     assert sum(len(part.scan) for part in folds) == 2 * 4 * 12
-    assert replicate.numbers["score"] != pytest.approx(np.mean([audit(p, 100, 100)["overall"]["score"]["value"]
+    assert replicate.numbers["score"] != pytest.approx(np.mean([audit(p, 100, 100).overall.score.value
                                                                 for p in folds]), abs=1e-4)  # fmt: skip
 
 
@@ -69,10 +69,10 @@ def test_one_seed_has_the_audits_interval_and_is_never_bold(tmp_path):
     tables = study_tables([folder], resamples=1000)
     row = tables.rows[0]
     (file,) = (folder / runs_of(folder)["output_dir"][0]).glob("val/evaluation/predictions.csv")
-    judged = audit(load_predictions(file), resamples=1000)["overall"]
+    judged = audit(load_predictions(file), resamples=1000).overall.numbers()
     assert row.over == "scans"
     for key in ("score", "gap", "abs_gap"):
-        assert row.estimates[key]._asdict() == pytest.approx(judged[key], abs=0.02)  # other draws of the same bootstrap
+        assert row.estimates[key] == pytest.approx(judged[key], abs=0.02)  # other draws of the same bootstrap
     assert table_1(tables).strong == frozenset()
     assert "one seed each" in tables.best[0].verdict.text
     assert any("nothing is known about other seeds" in note for note in table_notes(tables))
@@ -131,9 +131,9 @@ def test_a_clear_winner_is_bold_and_the_rule_is_compares(tmp_path):
     assert score.apart and score.label == "good" and [rival["system"] for rival in score.rivals] == ["middle"]
     assert not gap.apart and "cannot be told" in gap.verdict.text
     runs = {label: [r.predictions for r in made] for label, made in tables.results.replicates.items()}
-    pair = compare({name: runs[name] for name in ("good", "middle")}, DRAWS, DRAWS)["comparisons"][0]
-    assert score.rivals[0]["difference"] == pair["differences"]["score"]
-    assert score.rivals[0]["p_value"] == pair["tests"]["score"]["p_value"]
+    pair = compare({name: runs[name] for name in ("good", "middle")}, DRAWS, DRAWS).comparisons[0]
+    assert score.rivals[0]["difference"] == pair.differences["score"]
+    assert score.rivals[0]["p_value"] == pair.tests["score"].p_value
     p = sorted([score.rivals[0]["p_value"], gap.rivals[0]["p_value"]])
     assert score.rivals[0]["p_holm"] == pytest.approx(min(1, 2 * p[0]))  # Holm of the smaller of two
     table = table_1(tables)

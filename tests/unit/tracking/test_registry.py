@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from configparser import ConfigParser
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,10 @@ from workflows import CLASSES, Start, Trained, run
 
 from fairlung.pipeline import __version__
 from fairlung.pipeline.cli.app import app
+from fairlung.pipeline.evaluation.audit import audit
+from fairlung.pipeline.evaluation.predictions import load_predictions
+from fairlung.pipeline.evaluation.records import json_text
+from fairlung.pipeline.evaluation.resampling import Estimate
 from fairlung.pipeline.networks.checkpoint import CheckpointError
 from fairlung.pipeline.tracking import bundle_model, registry
 from fairlung.pipeline.tracking.bundle_model import EXAMPLE
@@ -44,10 +49,10 @@ NAME = "fair-lung-ct"
 PROBABILITIES = [f"prob_{name}" for name in CLASSES]
 
 
-def write_audit(evaluation: Path, low: float, high: float) -> None:
-    """An audit.json that holds what is read of it."""
-    audit = {"n": 8, "settings": {"confidence": 0.95}, "overall": {"gap": {"value": 0.0, "low": low, "high": high}}}
-    (evaluation / "audit.json").write_text(json.dumps(audit))
+def write_audit(evaluation: Path, **overall: Estimate | None) -> None:
+    """The audit of an evaluation, in which some numbers are others."""
+    found = audit(load_predictions(evaluation / "predictions.csv"), 100, 100)
+    (evaluation / "audit.json").write_text(json_text(replace(found, overall=replace(found.overall, **overall))))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +67,7 @@ def store(
         patch.chdir(folder)  # MLflow keeps artifacts in the working directory
         # the store is the one that the run names, not the one that happens to be the default
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/elsewhere.db")
-        write_audit(output / "val" / "evaluation", -0.3, 0.2)
+        write_audit(output / "val" / "evaluation", gap=Estimate(0.0, -0.3, 0.2))
         arguments = ["register", str(output), "--name", NAME, "--split", "val", "--bundle-root", str(bundle_dir)]
         printed = CliRunner().invoke(app, arguments)
         assert printed.exit_code == 0, printed.output
@@ -281,7 +286,7 @@ def again(store: SimpleNamespace, bundle_dir: Path, tmp_path: Path, monkeypatch:
         result = json.loads((evaluation / "metrics.json").read_text())
         result["metrics"]["score"] = score
         (evaluation / "metrics.json").write_text(json.dumps(result))
-        write_audit(evaluation, low, high)
+        write_audit(evaluation, gap=Estimate(0.0, low, high))
         _, version, decision = register_output(output, name, bundle_dir, "val")
         return version, *decision
 
@@ -382,8 +387,7 @@ def test_the_judgement_is_of_the_judged_scans(again: SimpleNamespace) -> None:
     assert read_judgement(again.evaluation) == first  # order and answers make no difference, labels do
     table.assign(label=CLASSES[0]).to_csv(again.evaluation / "predictions.csv", index=False)
     assert read_judgement(again.evaluation).scans_digest != first.scans_digest
-    three = {"n": 8, "overall": {"abs_gap": {"value": 0.1, "low": 0.0, "high": 0.4}}}
-    (again.evaluation / "audit.json").write_text(json.dumps(three))
+    write_audit(again.evaluation, gap=None, abs_gap=Estimate(0.1, 0.0, 0.4))  # as of three groups
     assert read_judgement(again.evaluation).bound == 0.4
     (again.evaluation / "audit.json").unlink()
     assert read_judgement(again.evaluation).bound == math.inf

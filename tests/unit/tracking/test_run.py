@@ -28,6 +28,7 @@ from workflows import CLASSES, SECRET, SHRUNK, SMALL_NETWORK, Start, Trained, ru
 
 from fairlung.pipeline.common.text import without_login
 from fairlung.pipeline.data.cohort import Cohort, load_cohort
+from fairlung.pipeline.evaluation.wording import Verdict
 from fairlung.pipeline.tracking.loggable import with_grouped_names
 from fairlung.pipeline.tracking.note import note_markdown
 from fairlung.pipeline.tracking.run import RunTracker
@@ -444,7 +445,7 @@ def test_the_note() -> None:
         | {"f1_m_x|y": 0.6667, "f1_m_z": 0.8, "f1_f_x|y": 1.0, "f1_f_z": 1.0},
     }
     assert note_markdown(result).splitlines() == [
-        "| P | gap (m - f) | \\|gap\\| | F1 m | F1 f |",
+        "| P | gap (m minus f) | \\|gap\\| | F1 m | F1 f |",
         "| --- | --- | --- | --- | --- |",
         "| 0.8500 | -0.2500 | 0.2500 | 0.7000 | 1.0000 |",
         "",
@@ -455,7 +456,7 @@ def test_the_note() -> None:
         "",
         "Split test, checkpoint best.pt.",
     ]
-    audit = {"verdicts": [{"level": "warn", "text": "Too few scans."}, {"level": "ok", "text": "No leak."}]}
+    audit = SimpleNamespace(verdicts=(Verdict("no-statement", "Too few scans."), Verdict("note", "No leak.")))
     note = note_markdown({**result, "audit": audit, "epoch": 3, "synthetic": True})
     assert note.startswith("- Too few scans.\n- No leak.\n\n| P |")
     assert "best.pt of epoch 3." in note

@@ -1,0 +1,357 @@
+"""What an audit and a comparison found, as records. Their JSON is made and read here and nowhere else.
+
+A field of a record is a key of the JSON. A field that is None is written as null, but left out where None is its
+default. An :class:`~.Estimate` is ``{"value", "low", "high"}``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from ..data.groups import MIN_CELL
+from .resampling import CheckedEstimate, Estimate
+from .wording import Verdict
+
+SCHEMA_VERSION = 1  # of audit.json, described by audit.schema.json; audits of fairlung 0.1 say none and are alike
+Confusion = list[list[list[int]]]
+Record = TypeVar("Record")
+
+
+class NoRecordError(ValueError):
+    """A JSON file that holds something else than the record that was looked for, or a later version of it."""
+
+
+class Chance(NamedTuple):
+    """Mean and 95th percentile of what chance alone gives."""
+
+    mean: float
+    p95: float
+
+
+class ReliabilityBin(NamedTuple):
+    """Mean confidence, accuracy with its Wilson interval, and number of the scans of one bin."""
+
+    confidence: float
+    accuracy: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Are the probabilities of a group right?
+
+    Args:
+        auc: macro one-against-rest ROC AUC; None when the group lacks a class.
+        brier: multi-class Brier score, in [0, 2].
+        ece: expected calibration error.
+        ece_if_calibrated: what a model shows on as many scans whose confidences are exactly right.
+        mean_confidence: of the predicted classes.
+        reliability: the bins that hold a scan.
+    """
+
+    auc: Estimate | None
+    brier: Estimate
+    ece: Estimate
+    ece_if_calibrated: Chance
+    mean_confidence: float
+    reliability: tuple[ReliabilityBin, ...]
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """Macro F1 and accuracy of the ``n`` scans of a group, and the calibration where there are probabilities."""
+
+    group: str
+    n: int
+    f1: CheckedEstimate
+    accuracy: Estimate
+    calibration: Calibration | None = field(default=None, metadata={"inline": True})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The ``n`` scans of a class in a group, of which nothing is said when they are few (``small``)."""
+
+    group: str
+    class_name: str = field(metadata={"key": "class"})
+    n: int
+    n_predicted: int
+    precision: Estimate
+    recall: Estimate
+    f1: Estimate
+    small: bool
+
+
+@dataclass(frozen=True)
+class WorstCell:
+    """The cell of the lowest F1 among those with a scan, and in what share of the resamples it is the lowest."""
+
+    group: str
+    class_name: str = field(metadata={"key": "class"})
+    n: int
+    f1: Estimate
+    small: bool
+    share_of_resamples: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overall:
+    """P, the signed gap (with two groups), |gap|, and the macro F1 of all groups pooled."""
+
+    score: Estimate
+    gap: Estimate | None = None
+    abs_gap: Estimate
+    f1_macro: Estimate
+
+    def numbers(self) -> dict[str, Estimate]:
+        """The estimates that there are, by key."""
+        return {name: estimate for name, estimate in vars(self).items() if estimate is not None}
+
+
+@dataclass(frozen=True)
+class FairModel:
+    """Mean and 95th percentile of |gap| of a perfectly fair model; with two groups also where 95 % of its gaps lie."""
+
+    abs_gap_mean: float
+    abs_gap_p95: float
+    gap_mean: float | None = None
+    gap_low: float | None = None
+    gap_high: float | None = None
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """p-value of the permutation test of ``gap`` or, with more than two groups, ``abs_gap``."""
+
+    statistic: str
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Power:
+    """The gap that 80 % of such studies show, and the scans that would show the observed one (None: it is 0)."""
+
+    detectable_gap: float
+    scans: float | None
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Largest difference between two groups, by class; a class without a rate in some group is left out."""
+
+    equalized_odds: Mapping[str, float] = field(default_factory=dict)
+    demographic_parity: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """How an audit was made; see :func:`~.audit`."""
+
+    resamples: int
+    permutations: int
+    confidence: float
+    method: str
+    seed: int
+    min_cell: int = MIN_CELL  # audits of earlier versions had no other
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Everything that :func:`~.audit` says of one table of predictions.
+
+    Args:
+        n: scans of known group; every number is about them.
+        n_unknown: scans of unknown group, left out.
+        absent_groups: groups without a scan, left out of ``group_names``.
+        synthetic: whether the table says that scans are phantoms.
+        power: None with more than two groups.
+        confusion: [G][C][C] counts, rows true, columns predicted.
+        verdicts: in words, the most important first.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    n: int
+    n_unknown: int
+    postprocess: str = ""
+    synthetic: bool = False
+    class_names: tuple[str, ...]
+    group_names: tuple[str, ...]
+    absent_groups: tuple[str, ...] = ()
+    group_by: tuple[str, ...]
+    settings: AuditSettings
+    overall: Overall
+    groups: tuple[GroupResult, ...]
+    cells: tuple[Cell, ...]
+    worst_cell: WorstCell
+    fair_model: FairModel
+    permutation: Permutation
+    power: Power | None
+    differences: Differences
+    confusion: Confusion
+    verdicts: tuple[Verdict, ...] = ()
+
+
+@dataclass(frozen=True)
+class ComparedSystem:
+    """A system's numbers: mean and standard deviation over its runs (None of one run), and the estimates of each run.
+
+    The keys are those of :func:`~.headline`; runs have no ``worst_cell_f1``.
+    """
+
+    name: str
+    postprocess: str
+    values: Mapping[str, float]
+    sd: Mapping[str, float] | None
+    runs: tuple[Mapping[str, Estimate], ...]
+
+
+@dataclass(frozen=True)
+class PermutationTest:
+    """A test of a difference; ``unit`` is what was permuted, scans or runs, ``smallest_p`` the least it can give."""
+
+    p_value: float
+    unit: str
+    smallest_p: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class GivenRunsTest:
+    """The same with the runs taken as given: chance is in the scans only."""
+
+    p_value: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class DifferencePower:
+    """The difference in P that is seen here in 80 % of studies, and the scans and runs that would show the observed
+    one; None where that cannot be said."""
+
+    detectable: float
+    scans: float | None
+    runs: int | None
+
+
+@dataclass(frozen=True)
+class PairComparison:
+    """One system minus the reference.
+
+    Args:
+        differences: of each number of :func:`~.headline`.
+        probability_better: share of the draws with the higher ``score`` and the smaller ``abs_gap``, ties half.
+        tests: of ``score`` and ``abs_gap``.
+        differences_of_these_runs: with the runs taken as given; None with one run each.
+        tests_of_these_runs: the same; None also when the numbers of runs differ.
+    """
+
+    system: str
+    reference: str
+    differences: Mapping[str, Estimate]
+    probability_better: Mapping[str, float]
+    tests: Mapping[str, PermutationTest]
+    differences_of_these_runs: Mapping[str, Estimate] | None
+    tests_of_these_runs: Mapping[str, GivenRunsTest] | None
+    power: DifferencePower
+
+
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """How a comparison was made; see :func:`~.compare`."""
+
+    resamples: int
+    permutations: int
+    confidence: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Everything that :func:`~.compare` says of several systems on the same ``n`` scans of known group."""
+
+    n: int
+    n_unknown: int
+    class_names: tuple[str, ...]
+    group_names: tuple[str, ...]
+    group_by: tuple[str, ...]
+    synthetic: bool = False
+    reference: str
+    settings: ComparisonSettings
+    systems: tuple[ComparedSystem, ...]
+    comparisons: tuple[PairComparison, ...]
+    verdicts: tuple[Verdict, ...] = ()
+
+
+def to_plain(value: Any) -> Any:
+    """Plain data for JSON of a record, and of what it holds."""
+    if is_dataclass(value):
+        found: dict[str, Any] = {}
+        for part in fields(value):
+            content = getattr(value, part.name)
+            if content is None and part.default is None:
+                continue
+            found |= to_plain(content) if part.metadata.get("inline") else {_key(part): to_plain(content)}
+        return found
+    if isinstance(value, Mapping):
+        return {name: to_plain(content) for name, content in value.items()}
+    if isinstance(value, (list, tuple)):
+        return value._asdict() if hasattr(value, "_asdict") else [to_plain(content) for content in value]
+    return value
+
+
+def from_plain(kind: Any, value: Any) -> Any:
+    """What :func:`to_plain` made of a ``kind``, as that again; keys that it does not know are passed over.
+
+    Raises:
+        LookupError, TypeError, AttributeError: something is missing, or of another kind.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return None if value is None else from_plain(parts[0], value)
+    if origin is tuple:
+        return tuple(from_plain(parts[0], content) for content in value)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {name: from_plain(parts[1], content) for name, content in value.items()}
+    if isinstance(kind, type) and issubclass(kind, tuple):
+        return kind(**value)
+    if not is_dataclass(kind):
+        return value
+    hints, found = get_type_hints(kind), {}
+    for part in fields(kind):
+        if part.metadata.get("inline"):
+            inner = get_args(hints[part.name])[0]
+            found[part.name] = from_plain(inner, value) if fields(inner)[0].name in value else None
+        elif _key(part) in value:
+            found[part.name] = from_plain(hints[part.name], value[_key(part)])
+    return cast(Any, kind)(**found)
+
+
+def _key(part: Field[Any]) -> str:
+    return part.metadata.get("key", part.name)
+
+
+def json_text(record: Audit | Comparison) -> str:
+    """The content of audit.json or compare.json."""
+    return json.dumps(to_plain(record), indent=2) + "\n"
+
+
+def read_record(kind: type[Record], path: str | Path) -> Record:
+    """The :class:`Audit` or :class:`Comparison` in a JSON file; an audit of fairlung 0.1 has no ``schema_version``.
+
+    Raises:
+        OSError, ValueError: the file cannot be read; :class:`NoRecordError` says that it holds something else.
+    """
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        if content.get("schema_version", 0) > SCHEMA_VERSION:
+            raise NoRecordError(f"schema_version {content['schema_version']}, and this fairlung reads {SCHEMA_VERSION}")
+        return from_plain(kind, content)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise NoRecordError(f"no {kind.__name__.lower()}: {error}") from error

@@ -1,0 +1,137 @@
+"""fairlung postprocess: marked tables, the cost, and refusals of what would mislead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from noisy_predictions import CLASSES, predictions
+from typer.testing import CliRunner
+
+from fairlung.pipeline.cli.app import app
+from fairlung.pipeline.evaluation.predictions import Predictions, load_predictions
+from fairlung.pipeline.postprocessing.fit import apply
+from fairlung.pipeline.postprocessing.fitted import (
+    load_fitted,
+)
+
+
+def table(given: Predictions, path: Path, **more: object) -> Path:
+    assert given.probabilities is not None
+    sex = np.where(given.group < 0, "", np.array(given.group_names)[given.group])
+    columns: dict[str, object] = {"patient": "Smith", "scan": given.scan, "label": np.array(CLASSES)[given.label]}
+    columns |= {"sex": sex, "site": np.where(np.arange(len(sex)) % 2, "alder", "birch"), **more}
+    columns["prediction"] = np.array(CLASSES)[given.prediction]
+    columns |= {f"prob_{name}": given.probabilities[:, c].round(6) for c, name in enumerate(CLASSES)}
+    pd.DataFrame(columns).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> tuple[Path, Path, Path]:
+    val, test = table(predictions(25, 80), tmp_path / "val.csv"), table(predictions(26, 80), tmp_path / "test.csv")
+    return val, test, tmp_path / "out" / "new.csv"
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch) -> Callable:
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *arguments: CliRunner().invoke(app, ["postprocess", *(str(argument) for argument in arguments)])
+
+
+@pytest.mark.parametrize("method", ["temperature", "offsets", "prior"])
+def test_the_command_writes_a_marked_table_and_shows_the_cost(cli: Callable, tables, method: str) -> None:
+    val, test, out = tables
+    saved = out.with_name("fitted.json")
+    done = cli(method, "--fit", val, "--apply", test, "-o", out, "--save", saved, "--resamples", 100)
+    assert done.exit_code == 0, done.output
+    assert "fitted on 80 scans" in done.output and "Before and after, 80 scans" in done.output
+    assert "cost" in done.output and "Predictions that changed" in done.output
+    written = pd.read_csv(out)
+    columns = ["scan", "label", "sex", "prediction", *(f"prob_{name}" for name in CLASSES), "postprocess"]
+    assert list(written) == columns  # no patient, no site
+    assert set(written["postprocess"]) == {method}
+    fitted = load_fitted(saved)
+    expected = apply(fitted, load_predictions(test))
+    found = load_predictions(out)
+    np.testing.assert_array_equal(found.prediction, expected.prediction)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-7)
+    first = out.read_bytes()
+    again = cli(method, "--load", saved, "--apply", test, "-o", out)
+    assert again.exit_code == 0, again.output
+    assert out.read_bytes() == first
+
+
+def test_the_command_takes_named_frequencies_and_unlabelled_scans(cli: Callable, tables, tmp_path: Path) -> None:
+    val, test, out = tables
+    numbers = [part for name, n in zip(CLASSES, (70, 10, 10, 10), strict=True) for part in ("--target", f"{name}={n}")]
+    named = cli("prior", *numbers, "--apply", test, "-o", out)
+    assert named.exit_code == 0, named.output
+    assert "adeno 0.25 to 0.7" in named.output and "fitted on no scan" in named.output
+    new = pd.read_csv(val).drop(columns=["label", "sex", "site", "patient"]).astype(object)
+    new.loc[0, [column for column in new if column != "scan"]] = ""  # a scan that could not be read
+    new.to_csv(tmp_path / "new_scans.csv", index=False)
+    done = cli("prior", "--fit", tmp_path / "new_scans.csv", "--target", "em", "--apply", test, "-o", out)
+    assert done.exit_code == 0, done.output
+    assert "fitted on 79 scans, estimated without labels" in done.output
+
+
+def test_the_command_keeps_every_group_column(cli: Callable, tables) -> None:
+    val, test, out = tables
+    arguments = ("--group-by", "sex", "--group-by", "site")
+    done = cli("offsets", "--fit", val, "--apply", test, "-o", out, *arguments, "--resamples", 100)
+    assert done.exit_code == 0, done.output
+    assert "F1 female x birch" in done.output
+    assert list(pd.read_csv(out))[:4] == ["scan", "label", "sex", "site"]
+
+
+def test_the_command_refuses_what_would_mislead(cli: Callable, tables, tmp_path: Path) -> None:
+    val, test, out = tables
+    saved = tmp_path / "fitted.json"
+    assert cli("temperature", "--fit", val, "--apply", test, "-o", out, "--save", saved).exit_code == 0
+    unnamed = tmp_path / "unnamed.csv"
+    pd.read_csv(val).drop(columns="scan").to_csv(unnamed, index=False)
+    link = tmp_path / "link.csv"
+    link.symlink_to(test)
+    before = {path: path.read_bytes() for path in (val, test, saved)}
+    fresh = tmp_path / "never.csv"
+    fitted = ("--fit", val, "--apply", test, "-o")
+    for text, arguments in {
+        f"{test} is read as well": ("temperature", *fitted, test),
+        f"{link} is read as well": ("temperature", *fitted, link),
+        f"{val} is read as well": ("temperature", *fitted, fresh, "--save", val),
+        f"{fresh} is written as well": ("temperature", *fitted, fresh, "--save", fresh),
+        "80 of the 80 scans are among": ("temperature", "--fit", val, "--apply", val, "-o", fresh),
+        "was post-processed before (temperature)": ("prior", "--fit", val, "--apply", out, "-o", fresh),
+        "no column 'scan'": ("temperature", "--fit", unnamed, "--apply", test, "-o", fresh),
+        "leave out --fit": ("temperature", "--load", saved, *fitted, fresh),
+        "holds a fit of temperature, not of prior": ("prior", "--load", saved, "--apply", test, "-o", fresh),
+        "give --fit with a table": ("offsets", "--apply", test, "-o", fresh),
+        "has no setting target": ("temperature", *fitted, fresh, "--target", "em"),
+        "target must be CLASS=FREQUENCY for each class, got 'covid=often'": (
+            *("prior", "--apply", test, "-o", fresh, "--target", "covid=often"),
+        ),
+        "source names covid twice": ("prior", *fitted, fresh, "--source", "covid=1", "--source", "covid=2"),
+        "no such file": ("temperature", "--fit", tmp_path / "none.csv", "--apply", test, "-o", fresh),
+    }.items():
+        done = cli(*arguments)
+        assert done.exit_code == 1 and text in done.output, (text, done.output, done.exception)
+        assert not fresh.exists()
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_unlabelled_tables_are_checked(cli: Callable, tables, tmp_path: Path) -> None:
+    _, test, out = tables
+    bad = tmp_path / "bad.csv"
+    for text, content in {
+        "no prob_<class> columns": "scan,x\na,1\n",
+        "no scan has probabilities": "scan,prob_a,prob_b\na,,\n",
+        "'a' is there twice": "scan,prob_a,prob_b\na,0.5,0.5\na,0.5,0.5\n",
+        "add up to 1": "scan,prob_a,prob_b\na,0.5,0.9\n",
+    }.items():
+        bad.write_text(content)
+        done = cli("prior", "--fit", bad, "--target", "em", "--apply", test, "-o", out)
+        assert done.exit_code == 1 and text in done.output, (text, done.output)

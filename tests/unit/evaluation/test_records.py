@@ -1,0 +1,123 @@
+"""audit.json and compare.json: what is written holds the schema and is read again, and 0.1's is read too."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+from reconstruction import predictions_of
+
+from fairlung.pipeline.evaluation.audit import audit
+from fairlung.pipeline.evaluation.compare import compare
+from fairlung.pipeline.evaluation.predictions import Predictions
+from fairlung.pipeline.evaluation.records import (
+    SCHEMA_VERSION,
+    Audit,
+    Comparison,
+    NoRecordError,
+    json_text,
+    read_record,
+    to_plain,
+)
+
+SCHEMA = json.loads(files("fairlung.pipeline.evaluation").joinpath("audit.schema.json").read_text())
+GROUPS = ("alder", "birch", "cedar")
+FAST = {"resamples": 100, "permutations": 100}
+
+
+def table(groups: int, probabilities: bool, seed: int = 0) -> Predictions:
+    rng = np.random.default_rng(seed)
+    found = predictions_of(rng.integers(1, 9, (groups, 3, 3)), group_names=GROUPS[:groups])
+    return found.with_probabilities(rng.dirichlet(np.ones(3), len(found.label))) if probabilities else found
+
+
+def without_a_class(found: Predictions) -> Predictions:
+    """The last group has no AUC then."""
+    return found.take((found.group < len(found.group_names) - 1) | (found.label > 0))
+
+
+AUDITED = {
+    "two groups": table(2, True),
+    "three groups": table(3, True),
+    "no probabilities": table(2, False),
+    "a group without a class": without_a_class(table(2, True)),
+    "no gap": predictions_of([np.diag([12, 12]), np.diag([12, 12])]),
+}
+
+
+@pytest.mark.parametrize("name", AUDITED)
+def test_an_audit_holds_its_schema_and_is_read_again(name: str, tmp_path: Path) -> None:
+    result = audit(AUDITED[name], **FAST)
+    path = tmp_path / "audit.json"
+    path.write_text(json_text(result))
+    Draft202012Validator(SCHEMA).validate(json.loads(path.read_text()))
+    assert read_record(Audit, path) == result
+
+
+def test_the_schema_is_strict() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+    good = to_plain(audit(AUDITED["two groups"], **FAST))
+    validator = Draft202012Validator(SCHEMA)
+
+    def parts(content: Any) -> list[dict[str, Any]]:
+        inner = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+        return [content] * isinstance(content, dict) + [found for part in inner for found in parts(part)]
+
+    of_classes = (good["differences"]["equalized_odds"], good["differences"]["demographic_parity"])
+    for part in parts(good):
+        if any(part is classes for classes in of_classes):
+            continue
+        part["unheard_of"] = 1
+        assert not validator.is_valid(good)
+        del part["unheard_of"]
+    assert validator.is_valid(good)
+    assert not validator.is_valid({**good, "schema_version": SCHEMA_VERSION + 1})
+
+
+def test_an_audit_of_fairlung_0_1_is_read(tmp_path: Path) -> None:
+    result = audit(AUDITED["two groups"], **FAST)
+    content = to_plain(result)
+    del content["schema_version"], content["settings"]["min_cell"]
+    path = tmp_path / "audit.json"
+    path.write_text(json.dumps(content))
+    assert read_record(Audit, path) == result
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": SCHEMA_VERSION + 1}, f"schema_version {SCHEMA_VERSION + 1}, and this fairlung reads"),
+        ({"overall": {}}, "no audit: .*score"),
+        ({"overall": None}, "no audit"),
+        ({"cells": [1]}, "no audit"),
+    ],
+)
+def test_what_is_no_audit_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "audit.json"
+    path.write_text(json.dumps(to_plain(audit(AUDITED["no gap"], **FAST)) | change))
+    with pytest.raises(NoRecordError, match=message):
+        read_record(Audit, path)
+    path.write_text("[]")
+    with pytest.raises(NoRecordError):
+        read_record(Audit, path)
+
+
+@pytest.mark.parametrize("runs", [(1, 1), (2, 3), (2, 2, 1)])
+def test_a_comparison_is_read_again(runs: tuple[int, ...], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    first = table(2, True)
+    systems = {
+        f"system {i}": [first.with_probabilities(rng.dirichlet(np.ones(3), len(first.label))) for _ in range(number)]
+        for i, number in enumerate(runs)
+    }
+    result = compare(systems, **FAST)
+    path = tmp_path / "compare.json"
+    path.write_text(json_text(result))
+    assert read_record(Comparison, path) == result
+    with pytest.raises(NoRecordError, match="no audit"):
+        read_record(Audit, path)

@@ -1,0 +1,97 @@
+"""A model card and a README's performance say what the evaluation says, and no more."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+from evaluations import (
+    judged_by,
+    make_run,
+    markdown_tables,
+    page_of,
+)
+
+from fairlung.pipeline.networks.checkpoint import MODEL_SETTINGS
+from fairlung.pipeline.reports.model_card import END, START, MarksError, update_performance, write_model_card
+
+
+def test_a_model_card_is_filled_from_the_evaluation(tmp_path):
+    folder = make_run(tmp_path, split="val", synthetic=True)
+    (tmp_path / "models").mkdir()
+    settings = dict.fromkeys(MODEL_SETTINGS, 1) | {"window": [-1350, 150], "num_slices": 48}
+    torch.save({"model": {}, "settings": settings}, tmp_path / "models" / "best.pt")
+    (tmp_path / "settings.json").write_text(json.dumps({"alpha": 0.8, "system": "LA+CVaR"}))
+    text = write_model_card(folder, tmp_path / "MODEL_CARD.md").read_text()
+    _, head, body = text.split("---\n", 2)
+    front = yaml.safe_load(head)
+    assert front["library_name"] == "monai" and "synthetic" in front["tags"] and front["license"] == "apache-2.0"
+    headings = [line[3:] for line in body.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "Model description", "Intended use", "Out of scope", "Training data", "Training procedure", "Evaluation data",
+        "Results by sex", "Limitations", "Fairness", "How to use", "Citation",
+    ]  # fmt: skip
+    for said in (
+        "- num_slices (slices): 48", "- window (HU that become 0 and 1): -1350, 150", "- alpha (CVaR over groups): 0.8",
+        "- Objective: LA+CVaR", "- Seed: not stated", "- Epochs: 5",
+        "- Epoch of the checkpoint: 3 (the one of the highest P)",
+        "- Learning rate at first: 0.3", "optimistic", "Too few scans for a statement: female normal (3).", "SYNTHETIC",
+    ):  # fmt: skip
+        assert said in body
+    score = judged_by(folder)["overall"]["score"]
+    tables = markdown_tables(body)
+    assert ["adenocarcinoma", "40", "40"] in tables[0]
+    assert tables[1][1] == [
+        "P (mean over groups of the macro F1)", f"{score['value']:.3f}", f"{score['low']:.3f} to {score['high']:.3f}"
+    ]  # fmt: skip
+    for verdict in judged_by(folder)["verdicts"]:
+        assert verdict["text"].replace("|", "\\|") in body
+
+
+def test_a_model_card_says_what_is_not_stated(tmp_path):
+    folder = make_run(tmp_path, extras=False)
+    body = write_model_card(folder, tmp_path / "sub" / "MODEL_CARD.md").read_text()
+    for said in (
+        "each class and group: not stated",
+        "Objective: not stated",
+        "Epochs: not stated",
+        "num_slices (slices): not",
+    ):
+        assert said in body
+    assert "SYNTHETIC" not in body and "synthetic" not in body
+
+
+def test_performance_is_put_between_the_marks_and_nowhere_else(run, tmp_path):
+    readme = tmp_path / "README.md"
+    before, after = "# Bundle\r\n\r\nText <!-- other -->\r\n", "\r\n## Next\r\n"
+    readme.write_bytes(f"{before}{START}\nold numbers\n{END}{after}".encode())
+    update_performance(readme, run)
+    once = readme.read_bytes()
+    update_performance(readme, run)
+    assert readme.read_bytes() == once
+    text = once.decode()
+    assert text.startswith(before + START) and text.endswith(END + after) and "old numbers" not in text
+    assert "SYNTHETIC" in text
+    (headline, cells) = markdown_tables(text)
+    assert headline == page_of(run).tables[0] and cells == page_of(run).tables[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("nothing", "performance:start.* once, found 0"),
+        (f"{START}{START}{END}", "performance:start.* once, found 2"),
+        (f"{START}", "performance:end.* once, found 0"),
+        (f"{END}{START}", "stands before"),
+    ],
+)
+def test_a_readme_without_its_marks_is_left_alone(run, tmp_path, content, message):
+    readme = tmp_path / "README.md"
+    readme.write_text(content)
+    with pytest.raises(MarksError, match=message):
+        update_performance(readme, run)
+    assert readme.read_text() == content
+    with pytest.raises(MarksError, match="cannot be read"):
+        update_performance(tmp_path / "none.md", run)

@@ -310,7 +310,7 @@ class RunTracker:
             return
         folder = Path(evaluation_dir)
         self._log_files(folder, EVALUATION_FILES, f"evaluation/{split}")
-        result = json.loads((folder / "metrics.json").read_text())
+        result = json.loads((folder / run_folder.METRICS).read_text())
         if self.kind == "train":
             self._log_best(result["metrics"], split, epoch)
         else:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..common.config import resolved_config, resolved_settings, write_settings
 from ..common.distributed import barrier, is_primary
-from ..common.run_folder import EVALUATION_FILES, REVIEW_FILES, best_checkpoint, is_resumed, resume_point
+from ..common.run_folder import EVALUATION_FILES, REVIEW_FILES, SETTINGS, best_checkpoint, is_resumed, resume_point
 from ..data.cohort import Cohort
 from ..data.cohort_checks import SPLITS
 from ..networks.checkpoint import CheckpointError
@@ -33,7 +33,7 @@ def begin(tracker: Any, cohort: Cohort, output_dir: str | Path, resume: bool = F
     """Open a training's run (:class:`~.RunTracker`), remove what an earlier one left in the folder, write settings."""
     tracker.start(resolved_settings(), resolved_config(), cohort, is_resumed(output_dir, resume))
     discard_previous(output_dir, resume)
-    write_settings(Path(output_dir, "settings.json"))
+    write_settings(Path(output_dir, SETTINGS))
 
 
 def require_new(output_dir: str | Path, overwrite: bool, resume: bool = False) -> None:

@@ -8,6 +8,7 @@ from itertools import chain, zip_longest
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 import torch.distributed as dist
 from torch import Tensor
 

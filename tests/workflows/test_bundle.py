@@ -465,7 +465,7 @@ def test_inference_of_0_1_still_answers(
 ) -> None:  # fmt: skip
     """Its inference.yaml is in the models that are registered in MLflow."""
     (tmp_path / "configs").mkdir()
-    shutil.copy(data_dir / "configs_0_1" / "inference.yaml", tmp_path / "configs")
+    shutil.copy(data_dir / "registered_0_1" / "configs" / "inference.yaml", tmp_path / "configs")
     settings = {"bundle_root": str(bundle_dir), "scans": str(scans / "real"), "output_dir": str(tmp_path / "out")}
     settings |= {"checkpoint": str(trained.model), "num_workers": 0, "overlay": True}
     config = str(tmp_path / "configs" / "inference.yaml")

@@ -64,8 +64,7 @@ def transform_digest(transforms: Sequence[Callable]) -> bytes:
     """Digest of the settings of deterministic transforms, for ``PersistentDataset(hash_transform=...)``.
 
     Walks every transform's attributes: any changed argument gives another digest, the same settings give the same one
-    in every process. The versions of fairlung and MONAI count as settings. (joblib.hash gives the same settings another
-    digest when two transforms share a list, or when one holds a random state, as each Compose does.)
+    in every process. The versions of fairlung and MONAI count as settings.
     """
     described = repr((__version__, monai.__version__, [_describe(transform, ()) for transform in transforms]))
     return hashlib.sha256(described.encode()).hexdigest().encode()

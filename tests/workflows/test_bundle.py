@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.networks.nets import DenseNet121
 from sklearn.metrics import f1_score
 from workflows import CLASSES, EXPLAINED_NETWORK, SHRUNK, Start, Trained, cause, run
 
@@ -478,19 +477,3 @@ def test_inference_of_0_1_still_answers(
     for name in CLASSES:
         np.testing.assert_allclose(found[f"prob_{name}"], expected[f"prob_{name}"].astype(float), atol=1e-6)
     assert len(list((tmp_path / "out" / "overlay").glob("*.png"))) == len(found) == 2
-
-
-# ---- another network -----------------------------------------------------------------------------------------------
-def test_another_network_of_monai_is_three_lines(start: Start, small_cohort: Path, tmp_path: Path) -> None:
-    names = ("train", "networks/densenet121")
-    settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path)}
-    sizes = {"num_slices": 32, "image_size": 40, "crop_size": 32, "epochs": 1, "batch_size": 8}
-    workflow = run(start(*names, **settings, **sizes))
-    assert isinstance(workflow.network_def, DenseNet121)
-    content = torch.load(tmp_path / "models" / "best.pt", weights_only=True)
-    assert content["settings"]["network"] == "DenseNet121"
-    run(start(*names, "evaluate", **settings))
-    evaluated = json.loads((tmp_path / "val" / "evaluation" / "metrics.json").read_text())
-    assert evaluated["metrics"] == json.loads((tmp_path / "val" / "metrics.json").read_text())["metrics"]
-    error = cause(start("inference", scans=str(small_cohort), checkpoint=str(tmp_path / "models" / "best.pt")))
-    assert "network: checkpoint 'DenseNet121', run 'R3D18Classifier'" in str(error)

@@ -147,3 +147,7 @@ def test_no_depth_and_wrong_shape_are_named() -> None:
             selector.indices(0)
         with pytest.raises(ValueError, match=r"4 dimensions \[1, D, H, W\], got shape \(5, 6, 7\)"):
             selector(np.zeros((5, 6, 7)))
+
+
+def test_where_trimming_would_leave_no_slice_the_middle_one_stays() -> None:
+    assert trim_indices(7, 0.49).tolist() == [3]

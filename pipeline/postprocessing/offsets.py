@@ -19,6 +19,7 @@ from .fitted import (
     refuse_other_predictions,
 )
 
+Ints = NDArray[np.int64]
 Objective = Literal["score", "gap"]
 MAX_LOSS = 0.01  # of P that a smaller gap may cost
 STARTS = 32  # starting points of the search; the first is no offset at all
@@ -29,7 +30,6 @@ def fit_offsets(validation: Predictions, objective: Objective = "score", max_los
     """Class offsets, chosen on validation scans of known group: thresholds, in the sense of several classes.
 
     Args:
-        validation: labelled predictions with probabilities.
         objective: ``score`` maximises P, the mean over groups of the macro F1; ``gap`` minimises the largest
             difference between the groups' macro F1 while P falls by no more than ``max_loss``.
         max_loss: in [0, 1), with ``gap`` only; None is 0.01.
@@ -61,25 +61,16 @@ def fit_offsets(validation: Predictions, objective: Objective = "score", max_los
     offsets = best_offsets(log_p, known.label, group, objective, max_loss)
     before, after = (summaries(_confusion(log_p + b, known.label, group)) for b in (0.0, offsets))
     settings: dict[str, Any] = {"objective": objective, "starts": STARTS, "group_by": list(known.group_by)}
+    settings |= {"max_loss": max_loss} if objective == "gap" else {}
+    times = (("before", before), ("after", after))
+    did = {f"{name}_{when}": float(found[name]) for name in ("score", "abs_gap") for when, found in times}
     return make_fitted(
-        "offsets",
-        dict(zip(known.class_names, offsets.tolist(), strict=True)),
-        settings | ({"max_loss": max_loss} if objective == "gap" else {}),
-        {
-            f"{name}_{when}": float(found[name])
-            for name in ("score", "abs_gap")
-            for when, found in (("before", before), ("after", after))
-        },
-        known.scan,
+        "offsets", dict(zip(known.class_names, offsets.tolist(), strict=True)), settings, did, known.scan
     )
 
 
 def best_offsets(
-    log_p: Floats,
-    label: NDArray[np.int64],
-    group: NDArray[np.int64],
-    objective: Objective = "score",
-    max_loss: float = MAX_LOSS,
+    log_p: Floats, label: Ints, group: Ints, objective: Objective = "score", max_loss: float = MAX_LOSS
 ) -> Floats:
     """Offsets b for which the predictions argmax(log p + b) are best, by coordinate search over exact breakpoints.
 
@@ -93,8 +84,6 @@ def best_offsets(
         log_p: [N, C].
         label: [N].
         group: [N] in [0, G), every group with a scan.
-        objective: as in :func:`fit_offsets`.
-        max_loss: as in :func:`fit_offsets`.
 
     Returns:
         [C], summing to 0.
@@ -106,9 +95,8 @@ def best_offsets(
     starts[0] = 0
     best: tuple[tuple[float, ...], Floats] | None = None
     for start in starts:
-        offsets = start
+        offsets, improved = start, True
         reached = _rank(_confusion(log_p + offsets, label, group)[None], objective, floor)[:, 0]
-        improved = True
         while improved:
             improved = False
             for c in range(classes):
@@ -133,15 +121,12 @@ def best_offsets(
     return offsets - offsets.mean()
 
 
-def _line(
-    log_p: Floats, label: NDArray[np.int64], group: NDArray[np.int64], offsets: Floats, c: int
-) -> tuple[Floats, NDArray[np.int64]]:
+def _line(log_p: Floats, label: Ints, group: Ints, offsets: Floats, c: int) -> tuple[Floats, Ints]:
     """The intervals [M, 2] of offset c without a breakpoint in them, and the confusion counts [M, G, C, C] in each."""
     n, classes = log_p.shape
     others = log_p + offsets
     others[:, c] = -np.inf
-    second = others.argmax(1)
-    breakpoints = others.max(1) - log_p[:, c]
+    second, breakpoints = others.argmax(1), others.max(1) - log_p[:, c]
     order = np.argsort(breakpoints, kind="stable")
     row = (group * classes + label)[order] * classes
     steps = np.zeros((n + 1, (int(group.max()) + 1) * classes**2), dtype=np.int64)
@@ -155,21 +140,17 @@ def _line(
     return np.stack([edges[:-1], edges[1:]], axis=1)[wide], confusion
 
 
-def _confusion(log_p: Floats, label: NDArray[np.int64], group: NDArray[np.int64]) -> NDArray[np.int64]:
-    classes = log_p.shape[1]
-    shape = (int(group.max()) + 1, classes, classes)
+def _confusion(log_p: Floats, label: Ints, group: Ints) -> Ints:
+    shape = (int(group.max()) + 1, log_p.shape[1], log_p.shape[1])
     cell = np.ravel_multi_index((group, label, log_p.argmax(1)), shape)
     return np.bincount(cell, minlength=int(np.prod(shape))).reshape(shape)
 
 
-def _rank(confusion: NDArray[np.int64], objective: Objective, floor: float) -> Floats:
+def _rank(confusion: Ints, objective: Objective, floor: float) -> Floats:
     """What is minimised, the most important first: [K, M]; rounded, so that equal counts are equal."""
     found = summaries(confusion)
-    if objective == "score":
-        keys = [-found["score"]]
-    else:
-        keys = [np.maximum(0, floor - found["score"]), found["abs_gap"], -found["score"]]
-    return np.round(keys, 12)
+    keys = [np.maximum(0, floor - found["score"]), found["abs_gap"]] if objective == "gap" else []
+    return np.round([*keys, -found["score"]], 12)
 
 
 def _size(offsets: Floats) -> Floats:

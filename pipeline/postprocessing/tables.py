@@ -64,22 +64,19 @@ def load_unlabelled(path: str | Path) -> UnlabelledPredictions:
     table = table[answered].reset_index(drop=True)
     if table.empty:
         raise PostprocessError(f"{path}: no scan has probabilities")
-    faults: list[str] = [f"{name!r} is there twice" for name in table["scan"][table["scan"].duplicated()].unique()]
-    probabilities = read_probabilities(path, table, table["scan"], names, faults)
+    scan = table["scan"]
+    faults = [f"{name!r} is there twice" for name in scan[scan.duplicated()].unique()]
+    probabilities = read_probabilities(path, table, scan, names, faults)
     if faults or probabilities is None:
         raise PostprocessError(f"{path}:\n  " + "\n  ".join(faults[:LISTED]))
-    return UnlabelledPredictions(table["scan"].to_numpy(dtype=str), probabilities, names)
+    return UnlabelledPredictions(scan.to_numpy(dtype=str), probabilities, names)
 
 
 def write_table(path: str | Path, original: str | Path, predictions: Predictions, method: Method) -> None:
     """Write post-processed predictions: scan, label, groups, prediction, prob_<class>, postprocess, and synthetic.
 
-    Args:
-        path: the CSV to write.
-        original: the CSV that the predictions come from, with the same scans in the same order; its other columns
-            are not copied.
-        predictions: of :func:`apply`.
-        method: goes into the column ``postprocess``, so that nobody takes the table for the model's own.
+    ``original`` is the CSV that the predictions come from, with the same scans in the same order; its other columns are
+    not copied. The column ``postprocess`` says the method: nobody takes the table for the model's own.
     """
     probabilities = given_probabilities(predictions)
     table = _raw(Path(original))[["scan", "label", *predictions.group_by]].copy()

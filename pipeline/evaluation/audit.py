@@ -41,11 +41,11 @@ class NoAuditError(UserError):
 
 
 def summaries(confusion: NDArray[Any]) -> dict[str, Floats]:
-    """P, gap, |gap|, F1 of each group and of each cell of confusion counts [..., G, C, C], rows true.
+    """P, gap, |gap| and F1 of confusion counts [..., G, C, C], rows true; :func:`~.class_scores` has the formulas.
 
     Returns:
         ``score`` [...], ``abs_gap`` [...], ``group_f1`` [..., G], ``cell_f1`` [..., G, C]; with two groups ``gap``
-        [...], first minus second. The formulas are :func:`~.class_scores`'s.
+        [...], first minus second.
     """
     cell = class_scores(torch.from_numpy(np.ascontiguousarray(confusion)))["f1"].numpy()
     group = cell.mean(-1)
@@ -78,12 +78,9 @@ def bootstrap_confusion(
 
 
 def confusion_intervals(
-    confusion: NDArray[Any],
-    rng: np.random.Generator,
-    resamples: int = 10_000,
-    confidence: float = 0.95,
+    confusion: NDArray[Any], rng: np.random.Generator, resamples: int = 10_000, confidence: float = 0.95,
     method: IntervalMethod = "smoothed",
-) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, Floats]]:
+) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, Floats]]:  # fmt: skip
     """Intervals of every number of :func:`summaries`.
 
     ``smoothed`` draws from smoothed shares (:func:`row_shares`). That moves means over cells towards chance, so the
@@ -128,8 +125,7 @@ def permutation_test(confusion: NDArray[Any], permutations: int, rng: np.random.
 
     Under the null hypothesis the group of a scan says nothing about its prediction once its class is known. The gap of
     two groups is held against the mean over shuffles, which is not 0 where their classes have different proportions;
-    with more groups the statistic t is |gap|. With the observed one among the shuffles p = #{t* >= t} /
-    (1 + permutations).
+    with more groups the statistic t is |gap|. p = #{t* >= t} / (1 + permutations), the observed t among the t*.
     """
     counts = np.asarray(confusion, dtype=np.int64)
     groups, classes, _ = counts.shape
@@ -154,10 +150,7 @@ def permutation_test(confusion: NDArray[Any], permutations: int, rng: np.random.
 
 
 def power_of_gap(gap: float, standard_error: float, n: int, confidence: float = 0.95) -> Power:
-    """How large a gap these scans can show, and how many scans the observed one needs.
-
-    This is the normal approximation; the ``standard_error`` on ``n`` scans falls with the root of their number.
-    """
+    """The gap that ``n`` scans can show, and the scans that the observed one needs (normal approximation)."""
     from scipy.stats import norm
 
     quantiles = float(norm.ppf(1 - (1 - confidence) / 2) + norm.ppf(POWER))
@@ -202,14 +195,9 @@ def group_scores(predictions: Predictions) -> dict[str, float]:
 
 
 def audit(
-    predictions: Predictions,
-    resamples: int = 10_000,
-    permutations: int = 10_000,
-    confidence: float = 0.95,
-    method: IntervalMethod = "smoothed",
-    seed: int = 0,
-    min_cell: int = MIN_CELL,
-) -> Audit:
+    predictions: Predictions, resamples: int = 10_000, permutations: int = 10_000, confidence: float = 0.95,
+    method: IntervalMethod = "smoothed", seed: int = 0, min_cell: int = MIN_CELL,
+) -> Audit:  # fmt: skip
     """Everything that can be said of one table of predictions.
 
     Scans of unknown group (``n_unknown``) and groups without a scan (``absent_groups``) are named and left out.
@@ -253,15 +241,17 @@ def audit(
     confusion = known.confusion()[:-1]
     found, draws = confusion_intervals(confusion, rng, resamples, confidence, method)
     pooled, _ = confusion_intervals(confusion.sum(0, keepdims=True), rng, resamples, confidence, method)
-    fair = _fair_model(fair_model(confusion, resamples, rng))
+    fair_draws = fair_model(confusion, resamples, rng)
+    fair = [fair_draws["abs_gap"].mean(), np.quantile(fair_draws["abs_gap"], 0.95)]
+    if "gap" in fair_draws:
+        fair += [fair_draws["gap"].mean(), *np.quantile(fair_draws["gap"], [0.025, 0.975])]
     groups = _groups(known, confusion, found["group_f1"], max(100, resamples // 5), confidence, rng)
     cells = _cells(known, confusion, found["cell_f1"], confidence, min_cell)
     estimates = {name: estimate(*found[name]) for name in ("score", "gap", "abs_gap") if name in found}
-    tested = "gap" if "gap" in found else "abs_gap"
-    # The largest of several differences is not normally distributed around 0, so its power is not computed.
-    power = None
-    if tested == "gap":
+    tested, power = "abs_gap", None  # the largest of several differences is not normally distributed around 0
+    if "gap" in found:
         power = power_of_gap(estimates["gap"].value, float(draws["gap"].std()), len(known.label), confidence)
+        tested = "gap"
     result = Audit(
         n=len(known.label),
         n_unknown=len(predictions.label) - len(known.label),
@@ -276,7 +266,7 @@ def audit(
         groups=groups,
         cells=cells,
         worst_cell=_worst_cell(cells, draws["cell_f1"], confusion),
-        fair_model=fair,
+        fair_model=records.FairModel(*map(float, fair)),
         permutation=records.Permutation(tested, permutation_test(confusion, permutations, rng)),
         power=power,
         differences=group_differences(known),
@@ -286,14 +276,9 @@ def audit(
 
 
 def write_audit(
-    predictions: str | Path,
-    class_names: Sequence[str],
-    group_names: Sequence[str],
-    group_by: str | Sequence[str] = "sex",
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    min_cell: int = MIN_CELL,
-) -> Audit | None:
+    predictions: str | Path, class_names: Sequence[str], group_names: Sequence[str],
+    group_by: str | Sequence[str] = "sex", confidence: float = 0.95, resamples: int = 10_000, min_cell: int = MIN_CELL,
+) -> Audit | None:  # fmt: skip
     """Audit a prediction table into audit.json beside it, for the end of an evaluation.
 
     Returns None in processes other than the first, and, with a warning, where the scans allow no audit.
@@ -315,13 +300,6 @@ def write_audit(
         return None
     path.write_text(records.json_text(result))
     return result
-
-
-def _fair_model(draws: dict[str, Floats]) -> records.FairModel:
-    found = [draws["abs_gap"].mean(), np.quantile(draws["abs_gap"], 0.95)]
-    if "gap" in draws:
-        found += [draws["gap"].mean(), *np.quantile(draws["gap"], [0.025, 0.975])]
-    return records.FairModel(*map(float, found))
 
 
 def _groups(

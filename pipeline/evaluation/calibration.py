@@ -21,18 +21,13 @@ def bin_of(confidence: Floats, bins: int = BINS) -> NDArray[np.int64]:
 
 
 def expected_calibration_error(confidence: Floats, correct: NDArray[Any], bins: int = BINS) -> Floats:
-    """ECE (Guo et al. 2017, Eq. 3): mean over scans of |accuracy - mean confidence| of the scan's bin.
+    """ECE (Guo et al. 2017, Eq. 3), [...] in [0, 1]: mean over scans of |accuracy - mean confidence| of the scan's bin.
 
-    Args:
-        confidence: [N] probability of the predicted class.
-        correct: [..., N] whether the prediction was right; leading axes are resamples with these confidences.
-
-    Returns:
-        [...], in [0, 1]. On a finite sample it is above 0 for a perfectly calibrated model too.
+    It is above 0 on a finite sample of a perfectly calibrated model too. ``confidence`` [N] is the probability of the
+    predicted class, ``correct`` [..., N] whether it was right; leading axes are resamples with these confidences.
     """
     surplus = np.asarray(correct, dtype=float) - confidence
-    onehot = np.eye(bins)[bin_of(confidence, bins)]
-    return np.abs(surplus @ onehot).sum(-1) / len(confidence)
+    return np.abs(surplus @ np.eye(bins)[bin_of(confidence, bins)]).sum(-1) / len(confidence)
 
 
 def reliability_curve(
@@ -64,7 +59,6 @@ def auc_of_resamples(
         label: [N] true classes, every class at least once.
         probabilities: [N, C].
         counts: [B, N] of :func:`resample_counts`, stratified by class.
-        rng: of the areas of separated classes.
     """
     areas, chance = [], rng.random(len(counts))
     for c in range(probabilities.shape[1]):

@@ -25,12 +25,9 @@ Test = TypeVar("Test", PermutationTest, GivenRunsTest)
 
 
 def compare(
-    systems: Mapping[str, Sequence[Predictions]],
-    resamples: int = 10_000,
-    permutations: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Comparison:
+    systems: Mapping[str, Sequence[Predictions]], resamples: int = 10_000, permutations: int = 10_000,
+    confidence: float = 0.95, seed: int = 0,
+) -> Comparison:  # fmt: skip
     """Compare the first system with each other one on the same scans.
 
     A number of a system is the mean of its runs' numbers; a difference is the other system minus the reference. Scans

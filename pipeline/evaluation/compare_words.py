@@ -40,7 +40,7 @@ def _difference_verdict(comparison: PairComparison, name: str, result: Compariso
     )
     if several and _too_few(comparison, result, family):
         return Verdict("inconclusive", f"{what}: so few runs cannot tell a difference of any size from none.")
-    apart, small = _apart(estimate), test.p_holm < 1 - confidence
+    apart, small = not estimate.low <= 0 <= estimate.high, test.p_holm < 1 - confidence
     if apart and small:
         whom = "the ways of training differ" if several else "these models differ on scans like these"
         return Verdict("finding", f"{what}: larger than chance explains, {whom}.")
@@ -50,10 +50,6 @@ def _difference_verdict(comparison: PairComparison, name: str, result: Compariso
         what += ": a difference of this size cannot be told from none on these data; that does not show that there is "
         what += "none."
     return Verdict("inconclusive", what)
-
-
-def _apart(estimate: Estimate) -> bool:
-    return not estimate.low <= 0 <= estimate.high
 
 
 def _too_few(comparison: PairComparison, result: Comparison, family: int) -> bool:
@@ -98,11 +94,10 @@ def _runs_verdicts(
     if given is not None and tests is not None:
         parts = []
         for name in TESTED:
-            apart = _apart(given[name]) and tests[name].p_holm < level
-            parts.append(
-                f"{number_name(name)} {span(given[name], signed=True)}, p = {tests[name].p_holm:.3g} after Holm "
-                f"({'larger than chance explains' if apart else 'cannot be told from none'})"
-            )
+            estimate, p = given[name], tests[name].p_holm
+            apart = not estimate.low <= 0 <= estimate.high and p < level
+            said = "larger than chance explains" if apart else "cannot be told from none"
+            parts.append(f"{number_name(name)} {span(estimate, signed=True)}, p = {p:.3g} after Holm ({said})")
         text = "These very runs, with chance in the scans only: difference in " + "; in ".join(parts)
         found.append(Verdict("note", f"{text}. Other seeds may give another."))
     single = next((name for name, runs in zip((reference, other), counts, strict=True) if runs == 1), None)

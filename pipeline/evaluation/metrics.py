@@ -31,10 +31,7 @@ def group_confusion(prediction: Tensor, label: Tensor, group: Tensor, num_groups
 
 
 def class_scores(confusion: Tensor) -> dict[str, Tensor]:
-    """``precision``, ``recall``, ``f1`` and ``support`` of each class, [..., C], of counts [..., C, C], rows true.
-
-    They are 0 where the denominator is 0.
-    """
+    """``precision``, ``recall``, ``f1``, ``support`` [..., C] of counts [..., C, C], rows true; 0 if undefined."""
     confusion = confusion.double()
     hit = confusion.diagonal(dim1=-2, dim2=-1)
     true, predicted = confusion.sum(-1), confusion.sum(-2)
@@ -108,14 +105,10 @@ class GroupConfusion(Metric):
     """
 
     def __init__(
-        self,
-        class_names: Sequence[str],
-        group_names: Sequence[str],
-        key: str | None = None,
-        prefix: str = "",
+        self, class_names: Sequence[str], group_names: Sequence[str], key: str | None = None, prefix: str = "",
         output_transform: Callable[[Any], Any] = lambda output: (output["pred"], output["label"]),
         device: str | torch.device = "cpu",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.class_names, self.group_names = tuple(class_names), tuple(group_names)
         self.shape = (len(self.group_names) + 1, len(self.class_names), len(self.class_names))
         # MONAI keeps the checkpoint of the largest key metric; a gap is not better when larger.

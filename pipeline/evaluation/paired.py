@@ -180,21 +180,15 @@ def bootstrap_runs(
 def permute_scans(
     patterns: Patterns, a: Sequence[int], b: Sequence[int], permutations: int, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Paired permutation test: are the trained models A and B alike on scans like these?
+    """Paired permutation test: are the trained models A and B alike on scans like these? p by name in :data:`TESTED`.
 
     Under the null hypothesis the predictions of A and of B for a scan could as well have been each other's. They are
     swapped with probability 1/2, scan by scan; with several runs the i-th of A with the i-th of B for all i at once.
     p = (1 + #{|d*| >= |d|}) / (1 + permutations), d the difference of the means over runs. Where the systems differ in
     one cell, and only in right or wrong, this is McNemar's exact test.
 
-    It takes the runs as given: other seeds could give another answer, which :func:`permute_runs` asks.
-
-    Args:
-        patterns: of all runs.
-        a: columns of the runs of A; ``b`` has as many.
-
-    Returns:
-        p-value of ``score`` and ``abs_gap``.
+    It takes the runs as given: other seeds could give another answer, which :func:`permute_runs` asks. ``a`` and ``b``
+    are the columns of the runs in ``patterns``, as many of A as of B.
     """
     if len(a) != len(b):
         raise ValueError(f"scans can be swapped between equal numbers of runs only, got {len(a)} and {len(b)}")

@@ -24,6 +24,7 @@ POSTPROCESS = "postprocess"  # column: what was done to the probabilities
 SYNTHETIC = "synthetic"  # column: "yes" of a phantom, as in a cohort
 SUM_TOLERANCE = 0.01  # by which a scan's probabilities may miss a sum of 1, as tables round them
 LISTED = 5  # faults that a message shows when there are more
+Ints = NDArray[np.int64]
 
 
 class PredictionsError(UserError):
@@ -35,9 +36,9 @@ class Predictions:
     """Labelled predictions of N scans in C classes and G groups."""
 
     scan: NDArray[np.str_]  # [N] names, all different
-    label: NDArray[np.int64]  # [N] true class indices
-    prediction: NDArray[np.int64]  # [N] predicted class indices
-    group: NDArray[np.int64]  # [N] group ids; -1 is unknown
+    label: Ints  # [N] true class indices
+    prediction: Ints  # [N] predicted class indices
+    group: Ints  # [N] group ids; -1 is unknown
     probabilities: NDArray[np.float64] | None  # [N, C], rows summing to 1; None when the table has none
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
@@ -73,15 +74,10 @@ class Predictions:
 
 
 def load_predictions(
-    path: str | Path,
-    class_names: Sequence[str] | None = None,
-    group_names: Sequence[str] | None = None,
-    group_by: Sequence[str] | None = None,
-    scan_column: str = "scan",
-    label_column: str = "label",
-    prediction_column: str = "prediction",
-    with_probabilities: bool = True,
-) -> Predictions:
+    path: str | Path, class_names: Sequence[str] | None = None, group_names: Sequence[str] | None = None,
+    group_by: Sequence[str] | None = None, scan_column: str = "scan", label_column: str = "label",
+    prediction_column: str = "prediction", with_probabilities: bool = True,
+) -> Predictions:  # fmt: skip
     """Read a CSV with a row a scan: true class, group columns, and the predicted class or ``prob_<class>`` columns.
 
     Args:
@@ -135,19 +131,16 @@ def load_predictions(
     elif probabilities is not None:
         prediction = probabilities.argmax(1)
     else:
-        raise PredictionsError(
-            f"{path}: neither a column {prediction_column!r} nor {PROBABILITY}<class> columns; {has}"
-        )
+        wanted = f"neither a column {prediction_column!r} nor {PROBABILITY}<class> columns"
+        raise PredictionsError(f"{path}: {wanted}; {has}")
     group, groups = _groups(path, table, scan, group_by, group_names, faults)
     if faults:
         more = f"\n  and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
         raise PredictionsError(f"{path} cannot be judged:\n  " + "\n  ".join(faults[:LISTED]) + more)
     postprocess = ", ".join(sorted(set(table.get(POSTPROCESS, ())) - {""}))
     synthetic = "yes" in set(table.get(SYNTHETIC, ()))
-    names = classes, groups, group_by
-    return Predictions(
-        scan.to_numpy(dtype=str), label, prediction, group, probabilities, *names, postprocess, synthetic
-    )
+    names, about = scan.to_numpy(dtype=str), (classes, groups, group_by, postprocess, synthetic)
+    return Predictions(names, label, prediction, group, probabilities, *about)
 
 
 def _evaluation_names(path: Path, columns: list[str]) -> dict[str, list[str]]:
@@ -182,9 +175,7 @@ def _classes(path: Path, table: pd.DataFrame, label_column: str, prediction_colu
     return CLASS_NAMES if present <= set(CLASS_NAMES) else tuple(sorted(present, key=natural_order))
 
 
-def _index(
-    values: pd.Series, names: Sequence[str], scan: pd.Series, where: str, faults: list[str]
-) -> NDArray[np.int64]:
+def _index(values: pd.Series, names: Sequence[str], scan: pd.Series, where: str, faults: list[str]) -> Ints:
     found = pd.Index(names).get_indexer(pd.Index(values))
     for name, value in zip(scan[found < 0], values[found < 0], strict=True):
         said = f"holds {value!r}, which is none of {', '.join(names)}" if value else "is empty"
@@ -210,7 +201,7 @@ def read_probabilities(
 def _groups(
     path: Path, table: pd.DataFrame, scan: pd.Series, group_by: Sequence[str], group_names: Sequence[str] | None,
     faults: list[str],
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:  # fmt: skip
+) -> tuple[Ints, tuple[str, ...]]:  # fmt: skip
     values = group_values(table, group_by)
     if len(group_by) > 1:
         for column in group_by:

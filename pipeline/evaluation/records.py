@@ -278,8 +278,7 @@ def to_plain(value: Any) -> Any:
 def from_plain(kind: Any, value: Any) -> Any:
     """What :func:`to_plain` made of a ``kind``, as that again; keys that it does not know are passed over.
 
-    Raises:
-        LookupError, TypeError, AttributeError: something is missing, or of another kind.
+    LookupError, TypeError or AttributeError say that something is missing, or of another kind.
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
@@ -314,8 +313,7 @@ def json_text(record: Audit | Comparison) -> str:
 def read_record(kind: type[Record], path: str | Path) -> Record:
     """The :class:`Audit` or :class:`Comparison` in a JSON file; an audit of fairlung 0.1 has no ``schema_version``.
 
-    Raises:
-        OSError, ValueError: the file cannot be read; :class:`NoRecordError` says that it holds something else.
+    OSError or ValueError say that it cannot be read, :class:`NoRecordError` that it holds something else.
     """
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     try:

@@ -27,7 +27,7 @@ from .fitted import (
     log_probabilities,
     make_fitted,
     mean_nll,
-    refuse_other_predictions,
+    most_probable_only,
 )
 from .offsets import fit_offsets
 from .prior import fit_prior
@@ -129,5 +129,5 @@ def apply(fitted: Fitted, predictions: Predictions) -> Predictions:
         )
     if fitted.method == "temperature":
         return replace(predictions, probabilities=changed)
-    refuse_other_predictions(predictions)
+    most_probable_only(predictions)
     return predictions.with_probabilities(changed)

@@ -48,11 +48,7 @@ class Fitted:
     digest: str  # SHA-256 of their sorted names, a line each; empty without scans
 
     def transform(self, probabilities: Floats, class_names: Iterable[str]) -> Floats:
-        """Post-processed probabilities [N, C] of probabilities [N, C] of ``class_names``.
-
-        Raises:
-            PostprocessError: the classes are not those it was fitted for (their order may differ).
-        """
+        """Post-processed probabilities [N, C]; PostprocessError for other classes (their order may differ)."""
         names = tuple(class_names)
         if set(names) != set(self.offsets):
             raise PostprocessError(
@@ -65,11 +61,7 @@ class Fitted:
 
 
 def load_fitted(path: str | Path) -> Fitted:
-    """Read what :meth:`Fitted.save` wrote.
-
-    Raises:
-        PostprocessError: no such file, or not such a file.
-    """
+    """Read what :meth:`Fitted.save` wrote; PostprocessError when there is no such file, or it holds something else."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         fitted = Fitted(**content)
@@ -94,10 +86,7 @@ def log_probabilities(probabilities: Floats) -> Floats:
 
 
 def recalibrated(probabilities: Floats, temperature: float, offsets: Floats) -> Floats:
-    """softmax(log p / T + b) [N, C] of probabilities p [N, C], T > 0 and offsets b [C].
-
-    For T alone this is temperature scaling of the logits (Guo et al. 2017, Eq. 9); T above 1 makes p more even.
-    """
+    """softmax(log p / T + b), [N, C]; for T alone temperature scaling of the logits (Guo et al. 2017, Eq. 9)."""
     from scipy.special import softmax
 
     return np.asarray(softmax(log_probabilities(probabilities) / temperature + offsets, axis=1))
@@ -132,8 +121,8 @@ def given_probabilities(predictions: Predictions | UnlabelledPredictions) -> Flo
     return predictions.probabilities
 
 
-def refuse_other_predictions(predictions: Predictions) -> None:
-    """Refuse predictions made by another rule: the change of the rule would look like an effect of the method."""
+def most_probable_only(predictions: Predictions) -> Floats:
+    """The probabilities; refused with predictions by another rule, whose change would look like the method's effect."""
     probabilities = given_probabilities(predictions)
     said = probabilities[np.arange(len(probabilities)), predictions.prediction]
     other = predictions.scan[said < probabilities.max(1) - TIE]
@@ -142,3 +131,4 @@ def refuse_other_predictions(predictions: Predictions) -> None:
             f"{len(other)} predictions, such as that of {other[0]}, are not the most probable class: another rule "
             "was applied to these probabilities already"
         )
+    return probabilities

@@ -9,15 +9,7 @@ from numpy.typing import NDArray
 
 from ..evaluation.audit import summaries
 from ..evaluation.predictions import Predictions
-from .fitted import (
-    Fitted,
-    Floats,
-    PostprocessError,
-    given_probabilities,
-    log_probabilities,
-    make_fitted,
-    refuse_other_predictions,
-)
+from .fitted import Fitted, Floats, PostprocessError, log_probabilities, make_fitted, most_probable_only
 
 Ints = NDArray[np.int64]
 Objective = Literal["score", "gap"]
@@ -47,8 +39,7 @@ def fit_offsets(validation: Predictions, objective: Objective = "score", max_los
     if not 0 <= max_loss < 1:
         raise ValueError(f"max_loss must be in [0, 1), got {max_loss}")
     known = validation.known()
-    probabilities = given_probabilities(known)
-    refuse_other_predictions(known)
+    probabilities = most_probable_only(known)
     for c, name in enumerate(known.class_names):
         if not (known.label == c).any():
             raise PostprocessError(f"no validation scan of class {name!r} with a known group: no offset can be chosen")

@@ -98,11 +98,7 @@ def estimate_prior(probabilities: Floats, source: Floats) -> Floats:
 
 
 def read_target(texts: Sequence[str]) -> dict[str, float] | Literal["labels", "em"]:
-    """The target of :func:`fit_prior` from the command line: the word labels or em, or CLASS=FREQUENCY each.
-
-    Raises:
-        ValueError: neither.
-    """
+    """The target of :func:`fit_prior` from the command line: labels, em, or CLASS=FREQUENCY each; else ValueError."""
     match list(texts):
         case ["labels" | "em" as word]:
             return word
@@ -110,11 +106,7 @@ def read_target(texts: Sequence[str]) -> dict[str, float] | Literal["labels", "e
 
 
 def read_frequencies(texts: Sequence[str], what: str) -> dict[str, float]:
-    """Class frequencies from texts CLASS=FREQUENCY.
-
-    Raises:
-        ValueError: no such text, no number, or a class twice.
-    """
+    """Class frequencies from texts CLASS=FREQUENCY; ValueError for another text, no number, or a class twice."""
     found: dict[str, float] = {}
     for text in texts:
         name, _, number = text.rpartition("=")

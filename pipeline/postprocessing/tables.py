@@ -22,11 +22,7 @@ from .fitted import Method, PostprocessError, UnlabelledPredictions, given_proba
 
 
 def refuse_overwriting(inputs: Iterable[Path], outputs: Sequence[Path]) -> None:
-    """Stop before a file that is read, or one just written, is written over.
-
-    Raises:
-        PostprocessError: an output is an input or another output, by whatever path.
-    """
+    """PostprocessError where an output is an input or another output, by whatever path: it would be written over."""
     taken = [(path, "is read") for path in inputs]
     for output in outputs:
         for other, why in taken:

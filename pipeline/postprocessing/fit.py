@@ -38,10 +38,8 @@ TEMPERATURES = (0.05, 20.0)  # the range that is searched; an optimum at one of 
 def fit_temperature(validation: Predictions) -> Fitted:
     """Temperature scaling: the T that minimises the NLL of softmax(log p / T) on the validation scans.
 
-    One T a model (Guo et al. 2017, Sec. 4.2). The NLL is convex in 1/T, so it has one minimum.
-
-    Raises:
-        PostprocessError: no probabilities, or no optimum in [0.05, 20].
+    One T a model (Guo et al. 2017, Sec. 4.2). The NLL is convex in 1/T, so it has one minimum; PostprocessError when it
+    is not in [0.05, 20], or without probabilities.
     """
     from scipy.optimize import minimize_scalar
 
@@ -71,9 +69,7 @@ SETTINGS: dict[Method, tuple[str, ...]] = {
 def fit(method: Method, validation: Predictions | UnlabelledPredictions | None = None, **settings: Any) -> Fitted:
     """Fit a method by its name; settings are those of :func:`fit_temperature`, :func:`fit_offsets`, :func:`fit_prior`.
 
-    Raises:
-        ValueError: no such method or setting, or one out of range.
-        PostprocessError: it cannot be fitted on these scans.
+    ValueError: no such method or setting, or one out of range. PostprocessError: it cannot be fitted on these scans.
     """
     if method not in SETTINGS:
         raise ValueError(f"method must be one of {', '.join(SETTINGS)}, got {method!r}")

@@ -63,21 +63,13 @@ def fit_offsets(validation: Predictions, objective: Objective = "score", max_los
 def best_offsets(
     log_p: Floats, label: Ints, group: Ints, objective: Objective = "score", max_loss: float = MAX_LOSS
 ) -> Floats:
-    """Offsets b for which the predictions argmax(log p + b) are best, by coordinate search over exact breakpoints.
+    """Offsets b [C] for which the predictions argmax(log p + b) are best, by coordinate search over exact breakpoints.
 
     With the other offsets fixed, scan i is predicted as c if b_c > t_i = max_{k != c}(log p_ik + b_k) - log p_ic.
     The objective only changes at the t_i, so trying one b_c between each two neighbours is an exact line search. The
     search goes round the classes until none improves, from no offset and from 31 fixed random starts. For two classes
     the optimum is global; for more it is the best of the local ones. Of equally good offsets the smallest are taken,
-    then each is put halfway between its two breakpoints.
-
-    Args:
-        log_p: [N, C].
-        label: [N].
-        group: [N] in [0, G), every group with a scan.
-
-    Returns:
-        [C], summing to 0.
+    then each is put halfway between its two breakpoints. They sum to 0. Every group in ``group`` [N] needs a scan.
     """
     classes = log_p.shape[1]
     floor = float(summaries(_confusion(log_p, label, group))["score"]) - max_loss

@@ -80,11 +80,9 @@ def fit_prior(
 def estimate_prior(probabilities: Floats, source: Floats) -> Floats:
     """Class frequencies of unlabelled scans by expectation maximisation (Saerens et al. 2002, Eq. 2.9).
 
-    w_ic proportional to p_ic pi_c / source_c;  pi_c = mean_i w_ic;  until pi settles. It maximises the likelihood of
-    the scans if the probabilities [N, C] are right under ``source`` [C]; it does not correct wrong probabilities.
-
-    Raises:
-        PostprocessError: not settled after 10,000 steps.
+    w_ic proportional to p_ic pi_c / source_c;  pi_c = mean_i w_ic;  until pi settles (else PostprocessError). It
+    maximises the likelihood of the scans if the probabilities [N, C] are right under ``source`` [C]; it corrects no
+    wrong probabilities.
     """
     likelihood = np.exp(log_probabilities(probabilities)) / source
     prior = np.asarray(source, dtype=float)

@@ -33,12 +33,10 @@ def refuse_overwriting(inputs: Iterable[Path], outputs: Sequence[Path]) -> None:
 
 
 def load_table(path: str | Path, group_by: Iterable[str] | None = None) -> Predictions:
-    """Labelled predictions with probabilities, as :func:`~.load_predictions` reads them.
+    """Labelled predictions with probabilities, as :func:`~.load_predictions` reads them and with its PredictionsError.
 
-    Raises:
-        PostprocessError: no column ``scan`` (nobody could tell whether a scan was fitted on), or the table was
-            post-processed before.
-        PredictionsError: as :func:`~.load_predictions`.
+    PostprocessError: there is no column ``scan`` (nobody could tell whether a scan was fitted on), or the table was
+    post-processed before.
     """
     _raw(Path(path))
     return load_predictions(path, group_by=tuple(group_by) if group_by else None)
@@ -47,9 +45,7 @@ def load_table(path: str | Path, group_by: Iterable[str] | None = None) -> Predi
 def load_unlabelled(path: str | Path) -> UnlabelledPredictions:
     """Probabilities of scans without labels, such as inference's predictions.csv; failed scans are left out.
 
-    Raises:
-        PostprocessError: as :func:`load_table`, or there is no column or row of probabilities.
-        PredictionsError: no such file, or probabilities that are none.
+    Errors are those of :func:`load_table`, and PostprocessError where there is no column or row of probabilities.
     """
     path = Path(path)
     table = _raw(path)

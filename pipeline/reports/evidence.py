@@ -106,12 +106,9 @@ def evidence_of_table(predictions: Predictions, source: str) -> Evidence:
 def read_evidence(evaluation_dir: str | Path) -> Evidence:
     """What an evaluation left in its folder, and its training in the folder above.
 
-    The folder holds metrics.json, predictions.csv, and, where they were made, audit.json (else the audit is run now),
-    cells.csv and errors/errors.json.
-
-    Raises:
-        EvidenceError: a file is missing or damaged, or audit.json is of other predictions than metrics.json.
-        NoAuditError: fewer than two groups have a scan.
+    The folder holds metrics.json, predictions.csv, and, where they were made, audit.json (else the audit is run now; it
+    may raise NoAuditError), cells.csv and errors/errors.json. EvidenceError: a file is missing, damaged, or audit.json
+    is of other predictions than metrics.json.
     """
     folder = Path(evaluation_dir)
     metrics = optional_json(folder / run_folder.METRICS)

@@ -137,12 +137,8 @@ def learning_curves_figure(
 ) -> Figure:
     """Training loss, F1 of each group with P, and the gap by epoch.
 
-    Args:
-        history: columns ``epoch``, ``metric``, ``value``: ``train_loss``, and ``score``, ``gap`` (or ``abs_gap``) and
-            ``f1_<group>`` after ``prefix``. What is missing is left out.
-
-    Raises:
-        ValueError: a column is missing, or nothing in it can be drawn.
+    ``history`` has the columns ``epoch``, ``metric`` and ``value`` (else ValueError): ``train_loss``, and after
+    ``prefix`` ``score``, ``gap`` (or ``abs_gap``) and ``f1_<group>``. What is missing is left out, but not everything.
     """
     missing = [name for name in ("epoch", "metric", "value") if name not in history]
     if missing:

@@ -1,7 +1,6 @@
 """What the numbers of one model on one set of labelled scans can bear: intervals, tests, calibration and verdicts.
 
-Everything here is conditional on the scans of each class and group that were collected (their numbers are the design,
-not chance), so resampling is stratified by class and group.
+The numbers of scans of each class and group are the design, not chance: resampling is stratified by class and group.
 """
 
 from __future__ import annotations
@@ -21,28 +20,16 @@ from ..common import run_folder
 from ..common.distributed import is_primary
 from ..common.errors import UserError
 from ..data.groups import MIN_CELL, group_columns
+from . import records
 from .audit_words import verdicts
 from .calibration import group_calibration
 from .metrics import class_scores
 from .predictions import Predictions, PredictionsError, load_predictions
-from .records import (
-    Audit,
-    AuditSettings,
-    Cell,
-    Differences,
-    FairModel,
-    GroupResult,
-    Overall,
-    Permutation,
-    Power,
-    WorstCell,
-    json_text,
-)
+from .records import Audit, Power
 from .resampling import CheckedEstimate, check_resampling, estimate, interval, wilson
 from .wording import POWER
 
 logger = logging.getLogger(__name__)
-
 
 Floats = NDArray[np.float64]
 IntervalMethod = Literal["smoothed", "percentile"]
@@ -54,14 +41,11 @@ class NoAuditError(UserError):
 
 
 def summaries(confusion: NDArray[Any]) -> dict[str, Floats]:
-    """P, gap, |gap|, F1 of each group and of each cell for any number of confusion tensors at once.
-
-    Args:
-        confusion: [..., G, C, C] counts (or expected counts), rows true, columns predicted.
+    """P, gap, |gap| and F1 of confusion counts [..., G, C, C], rows true; :func:`~.class_scores` has the formulas.
 
     Returns:
         ``score`` [...], ``abs_gap`` [...], ``group_f1`` [..., G], ``cell_f1`` [..., G, C]; with two groups ``gap``
-        [...], first minus second. The formulas are :func:`~.class_scores`'s.
+        [...], first minus second.
     """
     cell = class_scores(torch.from_numpy(np.ascontiguousarray(confusion)))["f1"].numpy()
     group = cell.mean(-1)
@@ -72,21 +56,14 @@ def summaries(confusion: NDArray[Any]) -> dict[str, Floats]:
 
 
 def row_shares(confusion: NDArray[Any], method: IntervalMethod = "smoothed") -> Floats:
-    """Shares of the predictions of each true class and group that resamples are drawn from.
+    """Shares of the predictions of each true class and group that resamples are drawn from, of counts [G, C, C].
 
     ``percentile`` takes the observed shares. ``smoothed`` adds one scan a row, spread evenly over the C predictions
     (Agresti and Coull's idea for a proportion, as a Dirichlet(1/C) prior): a cell that was right 5 times out of 5 is
-    not certain to be right.
-
-    Args:
-        confusion: [G, C, C] counts.
-
-    Returns:
-        [G, C, C], rows summing to 1; an empty row is even.
+    not certain to be right. Rows sum to 1; an empty row is even.
     """
     counts = np.asarray(confusion, dtype=float)
-    classes = counts.shape[-1]
-    support = counts.sum(-1, keepdims=True)
+    classes, support = counts.shape[-1], counts.sum(-1, keepdims=True)
     if method == "percentile":
         return np.where(support > 0, counts / np.maximum(support, 1), 1 / classes)
     return (counts + 1 / classes) / (support + 1)
@@ -95,24 +72,15 @@ def row_shares(confusion: NDArray[Any], method: IntervalMethod = "smoothed") -> 
 def bootstrap_confusion(
     confusion: NDArray[Any], resamples: int, rng: np.random.Generator, method: IntervalMethod = "smoothed"
 ) -> NDArray[np.int64]:
-    """Bootstrap resamples of the scans within each class and group, as confusion counts.
-
-    Resampling n scans of a cell with replacement and counting their predictions is one multinomial draw.
-
-    Returns:
-        [B, G, C, C] counts with the row sums of ``confusion``.
-    """
+    """Bootstrap resamples [B, G, C, C] of the scans within each class and group: one multinomial draw a row."""
     shares = row_shares(confusion, method)
     return rng.multinomial(np.asarray(confusion).sum(-1), shares, size=(resamples, *shares.shape[:2]))
 
 
 def confusion_intervals(
-    confusion: NDArray[Any],
-    rng: np.random.Generator,
-    resamples: int = 10_000,
-    confidence: float = 0.95,
+    confusion: NDArray[Any], rng: np.random.Generator, resamples: int = 10_000, confidence: float = 0.95,
     method: IntervalMethod = "smoothed",
-) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, Floats]]:
+) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, Floats]]:  # fmt: skip
     """Intervals of every number of :func:`summaries`.
 
     ``smoothed`` draws from smoothed shares (:func:`row_shares`). That moves means over cells towards chance, so the
@@ -125,15 +93,13 @@ def confusion_intervals(
     """
     observed = summaries(np.asarray(confusion, dtype=float))
     draws = summaries(bootstrap_confusion(confusion, resamples, rng, method))
-    support = np.asarray(confusion).sum(-1, keepdims=True)
-    centre = summaries(row_shares(confusion, method) * support)
+    centre = summaries(row_shares(confusion, method) * np.asarray(confusion).sum(-1, keepdims=True))
     found: dict[str, tuple[Any, Any, Any]] = {}
     for name, value in observed.items():
         recentre = method == "smoothed" and name in ("score", "gap", "group_f1")
         shift = value - centre[name] if recentre else 0.0
-        low, high = interval(draws[name], value, confidence, shift)
-        bottom = -1.0 if name == "gap" else 0.0
-        found[name] = (value, np.clip(low, bottom, 1), np.clip(high, bottom, 1))
+        low, high = np.clip(interval(draws[name], value, confidence, shift), -1.0 if name == "gap" else 0.0, 1)
+        found[name] = (value, low, high)
         draws[name] = draws[name] + shift
     if "gap" in found:  # the gap and its size must not contradict each other
         value, low, high = found["gap"]
@@ -143,34 +109,23 @@ def confusion_intervals(
 
 
 def fair_model(confusion: NDArray[Any], resamples: int, rng: np.random.Generator) -> dict[str, Floats]:
-    """What a perfectly fair model of the same overall behaviour shows on these scans, by chance alone.
+    """:func:`summaries` [B, ...] of a perfectly fair model of the same overall behaviour on scans like these.
 
-    Every group's predictions are drawn from the shares of all groups together, class by class. |gap| of a fair model
-    is never 0 on a finite sample: an observed |gap| means something only beside this. Its signed gap is not 0 on
-    average either where the groups have their classes in different proportions, as precision depends on them.
-
-    Args:
-        confusion: [G, C, C] counts.
-
-    Returns:
-        :func:`summaries` of [B] draws.
+    Every group's predictions are drawn from the shares of all groups together, class by class, for counts [G, C, C].
+    |gap| of a fair model is never 0 on a finite sample: an observed |gap| means something only beside this. Its signed
+    gap is not 0 on average either where the groups have different proportions of classes, as precision depends on them.
     """
     counts = np.asarray(confusion)
-    pooled = row_shares(counts.sum(0, keepdims=True), "percentile")
-    shares = np.broadcast_to(pooled, counts.shape)
+    shares = np.broadcast_to(row_shares(counts.sum(0, keepdims=True), "percentile"), counts.shape)
     return summaries(rng.multinomial(counts.sum(-1), shares, size=(resamples, *counts.shape[:2])))
 
 
 def permutation_test(confusion: NDArray[Any], permutations: int, rng: np.random.Generator) -> float:
-    """p-value of the gap when groups are shuffled among the scans of each class.
+    """p-value of the gap of counts [G, C, C] when groups are shuffled among the scans of each class.
 
     Under the null hypothesis the group of a scan says nothing about its prediction once its class is known. The gap of
     two groups is held against the mean over shuffles, which is not 0 where their classes have different proportions;
-    with more groups the statistic t is |gap|. Exact up to the number of shuffles: with the observed one among them,
-    p = #{t* >= t} / (1 + permutations).
-
-    Args:
-        confusion: [G, C, C] counts.
+    with more groups the statistic t is |gap|. p = #{t* >= t} / (1 + permutations), the observed t among the t*.
     """
     counts = np.asarray(confusion, dtype=np.int64)
     groups, classes, _ = counts.shape
@@ -195,21 +150,15 @@ def permutation_test(confusion: NDArray[Any], permutations: int, rng: np.random.
 
 
 def power_of_gap(gap: float, standard_error: float, n: int, confidence: float = 0.95) -> Power:
-    """How large a gap these scans can show, and how many scans the observed one needs (normal approximation).
-
-    Args:
-        gap: observed gap.
-        standard_error: of the gap on ``n`` scans; it falls with the root of the number of scans.
-    """
+    """The gap that ``n`` scans can show, and the scans that the observed one needs (normal approximation)."""
     from scipy.stats import norm
 
     quantiles = float(norm.ppf(1 - (1 - confidence) / 2) + norm.ppf(POWER))
     detectable = quantiles * standard_error
-    scans = None if gap == 0 else float(np.ceil(n * (detectable / gap) ** 2))
-    return Power(detectable, scans)
+    return Power(detectable, None if gap == 0 else float(np.ceil(n * (detectable / gap) ** 2)))
 
 
-def group_differences(predictions: Predictions) -> Differences:
+def group_differences(predictions: Predictions) -> records.Differences:
     """Equalized-odds and demographic-parity differences of each class against the rest, in [0, 1], by fairlearn.
 
     A class with an empty or full group has no rate, and so no equalized odds.
@@ -221,13 +170,13 @@ def group_differences(predictions: Predictions) -> Differences:
     odds: dict[str, float] = {}
     parity: dict[str, float] = {}
     if len(set(group)) < 2:
-        return Differences()
+        return records.Differences()
     for c, name in enumerate(known.class_names):
         true, said = known.label == c, known.prediction == c
         parity[name] = float(demographic_parity_difference(true, said, sensitive_features=group))
         if all(0 < true[group == g].sum() < (group == g).sum() for g in set(group)):
             odds[name] = float(equalized_odds_difference(true, said, sensitive_features=group))
-    return Differences(odds, parity)
+    return records.Differences(odds, parity)
 
 
 def group_scores(predictions: Predictions) -> dict[str, float]:
@@ -236,33 +185,22 @@ def group_scores(predictions: Predictions) -> dict[str, float]:
     from sklearn.metrics import f1_score
 
     known = predictions.known()
-    labels = range(len(known.class_names))
 
     def macro_f1(true: Any, said: Any) -> float:
-        return float(f1_score(true, said, labels=labels, average="macro", zero_division=0))
+        return float(f1_score(true, said, labels=range(len(known.class_names)), average="macro", zero_division=0))
 
-    frame = MetricFrame(
-        metrics=macro_f1,
-        y_true=known.label,
-        y_pred=known.prediction,
-        sensitive_features=np.array(known.group_names)[known.group],
-    )
+    group = np.array(known.group_names)[known.group]
+    frame = MetricFrame(metrics=macro_f1, y_true=known.label, y_pred=known.prediction, sensitive_features=group)
     return {str(group): float(value) for group, value in frame.by_group.items()}
 
 
 def audit(
-    predictions: Predictions,
-    resamples: int = 10_000,
-    permutations: int = 10_000,
-    confidence: float = 0.95,
-    method: IntervalMethod = "smoothed",
-    seed: int = 0,
-    min_cell: int = MIN_CELL,
-) -> Audit:
+    predictions: Predictions, resamples: int = 10_000, permutations: int = 10_000, confidence: float = 0.95,
+    method: IntervalMethod = "smoothed", seed: int = 0, min_cell: int = MIN_CELL,
+) -> Audit:  # fmt: skip
     """Everything that can be said of one table of predictions.
 
-    Scans of unknown group are counted (``n_unknown``) and left out: every number here is about groups. So are groups
-    without a scan (``absent_groups``).
+    Scans of unknown group (``n_unknown``) and groups without a scan (``absent_groups``) are named and left out.
 
     Args:
         predictions: labelled predictions; at least two groups with a scan.
@@ -270,7 +208,7 @@ def audit(
         permutations: of the test of the gap.
         confidence: of every interval.
         method: of the bootstrap, see :func:`confusion_intervals`.
-        seed: same seed, same audit.
+        seed: the same seed gives the same audit.
         min_cell: scans of a class and group below which no statement about the cell is made.
 
     Raises:
@@ -303,15 +241,17 @@ def audit(
     confusion = known.confusion()[:-1]
     found, draws = confusion_intervals(confusion, rng, resamples, confidence, method)
     pooled, _ = confusion_intervals(confusion.sum(0, keepdims=True), rng, resamples, confidence, method)
-    fair = fair_model(confusion, resamples, rng)
+    fair_draws = fair_model(confusion, resamples, rng)
+    fair = [fair_draws["abs_gap"].mean(), np.quantile(fair_draws["abs_gap"], 0.95)]
+    if "gap" in fair_draws:
+        fair += [fair_draws["gap"].mean(), *np.quantile(fair_draws["gap"], [0.025, 0.975])]
     groups = _groups(known, confusion, found["group_f1"], max(100, resamples // 5), confidence, rng)
     cells = _cells(known, confusion, found["cell_f1"], confidence, min_cell)
     estimates = {name: estimate(*found[name]) for name in ("score", "gap", "abs_gap") if name in found}
-    tested = "gap" if "gap" in found else "abs_gap"
-    # The largest of several differences is not normally distributed around 0, so its power is not computed.
-    power = None
-    if tested == "gap":
+    tested, power = "abs_gap", None  # the largest of several differences is not normally distributed around 0
+    if "gap" in found:
         power = power_of_gap(estimates["gap"].value, float(draws["gap"].std()), len(known.label), confidence)
+        tested = "gap"
     result = Audit(
         n=len(known.label),
         n_unknown=len(predictions.label) - len(known.label),
@@ -321,13 +261,13 @@ def audit(
         group_names=known.group_names,
         absent_groups=tuple(name for name in predictions.group_names if name not in known.group_names),
         group_by=known.group_by,
-        settings=AuditSettings(resamples, permutations, confidence, method, seed, min_cell),
-        overall=Overall(**estimates, f1_macro=estimate(*pooled["score"])),
+        settings=records.AuditSettings(resamples, permutations, confidence, method, seed, min_cell),
+        overall=records.Overall(**estimates, f1_macro=estimate(*pooled["score"])),
         groups=groups,
         cells=cells,
         worst_cell=_worst_cell(cells, draws["cell_f1"], confusion),
-        fair_model=_fair_model(fair),
-        permutation=Permutation(tested, permutation_test(confusion, permutations, rng)),
+        fair_model=records.FairModel(*map(float, fair)),
+        permutation=records.Permutation(tested, permutation_test(confusion, permutations, rng)),
         power=power,
         differences=group_differences(known),
         confusion=confusion.tolist(),
@@ -336,18 +276,12 @@ def audit(
 
 
 def write_audit(
-    predictions: str | Path,
-    class_names: Sequence[str],
-    group_names: Sequence[str],
-    group_by: str | Sequence[str] = "sex",
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    min_cell: int = MIN_CELL,
-) -> Audit | None:
+    predictions: str | Path, class_names: Sequence[str], group_names: Sequence[str],
+    group_by: str | Sequence[str] = "sex", confidence: float = 0.95, resamples: int = 10_000, min_cell: int = MIN_CELL,
+) -> Audit | None:  # fmt: skip
     """Audit a prediction table into audit.json beside it, for the end of an evaluation.
 
-    Returns:
-        the audit; None in processes other than the first, and, with a warning, where the scans allow no audit.
+    Returns None in processes other than the first, and, with a warning, where the scans allow no audit.
     """
     if not is_primary():
         return None
@@ -364,56 +298,40 @@ def write_audit(
     except (NoAuditError, ImportError) as error:  # an evaluation is worth keeping without its audit
         logger.warning("no audit: %s", error)
         return None
-    path.write_text(json_text(result))
+    path.write_text(records.json_text(result))
     return result
 
 
-def _fair_model(draws: dict[str, Floats]) -> FairModel:
-    size = float(draws["abs_gap"].mean()), float(np.quantile(draws["abs_gap"], 0.95))
-    if "gap" not in draws:
-        return FairModel(*size)
-    return FairModel(*size, float(draws["gap"].mean()), *map(float, np.quantile(draws["gap"], [0.025, 0.975])))
-
-
 def _groups(
-    known: Predictions,
-    confusion: NDArray[Any],
-    f1: Sequence[Floats],
-    resamples: int,
-    confidence: float,
+    known: Predictions, confusion: NDArray[Any], f1: Sequence[Floats], resamples: int, confidence: float,
     rng: np.random.Generator,
-) -> tuple[GroupResult, ...]:
+) -> tuple[records.GroupResult, ...]:  # fmt: skip
     by_fairlearn = group_scores(known)
     calibration = group_calibration(known, rng, resamples, confidence)
-    return tuple(
-        GroupResult(
-            name,
-            int(confusion[g].sum()),
-            CheckedEstimate(*estimate(*(part[g] for part in f1)), by_fairlearn[name]),
-            wilson(int(confusion[g].trace()), int(confusion[g].sum()), confidence),
-            calibration.get(name),
-        )
-        for g, name in enumerate(known.group_names)
-    )
+    groups = []
+    for g, name in enumerate(known.group_names):
+        hits, n = int(confusion[g].trace()), int(confusion[g].sum())
+        macro_f1 = CheckedEstimate(*estimate(*(part[g] for part in f1)), by_fairlearn[name])
+        groups.append(records.GroupResult(name, n, macro_f1, wilson(hits, n, confidence), calibration.get(name)))
+    return tuple(groups)
 
 
 def _cells(
     known: Predictions, confusion: NDArray[Any], f1: Sequence[Floats], confidence: float, min_cell: int
-) -> tuple[Cell, ...]:
+) -> tuple[records.Cell, ...]:
     cells = []
     for (g, group), (c, name) in product(enumerate(known.group_names), enumerate(known.class_names)):
         hits, n, predicted = (int(k) for k in (confusion[g, c, c], confusion[g, c].sum(), confusion[g, :, c].sum()))
         precision, recall = wilson(hits, predicted, confidence), wilson(hits, n, confidence)
         found = estimate(*(part[g, c] for part in f1))
-        cells.append(Cell(group, name, n, predicted, precision, recall, found, n < min_cell))
+        cells.append(records.Cell(group, name, n, predicted, precision, recall, found, n < min_cell))
     return tuple(cells)
 
 
-def _worst_cell(cells: Sequence[Cell], draws: Floats, confusion: NDArray[Any]) -> WorstCell:
+def _worst_cell(cells: Sequence[records.Cell], draws: Floats, confusion: NDArray[Any]) -> records.WorstCell:
     """The cell of lowest F1 among those with a scan, and in what share of the resamples it is the lowest."""
     filled = np.flatnonzero(confusion.sum(-1).ravel() > 0).tolist()
     worst = min(filled, key=lambda index: cells[index].f1.value)
-    flat = draws.reshape(len(draws), -1)[:, filled]
-    share = float((flat.argmin(1) == filled.index(worst)).mean())
-    cell = cells[worst]
-    return WorstCell(cell.group, cell.class_name, cell.n, cell.f1, cell.small, share)
+    lowest = draws.reshape(len(draws), -1)[:, filled].argmin(1)
+    share, cell = float((lowest == filled.index(worst)).mean()), cells[worst]
+    return records.WorstCell(cell.group, cell.class_name, cell.n, cell.f1, cell.small, share)

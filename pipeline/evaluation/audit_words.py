@@ -10,14 +10,19 @@ MIX_GAP = 0.02  # a fair model's gap from which a verdict says that the groups d
 
 def verdicts(result: Audit) -> list[Verdict]:
     """What an audit says, in words, the most important first."""
-    return [
-        _gap_verdict(result),
-        *_power_verdicts(result),
-        *_origin_verdicts(result),
-        *_mix_verdicts(result),
-        *_cell_verdicts(result),
-        *_calibration_verdicts(result),
-    ]
+    found = [_gap_verdict(result), *_power_verdicts(result)]
+    if result.postprocess:
+        text = f"These are not the network's own answers: they were post-processed ({result.postprocess})."
+        found.append(Verdict("note", text))
+    share = result.fair_model.gap_mean or 0.0
+    if abs(share) >= MIX_GAP:  # a gap that comes of who was scanned, large enough to mislead
+        first, second = result.group_names
+        text = (
+            f"{first} and {second} scans do not have the classes in the same proportions, which gives a perfectly fair "
+            f"model a gap of {share:+.3f} here on average. The test allows for that; the interval does not."
+        )
+        found.append(Verdict("note", text))
+    return [*found, *_cell_verdicts(result), *_calibration_verdicts(result)]
 
 
 def fair_gap_text(fair: FairModel) -> str:
@@ -49,15 +54,11 @@ def _gap_verdict(result: Audit) -> Verdict:
     if apart and p <= level:
         return Verdict("finding", f"{what} is larger than chance explains: {sentence}; {beside}.")
     if overall.gap is not None and (p <= level or not gap.low <= 0 <= gap.high):
-        return Verdict(
-            "inconclusive",
-            f"{what} is on the border of what chance explains: the interval and the test do not agree; {beside}.",
-        )
-    return Verdict(
-        "inconclusive",
-        f"{what}: a difference of this size cannot be told from none on these data; {beside}. It does not show that "
-        f"the model is fair either: a gap as large as {overall.abs_gap.high:.3f} is not ruled out.",
-    )
+        what += " is on the border of what chance explains: the interval and the test do not agree"
+        return Verdict("inconclusive", f"{what}; {beside}.")
+    what += f": a difference of this size cannot be told from none on these data; {beside}. It does not show that the"
+    what += f" model is fair either: a gap as large as {overall.abs_gap.high:.3f} is not ruled out."
+    return Verdict("inconclusive", what)
 
 
 def _power_verdicts(result: Audit) -> list[Verdict]:
@@ -69,63 +70,35 @@ def _power_verdicts(result: Audit) -> list[Verdict]:
         return [Verdict("note", f"{text}.")]
     if power.scans <= n:
         return [Verdict("note", f"{text}; the observed one is of that size.")]
-    times = power.scans / n
     text += f"; one of the observed size would need about {planned(power.scans)} scans in the same proportions "
-    return [Verdict("note", f"{text}({times:.1f} times as many).")]
-
-
-def _origin_verdicts(result: Audit) -> list[Verdict]:
-    if not result.postprocess:
-        return []
-    text = f"These are not the network's own answers: they were post-processed ({result.postprocess})."
-    return [Verdict("note", text)]
-
-
-def _mix_verdicts(result: Audit) -> list[Verdict]:
-    """A gap that comes of who was scanned, not of the model, where it is large enough to mislead."""
-    share = result.fair_model.gap_mean or 0.0
-    if abs(share) < MIX_GAP:
-        return []
-    first, second = result.group_names
-    text = (
-        f"{first} and {second} scans do not have the classes in the same proportions, which gives a perfectly fair "
-        f"model a gap of {share:+.3f} here on average. The test allows for that; the interval does not."
-    )
-    return [Verdict("note", text)]
+    return [Verdict("note", f"{text}({power.scans / n:.1f} times as many).")]
 
 
 def _cell_verdicts(result: Audit) -> list[Verdict]:
-    found = []
+    found: list[Verdict] = []
     worst = result.worst_cell
     if not worst.small:
-        found.append(
-            Verdict(
-                "finding" if worst.share_of_resamples >= 0.95 else "note",
-                f"The lowest F1 is that of {worst.group} {worst.class_name}: {worst.f1.value:.3f} "
-                f"({span(worst.f1)}, {worst.n} scans); it is the lowest in "
-                f"{in_percent(worst.share_of_resamples)} of resamples.",
-            )
+        text = (
+            f"The lowest F1 is that of {worst.group} {worst.class_name}: {worst.f1.value:.3f} ({span(worst.f1)}, "
+            f"{worst.n} scans); it is the lowest in {in_percent(worst.share_of_resamples)} of resamples."
         )
-    for name in result.absent_groups:
-        found.append(Verdict("no-statement", f"There is no scan of group {name}: no statement."))
-    small, empty = [], []
-    for cell in result.cells:
-        name = f"{cell.group} {cell.class_name}"
-        if cell.n == 0:
-            empty.append(name)
-        elif cell.small:
-            small.append((name, "1 scan" if cell.n == 1 else f"{cell.n} scans"))
+        found.append(Verdict("finding" if worst.share_of_resamples >= 0.95 else "note", text))
+    texts = [f"There is no scan of group {name}: no statement." for name in result.absent_groups]
+    empty = [f"{cell.group} {cell.class_name}" for cell in result.cells if cell.n == 0]
     if empty:
         have = "has no scan: no statement; its" if len(empty) == 1 else "have no scan: no statement; their"
-        text = f"{', '.join(empty)} {have} F1 counts as 0 in P and in the gap, as in the metrics."
-        found.append(Verdict("no-statement", text))
+        texts.append(f"{', '.join(empty)} {have} F1 counts as 0 in P and in the gap, as in the metrics.")
+    small = [
+        (f"{cell.group} {cell.class_name}", "1 scan" if cell.n == 1 else f"{cell.n} scans")
+        for cell in result.cells
+        if cell.small and cell.n
+    ]
     if len(small) == 1:
-        found.append(Verdict("no-statement", f"{small[0][0]}: this cell has {small[0][1]}: no statement."))
+        texts.append(f"{small[0][0]}: this cell has {small[0][1]}: no statement.")
     elif small:
         cells = ", ".join(f"{name} ({scans})" for name, scans in small)
-        least = result.settings.min_cell
-        found.append(Verdict("no-statement", f"No statement on cells of fewer than {least} scans: {cells}."))
-    return found
+        texts.append(f"No statement on cells of fewer than {result.settings.min_cell} scans: {cells}.")
+    return found + [Verdict("no-statement", text) for text in texts]
 
 
 def _calibration_verdicts(result: Audit) -> list[Verdict]:
@@ -142,10 +115,11 @@ def _calibration_verdicts(result: Audit) -> list[Verdict]:
         if calibration.ece.value <= threshold:
             found.append(Verdict("note", f"No miscalibration can be seen for {group.group} scans: {said}"))
             continue
-        direction = "miscalibrated"  # over-confident in some bins and under-confident in others
-        if calibration.mean_confidence > group.accuracy.high:
-            direction = "over-confident"
-        elif calibration.mean_confidence < group.accuracy.low:
-            direction = "under-confident"
+        over, under = (
+            calibration.mean_confidence > group.accuracy.high,
+            calibration.mean_confidence < group.accuracy.low,
+        )
+        # miscalibrated: over-confident in some bins and under-confident in others
+        direction = "over-confident" if over else "under-confident" if under else "miscalibrated"
         found.append(Verdict("finding", f"Probabilities of {group.group} scans are {direction}: {said}"))
     return found

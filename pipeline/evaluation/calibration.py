@@ -12,7 +12,6 @@ from .records import Calibration, Chance, ReliabilityBin
 from .resampling import estimate_from, resample_counts
 
 Floats = NDArray[np.float64]
-
 BINS = 10
 
 
@@ -22,18 +21,13 @@ def bin_of(confidence: Floats, bins: int = BINS) -> NDArray[np.int64]:
 
 
 def expected_calibration_error(confidence: Floats, correct: NDArray[Any], bins: int = BINS) -> Floats:
-    """ECE (Guo et al. 2017, Eq. 3): mean over scans of |accuracy - mean confidence| of the scan's bin.
+    """ECE (Guo et al. 2017, Eq. 3), [...] in [0, 1]: mean over scans of |accuracy - mean confidence| of the scan's bin.
 
-    Args:
-        confidence: [N] probability of the predicted class.
-        correct: [..., N] whether the prediction was right; leading axes are resamples with these confidences.
-
-    Returns:
-        [...], in [0, 1]. On a finite sample it is above 0 for a perfectly calibrated model too.
+    It is above 0 on a finite sample of a perfectly calibrated model too. ``confidence`` [N] is the probability of the
+    predicted class, ``correct`` [..., N] whether it was right; leading axes are resamples with these confidences.
     """
     surplus = np.asarray(correct, dtype=float) - confidence
-    onehot = np.eye(bins)[bin_of(confidence, bins)]
-    return np.abs(surplus @ onehot).sum(-1) / len(confidence)
+    return np.abs(surplus @ np.eye(bins)[bin_of(confidence, bins)]).sum(-1) / len(confidence)
 
 
 def reliability_curve(
@@ -46,16 +40,15 @@ def reliability_curve(
     curve = []
     for inside in (index == b for b in np.unique(index)):
         hits, n = int(np.asarray(correct)[inside].sum()), int(inside.sum())
-        low, high = proportion_confint(hits, n, alpha=1 - level, method="wilson")
-        mean = float(np.asarray(confidence)[inside].mean())
-        curve.append(ReliabilityBin(mean, hits / n, float(low), float(high), n))
+        low, high = map(float, proportion_confint(hits, n, alpha=1 - level, method="wilson"))
+        curve.append(ReliabilityBin(float(np.asarray(confidence)[inside].mean()), hits / n, low, high, n))
     return tuple(curve)
 
 
 def auc_of_resamples(
     label: NDArray[np.int64], probabilities: Floats, counts: Floats, rng: np.random.Generator
 ) -> Floats:
-    """Macro one-against-rest ROC AUC of each resample, from the Mann-Whitney statistic with repeated scans.
+    """Macro one-against-rest ROC AUC [B] of each resample, from the Mann-Whitney statistic with repeated scans.
 
     Resamples of a class that is perfectly separated are all separated, which would make its AUC of 1 a certainty. Its
     k = min(positives, negatives) disjoint pairs are k independent successes without a failure: its area is drawn from
@@ -66,10 +59,6 @@ def auc_of_resamples(
         label: [N] true classes, every class at least once.
         probabilities: [N, C].
         counts: [B, N] of :func:`resample_counts`, stratified by class.
-        rng: of the areas of separated classes.
-
-    Returns:
-        [B].
     """
     areas, chance = [], rng.random(len(counts))
     for c in range(probabilities.shape[1]):
@@ -99,13 +88,13 @@ def group_calibration(
             continue
         label, probabilities = predictions.label[inside], predictions.probabilities[inside]
         said = predictions.prediction[inside]
-        sure = probabilities[np.arange(len(said)), said]
-        correct = said == label
+        sure, correct = probabilities[np.arange(len(said)), said], said == label
         counts = resample_counts(label, resamples, rng)
         squares = ((probabilities - np.eye(classes)[label]) ** 2).sum(1)
         auc = None
         if len(np.unique(label)) == classes:
-            value = _macro_auc(roc_auc_score, label, probabilities)
+            judged = [1] if classes == 2 else range(classes)  # of two classes the other AUC is the same
+            value = float(np.mean([roc_auc_score(label == c, probabilities[:, c]) for c in judged]))
             auc = estimate_from(auc_of_resamples(label, probabilities, counts, rng), value, confidence)
         bins = np.eye(BINS)[bin_of(sure)]
         error = float(expected_calibration_error(sure, correct))
@@ -121,10 +110,3 @@ def group_calibration(
             reliability_curve(sure, correct, confidence),
         )
     return found
-
-
-def _macro_auc(roc_auc_score: Any, label: NDArray[np.int64], probabilities: Floats) -> float:
-    if probabilities.shape[1] == 2:  # scikit-learn takes two classes in another form
-        return float(roc_auc_score(label, probabilities[:, 1]))
-    areas = [roc_auc_score(label == c, probabilities[:, c]) for c in range(probabilities.shape[1])]
-    return float(np.mean(areas))

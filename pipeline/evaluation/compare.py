@@ -6,51 +6,28 @@ these two trained models; with several it is about the ways of training, and cha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from . import paired, records
 from .audit import confusion_intervals, power_of_gap
 from .compare_words import verdicts
-from .paired import (
-    TESTED,
-    TIE,
-    CompareError,
-    Floats,
-    Patterns,
-    align,
-    bootstrap_runs,
-    draw_weights,
-    headline,
-    permute_runs,
-    permute_scans,
-    runs_needed,
-    smallest_p,
-)
+from .paired import TESTED, TIE, CompareError, Floats, Patterns
 from .predictions import Predictions
-from .records import (
-    ComparedSystem,
-    Comparison,
-    ComparisonSettings,
-    DifferencePower,
-    GivenRunsTest,
-    PairComparison,
-    PermutationTest,
-)
+from .records import ComparedSystem, Comparison, GivenRunsTest, PairComparison, PermutationTest
 from .resampling import Estimate, check_resampling, estimate, estimate_from
 
 Test = TypeVar("Test", PermutationTest, GivenRunsTest)
 
 
 def compare(
-    systems: Mapping[str, Sequence[Predictions]],
-    resamples: int = 10_000,
-    permutations: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Comparison:
+    systems: Mapping[str, Sequence[Predictions]], resamples: int = 10_000, permutations: int = 10_000,
+    confidence: float = 0.95, seed: int = 0,
+) -> Comparison:  # fmt: skip
     """Compare the first system with each other one on the same scans.
 
     A number of a system is the mean of its runs' numbers; a difference is the other system minus the reference. Scans
@@ -60,15 +37,13 @@ def compare(
     class and group, the same for all runs. Where a system has several runs, these are drawn too, for each system by
     itself, and the two deviations from what was observed are added: drawing runs out of resampled scans would count
     three times what a run gets right by chance on single scans (Owen 2007), adding counts it twice. Tests permute scans
-    with one run each (:func:`permute_scans`), else runs (:func:`permute_runs`). Holm's adjustment is over P and the
-    absolute gap of every comparison. The estimates of a single run are those of its audit for the same settings.
+    with one run each (:func:`~.permute_scans`), else runs (:func:`~.permute_runs`). Holm's adjustment is over P and
+    |gap| of every comparison. The estimates of a single run are those of its audit for the same settings.
 
     Args:
         systems: name -> a table a run; the first is the reference. The order of the scans may differ.
-        resamples: bootstrap draws.
         permutations: of each test.
         confidence: of every interval; a test is at the level 1 - confidence.
-        seed: same seed, same result.
 
     Raises:
         CompareError: the tables are not of the same scans, classes and groups, or of fewer than two groups.
@@ -90,29 +65,25 @@ def compare(
         finding | P of new is 0.250 higher than that of old (
     """
     check_resampling(confidence, resamples, permutations)
-    aligned = {name: [table.known().present_groups() for table in tables] for name, tables in align(systems).items()}
+    aligned = {
+        name: [table.known().present_groups() for table in tables] for name, tables in paired.align(systems).items()
+    }
     runs = [table for tables in aligned.values() for table in tables]
     first = runs[0]
-    present = np.unique(first.group)
-    if len(present) < 2:
-        names = ", ".join(first.group_names[g] for g in present) or "none"
+    if len(first.group_names) < 2:
+        names = ", ".join(first.group_names) or "none"
         raise CompareError(f"a comparison of fairness needs scans of two groups at least; there are scans of: {names}")
-    columns, start = {}, 0
-    for name, tables in aligned.items():
-        columns[name] = list(range(start, start + len(tables)))
-        start += len(tables)
+    number = itertools.count()
+    columns = {name: [next(number) for _ in tables] for name, tables in aligned.items()}
 
     scans_rng, runs_rng, tests_rng = np.random.default_rng(seed).spawn(3)
     patterns = Patterns.of(runs)
-    numbers = headline(patterns.confusions(patterns.count[None]), first.group_names)
+    numbers = paired.headline(patterns.confusions(patterns.count[None]), first.group_names)
     observed = {name: values[0] for name, values in numbers.items()}
-    evidence = _Evidence(
-        patterns,
-        columns,
-        observed,
-        bootstrap_runs(patterns, first.group_names, resamples, scans_rng),
-        {name: draw_weights(np.ones(len(c), dtype=np.int64), resamples, runs_rng) for name, c in columns.items()},
-    )
+    draws = paired.bootstrap_runs(patterns, first.group_names, resamples, scans_rng)
+    ones = {name: np.ones(len(c), dtype=np.int64) for name, c in columns.items()}
+    weights = {name: paired.draw_weights(count, resamples, runs_rng) for name, count in ones.items()}
+    evidence = _Evidence(patterns, columns, observed, draws, weights)
     reference, *others = aligned
     pairs = [_compare_pair(evidence, reference, other, permutations, confidence, tests_rng) for other in others]
     result = Comparison(
@@ -123,79 +94,59 @@ def compare(
         group_by=first.group_by,
         synthetic=any(table.synthetic for table in runs),
         reference=reference,
-        settings=ComparisonSettings(resamples, permutations, confidence, seed),
+        settings=records.ComparisonSettings(resamples, permutations, confidence, seed),
         systems=tuple(
-            _system(name, tables, {key: value[columns[name]] for key, value in observed.items()}, resamples,
-                    confidence, seed)
+            ComparedSystem(
+                name,
+                ", ".join(sorted({table.postprocess for table in tables} - {""})),
+                {key: float(value[columns[name]].mean()) for key, value in observed.items()},
+                {key: float(value[columns[name]].std(ddof=1)) for key, value in observed.items()}
+                if len(tables) > 1
+                else None,
+                tuple(_run_estimates(table, resamples, confidence, seed) for table in tables),
+            )
             for name, tables in aligned.items()
         ),
         comparisons=tuple(_adjusted(pairs)),
-    )  # fmt: skip
+    )
     return replace(result, verdicts=tuple(verdicts(result)))
 
 
-def _system(
-    name: str,
-    tables: Sequence[Predictions],
-    observed: Mapping[str, Floats],
-    resamples: int,
-    confidence: float,
-    seed: int,
-) -> ComparedSystem:
-    return ComparedSystem(
-        name,
-        ", ".join(sorted({table.postprocess for table in tables} - {""})),
-        {key: float(value.mean()) for key, value in observed.items()},
-        {key: float(value.std(ddof=1)) for key, value in observed.items()} if len(tables) > 1 else None,
-        tuple(_run_estimates(table, resamples, confidence, seed) for table in tables),
-    )
+class _Evidence(NamedTuple):
+    """What all comparisons share."""
 
-
-@dataclass(frozen=True)
-class _Evidence:
-    """What all comparisons share.
-
-    Args:
-        patterns: of the R runs of all systems.
-        columns: system -> its runs among them.
-        observed: name -> [R] of :func:`headline`.
-        draws: name -> [B, R] of :func:`bootstrap_runs`.
-        weights: system -> [B, runs] of :func:`draw_weights`.
-    """
-
-    patterns: Patterns
-    columns: dict[str, list[int]]
-    observed: dict[str, Floats]
-    draws: dict[str, Floats]
-    weights: dict[str, Floats]
+    patterns: Patterns  # of the R runs of all systems
+    columns: dict[str, list[int]]  # system -> its runs among them
+    observed: dict[str, Floats]  # name -> [R] of paired.headline
+    draws: dict[str, Floats]  # name -> [B, R] of paired.bootstrap_runs
+    weights: dict[str, Floats]  # system -> [B, runs] of paired.draw_weights
 
 
 def _compare_pair(
     evidence: _Evidence, reference: str, other: str, permutations: int, confidence: float, rng: np.random.Generator
 ) -> PairComparison:
-    a, b = evidence.columns[reference], evidence.columns[other]
-    observed = evidence.observed
+    patterns, columns, observed, draws, weights = evidence
+    a, b = columns[reference], columns[other]
     several = max(len(a), len(b)) > 1
     differences = {name: float(value[b].mean() - value[a].mean()) for name, value in observed.items()}
-    given = {name: draw[:, b].mean(1) - draw[:, a].mean(1) for name, draw in evidence.draws.items()}
+    given = {name: draw[:, b].mean(1) - draw[:, a].mean(1) for name, draw in draws.items()}
     drawn = given
     if several:
-        weights = evidence.weights
         drawn = {
             name: given[name] + weights[other] @ value[b] - weights[reference] @ value[a] - differences[name]
             for name, value in observed.items()
         }
-    swapped = permute_scans(evidence.patterns, a, b, permutations, rng) if len(a) == len(b) else None
+    swapped = paired.permute_scans(patterns, a, b, permutations, rng) if len(a) == len(b) else None
     if several:
-        p = {name: permute_runs(observed[name][a], observed[name][b], permutations, rng) for name in TESTED}
-        unit, least = "runs", smallest_p(len(a), len(b), permutations)
+        p = {name: paired.permute_runs(observed[name][a], observed[name][b], permutations, rng) for name in TESTED}
+        unit, least = "runs", paired.smallest_p(len(a), len(b), permutations)
     else:
         assert swapped is not None
         p, unit, least = swapped, "scans", 1 / (1 + permutations)
-    power = power_of_gap(
-        differences["score"], float(given["score"].std()), int(evidence.patterns.count.sum()), confidence
-    )
+    power = power_of_gap(differences["score"], float(given["score"].std()), int(patterns.count.sum()), confidence)
+    runs = paired.runs_needed(observed["score"][a], observed["score"][b], confidence)
     nan = float("nan")  # stands for p after Holm, which needs the tests of all comparisons
+    alone = {name: GivenRunsTest(swapped[name], nan) for name in TESTED} if several and swapped else None
     return PairComparison(
         system=other,
         reference=reference,
@@ -203,14 +154,8 @@ def _compare_pair(
         probability_better={"score": _share_above(drawn["score"]), "abs_gap": _share_above(-drawn["abs_gap"])},
         tests={name: PermutationTest(p[name], unit, least, nan) for name in TESTED},
         differences_of_these_runs=_estimates(differences, given, confidence) if several else None,
-        tests_of_these_runs={name: GivenRunsTest(swapped[name], nan) for name in TESTED}
-        if several and swapped
-        else None,
-        power=DifferencePower(
-            power.detectable_gap,
-            power.scans,
-            runs_needed(observed["score"][a], observed["score"][b], confidence),
-        ),
+        tests_of_these_runs=alone,
+        power=records.DifferencePower(power.detectable_gap, power.scans, runs),
     )
 
 

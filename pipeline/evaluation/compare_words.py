@@ -22,11 +22,11 @@ def verdicts(result: Comparison) -> list[Verdict]:
             found.append(_scans_verdict(comparison, result))
         else:
             found += _runs_verdicts(comparison, counts, result, family)
-    for system in result.systems:
-        if system.postprocess:
-            text = f"The answers of {system.name} were post-processed ({system.postprocess})."
-            found.append(Verdict("note", text))
-    return found
+    return found + [
+        Verdict("note", f"The answers of {system.name} were post-processed ({system.postprocess}).")
+        for system in result.systems
+        if system.postprocess
+    ]
 
 
 def _difference_verdict(comparison: PairComparison, name: str, result: Comparison, family: int) -> Verdict:
@@ -40,23 +40,16 @@ def _difference_verdict(comparison: PairComparison, name: str, result: Compariso
     )
     if several and _too_few(comparison, result, family):
         return Verdict("inconclusive", f"{what}: so few runs cannot tell a difference of any size from none.")
-    apart, small = _apart(estimate), test.p_holm < 1 - confidence
+    apart, small = not estimate.low <= 0 <= estimate.high, test.p_holm < 1 - confidence
     if apart and small:
         whom = "the ways of training differ" if several else "these models differ on scans like these"
         return Verdict("finding", f"{what}: larger than chance explains, {whom}.")
     if apart or small:
-        return Verdict(
-            "inconclusive", f"{what}: on the border of what chance explains, the interval and the test do not agree."
-        )
-    return Verdict(
-        "inconclusive",
-        f"{what}: a difference of this size cannot be told from none on these data; that does not show that there is "
-        "none.",
-    )
-
-
-def _apart(estimate: Estimate) -> bool:
-    return not estimate.low <= 0 <= estimate.high
+        what += ": on the border of what chance explains, the interval and the test do not agree."
+    else:
+        what += ": a difference of this size cannot be told from none on these data; that does not show that there is "
+        what += "none."
+    return Verdict("inconclusive", what)
 
 
 def _too_few(comparison: PairComparison, result: Comparison, family: int) -> bool:
@@ -74,60 +67,52 @@ def _difference(comparison: PairComparison, name: str, estimate: Estimate) -> st
 
 
 def _scans_verdict(comparison: PairComparison, result: Comparison) -> Verdict:
-    power, n = comparison.power, result.n
+    scans, n = comparison.power.scans, result.n
     text = "One run each: says nothing about other seeds."
-    if power.scans is not None and power.scans > n:
-        text += (
-            f" To see this difference in P between these models in {in_percent(POWER)} of studies takes about "
-            f"{planned(power.scans)} scans in the same proportions ({power.scans / n:.1f} times as many)."
-        )
+    if scans is not None and scans > n:
+        text += f" To see this difference in P between these models in {in_percent(POWER)} of studies takes about "
+        text += f"{planned(scans)} scans in the same proportions ({scans / n:.1f} times as many)."
     return Verdict("note", text)
 
 
 def _runs_verdicts(
     comparison: PairComparison, counts: tuple[int, int], result: Comparison, family: int
 ) -> list[Verdict]:
-    settings = result.settings
-    level = 1 - settings.confidence
+    level = 1 - result.settings.confidence
     reference, other = comparison.reference, comparison.system
     found = []
     if _too_few(comparison, result, family):
         least = family * comparison.tests["score"].smallest_p
-        enough = (r for r in range(2, 50) if family * smallest_p(r, r, settings.permutations) < level)
-        found.append(
-            Verdict(
-                "no-statement",
-                f"{_runs(counts[0])} of {reference} and {_runs(counts[1])} of {other} are too few for a statement "
-                f"about other seeds: the smallest p that they can give is {min(least, 1):.2g} after Holm; it takes "
-                f"{next(enough, 'more permutations and 50')} runs each.",
-            )
+        enough = (r for r in range(2, 50) if family * smallest_p(r, r, result.settings.permutations) < level)
+        text = (
+            f"{_runs(counts[0])} of {reference} and {_runs(counts[1])} of {other} are too few for a statement about "
+            f"other seeds: the smallest p that they can give is {min(least, 1):.2g} after Holm; it takes "
+            f"{next(enough, 'more permutations and 50')} runs each."
         )
+        found.append(Verdict("no-statement", text))
     given, tests = comparison.differences_of_these_runs, comparison.tests_of_these_runs
     if given is not None and tests is not None:
         parts = []
         for name in TESTED:
-            apart = _apart(given[name]) and tests[name].p_holm < level
-            parts.append(
-                f"{number_name(name)} {span(given[name], signed=True)}, p = {tests[name].p_holm:.3g} after Holm "
-                f"({'larger than chance explains' if apart else 'cannot be told from none'})"
-            )
+            estimate, p = given[name], tests[name].p_holm
+            apart = not estimate.low <= 0 <= estimate.high and p < level
+            said = "larger than chance explains" if apart else "cannot be told from none"
+            parts.append(f"{number_name(name)} {span(estimate, signed=True)}, p = {p:.3g} after Holm ({said})")
         text = "These very runs, with chance in the scans only: difference in " + "; in ".join(parts)
         found.append(Verdict("note", f"{text}. Other seeds may give another."))
     single = next((name for name, runs in zip((reference, other), counts, strict=True) if runs == 1), None)
     if single is not None:
-        found.append(Verdict("note", f"{single} has one run: how much its numbers change with the seed is not known."))
-        return found
+        text = f"{single} has one run: how much its numbers change with the seed is not known."
+        return [*found, Verdict("note", text)]
     spread = {system.name: system.sd["score"] for system in result.systems if system.sd}
-    text = (
-        f"Between seeds P has a standard deviation of {spread[reference]:.3f} ({reference}) and {spread[other]:.3f} "
-        f"({other})"
-    )
+    text = f"Between seeds P has a standard deviation of {spread[reference]:.3f} ({reference}) and "
+    text += f"{spread[other]:.3f} ({other})"
     needed = comparison.power.runs
     if needed is not None and needed > min(counts):
-        text += f"; to see this difference in P in {in_percent(POWER)} of studies takes "
-        text += f"about {planned(needed)} runs each"
-    found.append(Verdict("note", f"{text}."))
-    return found
+        text += (
+            f"; to see this difference in P in {in_percent(POWER)} of studies takes about {planned(needed)} runs each"
+        )
+    return [*found, Verdict("note", f"{text}.")]
 
 
 def _runs(runs: int) -> str:

@@ -20,17 +20,9 @@ from ..common.names import UNKNOWN_GROUP
 
 
 def group_confusion(prediction: Tensor, label: Tensor, group: Tensor, num_groups: int, num_classes: int) -> Tensor:
-    """Confusion counts of each group.
+    """Confusion counts int64 [G + 1, C, C], rows true, columns predicted; the last matrix is of unknown group.
 
-    Args:
-        prediction: [N] predicted class indices.
-        label: [N] true class indices.
-        group: [N] group ids in [-1, num_groups); -1 is unknown.
-        num_groups: G.
-        num_classes: C.
-
-    Returns:
-        int64 [G + 1, C, C], rows true, columns predicted; the last matrix counts scans of unknown group.
+    ``prediction`` and ``label`` are class indices [N], ``group`` group ids [N] in [-1, G), -1 unknown.
     """
     group = torch.where(group == UNKNOWN_GROUP, num_groups, group)
     index = (group * num_classes + label) * num_classes + prediction
@@ -39,14 +31,7 @@ def group_confusion(prediction: Tensor, label: Tensor, group: Tensor, num_groups
 
 
 def class_scores(confusion: Tensor) -> dict[str, Tensor]:
-    """Precision, recall and F1 of each class.
-
-    Args:
-        confusion: [..., C, C], rows true, columns predicted.
-
-    Returns:
-        ``precision``, ``recall``, ``f1`` and ``support``, each [..., C]; 0 where the denominator is 0.
-    """
+    """``precision``, ``recall``, ``f1``, ``support`` [..., C] of counts [..., C, C], rows true; 0 if undefined."""
     confusion = confusion.double()
     hit = confusion.diagonal(dim1=-2, dim2=-1)
     true, predicted = confusion.sum(-1), confusion.sum(-2)
@@ -62,24 +47,19 @@ def fairness_summary(confusion: Tensor, class_names: Sequence[str], group_names:
     """Every number that a run reports, by name.
 
     With two groups the gap is the paper's: first minus second group, signed (``gap > 0``: the first is served better).
-    With more, ``gap`` is left out and ``abs_gap`` is the largest difference between two groups.
-
-    A group without a single scan says nothing: it is left out of ``score`` and of the gaps, and its own numbers are 0.
+    With more, ``gap`` is left out and ``abs_gap`` is the largest difference between two groups. A group without a scan
+    is left out of ``score`` and of the gaps, and its own numbers are 0.
 
     Args:
         confusion: [G + 1, C, C] of :func:`group_confusion`; the last (unknown group) counts in ``f1_macro`` only.
-        class_names: C names.
-        group_names: G names.
 
     Returns:
         ``score`` (P, paper Eq. 5: mean over groups of the macro F1), ``gap``, ``abs_gap``, ``f1_macro`` (all scans
         pooled), ``f1_<group>``, and ``f1|precision|recall_<group>_<class>``.
     """
-    if confusion.shape != (len(group_names) + 1, len(class_names), len(class_names)):
-        raise ValueError(
-            f"confusion must have shape {(len(group_names) + 1, len(class_names), len(class_names))}, "
-            f"got {tuple(confusion.shape)}"
-        )
+    shape = (len(group_names) + 1, len(class_names), len(class_names))
+    if confusion.shape != shape:
+        raise ValueError(f"confusion must have shape {shape}, got {tuple(confusion.shape)}")
     by_group = class_scores(confusion[:-1])
     f1 = by_group["f1"].mean(-1)
     present = confusion[:-1].sum((-1, -2)) > 0
@@ -107,8 +87,6 @@ class GroupConfusion(Metric):
     """Ignite metric over one confusion tensor, summed over batches and processes.
 
     Args:
-        class_names: C names.
-        group_names: G names.
         key: a name out of the :func:`fairness_summary` that the metric is attached by as a key metric, which must be
             a scalar (MONAI takes a dictionary for never better) and better when larger (so not a gap). The engine gets
             that number under that name, and the whole summary beside it. None gives it the summary alone.
@@ -127,43 +105,29 @@ class GroupConfusion(Metric):
     """
 
     def __init__(
-        self,
-        class_names: Sequence[str],
-        group_names: Sequence[str],
-        key: str | None = None,
-        prefix: str = "",
+        self, class_names: Sequence[str], group_names: Sequence[str], key: str | None = None, prefix: str = "",
         output_transform: Callable[[Any], Any] = lambda output: (output["pred"], output["label"]),
         device: str | torch.device = "cpu",
-    ) -> None:
-        self.class_names = tuple(class_names)
-        self.group_names = tuple(group_names)
-        empty = torch.zeros(len(self.group_names) + 1, len(self.class_names), len(self.class_names))
+    ) -> None:  # fmt: skip
+        self.class_names, self.group_names = tuple(class_names), tuple(group_names)
+        self.shape = (len(self.group_names) + 1, len(self.class_names), len(self.class_names))
         # MONAI keeps the checkpoint of the largest key metric; a gap is not better when larger.
-        summary = fairness_summary(empty, self.class_names, self.group_names)
+        summary = fairness_summary(torch.zeros(self.shape), self.class_names, self.group_names)
         known = [name for name in summary if name not in ("gap", "abs_gap")]
         if key is not None and key.removeprefix(prefix) not in known:
             raise ValueError(f"key must be one of {', '.join(prefix + name for name in known)}, got {key!r}")
-        self.key = key
-        self.prefix = prefix
-        super().__init__(
-            output_transform=output_transform, device=device, skip_unrolling=True, metrics_result_mode="flatten"
-        )
+        self.key, self.prefix = key, prefix
+        super().__init__(output_transform, device, skip_unrolling=True, metrics_result_mode="flatten")
 
     @reinit__is_reduced
     def reset(self) -> None:
-        shape = (len(self.group_names) + 1, len(self.class_names), len(self.class_names))
-        self.confusion = torch.zeros(shape, dtype=torch.int64, device=self._device)
+        self.confusion = torch.zeros(self.shape, dtype=torch.int64, device=self._device)
 
     @reinit__is_reduced
     def update(self, output: tuple[Tensor, Mapping[str, Tensor]]) -> None:
         logits, target = output
-        counts = group_confusion(
-            logits.detach().argmax(dim=1),
-            target["label"],
-            target["group"],
-            len(self.group_names),
-            len(self.class_names),
-        )
+        said, groups, classes = logits.detach().argmax(dim=1), *self.shape[:2]
+        counts = group_confusion(said, target["label"], target["group"], groups - 1, classes)
         self.confusion += counts.to(self._device)
 
     @sync_all_reduce("confusion")

@@ -30,10 +30,7 @@ class CompareError(UserError, ValueError):
 
 
 def align(systems: Mapping[str, Sequence[Predictions]]) -> dict[str, list[Predictions]]:
-    """Every table with the scans in the order of the first one.
-
-    Args:
-        systems: name -> a table a run; the order of the scans may differ.
+    """Every table (a system has one a run) with the scans in the order of the first one.
 
     Raises:
         CompareError: fewer than two systems, one without a table, or tables that differ in classes, groups, scans, or
@@ -45,15 +42,11 @@ def align(systems: Mapping[str, Sequence[Predictions]]) -> dict[str, list[Predic
         if not tables:
             raise CompareError(f"{name} has no predictions")
     first = next(iter(systems))
-    reference = systems[first][0]
-    return {
-        name: [_like(reference, first, table, _called(name, r, tables)) for r, table in enumerate(tables)]
-        for name, tables in systems.items()
-    }
-
-
-def _called(name: str, run: int, tables: Sequence[Predictions]) -> str:
-    return name if len(tables) == 1 else f"{name} (run {run + 1})"
+    reference, aligned = systems[first][0], {}
+    for name, tables in systems.items():
+        called = [name] if len(tables) == 1 else [f"{name} (run {run + 1})" for run in range(len(tables))]
+        aligned[name] = [_like(reference, first, *pair) for pair in zip(tables, called, strict=True)]
+    return aligned
 
 
 def _like(reference: Predictions, first: str, table: Predictions, name: str) -> Predictions:
@@ -67,14 +60,15 @@ def _like(reference: Predictions, first: str, table: Predictions, name: str) -> 
                 f"{name} has the {what} {', '.join(mine)}; {first} has {', '.join(theirs)}. If they are the same, name "
                 "them in one order for both"
             )
+    wanted = reference.scan.tolist()
     place = {scan: i for i, scan in enumerate(table.scan.tolist())}
-    missing = next((scan for scan in reference.scan.tolist() if scan not in place), None)
-    if missing is not None:
-        raise CompareError(f"not the same scans: {name} has no scan {missing!r}, which {first} has")
-    if len(place) > len(reference.scan):
-        extra = next(scan for scan in table.scan.tolist() if scan not in set(reference.scan.tolist()))
+    for scan in wanted:
+        if scan not in place:
+            raise CompareError(f"not the same scans: {name} has no scan {scan!r}, which {first} has")
+    if len(place) > len(wanted):
+        extra = next(scan for scan in place if scan not in set(wanted))
         raise CompareError(f"not the same scans: {name} has a scan {extra!r}, which {first} has not")
-    table = table.take(np.array([place[scan] for scan in reference.scan.tolist()], dtype=np.int64))
+    table = table.take(np.array([place[scan] for scan in wanted], dtype=np.int64))
     for what, own, other, names in (
         ("class", table.label, reference.label, table.class_names),
         ("group", table.group, reference.group, (*table.group_names, "unknown")),
@@ -82,20 +76,17 @@ def _like(reference: Predictions, first: str, table: Predictions, name: str) -> 
         differs = np.flatnonzero(own != other)
         if len(differs):
             i = int(differs[0])
-            scan = str(table.scan[i])
-            raise CompareError(f"{what} of scan {scan!r}: {names[own[i]]} in {name}, {names[other[i]]} in {first}")
+            both = f"{names[own[i]]} in {name}, {names[other[i]]} in {first}"
+            raise CompareError(f"{what} of scan {str(table.scan[i])!r}: {both}")
     return table
 
 
 def draw_weights(count: Ints, resamples: int, rng: np.random.Generator) -> Floats:
-    """Bootstrap of n things of K kinds, as the share of each kind in a resample: [B, K], rows summing to 1.
+    """Bootstrap of n things, ``count`` [K] by kind, as the share of each kind in a resample: [B, K].
 
     n - 1 of the n are drawn with replacement. The variance of a mean is then s^2 / n with the unbiased s^2, where n
     draws would give it too small by (n - 1) / n: half with two runs, a fifth less with a cell of five scans (Rao and
-    Wu 1988).
-
-    Args:
-        count: [K] things of each kind, n together. With n = 1 there is nothing to draw.
+    Wu 1988). With n = 1 there is nothing to draw.
     """
     n = int(count.sum())
     if n == 1:
@@ -105,48 +96,37 @@ def draw_weights(count: Ints, resamples: int, rng: np.random.Generator) -> Float
 
 @dataclass(frozen=True)
 class Patterns:
-    """Scans alike in group, class and every run's prediction, counted: no number here can tell them apart.
+    """K patterns: scans alike in group, class and every run's prediction, which no number here can tell apart.
 
-    A bootstrap or a permutation of the scans is then one draw a pattern, and 10,000 scans are no more work than their
-    patterns.
-
-    Args:
-        group: [K] of each pattern.
-        label: [K].
-        prediction: [K, R] predicted class of each run.
-        count: [K] scans with the pattern.
-        groups: G.
-        classes: C.
+    A bootstrap or a permutation of the scans is one draw a pattern: 10,000 scans are no more work than their patterns.
     """
 
-    group: Ints
-    label: Ints
-    prediction: Ints
-    count: Ints
+    group: Ints  # [K]
+    label: Ints  # [K]
+    prediction: Ints  # [K, R] predicted class of each run
+    count: Ints  # [K] scans with the pattern
     groups: int
     classes: int
 
     @classmethod
     def of(cls, runs: Sequence[Predictions]) -> Patterns:
         """Patterns of the predictions of R runs on the same scans, all of known group."""
-        columns = [runs[0].group, runs[0].label, *(run.prediction for run in runs)]
+        first, columns = runs[0], [runs[0].group, runs[0].label, *(run.prediction for run in runs)]
         found, count = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
-        sizes = len(runs[0].group_names), len(runs[0].class_names)
-        return cls(found[:, 0], found[:, 1], found[:, 2:], count, *sizes)
+        return cls(found[:, 0], found[:, 1], found[:, 2:], count, len(first.group_names), len(first.class_names))
 
     def strata(self) -> list[tuple[int, int, Ints]]:
         """Group, class and patterns of each cell that has a scan."""
-        cells = [
-            (g, c, np.flatnonzero((self.group == g) & (self.label == c)))
+        return [
+            (g, c, inside)
             for g, c in np.ndindex(self.groups, self.classes)
+            if len(inside := np.flatnonzero((self.group == g) & (self.label == c)))
         ]
-        return [cell for cell in cells if len(cell[2])]
 
     def resample(self, resamples: int, rng: np.random.Generator) -> Floats:
         """Bootstrap of the scans within each class and group, as the weight of each pattern: [B, K].
 
-        As in :func:`draw_weights`, n - 1 of the n scans of a cell are drawn, each standing for n / (n - 1), so that the
-        cell keeps its n. The only scan of a cell is in every resample.
+        Each of the n - 1 scans that :func:`draw_weights` draws of a cell stands for n / (n - 1): the cell keeps its n.
         """
         weights = np.ones((resamples, len(self.count)))
         for _, _, inside in self.strata():
@@ -170,11 +150,7 @@ class Patterns:
 
 
 def headline(confusion: NDArray[Any], group_names: Sequence[str]) -> dict[str, Floats]:
-    """The numbers that systems are compared by, for any number of confusion tensors at once.
-
-    Args:
-        confusion: [..., G, C, C] counts, rows true, columns predicted; the same cells are empty in all of them.
-        group_names: G names.
+    """The numbers that systems are compared by, of confusion counts [..., G, C, C] with the same empty cells.
 
     Returns:
         name -> [...]: ``score`` (P), with two groups ``gap``, ``abs_gap``, ``f1_macro`` (groups pooled),
@@ -196,31 +172,23 @@ def bootstrap_runs(
     patterns: Patterns, group_names: Sequence[str], resamples: int, rng: np.random.Generator
 ) -> dict[str, Floats]:
     """:func:`headline` of every run on the same resamples of the scans within class and group: name -> [B, R]."""
-    parts = [
-        headline(patterns.confusions(patterns.resample(size, rng)), group_names) for size in patterns.chunks(resamples)
-    ]
+    drawn = (patterns.confusions(patterns.resample(size, rng)) for size in patterns.chunks(resamples))
+    parts = [headline(confusion, group_names) for confusion in drawn]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def permute_scans(
     patterns: Patterns, a: Sequence[int], b: Sequence[int], permutations: int, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Paired permutation test: are the trained models A and B alike on scans like these?
+    """Paired permutation test: are the trained models A and B alike on scans like these? p by name in :data:`TESTED`.
 
     Under the null hypothesis the predictions of A and of B for a scan could as well have been each other's. They are
     swapped with probability 1/2, scan by scan; with several runs the i-th of A with the i-th of B for all i at once.
     p = (1 + #{|d*| >= |d|}) / (1 + permutations), d the difference of the means over runs. Where the systems differ in
     one cell, and only in right or wrong, this is McNemar's exact test.
 
-    It takes the runs as given: other seeds could give another answer, which :func:`permute_runs` asks.
-
-    Args:
-        patterns: of all runs.
-        a: columns of the runs of A.
-        b: columns of the runs of B, as many.
-
-    Returns:
-        p-value of ``score`` and ``abs_gap``.
+    It takes the runs as given: other seeds could give another answer, which :func:`permute_runs` asks. ``a`` and ``b``
+    are the columns of the runs in ``patterns``, as many of A as of B.
     """
     if len(a) != len(b):
         raise ValueError(f"scans can be swapped between equal numbers of runs only, got {len(a)} and {len(b)}")
@@ -246,7 +214,7 @@ def _differences(a: Floats, b: Floats) -> dict[str, Floats]:
 
 
 def permute_runs(a: Floats, b: Floats, permutations: int, rng: np.random.Generator) -> float:
-    """Permutation test over runs: are the two ways of training alike?
+    """Permutation test over runs: are the two ways of training alike? ``a`` [Ra] and ``b`` [Rb] are numbers of runs.
 
     Under the null hypothesis the runs of both are draws from one distribution, so each choice of ``len(a)`` of them
     could as well have been A's. Exact, over all choices, where there are no more of them than ``permutations``; else
@@ -254,13 +222,8 @@ def permute_runs(a: Floats, b: Floats, permutations: int, rng: np.random.Generat
 
     It takes the scans as given: ways of training that are alike over all scans, but not on each, may be told apart.
     The interval over scans and seeds is about both.
-
-    Args:
-        a: [Ra] a number of each run of A.
-        b: [Rb].
     """
-    values = np.concatenate([a, b])
-    total, runs = values.sum(), len(a)
+    values, runs = np.concatenate([a, b]), len(a)
     distance = abs(float(b.mean() - a.mean()))
     exact = comb(len(values), runs) <= permutations
     if exact:
@@ -268,7 +231,7 @@ def permute_runs(a: Floats, b: Floats, permutations: int, rng: np.random.Generat
     else:
         chosen = rng.permuted(np.tile(np.arange(len(values)), (permutations, 1)), axis=1)[:, :runs]
     sums = values[chosen].sum(1)
-    drawn = (total - sums) / len(b) - sums / runs
+    drawn = (values.sum() - sums) / len(b) - sums / runs
     extreme = int((np.abs(drawn) >= distance - TIE).sum())
     return extreme / len(chosen) if exact else (1 + extreme) / (1 + permutations)
 
@@ -284,12 +247,7 @@ def smallest_p(a: int, b: int, permutations: int) -> float:
 def runs_needed(a: Floats, b: Floats, confidence: float = 0.95) -> int | None:
     """Runs of each system with which a t test over runs sees the observed difference in 80 % of studies.
 
-    Args:
-        a: [Ra] a number of each run of A.
-        b: [Rb].
-
-    Returns:
-        None when a system has one run (no spread is known), or the difference or the spread is 0.
+    None when a system has one run (no spread is known), or the difference or the spread is 0.
     """
     from statsmodels.stats.power import TTestIndPower
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ POSTPROCESS = "postprocess"  # column: what was done to the probabilities
 SYNTHETIC = "synthetic"  # column: "yes" of a phantom, as in a cohort
 SUM_TOLERANCE = 0.01  # by which a scan's probabilities may miss a sum of 1, as tables round them
 LISTED = 5  # faults that a message shows when there are more
+Ints = NDArray[np.int64]
 
 
 class PredictionsError(UserError):
@@ -31,42 +33,24 @@ class PredictionsError(UserError):
 
 @dataclass(frozen=True)
 class Predictions:
-    """Labelled predictions of N scans in C classes and G groups.
+    """Labelled predictions of N scans in C classes and G groups."""
 
-    Args:
-        scan: N names, all different.
-        label: [N] true class indices.
-        prediction: [N] predicted class indices.
-        group: [N] group ids; -1 is unknown.
-        probabilities: [N, C], rows summing to 1; None when the table has none.
-        class_names: C names.
-        group_names: G names.
-        group_by: the columns that the groups come from.
-        postprocess: what was done to the probabilities after the network; empty = nothing that the table says.
-        synthetic: whether the table says that some of the scans are phantoms.
-    """
-
-    scan: NDArray[np.str_]
-    label: NDArray[np.int64]
-    prediction: NDArray[np.int64]
-    group: NDArray[np.int64]
-    probabilities: NDArray[np.float64] | None
+    scan: NDArray[np.str_]  # [N] names, all different
+    label: Ints  # [N] true class indices
+    prediction: Ints  # [N] predicted class indices
+    group: Ints  # [N] group ids; -1 is unknown
+    probabilities: NDArray[np.float64] | None  # [N, C], rows summing to 1; None when the table has none
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
-    group_by: tuple[str, ...]
-    postprocess: str = ""
-    synthetic: bool = False
+    group_by: tuple[str, ...]  # the columns that the groups come from
+    postprocess: str = ""  # what was done to the probabilities after the network, as far as the table says
+    synthetic: bool = False  # whether the table says that some of the scans are phantoms
 
     def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Predictions:
         """The predictions of some scans, by mask or by index."""
-        return replace(
-            self,
-            scan=self.scan[rows],
-            label=self.label[rows],
-            prediction=self.prediction[rows],
-            group=self.group[rows],
-            probabilities=None if self.probabilities is None else self.probabilities[rows],
-        )
+        parts = ["scan", "label", "prediction", "group", *(["probabilities"] if self.probabilities is not None else [])]
+        changed: dict[str, Any] = {name: getattr(self, name)[rows] for name in parts}
+        return replace(self, **changed)
 
     def known(self) -> Predictions:
         """The scans of known group."""
@@ -90,15 +74,10 @@ class Predictions:
 
 
 def load_predictions(
-    path: str | Path,
-    class_names: Sequence[str] | None = None,
-    group_names: Sequence[str] | None = None,
-    group_by: Sequence[str] | None = None,
-    scan_column: str = "scan",
-    label_column: str = "label",
-    prediction_column: str = "prediction",
-    with_probabilities: bool = True,
-) -> Predictions:
+    path: str | Path, class_names: Sequence[str] | None = None, group_names: Sequence[str] | None = None,
+    group_by: Sequence[str] | None = None, scan_column: str = "scan", label_column: str = "label",
+    prediction_column: str = "prediction", with_probabilities: bool = True,
+) -> Predictions:  # fmt: skip
     """Read a CSV with a row a scan: true class, group columns, and the predicted class or ``prob_<class>`` columns.
 
     Args:
@@ -138,47 +117,34 @@ def load_predictions(
     if not group_by:
         group_names = group_names or beside.get("group_names")
     group_by = tuple(group_by or beside.get("group_by") or ("sex",))
-    faults: list[str] = []
+    has = f"it has {', '.join(map(str, table.columns))}"
     for column in (label_column, *group_by):
         if column not in table:
-            raise PredictionsError(f"{path}: no column {column!r}; it has {', '.join(map(str, table.columns))}")
+            raise PredictionsError(f"{path}: no column {column!r}; {has}")
     scan = table[scan_column] if scan_column in table else pd.Series([f"line {i + 2}" for i in range(len(table))])
-    faults += [f"{name!r} is there twice" for name in scan[scan.duplicated()].unique()]
+    faults = [f"{name!r} is there twice" for name in scan[scan.duplicated()].unique()]
     classes = tuple(class_names) if class_names else _classes(path, table, label_column, prediction_column)
     probabilities = read_probabilities(path, table, scan, classes, faults) if with_probabilities else None
     label = _index(table[label_column], classes, scan, f"column {label_column!r}", faults)
     if prediction_column in table:
         prediction = _index(table[prediction_column], classes, scan, f"column {prediction_column!r}", faults)
-    elif probabilities is None:
-        raise PredictionsError(
-            f"{path}: neither a column {prediction_column!r} nor {PROBABILITY}<class> columns; "
-            f"it has {', '.join(map(str, table.columns))}"
-        )
-    else:
+    elif probabilities is not None:
         prediction = probabilities.argmax(1)
+    else:
+        wanted = f"neither a column {prediction_column!r} nor {PROBABILITY}<class> columns"
+        raise PredictionsError(f"{path}: {wanted}; {has}")
     group, groups = _groups(path, table, scan, group_by, group_names, faults)
     if faults:
         more = f"\n  and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
         raise PredictionsError(f"{path} cannot be judged:\n  " + "\n  ".join(faults[:LISTED]) + more)
-    return Predictions(
-        scan.to_numpy(dtype=str),
-        label,
-        prediction,
-        group,
-        probabilities,
-        classes,
-        groups,
-        group_by,
-        postprocess=", ".join(sorted(set(table.get(POSTPROCESS, ())) - {""})),
-        synthetic="yes" in set(table.get(SYNTHETIC, ())),
-    )
+    postprocess = ", ".join(sorted(set(table.get(POSTPROCESS, ())) - {""}))
+    synthetic = "yes" in set(table.get(SYNTHETIC, ()))
+    names, about = scan.to_numpy(dtype=str), (classes, groups, group_by, postprocess, synthetic)
+    return Predictions(names, label, prediction, group, probabilities, *about)
 
 
 def _evaluation_names(path: Path, columns: list[str]) -> dict[str, list[str]]:
-    """``class_names``, ``group_names`` and ``group_by`` of a table that an evaluation of ours wrote; else nothing.
-
-    They stand in metrics.json beside it and in the order of its columns: the sign of a gap is then the evaluation's.
-    """
+    """The names (and so the sign of the gap) of a table that an evaluation of ours wrote; nothing of others."""
     try:
         metrics = json.loads(path.with_name(run_folder.METRICS).read_text())
         group_by = columns[columns.index("label") + 1 : columns.index("prediction")]
@@ -209,14 +175,11 @@ def _classes(path: Path, table: pd.DataFrame, label_column: str, prediction_colu
     return CLASS_NAMES if present <= set(CLASS_NAMES) else tuple(sorted(present, key=natural_order))
 
 
-def _index(
-    values: pd.Series, names: Sequence[str], scan: pd.Series, where: str, faults: list[str]
-) -> NDArray[np.int64]:
+def _index(values: pd.Series, names: Sequence[str], scan: pd.Series, where: str, faults: list[str]) -> Ints:
     found = pd.Index(names).get_indexer(pd.Index(values))
-    wrong = np.flatnonzero(found < 0)
-    for i in wrong:
-        value = f"holds {values.iloc[i]!r}, which is none of {', '.join(names)}" if values.iloc[i] else "is empty"
-        faults.append(f"{scan.iloc[i]}: {where} {value}")
+    for name, value in zip(scan[found < 0], values[found < 0], strict=True):
+        said = f"holds {value!r}, which is none of {', '.join(names)}" if value else "is empty"
+        faults.append(f"{name}: {where} {said}")
     return found.astype(np.int64)
 
 
@@ -224,11 +187,11 @@ def read_probabilities(
     path: Path, table: pd.DataFrame, scan: pd.Series, classes: Sequence[str], faults: list[str]
 ) -> NDArray[np.float64] | None:
     columns = [PROBABILITY + name for name in classes]
-    present = [column for column in columns if column in table]
-    if not present:
+    missing = [column for column in columns if column not in table]
+    if len(missing) == len(columns):
         return None
-    if len(present) < len(columns):
-        raise PredictionsError(f"{path}: no column {next(c for c in columns if c not in table)!r}")
+    if missing:
+        raise PredictionsError(f"{path}: no column {missing[0]!r}")
     values = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
     good = np.isfinite(values).all(1) & (values >= 0).all(1) & (np.abs(values.sum(1) - 1) <= SUM_TOLERANCE)
     faults += [f"{name}: the probabilities are not numbers in [0, 1] that add up to 1" for name in scan[~good]]
@@ -236,13 +199,9 @@ def read_probabilities(
 
 
 def _groups(
-    path: Path,
-    table: pd.DataFrame,
-    scan: pd.Series,
-    group_by: Sequence[str],
-    group_names: Sequence[str] | None,
+    path: Path, table: pd.DataFrame, scan: pd.Series, group_by: Sequence[str], group_names: Sequence[str] | None,
     faults: list[str],
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+) -> tuple[Ints, tuple[str, ...]]:  # fmt: skip
     values = group_values(table, group_by)
     if len(group_by) > 1:
         for column in group_by:
@@ -254,8 +213,6 @@ def _groups(
     rows = joined(values)
     group, none_of_them = group_ids(rows, names)
     where = f"column {', '.join(repr(column) for column in group_by)}"
-    faults += [
-        f"{scan.iloc[i]}: {where} holds {rows.iloc[i]!r}, which is none of {', '.join(names)}"
-        for i in np.flatnonzero(none_of_them)
-    ]
+    wrong = zip(scan[none_of_them], rows[none_of_them], strict=True)
+    faults += [f"{name}: {where} holds {value!r}, which is none of {', '.join(names)}" for name, value in wrong]
     return group, names

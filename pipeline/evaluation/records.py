@@ -45,23 +45,14 @@ class ReliabilityBin(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Are the probabilities of a group right?
+    """Are the probabilities of a group right?"""
 
-    Args:
-        auc: macro one-against-rest ROC AUC; None when the group lacks a class.
-        brier: multi-class Brier score, in [0, 2].
-        ece: expected calibration error.
-        ece_if_calibrated: what a model shows on as many scans whose confidences are exactly right.
-        mean_confidence: of the predicted classes.
-        reliability: the bins that hold a scan.
-    """
-
-    auc: Estimate | None
-    brier: Estimate
-    ece: Estimate
-    ece_if_calibrated: Chance
-    mean_confidence: float
-    reliability: tuple[ReliabilityBin, ...]
+    auc: Estimate | None  # macro one-against-rest ROC AUC; None when the group lacks a class
+    brier: Estimate  # of all classes, in [0, 2]
+    ece: Estimate  # expected calibration error
+    ece_if_calibrated: Chance  # what a model shows on as many scans whose confidences are exactly right
+    mean_confidence: float  # of the predicted classes
+    reliability: tuple[ReliabilityBin, ...]  # the bins that hold a scan
 
 
 @dataclass(frozen=True)
@@ -164,26 +155,16 @@ class AuditSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """Everything that :func:`~.audit` says of one table of predictions.
-
-    Args:
-        n: scans of known group; every number is about them.
-        n_unknown: scans of unknown group, left out.
-        absent_groups: groups without a scan, left out of ``group_names``.
-        synthetic: whether the table says that scans are phantoms.
-        power: None with more than two groups.
-        confusion: [G][C][C] counts, rows true, columns predicted.
-        verdicts: in words, the most important first.
-    """
+    """Everything that :func:`~.audit` says of one table of predictions."""
 
     schema_version: int = SCHEMA_VERSION
-    n: int
+    n: int  # scans of known group; every number is about them
     n_unknown: int
     postprocess: str = ""
-    synthetic: bool = False
+    synthetic: bool = False  # whether the table says that scans are phantoms
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
-    absent_groups: tuple[str, ...] = ()
+    absent_groups: tuple[str, ...] = ()  # without a scan, left out of group_names
     group_by: tuple[str, ...]
     settings: AuditSettings
     overall: Overall
@@ -192,24 +173,21 @@ class Audit:
     worst_cell: WorstCell
     fair_model: FairModel
     permutation: Permutation
-    power: Power | None
+    power: Power | None  # None with more than two groups
     differences: Differences
-    confusion: Confusion
-    verdicts: tuple[Verdict, ...] = ()
+    confusion: Confusion  # [G][C][C] counts, rows true, columns predicted
+    verdicts: tuple[Verdict, ...] = ()  # the most important first
 
 
 @dataclass(frozen=True)
 class ComparedSystem:
-    """A system's numbers: mean and standard deviation over its runs (None of one run), and the estimates of each run.
-
-    The keys are those of :func:`~.headline`; runs have no ``worst_cell_f1``.
-    """
+    """A system's numbers by the keys of :func:`~.headline`: over its runs, and the estimates of each run."""
 
     name: str
     postprocess: str
-    values: Mapping[str, float]
-    sd: Mapping[str, float] | None
-    runs: tuple[Mapping[str, Estimate], ...]
+    values: Mapping[str, float]  # mean over runs
+    sd: Mapping[str, float] | None  # standard deviation over runs; None of one run
+    runs: tuple[Mapping[str, Estimate], ...]  # without worst_cell_f1
 
 
 @dataclass(frozen=True)
@@ -232,33 +210,24 @@ class GivenRunsTest:
 
 @dataclass(frozen=True)
 class DifferencePower:
-    """The difference in P that is seen here in 80 % of studies, and the scans and runs that would show the observed
-    one; None where that cannot be said."""
+    """How large a difference in P must be, or the data, for 80 % of studies to see it; None where nobody can say."""
 
-    detectable: float
-    scans: float | None
-    runs: int | None
+    detectable: float  # seen with these scans
+    scans: float | None  # that would show the observed one
+    runs: int | None  # of each system that would show it
 
 
 @dataclass(frozen=True)
 class PairComparison:
-    """One system minus the reference.
-
-    Args:
-        differences: of each number of :func:`~.headline`.
-        probability_better: share of the draws with the higher ``score`` and the smaller ``abs_gap``, ties half.
-        tests: of ``score`` and ``abs_gap``.
-        differences_of_these_runs: with the runs taken as given; None with one run each.
-        tests_of_these_runs: the same; None also when the numbers of runs differ.
-    """
+    """One system minus the reference."""
 
     system: str
     reference: str
-    differences: Mapping[str, Estimate]
-    probability_better: Mapping[str, float]
-    tests: Mapping[str, PermutationTest]
-    differences_of_these_runs: Mapping[str, Estimate] | None
-    tests_of_these_runs: Mapping[str, GivenRunsTest] | None
+    differences: Mapping[str, Estimate]  # of each number of paired.headline
+    probability_better: Mapping[str, float]  # share of draws with higher score, and smaller abs_gap; ties count half
+    tests: Mapping[str, PermutationTest]  # of score and abs_gap
+    differences_of_these_runs: Mapping[str, Estimate] | None  # with the runs taken as given; None with one run each
+    tests_of_these_runs: Mapping[str, GivenRunsTest] | None  # None also when the numbers of runs differ
     power: DifferencePower
 
 
@@ -309,8 +278,7 @@ def to_plain(value: Any) -> Any:
 def from_plain(kind: Any, value: Any) -> Any:
     """What :func:`to_plain` made of a ``kind``, as that again; keys that it does not know are passed over.
 
-    Raises:
-        LookupError, TypeError, AttributeError: something is missing, or of another kind.
+    LookupError, TypeError or AttributeError say that something is missing, or of another kind.
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
@@ -345,8 +313,7 @@ def json_text(record: Audit | Comparison) -> str:
 def read_record(kind: type[Record], path: str | Path) -> Record:
     """The :class:`Audit` or :class:`Comparison` in a JSON file; an audit of fairlung 0.1 has no ``schema_version``.
 
-    Raises:
-        OSError, ValueError: the file cannot be read; :class:`NoRecordError` says that it holds something else.
+    OSError or ValueError say that it cannot be read, :class:`NoRecordError` that it holds something else.
     """
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     try:

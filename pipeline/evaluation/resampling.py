@@ -73,5 +73,5 @@ def wilson(hits: float, n: float, confidence: float = 0.95) -> Estimate:
 
     if n == 0:
         return Estimate(0.0, 0.0, 1.0)
-    low, high = proportion_confint(hits, n, alpha=1 - confidence, method="wilson")
-    return Estimate(hits / n, min(float(low), hits / n), max(float(high), hits / n))
+    low, high = map(float, proportion_confint(hits, n, alpha=1 - confidence, method="wilson"))
+    return Estimate(hits / n, min(low, hits / n), max(high, hits / n))

@@ -27,12 +27,7 @@ class Verdict:
 
 
 def number_name(key: str, group_names: Sequence[str] = ()) -> str:
-    """What a number is called wherever it is shown: ``P``, ``F1 male``, or ``gap (male minus female)``.
-
-    Args:
-        key: of :data:`NAMES`, or ``<key>_<group>``.
-        group_names: the two groups of a signed gap.
-    """
+    """The name of a ``key`` of :data:`NAMES` or ``<key>_<group>``: ``P``, ``F1 male``, ``gap (male minus female)``."""
     if key == "gap" and group_names:
         return f"{NAMES[key]} ({' minus '.join(group_names)})"
     number, _, group = key.partition("_")

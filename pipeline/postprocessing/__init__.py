@@ -1,12 +1,5 @@
 """Probabilities changed after training: temperature, class offsets, class priors."""
 
-from __future__ import annotations
-
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "prevalence": ["deployment_prior"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={"prevalence": ["deployment_prior"]})

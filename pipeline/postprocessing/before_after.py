@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,7 @@ OF_GROUP = ("f1", "nll", "brier", "ece")
 BETTER_HIGH = ("score", "f1")
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """A number before and after, and the estimate of its change."""
 
     before: float
@@ -28,17 +28,15 @@ class Change:
     change: Estimate
 
 
-@dataclass(frozen=True)
-class Moved:
-    """Predictions that changed, among them those from wrong to right and from right to wrong."""
+class Moved(NamedTuple):
+    """Predictions that changed, among them from wrong to right (``mended``) and from right to wrong (``broken``)."""
 
     changed: int
     mended: int
     broken: int
 
 
-@dataclass(frozen=True)
-class GroupChange:
+class GroupChange(NamedTuple):
     """The changes of ``f1``, ``nll``, ``brier`` and ``ece`` on the ``n`` scans of a group."""
 
     group: str
@@ -49,13 +47,7 @@ class GroupChange:
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """What a post-processing changed on ``n`` scans of known group.
-
-    Args:
-        numbers: the changes of ``score``, ``gap`` (with two groups), ``abs_gap``, ``nll``, ``brier`` and ``ece``.
-        groups: those that have a scan.
-        cost: in words, see :func:`cost`.
-    """
+    """What a post-processing changed on ``n`` scans of known group."""
 
     n: int
     n_unknown: int
@@ -63,8 +55,8 @@ class BeforeAfter:
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
     confidence: float
-    numbers: Mapping[str, Change]
-    groups: tuple[GroupChange, ...]
+    numbers: Mapping[str, Change]  # score, gap (with two groups), abs_gap, nll, brier, ece
+    groups: tuple[GroupChange, ...]  # that have a scan
     moved: Moved
     cost: tuple[str, ...] = ()
 
@@ -79,41 +71,30 @@ def before_after(
     upward on a sample, and resamples are biased once more, which the percentile interval would count twice. How often
     it holds the truth: benchmarks/postprocessing.py, docs/postprocessing.md.
 
-    Args:
-        before: with probabilities.
-        after: the same scans, post-processed.
-        resamples: at least 100.
-        confidence: in (0, 1).
-        seed: same seed, same intervals.
-
     Raises:
         ValueError: a setting is out of range, or the scans, labels or groups differ.
         PostprocessError: no probabilities, or no scan of known group.
     """
     check_resampling(confidence, resamples)
-    if any(
-        not np.array_equal(getattr(before, name), getattr(after, name))
-        for name in ("scan", "label", "group", "class_names", "group_names")
-    ):
+    alike = ("scan", "label", "group", "class_names", "group_names")
+    if not all(np.array_equal(getattr(before, name), getattr(after, name)) for name in alike):
         raise ValueError("before and after must hold the same scans, labels, groups and classes in the same order")
     scans = len(before.label)
     before, after = before.known(), after.known()
     if not len(before.label):
         raise PostprocessError("no scan has a known group")
-    classes, groups = len(before.class_names), len(before.group_names)
-    strata = before.group * classes + before.label
+    strata = before.group * len(before.class_names) + before.label
     counts = resample_counts(strata, resamples, np.random.default_rng(seed))
     # the first row is the scans themselves, so that one formula gives the value and its resamples
     counts = np.concatenate([np.ones((1, len(strata))), counts])
-    numbers = [_numbers(part, counts, groups) for part in (before, after)]
+    numbers = [_numbers(part, counts, len(before.group_names)) for part in (before, after)]
     tail = (1 - confidence) / 2
 
     def change(name: str) -> Change:
         old, new = (part[name] for part in numbers)
         value = float(new[0] - old[0])
-        top, bottom = np.quantile((new - old)[1:], [1 - tail, tail])
-        ends = min(2 * value - float(top), value), max(2 * value - float(bottom), value)
-        return Change(float(old[0]), float(new[0]), estimate(value, *ends))
+        low, high = 2 * value - np.quantile((new - old)[1:], [1 - tail, tail])
+        return Change(float(old[0]), float(new[0]), estimate(value, min(low, value), max(high, value)))
 
     def moved(inside: NDArray[np.bool_]) -> Moved:
         was, now = before.prediction == before.label, after.prediction == after.label
@@ -154,12 +135,11 @@ def _numbers(predictions: Predictions, counts: Floats, groups: int) -> dict[str,
     surplus = ((said == label) - sure)[:, None] * np.eye(BINS)[bin_of(sure)]
     parts = {f" {g}": predictions.group == g for g in range(groups)} | {"": np.ones(len(label), dtype=bool)}
     for suffix, inside in parts.items():
-        if not inside.any():
-            continue
-        drawn, n = counts[:, inside], int(inside.sum())  # resampling within groups keeps n
-        numbers[f"nll{suffix}"] = drawn @ nll[inside] / n
-        numbers[f"brier{suffix}"] = drawn @ brier[inside] / n
-        numbers[f"ece{suffix}"] = np.abs(drawn @ surplus[inside]).sum(1) / n
+        if n := int(inside.sum()):  # resampling within groups keeps n
+            drawn = counts[:, inside]
+            numbers[f"nll{suffix}"] = drawn @ nll[inside] / n
+            numbers[f"brier{suffix}"] = drawn @ brier[inside] / n
+            numbers[f"ece{suffix}"] = np.abs(drawn @ surplus[inside]).sum(1) / n
     return numbers
 
 
@@ -169,22 +149,20 @@ def cost(result: BeforeAfter) -> tuple[str, ...]:
     Larger is worse for |gap|, NLL, Brier score and ECE, smaller for P and F1; the signed gap has no worse side.
     """
     parts = [(name, "", number) for name, number in result.numbers.items() if name != "gap"]
-    parts += [
-        (name, f" of {group.group} scans", number) for group in result.groups for name, number in group.numbers.items()
-    ]
+    for group in result.groups:
+        parts += [(name, f" of {group.group} scans", number) for name, number in group.numbers.items()]
     clear: list[str] = []
     unclear: list[str] = []
-    for name, whose, number in parts:
-        change = number.change
+    for name, whose, (before, after, change) in parts:
         rises = name not in BETTER_HIGH
         if change.value == 0 or (change.value > 0) != rises:
             continue
-        apart = change.low > 0 or change.high < 0
-        text = (
-            f"{number_name(name)}{whose} {'rises' if rises else 'falls'} from {number.before:.3f} to "
-            f"{number.after:.3f} ({in_percent(result.confidence)} interval of the change {span(change, signed=True)})"
-        )
-        (clear if apart else unclear).append(text + ("." if apart else ": cannot be told from no change."))
+        text = f"{number_name(name)}{whose} {'rises' if rises else 'falls'} from {before:.3f} to {after:.3f} "
+        text += f"({in_percent(result.confidence)} interval of the change {span(change, signed=True)})"
+        if change.low > 0 or change.high < 0:
+            clear.append(f"{text}.")
+        else:
+            unclear.append(f"{text}: cannot be told from no change.")
     if result.moved.broken:
         by_group = ", ".join(f"{group.group} {group.moved.broken}" for group in result.groups)
         clear.append(

@@ -27,7 +27,7 @@ from .fitted import (
     log_probabilities,
     make_fitted,
     mean_nll,
-    refuse_other_predictions,
+    most_probable_only,
 )
 from .offsets import fit_offsets
 from .prior import fit_prior
@@ -38,53 +38,38 @@ TEMPERATURES = (0.05, 20.0)  # the range that is searched; an optimum at one of 
 def fit_temperature(validation: Predictions) -> Fitted:
     """Temperature scaling: the T that minimises the NLL of softmax(log p / T) on the validation scans.
 
-    One T a model (Guo et al. 2017, Sec. 4.2). The NLL is convex in 1/T, so it has one minimum.
-
-    Raises:
-        PostprocessError: no probabilities, or no optimum in [0.05, 20].
+    One T a model (Guo et al. 2017, Sec. 4.2). The NLL is convex in 1/T, so it has one minimum; PostprocessError when it
+    is not in [0.05, 20], or without probabilities.
     """
     from scipy.optimize import minimize_scalar
 
-    log_p = log_probabilities(given_probabilities(validation))
-    ends = np.log(TEMPERATURES)
+    log_p, label = log_probabilities(given_probabilities(validation)), validation.label
+    ends, options = np.log(TEMPERATURES), {"xatol": 1e-9, "maxiter": 1000}
     found = minimize_scalar(
-        lambda log_t: mean_nll(log_p, validation.label, np.exp(log_t)),
-        bounds=ends,
-        method="bounded",
-        options={"xatol": 1e-9, "maxiter": 1000},
+        lambda log_t: mean_nll(log_p, label, np.exp(log_t)), bounds=ends, method="bounded", options=options
     )
     temperature = float(np.exp(found.x))
     if np.abs(found.x - ends).min() < 1e-3:
-        hits = int((validation.prediction == validation.label).sum())
+        hits = int((validation.prediction == label).sum())
         raise PostprocessError(
             f"no temperature in [{TEMPERATURES[0]}, {TEMPERATURES[1]}] is best: the likelihood still rises at "
-            f"{temperature:.3g}. {hits} of the {len(validation.label)} validation scans are predicted right; a "
-            "temperature needs scans that are right and scans that are wrong"
+            f"{temperature:.3g}. {hits} of the {len(label)} validation scans are predicted right; a temperature needs "
+            "scans that are right and scans that are wrong"
         )
-    before, after = mean_nll(log_p, validation.label), mean_nll(log_p, validation.label, temperature)
-    return make_fitted(
-        "temperature",
-        dict.fromkeys(validation.class_names, 0.0),
-        {"bounds": list(TEMPERATURES)},
-        {"nll_before": before, "nll_after": after},
-        validation.scan,
-        temperature,
-    )
+    did = {"nll_before": mean_nll(log_p, label), "nll_after": mean_nll(log_p, label, temperature)}
+    no_offsets, settings = dict.fromkeys(validation.class_names, 0.0), {"bounds": list(TEMPERATURES)}
+    return make_fitted("temperature", no_offsets, settings, did, validation.scan, temperature)
 
 
 SETTINGS: dict[Method, tuple[str, ...]] = {
-    "temperature": (),
-    "offsets": ("objective", "max_loss"),
-    "prior": ("target", "source"),
-}
+    "temperature": (), "offsets": ("objective", "max_loss"), "prior": ("target", "source"),
+}  # fmt: skip
 
 
 def fit(method: Method, validation: Predictions | UnlabelledPredictions | None = None, **settings: Any) -> Fitted:
     """Fit a method by its name; settings are those of :func:`fit_temperature`, :func:`fit_offsets`, :func:`fit_prior`.
 
-    Raises:
-        ValueError: no such method or setting, or one out of range.
-        PostprocessError: it cannot be fitted on these scans.
+    ValueError: no such method or setting, or one out of range. PostprocessError: it cannot be fitted on these scans.
     """
     if method not in SETTINGS:
         raise ValueError(f"method must be one of {', '.join(SETTINGS)}, got {method!r}")
@@ -103,13 +88,13 @@ def describe(fitted: Fitted) -> str:
     numbers, settings = fitted.validation, fitted.settings
     if fitted.method == "temperature":
         what = f"temperature T = {fitted.temperature:.4g}"
-        did = f"there the NLL fell from {numbers['nll_before']:.3f} to {numbers['nll_after']:.3f}"
+        did = "there the NLL fell from {nll_before:.3f} to {nll_after:.3f}".format(**numbers)
     elif fitted.method == "offsets":
         what = "offsets of log p: " + ", ".join(f"{name} {value:+.3f}" for name, value in fitted.offsets.items())
         did = (
-            f"there P went from {numbers['score_before']:.3f} to {numbers['score_after']:.3f} and |gap| from "
-            f"{numbers['abs_gap_before']:.3f} to {numbers['abs_gap_after']:.3f}; expect less on others"
-        )
+            "there P went from {score_before:.3f} to {score_after:.3f} and |gap| from {abs_gap_before:.3f} to "
+            "{abs_gap_after:.3f}; expect less on others"
+        ).format(**numbers)
     else:
         shares = (f"{name} {settings['source'][name]:.3g} to {share:.3g}" for name, share in settings["target"].items())
         what = "prior, class frequencies from those of the model to the target's: " + ", ".join(shares)
@@ -140,5 +125,5 @@ def apply(fitted: Fitted, predictions: Predictions) -> Predictions:
         )
     if fitted.method == "temperature":
         return replace(predictions, probabilities=changed)
-    refuse_other_predictions(predictions)
+    most_probable_only(predictions)
     return predictions.with_probabilities(changed)

@@ -37,32 +37,18 @@ class UnlabelledPredictions(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted method, all of it plain data.
-
-    Args:
-        method: temperature, offsets or prior.
-        temperature: T; 1 unless the method is temperature.
-        offsets: class -> b, summing to 0; all 0 if the method is temperature.
-        settings: what it was fitted with.
-        validation: what the fit did on the scans it was fitted on, and their number ``n``.
-        scans: sorted first 16 hexadecimal digits of the SHA-256 of the name of each scan it was fitted on.
-        digest: SHA-256 of their sorted names, a line each; empty without scans.
-    """
+    """A fitted method, all of it plain data."""
 
     method: Method
-    temperature: float
-    offsets: dict[str, float]
-    settings: dict[str, Any]
-    validation: dict[str, float]
-    scans: tuple[str, ...]
-    digest: str
+    temperature: float  # T; 1 unless the method is temperature
+    offsets: dict[str, float]  # class -> b, summing to 0; all 0 if the method is temperature
+    settings: dict[str, Any]  # what it was fitted with
+    validation: dict[str, float]  # what the fit did on the scans it was fitted on, and their number n
+    scans: tuple[str, ...]  # sorted first 16 hexadecimal digits of the SHA-256 of the name of each of these scans
+    digest: str  # SHA-256 of their sorted names, a line each; empty without scans
 
     def transform(self, probabilities: Floats, class_names: Iterable[str]) -> Floats:
-        """Post-processed probabilities [N, C] of probabilities [N, C] of ``class_names``, labelled scans or not.
-
-        Raises:
-            PostprocessError: the classes are not those it was fitted for (their order may differ).
-        """
+        """Post-processed probabilities [N, C]; PostprocessError for other classes (their order may differ)."""
         names = tuple(class_names)
         if set(names) != set(self.offsets):
             raise PostprocessError(
@@ -71,16 +57,11 @@ class Fitted:
         return recalibrated(probabilities, self.temperature, np.array([self.offsets[name] for name in names]))
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON."""
         Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
 def load_fitted(path: str | Path) -> Fitted:
-    """Read what :meth:`Fitted.save` wrote.
-
-    Raises:
-        PostprocessError: no such file, or not such a file.
-    """
+    """Read what :meth:`Fitted.save` wrote; PostprocessError when there is no such file, or it holds something else."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         fitted = Fitted(**content)
@@ -93,10 +74,8 @@ def load_fitted(path: str | Path) -> Fitted:
         raise PostprocessError(f"{path} is no saved post-processing ({needed}): {error}") from error
     numbers = [fitted.temperature, *offsets.values()]
     if fitted.method not in get_args(Method) or not np.isfinite(numbers).all() or fitted.temperature <= 0:
-        raise PostprocessError(
-            f"{path} is no saved post-processing: method {fitted.method!r}, temperature {fitted.temperature}, "
-            f"offsets {offsets}"
-        )
+        holds = f"method {fitted.method!r}, temperature {fitted.temperature}, offsets {offsets}"
+        raise PostprocessError(f"{path} is no saved post-processing: {holds}")
     return fitted
 
 
@@ -107,44 +86,26 @@ def log_probabilities(probabilities: Floats) -> Floats:
 
 
 def recalibrated(probabilities: Floats, temperature: float, offsets: Floats) -> Floats:
-    """softmax(log p / T + b), which for T alone is temperature scaling of the logits (Guo et al. 2017, Eq. 9).
-
-    Args:
-        probabilities: [N, C], rows summing to 1.
-        temperature: T > 0; above 1 the probabilities become more even.
-        offsets: [C] b, added to the logarithm.
-
-    Returns:
-        [N, C].
-    """
+    """softmax(log p / T + b), [N, C]; for T alone temperature scaling of the logits (Guo et al. 2017, Eq. 9)."""
     from scipy.special import softmax
 
     return np.asarray(softmax(log_probabilities(probabilities) / temperature + offsets, axis=1))
 
 
 def mean_nll(log_p: Floats, label: NDArray[np.int64], temperature: float = 1.0) -> float:
-    """Mean negative log-likelihood of the true class under softmax(log p / T), in nats.
-
-    Args:
-        log_p: [N, C] logarithms of probabilities.
-        label: [N] true classes.
-    """
+    """Mean negative log-likelihood of the true class [N] under softmax(log p / T), log p [N, C], in nats."""
     from scipy.special import log_softmax
 
     return float(-log_softmax(log_p / temperature, axis=1)[np.arange(len(label)), label].mean())
 
 
 def make_fitted(
-    method: Method,
-    offsets: dict[str, float],
-    settings: dict[str, Any],
-    validation: dict[str, float],
-    scan: Iterable[str],
-    temperature: float = 1.0,
-) -> Fitted:
+    method: Method, offsets: dict[str, float], settings: dict[str, Any], validation: dict[str, float],
+    scan: Iterable[str], temperature: float = 1.0,
+) -> Fitted:  # fmt: skip
     names = sorted(map(str, scan))
-    digest = hashlib.sha256("\n".join(names).encode()).hexdigest() if names else ""
     hashes = tuple(sorted(map(hashed_name, names)))
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest() if names else ""
     return Fitted(method, temperature, offsets, settings, {"n": len(names)} | validation, hashes, digest)
 
 
@@ -160,8 +121,8 @@ def given_probabilities(predictions: Predictions | UnlabelledPredictions) -> Flo
     return predictions.probabilities
 
 
-def refuse_other_predictions(predictions: Predictions) -> None:
-    """Refuse predictions made by another rule: the change of the rule would look like an effect of the method."""
+def most_probable_only(predictions: Predictions) -> Floats:
+    """The probabilities; refused with predictions by another rule, whose change would look like the method's effect."""
     probabilities = given_probabilities(predictions)
     said = probabilities[np.arange(len(probabilities)), predictions.prediction]
     other = predictions.scan[said < probabilities.max(1) - TIE]
@@ -170,3 +131,4 @@ def refuse_other_predictions(predictions: Predictions) -> None:
             f"{len(other)} predictions, such as that of {other[0]}, are not the most probable class: another rule "
             "was applied to these probabilities already"
         )
+    return probabilities

@@ -9,16 +9,9 @@ from numpy.typing import NDArray
 
 from ..evaluation.audit import summaries
 from ..evaluation.predictions import Predictions
-from .fitted import (
-    Fitted,
-    Floats,
-    PostprocessError,
-    given_probabilities,
-    log_probabilities,
-    make_fitted,
-    refuse_other_predictions,
-)
+from .fitted import Fitted, Floats, PostprocessError, log_probabilities, make_fitted, most_probable_only
 
+Ints = NDArray[np.int64]
 Objective = Literal["score", "gap"]
 MAX_LOSS = 0.01  # of P that a smaller gap may cost
 STARTS = 32  # starting points of the search; the first is no offset at all
@@ -29,7 +22,6 @@ def fit_offsets(validation: Predictions, objective: Objective = "score", max_los
     """Class offsets, chosen on validation scans of known group: thresholds, in the sense of several classes.
 
     Args:
-        validation: labelled predictions with probabilities.
         objective: ``score`` maximises P, the mean over groups of the macro F1; ``gap`` minimises the largest
             difference between the groups' macro F1 while P falls by no more than ``max_loss``.
         max_loss: in [0, 1), with ``gap`` only; None is 0.01.
@@ -47,8 +39,7 @@ def fit_offsets(validation: Predictions, objective: Objective = "score", max_los
     if not 0 <= max_loss < 1:
         raise ValueError(f"max_loss must be in [0, 1), got {max_loss}")
     known = validation.known()
-    probabilities = given_probabilities(known)
-    refuse_other_predictions(known)
+    probabilities = most_probable_only(known)
     for c, name in enumerate(known.class_names):
         if not (known.label == c).any():
             raise PostprocessError(f"no validation scan of class {name!r} with a known group: no offset can be chosen")
@@ -61,43 +52,24 @@ def fit_offsets(validation: Predictions, objective: Objective = "score", max_los
     offsets = best_offsets(log_p, known.label, group, objective, max_loss)
     before, after = (summaries(_confusion(log_p + b, known.label, group)) for b in (0.0, offsets))
     settings: dict[str, Any] = {"objective": objective, "starts": STARTS, "group_by": list(known.group_by)}
+    settings |= {"max_loss": max_loss} if objective == "gap" else {}
+    times = (("before", before), ("after", after))
+    did = {f"{name}_{when}": float(found[name]) for name in ("score", "abs_gap") for when, found in times}
     return make_fitted(
-        "offsets",
-        dict(zip(known.class_names, offsets.tolist(), strict=True)),
-        settings | ({"max_loss": max_loss} if objective == "gap" else {}),
-        {
-            f"{name}_{when}": float(found[name])
-            for name in ("score", "abs_gap")
-            for when, found in (("before", before), ("after", after))
-        },
-        known.scan,
+        "offsets", dict(zip(known.class_names, offsets.tolist(), strict=True)), settings, did, known.scan
     )
 
 
 def best_offsets(
-    log_p: Floats,
-    label: NDArray[np.int64],
-    group: NDArray[np.int64],
-    objective: Objective = "score",
-    max_loss: float = MAX_LOSS,
+    log_p: Floats, label: Ints, group: Ints, objective: Objective = "score", max_loss: float = MAX_LOSS
 ) -> Floats:
-    """Offsets b for which the predictions argmax(log p + b) are best, by coordinate search over exact breakpoints.
+    """Offsets b [C] for which the predictions argmax(log p + b) are best, by coordinate search over exact breakpoints.
 
     With the other offsets fixed, scan i is predicted as c if b_c > t_i = max_{k != c}(log p_ik + b_k) - log p_ic.
     The objective only changes at the t_i, so trying one b_c between each two neighbours is an exact line search. The
     search goes round the classes until none improves, from no offset and from 31 fixed random starts. For two classes
     the optimum is global; for more it is the best of the local ones. Of equally good offsets the smallest are taken,
-    then each is put halfway between its two breakpoints.
-
-    Args:
-        log_p: [N, C].
-        label: [N].
-        group: [N] in [0, G), every group with a scan.
-        objective: as in :func:`fit_offsets`.
-        max_loss: as in :func:`fit_offsets`.
-
-    Returns:
-        [C], summing to 0.
+    then each is put halfway between its two breakpoints. They sum to 0. Every group in ``group`` [N] needs a scan.
     """
     classes = log_p.shape[1]
     floor = float(summaries(_confusion(log_p, label, group))["score"]) - max_loss
@@ -106,9 +78,8 @@ def best_offsets(
     starts[0] = 0
     best: tuple[tuple[float, ...], Floats] | None = None
     for start in starts:
-        offsets = start
+        offsets, improved = start, True
         reached = _rank(_confusion(log_p + offsets, label, group)[None], objective, floor)[:, 0]
-        improved = True
         while improved:
             improved = False
             for c in range(classes):
@@ -133,15 +104,12 @@ def best_offsets(
     return offsets - offsets.mean()
 
 
-def _line(
-    log_p: Floats, label: NDArray[np.int64], group: NDArray[np.int64], offsets: Floats, c: int
-) -> tuple[Floats, NDArray[np.int64]]:
+def _line(log_p: Floats, label: Ints, group: Ints, offsets: Floats, c: int) -> tuple[Floats, Ints]:
     """The intervals [M, 2] of offset c without a breakpoint in them, and the confusion counts [M, G, C, C] in each."""
     n, classes = log_p.shape
     others = log_p + offsets
     others[:, c] = -np.inf
-    second = others.argmax(1)
-    breakpoints = others.max(1) - log_p[:, c]
+    second, breakpoints = others.argmax(1), others.max(1) - log_p[:, c]
     order = np.argsort(breakpoints, kind="stable")
     row = (group * classes + label)[order] * classes
     steps = np.zeros((n + 1, (int(group.max()) + 1) * classes**2), dtype=np.int64)
@@ -155,21 +123,17 @@ def _line(
     return np.stack([edges[:-1], edges[1:]], axis=1)[wide], confusion
 
 
-def _confusion(log_p: Floats, label: NDArray[np.int64], group: NDArray[np.int64]) -> NDArray[np.int64]:
-    classes = log_p.shape[1]
-    shape = (int(group.max()) + 1, classes, classes)
+def _confusion(log_p: Floats, label: Ints, group: Ints) -> Ints:
+    shape = (int(group.max()) + 1, log_p.shape[1], log_p.shape[1])
     cell = np.ravel_multi_index((group, label, log_p.argmax(1)), shape)
     return np.bincount(cell, minlength=int(np.prod(shape))).reshape(shape)
 
 
-def _rank(confusion: NDArray[np.int64], objective: Objective, floor: float) -> Floats:
+def _rank(confusion: Ints, objective: Objective, floor: float) -> Floats:
     """What is minimised, the most important first: [K, M]; rounded, so that equal counts are equal."""
     found = summaries(confusion)
-    if objective == "score":
-        keys = [-found["score"]]
-    else:
-        keys = [np.maximum(0, floor - found["score"]), found["abs_gap"], -found["score"]]
-    return np.round(keys, 12)
+    keys = [np.maximum(0, floor - found["score"]), found["abs_gap"]] if objective == "gap" else []
+    return np.round([*keys, -found["score"]], 12)
 
 
 def _size(offsets: Floats) -> Floats:

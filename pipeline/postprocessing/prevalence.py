@@ -1,10 +1,9 @@
 """Answers under the class frequencies of the place where the model works, stated in inference's settings.
 
-p'_c is proportional to p_c target_c / source_c (Saerens et al. 2002, Eq. 2.4): :func:`~.fit_prior` computes
-it, here is what must be known for it. ``source`` are the frequencies under which the model answers. A training with
-logit adjustment of strength tau on class frequencies pi answers under pi^(1 - tau): even classes for tau = 1 whatever
-they were, pi itself for plain cross-entropy. A checkpoint holds neither tau nor pi. The training's settings.json, where
-the checkpoint still lies in its folder, tells tau.
+:func:`~.fit_prior` computes p'_c, proportional to p_c target_c / source_c; this module finds ``source``, the
+frequencies under which the model answers. A training with logit adjustment of strength tau on class frequencies pi
+answers under pi^(1 - tau): even classes for tau = 1, pi itself for plain cross-entropy. A checkpoint holds neither tau
+nor pi. The training's settings.json, where the checkpoint still lies in its folder, tells tau.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from .prior import fit_prior, read_frequencies
 
 logger = logging.getLogger(__name__)
 
-
 Frequencies = Mapping[str, float] | Sequence[str]
 
 
@@ -44,7 +42,6 @@ def deployment_prior(
     Args:
         prevalence: how frequent each class is where the model works: shares, percent or counts above 0 by class name
             (or texts CLASS=FREQUENCY); only their ratios count.
-        class_names: C names.
         trained_prevalence: the same for the frequencies under which the model answers; None is even, which is right
             for logit adjustment with tau = 1.
         checkpoints: of the members, to learn from the settings.json of their trainings whether even is right.
@@ -95,7 +92,6 @@ def _check_trainings(checkpoints: Sequence[str | Path], source: Mapping[str, flo
             f"correction serves them:\n  {listed}"
         )
     for path, tau in told.items():
-        even = source is None or len(set(source.values())) == 1
         if tau != 1 and source is None:
             raise PrevalenceError(
                 f"{path} was trained with tau {'null' if tau is None else tau}: it need not answer as if classes were "
@@ -103,18 +99,17 @@ def _check_trainings(checkpoints: Sequence[str | Path], source: Mapping[str, flo
                 "split after plain cross-entropy, these to the power of 1 - tau after logit adjustment, the same "
                 "number for each class if its loss balances them otherwise"
             )
-        if tau == 1 and not even:
-            logger.warning(
-                "%s was trained with tau 1 and answers as if classes were even, but trained_prevalence says otherwise",
-                path,
+        if tau == 1 and source is not None and len(set(source.values())) > 1:
+            text = (
+                "%s was trained with tau 1 and answers as if classes were even, but trained_prevalence says otherwise"
             )
+            logger.warning(text, path)
     untold = [path for path, tau in known.items() if tau is None]
     if untold and source is None:
         logger.warning(
             "prevalence: nothing beside %s says how it was trained; it is taken to answer as if classes were even, as "
-            "after logit adjustment with tau 1. If not, name trained_prevalence",
-            ", ".join(untold),
-        )
+            "after logit adjustment with tau 1. If not, name trained_prevalence", ", ".join(untold)
+        )  # fmt: skip
 
 
 def _trained_tau(checkpoint: str | Path) -> tuple[float | None] | None:

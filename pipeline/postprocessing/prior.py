@@ -30,8 +30,7 @@ def fit_prior(
     """Correction for the class frequencies of the target population (Saerens et al. 2002, Eq. 2.4).
 
     p'_c is proportional to p_c target_c / source_c. A network trained with logit adjustment (tau = 1) answers as if
-    classes were even, which is the default ``source``; one trained with plain cross-entropy answers under the
-    frequencies of its training split, which must then be named.
+    classes were even; one trained with plain cross-entropy answers under the frequencies of its training split.
 
     Args:
         validation: scans of the target population; only ``labels`` and ``em`` need them.
@@ -47,9 +46,8 @@ def fit_prior(
     if not isinstance(target, str):
         if validation is not None:
             raise ValueError("the target's class frequencies are named; no scans are needed to fit on")
-        how, wanted = "numbers", _shares(target, tuple(target), "target")
-        names = tuple(target)
-        given = _source(source, names)
+        how, names = "numbers", tuple(target)
+        wanted, given = _shares(target, names, "target"), _source(source, names)
     else:
         if target not in ("labels", "em"):
             raise ValueError(f"target must be labels, em or a frequency for each class, got {target!r}")
@@ -74,34 +72,17 @@ def fit_prior(
         else:
             raise PostprocessError("the scans have no labels to count; estimate the frequencies (em) or name them")
     offsets = np.log(wanted) - np.log(given)
-    return make_fitted(
-        "prior",
-        dict(zip(names, (offsets - offsets.mean()).tolist(), strict=True)),
-        {
-            "from": how,
-            "target": dict(zip(names, wanted.tolist(), strict=True)),
-            "source": dict(zip(names, given.tolist(), strict=True)),
-        },
-        {},
-        scan,
-    )
+    numbers = (offsets - offsets.mean(), wanted, given)
+    by_name, target_shares, source_shares = (dict(zip(names, part.tolist(), strict=True)) for part in numbers)
+    return make_fitted("prior", by_name, {"from": how, "target": target_shares, "source": source_shares}, {}, scan)
 
 
 def estimate_prior(probabilities: Floats, source: Floats) -> Floats:
     """Class frequencies of unlabelled scans by expectation maximisation (Saerens et al. 2002, Eq. 2.9).
 
-    w_ic proportional to p_ic pi_c / source_c;  pi_c = mean_i w_ic;  until pi settles. It maximises the likelihood of
-    the scans if the probabilities are right under ``source``; it does not correct probabilities that are not.
-
-    Args:
-        probabilities: [N, C].
-        source: [C] frequencies under which the probabilities were given.
-
-    Returns:
-        [C] frequencies.
-
-    Raises:
-        PostprocessError: not settled after 10,000 steps.
+    w_ic proportional to p_ic pi_c / source_c;  pi_c = mean_i w_ic;  until pi settles (else PostprocessError). It
+    maximises the likelihood of the scans if the probabilities [N, C] are right under ``source`` [C]; it corrects no
+    wrong probabilities.
     """
     likelihood = np.exp(log_probabilities(probabilities)) / source
     prior = np.asarray(source, dtype=float)
@@ -115,22 +96,15 @@ def estimate_prior(probabilities: Floats, source: Floats) -> Floats:
 
 
 def read_target(texts: Sequence[str]) -> dict[str, float] | Literal["labels", "em"]:
-    """The target of :func:`fit_prior` from the command line: the word labels or em, or CLASS=FREQUENCY each.
-
-    Raises:
-        ValueError: neither.
-    """
-    if len(texts) == 1 and texts[0] in ("labels", "em"):
-        return "em" if texts[0] == "em" else "labels"
+    """The target of :func:`fit_prior` from the command line: labels, em, or CLASS=FREQUENCY each; else ValueError."""
+    match list(texts):
+        case ["labels" | "em" as word]:
+            return word
     return read_frequencies(texts, "target")
 
 
 def read_frequencies(texts: Sequence[str], what: str) -> dict[str, float]:
-    """Class frequencies from texts CLASS=FREQUENCY.
-
-    Raises:
-        ValueError: no such text, no number, or a class twice.
-    """
+    """Class frequencies from texts CLASS=FREQUENCY; ValueError for another text, no number, or a class twice."""
     found: dict[str, float] = {}
     for text in texts:
         name, _, number = text.rpartition("=")

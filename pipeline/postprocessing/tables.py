@@ -22,11 +22,7 @@ from .fitted import Method, PostprocessError, UnlabelledPredictions, given_proba
 
 
 def refuse_overwriting(inputs: Iterable[Path], outputs: Sequence[Path]) -> None:
-    """Stop before a file that is read, or one just written, is written over.
-
-    Raises:
-        PostprocessError: an output is an input or another output, by whatever path.
-    """
+    """PostprocessError where an output is an input or another output, by whatever path: it would be written over."""
     taken = [(path, "is read") for path in inputs]
     for output in outputs:
         for other, why in taken:
@@ -37,12 +33,10 @@ def refuse_overwriting(inputs: Iterable[Path], outputs: Sequence[Path]) -> None:
 
 
 def load_table(path: str | Path, group_by: Iterable[str] | None = None) -> Predictions:
-    """Labelled predictions with probabilities, as :func:`~.load_predictions` reads them.
+    """Labelled predictions with probabilities, as :func:`~.load_predictions` reads them and with its PredictionsError.
 
-    Raises:
-        PostprocessError: no column ``scan`` (nobody could tell whether a scan was fitted on), or the table was
-            post-processed before.
-        PredictionsError: as :func:`~.load_predictions`.
+    PostprocessError: there is no column ``scan`` (nobody could tell whether a scan was fitted on), or the table was
+    post-processed before.
     """
     _raw(Path(path))
     return load_predictions(path, group_by=tuple(group_by) if group_by else None)
@@ -51,9 +45,7 @@ def load_table(path: str | Path, group_by: Iterable[str] | None = None) -> Predi
 def load_unlabelled(path: str | Path) -> UnlabelledPredictions:
     """Probabilities of scans without labels, such as inference's predictions.csv; failed scans are left out.
 
-    Raises:
-        PostprocessError: as :func:`load_table`, or there is no column or row of probabilities.
-        PredictionsError: no such file, or probabilities that are none.
+    Errors are those of :func:`load_table`, and PostprocessError where there is no column or row of probabilities.
     """
     path = Path(path)
     table = _raw(path)
@@ -64,22 +56,19 @@ def load_unlabelled(path: str | Path) -> UnlabelledPredictions:
     table = table[answered].reset_index(drop=True)
     if table.empty:
         raise PostprocessError(f"{path}: no scan has probabilities")
-    faults: list[str] = [f"{name!r} is there twice" for name in table["scan"][table["scan"].duplicated()].unique()]
-    probabilities = read_probabilities(path, table, table["scan"], names, faults)
+    scan = table["scan"]
+    faults = [f"{name!r} is there twice" for name in scan[scan.duplicated()].unique()]
+    probabilities = read_probabilities(path, table, scan, names, faults)
     if faults or probabilities is None:
         raise PostprocessError(f"{path}:\n  " + "\n  ".join(faults[:LISTED]))
-    return UnlabelledPredictions(table["scan"].to_numpy(dtype=str), probabilities, names)
+    return UnlabelledPredictions(scan.to_numpy(dtype=str), probabilities, names)
 
 
 def write_table(path: str | Path, original: str | Path, predictions: Predictions, method: Method) -> None:
     """Write post-processed predictions: scan, label, groups, prediction, prob_<class>, postprocess, and synthetic.
 
-    Args:
-        path: the CSV to write.
-        original: the CSV that the predictions come from, with the same scans in the same order; its other columns
-            are not copied.
-        predictions: of :func:`apply`.
-        method: goes into the column ``postprocess``, so that nobody takes the table for the model's own.
+    ``original`` is the CSV that the predictions come from, with the same scans in the same order; its other columns are
+    not copied. The column ``postprocess`` says the method: nobody takes the table for the model's own.
     """
     probabilities = given_probabilities(predictions)
     table = _raw(Path(original))[["scan", "label", *predictions.group_by]].copy()

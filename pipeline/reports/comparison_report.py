@@ -6,28 +6,14 @@ from pathlib import Path
 
 from ..evaluation.records import Comparison, NoRecordError, read_record
 from ..evaluation.wording import number_name, percent, span_text, value_text
-from .document import (
-    Document,
-    Paragraph,
-    Picture,
-    Pictures,
-    Section,
-    Table,
-    Verdicts,
-    figure_picture,
-    write_document,
-)
+from .document import Document, Paragraph, Picture, Pictures, Section, Table, Verdicts, figure_picture, write_document
 from .evidence import EvidenceError
 from .evidence_figures import differences_figure, trade_off_figure
 from .parts import NONE, library_versions, scan_facts, synthetic_badge, value_and_span
 
 
 def write_comparison_report(comparison: str | Path, path: str | Path) -> Path:
-    """Write the report of a compare.json: HTML, the same as Markdown beside it, and the Markdown's pictures.
-
-    Raises:
-        EvidenceError: the file is missing or is no comparison.
-    """
+    """The report of a compare.json as HTML and Markdown; EvidenceError when it is missing or no comparison."""
     try:
         result = read_record(Comparison, comparison)
     except NoRecordError as error:
@@ -38,7 +24,6 @@ def write_comparison_report(comparison: str | Path, path: str | Path) -> Path:
 
 
 def comparison_report(result: Comparison) -> Document:
-    """The report of a comparison."""
     confidence = percent(result.settings.confidence)
     names = [system.name for system in result.systems]
     sections = (
@@ -89,17 +74,14 @@ def _comparison_blocks(result: Comparison, confidence: str) -> tuple[Paragraph |
         for key, estimate in comparison.differences.items():
             name, better = number_name(key, groups), comparison.probability_better.get(key)
             said.append(f"{name} {span_text(estimate, signed=True)}")
-            rows.append(
-                (f"{name}, {who}", *value_and_span(estimate, True), NONE if better is None else f"{better:.3f}")
-            )
+            share = NONE if better is None else f"{better:.3f}"
+            rows.append((f"{name}, {who}", *value_and_span(estimate, True), share))
         figure = differences_figure(comparison, groups)
         pictures.append(figure_picture(figure, f"differences_{number}", f"Differences, {who}: {'; '.join(said)}."))
     text = f"Differences on the same scans, with {confidence} intervals."
+    caption = "Differences (better: share of the bootstrap with the higher P, or the smaller |gap|)"
     columns = ("difference", "value", f"{confidence} interval", "probability of being better")
-    table = Table(
-        "Differences (better: share of the bootstrap with the higher P, or the smaller |gap|)", columns, tuple(rows)
-    )
-    return Paragraph(text), Pictures(tuple(pictures), column=360), table
+    return Paragraph(text), Pictures(tuple(pictures), column=360), Table(caption, columns, tuple(rows))
 
 
 def _test_blocks(result: Comparison) -> tuple[Table, ...]:
@@ -124,13 +106,9 @@ def _test_blocks(result: Comparison) -> tuple[Table, ...]:
 
 
 def _comparison_method(result: Comparison, confidence: str) -> tuple[Paragraph, ...]:
-    settings = result.settings
-    several = any(len(system.runs) > 1 for system in result.systems)
-    over = (
-        "the same draw of scans for all runs, and the runs of each system drawn too"
-        if several
-        else "the same draw for all systems"
-    )
+    settings, over = result.settings, "the same draw for all systems"
+    if any(len(system.runs) > 1 for system in result.systems):
+        over = "the same draw of scans for all runs, and the runs of each system drawn too"
     texts = [
         f"Intervals of differences are {confidence} percentile intervals of {settings.resamples:,} bootstrap "
         f"resamples of the scans within each class and group, {over}. The intervals of single runs are those of their "

@@ -15,16 +15,13 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from matplotlib.figure import Figure
 
-
 TEMPLATES = Path(__file__).with_name("templates")
 PNG_DPI = 130
 # Each level of a verdict has a sign and a word: a reader must not depend on colour.
 LEVELS = {
-    "finding": ("\u25b2", "Finding"),
-    "inconclusive": ("\u25d0", "Inconclusive"),
-    "no-statement": ("\u25cb", "No statement"),
-    "note": ("\u2022", "Note"),
-}
+    "finding": ("\u25b2", "Finding"), "inconclusive": ("\u25d0", "Inconclusive"),
+    "no-statement": ("\u25cb", "No statement"), "note": ("\u2022", "Note"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,25 +42,14 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the row.
-
-    Args:
-        caption: says what the table shows.
-        columns: headings, as many as a row has values.
-        rows: values as text; a line feed in one is a line break, and a space in Markdown.
-        strong: (row, column) of the values in bold.
-        ends_in_text: the last column holds sentences, not numbers.
-
-    Raises:
-        ValueError: a row has another number of values than there are columns.
-    """
+    """A table whose first column names the row; ValueError where a row has not as many values as columns."""
 
     kind: ClassVar[str] = "table"
     caption: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    strong: frozenset[tuple[int, int]] = frozenset()
-    ends_in_text: bool = False
+    rows: tuple[tuple[str, ...], ...]  # a line feed in a value is a line break, and a space in Markdown
+    strong: frozenset[tuple[int, int]] = frozenset()  # (row, column) of the values in bold
+    ends_in_text: bool = False  # the last column holds sentences, not numbers
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -73,24 +59,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, or an image made elsewhere.
-
-    Args:
-        name: of the file beside the Markdown, without suffix.
-        alt: what the picture shows, with its numbers.
-        png: for Markdown, and for HTML when there is no SVG.
-        svg: for HTML.
-        caption: below the picture.
-        min_width: CSS pixels below which it scrolls in its box instead of shrinking; 0 always shrinks.
-    """
+    """A figure, or an image made elsewhere."""
 
     kind: ClassVar[str] = "picture"
-    name: str
-    alt: str
-    png: bytes
-    svg: bytes | None = None
+    name: str  # of the file beside the Markdown, without suffix
+    alt: str  # what the picture shows, with its numbers
+    png: bytes  # for Markdown, and for HTML when there is no SVG
+    svg: bytes | None = None  # for HTML
     caption: str = ""
-    min_width: int = 0
+    min_width: int = 0  # CSS pixels below which it scrolls in its box instead of shrinking; 0 always shrinks
 
     @property
     def data_uri(self) -> str:
@@ -125,23 +102,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report.
-
-    Args:
-        title: heading of the whole.
-        facts: (name, value) pairs below it: what was judged.
-        sections: in order.
-        badge: a word that must not be overlooked, such as SYNTHETIC; with ``badge_text`` it says why.
-    """
+    """A report."""
 
     title: str
-    facts: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[str, str], ...]  # (name, value): what was judged
     sections: tuple[Section, ...]
-    badge: str = ""
-    badge_text: str = ""
+    badge: str = ""  # a word that must not be overlooked, such as SYNTHETIC
+    badge_text: str = ""  # says why
 
     def pictures(self) -> list[Picture]:
-        """All of them, in order."""
         found: list[Picture] = []
         for block in (block for section in self.sections for block in section.blocks):
             found += [block] if isinstance(block, Picture) else block.items if isinstance(block, Pictures) else []
@@ -165,16 +134,9 @@ def figure_picture(figure: Figure, name: str, alt: str, caption: str = "", min_w
 
 
 def write_document(document: Document, path: str | Path) -> Path:
-    """Write ``path`` (HTML, self-contained), the same as Markdown beside it, and the Markdown's pictures.
+    """Write ``path`` (HTML, self-contained; else ValueError), the same as Markdown (``.md``), and return ``path``.
 
-    The Markdown has the suffix ``.md``, and its pictures lie in ``<stem>_files``, which loses the PNGs of an earlier
-    report.
-
-    Returns:
-        path of the HTML file.
-
-    Raises:
-        ValueError: ``path`` does not end in .html.
+    The Markdown's pictures go into ``<stem>_files``, from which the PNGs of an earlier report are removed.
     """
     path = Path(path)
     require_html(path)

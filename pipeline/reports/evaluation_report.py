@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from ..common import run_folder
 from ..common.distributed import is_primary
@@ -18,71 +17,41 @@ from ..evaluation.predictions import load_predictions
 from ..evaluation.records import Audit
 from ..evaluation.resampling import Interval
 from ..evaluation.wording import number_name, percent, span_text, value_text
-from .document import (
-    Document,
-    Paragraph,
-    Picture,
-    Pictures,
-    Section,
-    Table,
-    Verdicts,
-    figure_picture,
-    require_html,
-    write_document,
-)
+from . import document
+from .document import Block, Document, Paragraph, Picture, Pictures, Section, Table, figure_picture
 from .evidence import Evidence, evidence_of_table, read_evidence
 from .evidence_figures import cells_figure, estimates_figure, learning_curves_figure, reliability_figure
 from .figures import cohort_chart, confusion_figure
-from .parts import (
-    NONE,
-    OPTIMISTIC,
-    library_versions,
-    readable_width,
-    scan_facts,
-    synthetic_badge,
-    value_and_span,
-)
+from .parts import NONE, OPTIMISTIC, library_versions, readable_width, scan_facts, synthetic_badge, value_and_span
 
 logger = logging.getLogger(__name__)
 
 
 def write_report(evaluation_dir: str | Path, path: str | Path | None = None) -> Path | None:
-    """Write the report of an evaluation: HTML, the same as Markdown beside it, and the Markdown's pictures.
+    """Write the report of an evaluation (:func:`~.read_evidence`) as HTML, by default report.html, and as Markdown.
 
-    Args:
-        evaluation_dir: see :func:`~.read_evidence`.
-        path: of the HTML; by default ``report.html`` in ``evaluation_dir``.
-
-    Returns:
-        path of the HTML; None in processes other than the first, and, with a warning, where the scans allow no audit.
-
-    Raises:
-        EvidenceError: a file of the evaluation is missing or damaged.
-        ValueError: ``path`` does not end in .html.
+    Returns the path of the HTML; None in processes other than the first, and, with a warning, without an audit. Raises
+    EvidenceError for a file that is missing or damaged, and ValueError for a ``path`` that does not end in .html.
     """
     path = Path(evaluation_dir, run_folder.REPORT) if path is None else Path(path)
-    require_html(path)
+    document.require_html(path)
     if not is_primary():
         return None
     try:
-        document = evaluation_report(read_evidence(evaluation_dir))
+        report = evaluation_report(read_evidence(evaluation_dir))
     except NoAuditError as error:
         logger.warning("no report: %s", error)
         return None
-    return write_document(document, path)
+    return document.write_document(report, path)
 
 
 def report_evaluation(evaluation_dir: str | Path) -> Path | None:
-    """:func:`write_report` at the end of an evaluation, which must not be lost by it: a failure is a warning.
-
-    The report of an earlier evaluation in the folder is removed first.
-    """
+    """:func:`write_report` at the end of an evaluation: an earlier report is removed, and a failure is a warning."""
     if not is_primary():
         return None
     folder = Path(evaluation_dir)
-    for pattern in REPORT_FILES:
-        for old in folder.glob(pattern):
-            old.unlink()
+    for old in [old for pattern in REPORT_FILES for old in folder.glob(pattern)]:
+        old.unlink()
     try:
         return write_report(folder)
     except Exception as error:  # a library that is missing, a full disk, a damaged history
@@ -91,17 +60,15 @@ def report_evaluation(evaluation_dir: str | Path) -> Path | None:
         return None
 
 
+Names = Sequence[str] | None
+
+
 def report_of_table(
-    table: Path,
-    class_names: Sequence[str] | None = None,
-    group_names: Sequence[str] | None = None,
-    group_by: Sequence[str] | None = None,
+    table: Path, class_names: Names = None, group_names: Names = None, group_by: Names = None
 ) -> Document:
     """The report of a table of predictions: of its evaluation when it lies in one, else of the table alone.
 
-    Args:
-        table: a CSV, see :func:`~.load_predictions` for it and the other arguments; when one of
-            these is given, the table is read alone.
+    The arguments are those of :func:`~.load_predictions`; with one of the names given the table is read alone.
     """
     named = class_names or group_names or group_by
     if not named and table.name == run_folder.PREDICTIONS and table.with_name(run_folder.METRICS).is_file():
@@ -111,55 +78,43 @@ def report_of_table(
 
 def evaluation_report(evidence: Evidence) -> Document:
     """The report of one evaluation; what it lacks is left out, and said so in the last section."""
-    audit = evidence.audit
-    confidence = percent(audit.settings.confidence)
+    audit, confidence = evidence.audit, percent(evidence.audit.settings.confidence)
     optimistic = (Paragraph(OPTIMISTIC),) if evidence.split == "val" else ()
-    sections = [
-        Section("Verdicts", (Verdicts(audit.verdicts), *optimistic)),
-        Section("Headline numbers", (_estimates_picture(audit, confidence), headline_table(audit))),
-        Section("Classes and groups", _cell_blocks(audit, confidence)),
-        Section("Confusion matrices", (_confusion_picture(evidence),)),
-    ]
-    left_out = []
-    if any(group.calibration for group in audit.groups):
-        sections.append(Section("Calibration", _calibration_blocks(audit, confidence)))
-    else:
-        left_out.append("calibration and AUC (the predictions have no probabilities)")
-    if evidence.history is not None and (curves := _curves_picture(evidence)) is not None:
-        sections.append(Section("Learning curves", (curves,)))
-    else:
-        left_out.append("learning curves (no history.csv of the training)")
-    if evidence.cells is not None:
-        sections.append(Section("Cohort", (_cohort_pictures(evidence.cells),)))
-    else:
-        left_out.append("the cohort (no cells.csv in the evaluation)")
-    if evidence.errors:
-        sections.append(Section("Worst errors", _error_blocks(evidence)))
-    elif evidence.errors is None:
-        left_out.append("the worst errors (no gallery in the evaluation)")
-    else:
-        sections.append(Section("Worst errors", (Paragraph("No prediction was wrong."),)))
-    sections.append(Section("Differences between groups by class", _difference_blocks(audit)))
-    sections.append(Section("How the numbers were made", _method_blocks(audit, left_out)))
-    what = evidence.source or (f"{evidence.split} split" if evidence.split else "an evaluation")
-    return Document(
-        f"Fairness report: {what}", evaluation_facts(evidence), tuple(sections), *synthetic_badge(evidence.synthetic)
-    )
+    sections: list[Section] = []
+    left_out: list[str] = []
+
+    def add(title: str, blocks: Sequence[Block], otherwise: str = "") -> None:
+        if blocks:
+            sections.append(Section(title, tuple(blocks)))
+        else:
+            left_out.append(otherwise)
+
+    add("Verdicts", (document.Verdicts(audit.verdicts), *optimistic))
+    add("Headline numbers", (_estimates_picture(audit, confidence), headline_table(audit)))
+    add("Classes and groups", _cell_blocks(audit, confidence))
+    add("Confusion matrices", (_confusion_picture(evidence),))
+    none = "calibration and AUC (the predictions have no probabilities)"
+    add("Calibration", _calibration_blocks(audit, confidence), none)
+    add("Learning curves", _curves_blocks(evidence), "learning curves (no history.csv of the training)")
+    add("Cohort", _cohort_blocks(evidence), "the cohort (no cells.csv in the evaluation)")
+    add("Worst errors", _error_blocks(evidence), "the worst errors (no gallery in the evaluation)")
+    add("Differences between groups by class", _difference_blocks(audit))
+    add("How the numbers were made", _method_blocks(audit, left_out))
+    title = f"Fairness report: {evidence.source or (f'{evidence.split} split' if evidence.split else 'an evaluation')}"
+    return Document(title, evaluation_facts(evidence), tuple(sections), *synthetic_badge(evidence.synthetic))
 
 
 def evaluation_facts(evidence: Evidence) -> tuple[tuple[str, str], ...]:
     """What was judged: (name, value) pairs."""
-    audit = evidence.audit
     facts = [("Predictions", evidence.source), ("Split", evidence.split), ("Checkpoint", evidence.checkpoint)]
     known = [name for name in TRAINING_SETTINGS if evidence.settings.get(name) is not None]
     facts += [("Training", ", ".join(f"{name} {evidence.settings[name]}" for name in known))]
-    return (*((name, value) for name, value in facts if value), *scan_facts(audit))
+    return (*(fact for fact in facts if fact[1]), *scan_facts(evidence.audit))
 
 
 def headline_table(audit: Audit) -> Table:
     """P, gap, F1 and accuracy with their intervals, beside what a fair model shows."""
-    overall, fair = audit.overall, audit.fair_model
-    size = number_name("abs_gap")
+    overall, fair, size = audit.overall, audit.fair_model, number_name("abs_gap")
     rows: list[tuple[str, Interval]] = [(f"{number_name('score')} (mean over groups of the macro F1)", overall.score)]
     if overall.gap is not None:
         rows.append((number_name("gap", audit.group_names), overall.gap))
@@ -169,10 +124,8 @@ def headline_table(audit: Audit) -> Table:
     rows += [(number_name(f"accuracy_{group.group}"), group.accuracy) for group in audit.groups]
     texts = [(name, *value_and_span(estimate, estimate is overall.gap)) for name, estimate in rows]
     expected = value_text(fair.abs_gap_mean), f"up to {value_text(fair.abs_gap_p95)}"
-    texts += [
-        (f"{size} of a perfectly fair model of this score", *expected),
-        ("p of the permutation test of the gap", f"{audit.permutation.p_value:.3g}", NONE),
-    ]
+    texts.append((f"{size} of a perfectly fair model of this score", *expected))
+    texts.append(("p of the permutation test of the gap", f"{audit.permutation.p_value:.3g}", NONE))
     columns = ("", "value", f"{percent(audit.settings.confidence)} interval")
     return Table("Headline numbers (the fair model: mean, and 95 % of its samples)", columns, tuple(texts))
 
@@ -220,23 +173,18 @@ def _estimates_picture(audit: Audit, confidence: str) -> Picture:
     said += [f"|gap| {span_text(overall.abs_gap)}"]
     expected = f"a fair model shows |gap| {fair.abs_gap_mean:.3f} on average, up to {fair.abs_gap_p95:.3f}"
     alt = f"Intervals ({confidence}): {'; '.join(said)}. Beside it, {expected}."
-    caption = (
-        f"Points with their {confidence} intervals. Shaded: where 95 % of the samples of a perfectly fair model of "
-        "this score fall on scans like these."
-    )
+    caption = f"Points with their {confidence} intervals. Shaded: where 95 % of the samples of a perfectly fair model "
+    caption += "of this score fall on scans like these."
     return figure_picture(estimates_figure(audit), "estimates", alt, caption)
 
 
 def _cell_blocks(audit: Audit, confidence: str) -> tuple[Picture, Table]:
     said = [
-        f"{cell.class_name} {cell.group} {span_text(cell.f1)}, {cell.n} scans"
-        + (", no statement" if cell.small else "")
+        f"{cell.class_name} {cell.group} {span_text(cell.f1)}, {cell.n} scans{', no statement' * cell.small}"
         for cell in audit.cells
     ]
-    caption = (
-        f"F1 of each class and group with its {confidence} interval. Hatched: fewer than "
-        f"{audit.settings.min_cell} scans, of which nothing is said."
-    )
+    caption = f"F1 of each class and group with its {confidence} interval. Hatched: fewer than "
+    caption += f"{audit.settings.min_cell} scans, of which nothing is said."
     alt = f"Heat map of F1 by class and group: {'; '.join(said)}."
     return figure_picture(cells_figure(audit), "cells", alt, caption), cells_table(audit)
 
@@ -255,67 +203,66 @@ def _confusion_picture(evidence: Evidence) -> Picture:
     return figure_picture(figure, "confusion", alt, caption, readable_width(figure))
 
 
-def _calibration_blocks(audit: Audit, confidence: str) -> tuple[Paragraph | Pictures | Table, ...]:
-    pictures = []
+def _calibration_blocks(audit: Audit, confidence: str) -> tuple[Block, ...]:
+    table, pictures = calibration_table(audit), []
+    if table is None:
+        return ()
     for index, group in enumerate(audit.groups):
         if group.calibration is None:
             continue
         bins = [f"{b.confidence:.2f}: {b.accuracy:.2f} of {b.n}" for b in group.calibration.reliability]
         alt = f"Reliability of {group.group} scans, accuracy by mean confidence of the bin: {'; '.join(bins)}."
         pictures.append(figure_picture(reliability_figure(group, index), f"reliability_{index + 1}", alt))
-    table = calibration_table(audit)
-    assert table is not None
-    text = (
-        f"Accuracy of the predictions in ten bins of confidence, with {confidence} Wilson intervals; below, the scans "
-        "of each bin. Points under the line are over-confident."
-    )
+    text = f"Accuracy of the predictions in ten bins of confidence, with {confidence} Wilson intervals; below, the "
+    text += "scans of each bin. Points under the line are over-confident."
     return Paragraph(text), Pictures(tuple(pictures)), table
 
 
-def _curves_picture(evidence: Evidence) -> Picture | None:
-    assert evidence.history is not None
+def _curves_blocks(evidence: Evidence) -> tuple[Block, ...]:
     history, groups = evidence.history, evidence.audit.group_names
+    if history is None:
+        return ()
     try:
         figure = learning_curves_figure(history, groups, evidence.marked_epoch)
     except ValueError:  # the history holds other numbers
-        return None
+        return ()
     values = history.set_index(["metric", "epoch"])["value"]
     keys = ("score", *(f"f1_{name}" for name in groups), "gap")
     shown = [("train_loss", "training loss"), *((f"val_{key}", number_name(key)) for key in keys)]
     last = int(history["epoch"].max())
-    said = []
-    for metric, name in shown:
-        for epoch in [e for e in (evidence.marked_epoch, last) if e is not None and (metric, e) in values.index]:
-            said.append(f"{name} {values[metric, epoch]:.3f} at epoch {epoch}")
+    said = [
+        f"{name} {values[metric, epoch]:.3f} at epoch {epoch}"
+        for metric, name in shown
+        for epoch in (evidence.marked_epoch, last)
+        if epoch is not None and (metric, epoch) in values.index
+    ]
     marked = f" The dashed line is epoch {evidence.marked_epoch}, {evidence.marked_by}." if evidence.marked_by else ""
     alt = f"Learning curves of {history['epoch'].nunique()} epochs: {'; '.join(dict.fromkeys(said))}."
     caption = f"Training loss, and the scores on the validation split, by epoch.{marked}"
-    return figure_picture(figure, "learning_curves", alt, caption)
+    return (figure_picture(figure, "learning_curves", alt, caption),)
 
 
-def _cohort_pictures(cells: pd.DataFrame) -> Pictures:
+def _cohort_blocks(evidence: Evidence) -> tuple[Block, ...]:
+    if evidence.cells is None:
+        return ()
     pictures: list[Picture] = []
-    for split, rows in cells.groupby("split", sort=False):
+    for split, rows in evidence.cells.groupby("split", sort=False):
         counts = rows.groupby(["label", "group"], sort=False)["n"].sum()
-        said = [f"{label} {group} {n}" for (label, group), n in counts.items()]
-        figure = cohort_chart(rows)
+        figure, said = cohort_chart(rows), [f"{label} {group} {n}" for (label, group), n in counts.items()]
         alt = f"Scans of the {split} split by class and group: {'; '.join(said)}."
         pictures.append(figure_picture(figure, f"cohort_{len(pictures) + 1}", alt, min_width=readable_width(figure)))
-    return Pictures(tuple(pictures), column=470)
+    return (Pictures(tuple(pictures), column=470),)
 
 
-def _error_blocks(evidence: Evidence) -> tuple[Paragraph | Pictures, ...]:
-    assert evidence.errors is not None
-    cards = [
-        Picture(
-            f"error_{number:02d}",
-            f"Slice of {error.scan}, and the same slice with the regions that spoke for {error.prediction}.",
-            error.png,
-            caption=f"{error.scan}: {error.label}, {error.group or 'unknown group'}; predicted {error.prediction} with "
-            f"probability {error.confidence:.3f}",
-        )
-        for number, error in enumerate(evidence.errors, 1)
-    ]
+def _error_blocks(evidence: Evidence) -> tuple[Block, ...]:
+    if not evidence.errors:
+        return () if evidence.errors is None else (Paragraph("No prediction was wrong."),)
+    cards = []
+    for number, error in enumerate(evidence.errors, 1):
+        alt = f"Slice of {error.scan}, and the same slice with the regions that spoke for {error.prediction}."
+        caption = f"{error.scan}: {error.label}, {error.group or 'unknown group'}; predicted {error.prediction} with "
+        caption += f"probability {error.confidence:.3f}"
+        cards.append(Picture(f"error_{number:02d}", alt, error.png, caption=caption))
     text = (
         "Wrong predictions, the surest first, taken from the groups in turn. Left the middle slice, right the same "
         "with the regions that spoke for the predicted class (Grad-CAM)."
@@ -364,5 +311,4 @@ def _method_blocks(audit: Audit, left_out: list[str]) -> tuple[Paragraph, ...]:
         "nothing is said.",
         f"{library_versions()}.",
     ]
-    texts += [f"Left out: {'; '.join(left_out)}."] if left_out else []
-    return tuple(map(Paragraph, texts))
+    return tuple(map(Paragraph, [*texts, f"Left out: {'; '.join(left_out)}."] if left_out else texts))

@@ -1,23 +1,30 @@
-"""What an evaluation left behind, read for its report and its model card."""
+"""What an evaluation leaves behind: its summary, written here, and all of it, read for its report and model card."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from ..common import run_folder
+from ..common.distributed import is_primary
 from ..common.errors import UserError
 from ..common.run_folder import RECORD, training_dir
+from ..data.groups import group_columns
 from ..evaluation.audit import audit
+from ..evaluation.metrics import fairness_summary
 from ..evaluation.predictions import Predictions, load_predictions
 from ..evaluation.records import Audit, read_record
+
+logger = logging.getLogger(__name__)
 
 
 class EvidenceError(UserError, ValueError):
@@ -38,55 +45,70 @@ class ErrorImage:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that is known of one evaluation.
-
-    Args:
-        source: what was judged, for a heading: the name of a table, or nothing.
-        split: of the cohort; empty when not known, as is ``checkpoint``.
-        checkpoint: its file name.
-        synthetic: whether the scans are phantoms; None when nobody said.
-        history: columns ``epoch``, ``metric``, ``value`` of the training; None without.
-        marked_epoch: the epoch that the judged checkpoint is from, as far as that is known.
-        marked_by: how that is known.
-        cells: columns ``split``, ``label``, ``group``, ``n`` of the cohort; None without.
-        errors: the worst errors; None when no gallery was made.
-        settings: of the training, as far as it noted them.
-        checkpoint_file: the judged checkpoint; None when it is not where it was.
-    """
+    """Everything that is known of one evaluation; empty or None is what is not known."""
 
     audit: Audit
-    source: str = ""
+    source: str = ""  # what was judged, for a heading: the name of a table
     split: str = ""
-    checkpoint: str = ""
-    synthetic: bool | None = None
-    history: pd.DataFrame | None = None
-    marked_epoch: int | None = None
-    marked_by: str = ""
-    cells: pd.DataFrame | None = None
-    errors: tuple[ErrorImage, ...] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    checkpoint_file: Path | None = None
+    checkpoint: str = ""  # file name
+    synthetic: bool | None = None  # whether the scans are phantoms
+    history: pd.DataFrame | None = None  # columns epoch, metric, value of the training
+    marked_epoch: int | None = None  # the epoch that the judged checkpoint is from
+    marked_by: str = ""  # how that is known
+    cells: pd.DataFrame | None = None  # columns split, label, group, n of the cohort
+    errors: tuple[ErrorImage, ...] | None = None  # the worst errors; None when no gallery was made
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the training, as far as it noted them
+    checkpoint_file: Path | None = None  # None when it is not where it was
+
+
+def write_evaluation(
+    predictions: str | Path, class_names: Sequence[str], group_names: Sequence[str],
+    group_by: str | Sequence[str] = "sex", split: str = "", checkpoint: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """Summarise a labelled prediction table beside it: metrics.json, and confusion.png where matplotlib is installed.
+
+    Returns the content of metrics.json; nothing in processes other than the first, which write nothing.
+    """
+    if not is_primary():
+        return {}
+    predictions = Path(predictions)
+    columns = group_columns(group_by)
+    # Only the predicted class counts here, so one scan whose output is not finite does not lose the others.
+    table = load_predictions(predictions, class_names, group_names, columns, with_probabilities=False)
+    confusion = torch.from_numpy(table.confusion())
+    result = {
+        "split": split,
+        "checkpoint": checkpoint,
+        "synthetic": table.synthetic,
+        "class_names": list(class_names),
+        "group_names": list(group_names),
+        "group_by": list(columns),
+        "confusion": confusion.tolist(),
+        "metrics": fairness_summary(confusion, class_names, group_names),
+    }
+    predictions.with_name(run_folder.METRICS).write_text(json.dumps(result, indent=2) + "\n")
+    try:
+        from .figures import confusion_figure
+
+        figure = confusion_figure(confusion.numpy(), list(class_names), list(group_names), synthetic=table.synthetic)
+    except ImportError as error:  # a training must not end on a missing picture
+        logger.warning("no picture of the confusion matrices: %s", error)
+    else:
+        figure.savefig(predictions.with_name(run_folder.CONFUSION), dpi=150, bbox_inches="tight")
+    return result
 
 
 def evidence_of_table(predictions: Predictions, source: str) -> Evidence:
-    """What a table of predictions alone says: it is audited now.
-
-    Raises:
-        NoAuditError: fewer than two groups have a scan.
-    """
+    """What a table of predictions alone says: it is audited now; NoAuditError with scans of fewer than two groups."""
     return Evidence(audit(predictions), source=source, synthetic=predictions.synthetic or None)
 
 
 def read_evidence(evaluation_dir: str | Path) -> Evidence:
     """What an evaluation left in its folder, and its training in the folder above.
 
-    Args:
-        evaluation_dir: holds metrics.json, predictions.csv, and, where they were made, audit.json (else the audit is
-            run now), cells.csv and errors/errors.json.
-
-    Raises:
-        EvidenceError: a file is missing or damaged, or audit.json is of other predictions than metrics.json.
-        NoAuditError: fewer than two groups have a scan.
+    The folder holds metrics.json, predictions.csv, and, where they were made, audit.json (else the audit is run now; it
+    may raise NoAuditError), cells.csv and errors/errors.json. EvidenceError: a file is missing, damaged, or audit.json
+    is of other predictions than metrics.json.
     """
     folder = Path(evaluation_dir)
     metrics = optional_json(folder / run_folder.METRICS)
@@ -104,6 +126,7 @@ def read_evidence(evaluation_dir: str | Path) -> Evidence:
         record = optional_json(training / RECORD)
         settings = optional_json(training / run_folder.SETTINGS)
     epoch, known_by = _marked_epoch(checkpoint, record or {}, history)
+    places = [Path(checkpoint), *([training / "models" / Path(checkpoint).name] if training is not None else [])]
     return Evidence(
         judged,
         split=metrics["split"],
@@ -115,7 +138,7 @@ def read_evidence(evaluation_dir: str | Path) -> Evidence:
         cells=optional_table(folder / run_folder.CELLS, ("split", "label", "group", "n")),
         errors=_errors(folder / "errors"),
         settings=settings or {},
-        checkpoint_file=_checkpoint_file(checkpoint, training),
+        checkpoint_file=next((path for path in places if path.is_file()), None),
     )
 
 
@@ -133,11 +156,9 @@ def optional_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
     """A CSV with these columns, the last (and an epoch) as numbers; None when there is no such file, or no row."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        missing = [column for column in columns if column not in table]
-        if missing:
+        if missing := [column for column in columns if column not in table]:
             raise ValueError(f"no column {', '.join(missing)}")
-        numbers = {columns[-1]: float if columns[-1] == "value" else int}
-        numbers |= {"epoch": int} if "epoch" in columns else {}
+        numbers = {name: kind for name, kind in {"epoch": int, "n": int, "value": float}.items() if name in columns}
         table = table[list(columns)].astype(numbers)
     except FileNotFoundError:
         return None
@@ -159,15 +180,8 @@ def _audit(folder: Path) -> Audit:
         raise EvidenceError(f"{path} cannot be read: {error}") from error
 
 
-def _checkpoint_file(checkpoint: str, training: Path | None) -> Path | None:
-    places = [Path(checkpoint)] if checkpoint else []
-    places += [training / "models" / Path(checkpoint).name] if checkpoint and training is not None else []
-    return next((path for path in places if path.is_file()), None)
-
-
 def _marked_epoch(checkpoint: str, record: Mapping[str, Any], history: pd.DataFrame | None) -> tuple[int | None, str]:
-    named = re.search(r"epoch=(\d+)\.pt$", checkpoint)
-    if named:
+    if named := re.search(r"epoch=(\d+)\.pt$", checkpoint):
         return int(named[1]), "the judged checkpoint's"
     if record.get("best_epoch") is not None:
         return int(record["best_epoch"]), "the best one"
@@ -188,9 +202,8 @@ def _errors(folder: Path) -> tuple[ErrorImage, ...] | None:
         try:
             png = image.read_bytes()
         except OSError as error:
-            raise EvidenceError(
-                f"{folder / 'errors.json'} names {image.name}, which cannot be read: {error}"
-            ) from error
+            named = f"{folder / 'errors.json'} names {image.name}"
+            raise EvidenceError(f"{named}, which cannot be read: {error}") from error
         if not png.startswith(b"\x89PNG"):
             raise EvidenceError(f"{image} is no PNG")
         scan, label, group, said = (str(entry[name]) for name in ("scan", "label", "group", "prediction"))

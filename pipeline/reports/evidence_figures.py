@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
 LINES = ("-", "--", "-.", ":")
 WIDTH = 4.8  # inches
 SHADE = "#DDDDDD"
@@ -32,18 +31,14 @@ SHADE = "#DDDDDD"
 def group_style(index: int) -> dict[str, Any]:
     """Colour, marker and line of the group (or system) with this index; the first 7 differ in colour and marker."""
     round_, colour = divmod(index, len(PALETTE))
-    return {
-        "color": PALETTE[colour],
-        "marker": MARKERS[(colour + round_) % len(MARKERS)],
-        "linestyle": LINES[(index + round_) % len(LINES)],
-    }
+    marker, line = MARKERS[(colour + round_) % len(MARKERS)], LINES[(index + round_) % len(LINES)]
+    return {"color": PALETTE[colour], "marker": marker, "linestyle": line}
 
 
 def estimates_figure(audit: Audit) -> Figure:
     """P, F1 of each group and the gap, each with its interval (a forest plot).
 
-    The gap stands over the range in which 95 % of the samples of a perfectly fair model fall, |gap| beside the mean
-    that such a model shows.
+    The gap stands over 95 % of the samples of a perfectly fair model, |gap| beside the mean that such a model shows.
     """
     overall, fair = audit.overall, audit.fair_model
     shares: list[Number] = [(number_name("score"), overall.score, None, False)]
@@ -55,8 +50,6 @@ def estimates_figure(audit: Audit) -> Figure:
         gaps.insert(0, (number_name("gap", audit.group_names), overall.gap, None, True))
     panels = [_labelled(shares), _labelled(gaps)]
     figure, (top, bottom) = _forest(panels, legend_lines=3)
-    _draw_rows(top, panels[0])
-    _draw_rows(bottom, panels[1])
     chance = 1 / len(audit.class_names)
     guessing = top.axvline(chance, color=GREY, linestyle=":", linewidth=1.2)
     top.set_xlim(0, 1)
@@ -70,15 +63,8 @@ def estimates_figure(audit: Audit) -> Figure:
     (expected,) = bottom.plot(mean, row, "d", color="white", markeredgecolor="black", markersize=7, zorder=5)
     bottom.set_xlim(0 if overall.gap is None else -reach, reach)
     bottom.set_xlabel("difference in F1", fontsize=9)
-    _legend(
-        figure,
-        [guessing, shade, expected],
-        [
-            f"guessing evenly: about {chance:.2f}",
-            f"a fair model: 95 % of samples, {low:+.3f} to {high:+.3f}",
-            f"a fair model: mean |gap| {mean:.3f}",
-        ],
-    )
+    labels = [f"guessing evenly: about {chance:.2f}", f"a fair model: 95 % of samples, {low:+.3f} to {high:+.3f}"]
+    _legend(figure, [guessing, shade, expected], [*labels, f"a fair model: mean |gap| {mean:.3f}"])
     return figure
 
 
@@ -103,10 +89,9 @@ def cells_figure(audit: Audit) -> Figure:
         scans = f"n = {cell.n}" + (": no statement" if cell.small else "")
         said = f"{cell.f1.value:.3f}\n{span(cell.f1)}\n{scans}"
         ax.text(column, row, said, ha="center", va="center", fontsize=9, color=colour, bbox=box, linespacing=1.25)
-    ax.set_xticks(range(len(groups)), heads, fontsize=9)
-    ax.set_yticks(range(len(classes)), names, fontsize=9)
-    ax.set_xticks(np.arange(len(groups) - 1) + 0.5, minor=True)
-    ax.set_yticks(np.arange(len(classes) - 1) + 0.5, minor=True)
+    for set_ticks, texts in ((ax.set_xticks, heads), (ax.set_yticks, names)):
+        set_ticks(range(len(texts)), texts, fontsize=9)
+        set_ticks(np.arange(len(texts) - 1) + 0.5, minor=True)
     ax.grid(which="minor", color="white", linewidth=2)
     ax.tick_params(which="both", length=0)
     ax.xaxis.tick_top()
@@ -117,12 +102,7 @@ def cells_figure(audit: Audit) -> Figure:
 
 
 def reliability_figure(group: GroupResult, index: int) -> Figure:
-    """Accuracy against confidence, bin by bin with Wilson intervals, over the scans of each bin.
-
-    Args:
-        group: with a calibration.
-        index: of the group, which gives its colour and marker.
-    """
+    """Accuracy against confidence, bin by bin with Wilson intervals, over the scans of each bin, of group ``index``."""
     assert group.calibration is not None
     curve = pd.DataFrame(group.calibration.reliability)
     style = group_style(index)
@@ -143,8 +123,7 @@ def reliability_figure(group: GroupResult, index: int) -> Figure:
     bars = bottom.bar(centres, curve["n"], 0.9 / BINS, color=style["color"], edgecolor="black", linewidth=0.6,
                       hatch=HATCHES[index % len(HATCHES)])  # fmt: skip
     bottom.bar_label(bars, fontsize=8, padding=1)
-    bottom.set_ylim(0, 1.3 * curve["n"].max())
-    bottom.set_xlim(-0.03, 1.03)
+    bottom.set(xlim=(-0.03, 1.03), ylim=(0, 1.3 * curve["n"].max()))
     bottom.set_xlabel("confidence (probability of the predicted class)", fontsize=9)
     bottom.set_ylabel("scans", fontsize=9)
     bottom.yaxis.get_major_locator().set_params(integer=True, nbins=3)
@@ -158,36 +137,25 @@ def learning_curves_figure(
 ) -> Figure:
     """Training loss, F1 of each group with P, and the gap by epoch.
 
-    Args:
-        history: columns ``epoch``, ``metric``, ``value``: ``train_loss``, and ``score``, ``gap`` (or ``abs_gap``) and
-            ``f1_<group>`` after ``prefix``. What is missing is left out.
-        group_names: G names.
-        marked_epoch: marked by a line; None marks none.
-        prefix: of the validation's metrics.
-
-    Raises:
-        ValueError: a column is missing, or nothing in it can be drawn.
+    ``history`` has the columns ``epoch``, ``metric`` and ``value`` (else ValueError): ``train_loss``, and after
+    ``prefix`` ``score``, ``gap`` (or ``abs_gap``) and ``f1_<group>``. What is missing is left out, but not everything.
     """
     missing = [name for name in ("epoch", "metric", "value") if name not in history]
     if missing:
         raise ValueError(f"history: no column {', '.join(missing)}; it has {', '.join(map(str, history.columns))}")
     curves = {str(name): rows.sort_values("epoch") for name, rows in history.groupby("metric")}
-    score = [(f"{prefix}score", number_name("score"), {"color": "black", "linestyle": "-", "marker": ""})]
-    score += [
-        (f"{prefix}{key}", number_name(key), group_style(index))
-        for index, key in enumerate(f"f1_{name}" for name in group_names)
-    ]
-    signed = f"{prefix}gap" in curves
-    gap = f"{prefix}gap" if signed else f"{prefix}abs_gap"
-    said = number_name("gap" if signed else "abs_gap", group_names)
     dark = {"color": "black", "linestyle": "-", "marker": "."}
+    score = [(f"{prefix}score", number_name("score"), dark | {"marker": ""})]
+    for index, key in enumerate(f"f1_{name}" for name in group_names):
+        score.append((f"{prefix}{key}", number_name(key), group_style(index)))
+    gap = "gap" if f"{prefix}gap" in curves else "abs_gap"
+    said = number_name(gap, group_names)
     drawn = [
         ("training loss", [("train_loss", "training loss", dark)]),
         ("F1, validation", score),
-        (said, [(gap, said, dark)]),
+        (said, [(f"{prefix}{gap}", said, dark)]),
     ]
-    panels = [(title, [line for line in lines if line[0] in curves]) for title, lines in drawn]
-    panels = [(title, lines) for title, lines in panels if lines]
+    panels = [(title, found) for title, lines in drawn if (found := [line for line in lines if line[0] in curves])]
     if not panels:
         raise ValueError(f"history: no metric of a learning curve; it has {', '.join(curves) or 'none'}")
     heights = [1.5 if len(lines) == 1 else 1.9 for _, lines in panels]
@@ -195,10 +163,8 @@ def learning_curves_figure(
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for ax, (title, lines) in zip(axes, panels, strict=True):
         for name, label, style in lines:
-            rows = curves[name]
-            ax.plot(
-                rows["epoch"], rows["value"], label=plain(_filled(label, WIDTH)), markersize=4, linewidth=1.5, **style
-            )
+            x, y, text = curves[name]["epoch"], curves[name]["value"], plain(_filled(label, WIDTH))
+            ax.plot(x, y, label=text, markersize=4, linewidth=1.5, **style)
         if title == said:
             ax.axhline(0, color=GREY, linewidth=1, linestyle=":")
         if title.startswith("F1"):
@@ -219,11 +185,9 @@ def learning_curves_figure(
 def differences_figure(comparison: PairComparison, group_names: Sequence[str]) -> Figure:
     """Differences of one system from the reference, each with its interval, over the line of no difference."""
     style = {f"f1_{name}": index for index, name in enumerate(group_names)}
-    rows = _labelled(
-        [(number_name(key, group_names), e, style.get(key), True) for key, e in comparison.differences.items()]
-    )
+    numbers = comparison.differences.items()
+    rows = _labelled([(number_name(key, group_names), number, style.get(key), True) for key, number in numbers])
     figure, (ax,) = _forest([rows])
-    _draw_rows(ax, rows)
     reach = 1.12 * max(*(max(abs(e.low), abs(e.high)) for _, e, _, _ in rows), 0.01)
     ax.axvline(0, color="black", linewidth=1, zorder=1)
     ax.set_xlim(-reach, reach)
@@ -236,10 +200,7 @@ def trade_off_figure(result: Comparison) -> Figure:
     in colour and marker."""
     runs = [(index, run) for index, system in enumerate(result.systems) for run in system.runs]
     key = "gap" if "gap" in runs[0][1] else "abs_gap"
-    labels = [
-        _filled(f"{system.name} ({len(system.runs)} {'run' if len(system.runs) == 1 else 'runs'})", WIDTH - 0.6)
-        for system in result.systems
-    ]
+    labels = [f"{s.name} ({len(s.runs)} {'run' if len(s.runs) == 1 else 'runs'})" for s in result.systems]
     lines = sum(_filled(label, WIDTH - 0.6).count("\n") + 1 for label in labels)
     figure = new_figure(WIDTH, 3.9 + LINE * lines)
     ax = figure.subplots()
@@ -276,31 +237,24 @@ def _labelled(rows: Sequence[Number]) -> list[Row]:
 
 
 def _forest(panels: Sequence[Sequence[Row]], legend_lines: int = 0) -> tuple[Figure, Any]:
-    """A figure with an axis a panel, in which one unit of y is about an inch."""
+    """A figure with an axis a panel, in which one unit of y is about an inch, and its rows drawn."""
     heights = [0.16 - rows[-1][3] for rows in panels]
-    height = sum(heights) + LINE * (3 * len(panels) + legend_lines) + 0.2
-    figure = new_figure(WIDTH, height)
+    figure = new_figure(WIDTH, sum(heights) + LINE * (3 * len(panels) + legend_lines) + 0.2)
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for ax, panel in zip(axes, heights, strict=True):
-        ax.set_ylim(-panel, 0)
-        ax.set_yticks([])
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85}  # over vertical lines
+    for ax, rows, height in zip(axes, panels, heights, strict=True):
+        ax.set(ylim=(-height, 0), yticks=[])
         ax.spines[["left"]].set_visible(False)
         _tidy(ax)
+        for text, estimate, index, y in rows:
+            style = {"color": "black", "marker": "o"} if index is None else group_style(index)
+            ax.errorbar(
+                estimate.value, y, xerr=_ends(estimate), color=style["color"], marker=style["marker"], markersize=7,
+                markeredgecolor="black", ecolor="black", elinewidth=1.5, capsize=4, linestyle="none", zorder=4,
+            )  # fmt: skip
+            place = ax.get_yaxis_transform()
+            ax.text(0, y + 0.1, plain(text), transform=place, fontsize=9, va="bottom", zorder=3, bbox=box)
     return figure, axes
-
-
-def _draw_rows(ax: Axes, rows: Sequence[Row]) -> None:
-    """Intervals with their text above, the ends as caps."""
-    for text, estimate, index, y in rows:
-        style = {"color": "black", "marker": "o"} if index is None else group_style(index)
-        ax.errorbar(
-            estimate.value, y, xerr=_ends(estimate), color=style["color"], marker=style["marker"], markersize=7,
-            markeredgecolor="black", ecolor="black", elinewidth=1.5, capsize=4, linestyle="none", zorder=4,
-        )  # fmt: skip
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85}  # over vertical lines
-        ax.text(
-            0, y + 0.1, plain(text), transform=ax.get_yaxis_transform(), fontsize=9, va="bottom", zorder=3, bbox=box
-        )
 
 
 def _ends(estimate: Interval) -> list[list[float]]:

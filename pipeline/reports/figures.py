@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-
 UNKNOWN_COLOUR = "#BBBBBB"
 SPLIT_TITLES = {"train": "Training", "val": "Validation", "test": "Test", "all": "All scans"}
 HEADROOM = 1.18  # of the tallest bar, so that its count stays inside the axes
@@ -34,9 +33,6 @@ def cohort_chart(cells: pd.DataFrame, path: str | os.PathLike[str] | None = None
         cells: columns ``split``, ``label``, ``group``, ``n`` of ``Cohort.cells()``; a combination not listed counts 0.
         path: where to save the figure as well; the suffix chooses the format.
         synthetic: say in the heading that the scans are phantoms.
-
-    Returns:
-        The figure. Each panel has its own scale; counts stand on the bars, and every title says n.
 
     Raises:
         ValueError: a column is missing, there is no row, or a count is negative.
@@ -80,8 +76,7 @@ def _draw_bars(ax: Axes, heights: Sequence[Sequence[int]], styles: Mapping[str, 
     width = 0.84 / len(heights)
     for index, (row, style) in enumerate(zip(heights, styles.values(), strict=True)):
         places = np.arange(len(row)) + (index - (len(heights) - 1) / 2) * width
-        bars = ax.bar(places, row, width, edgecolor="black", linewidth=0.6, **style)
-        ax.bar_label(bars, fontsize=8, padding=1)
+        ax.bar_label(ax.bar(places, row, width, edgecolor="black", linewidth=0.6, **style), fontsize=8, padding=1)
     ax.locator_params(axis="y", integer=True)
     ax.set_ylim(0, max(1, *map(max, heights)) * HEADROOM)
     ax.tick_params(axis="x", length=0)
@@ -93,16 +88,13 @@ def _draw_bars(ax: Axes, heights: Sequence[Sequence[int]], styles: Mapping[str, 
 def confusion_figure(
     confusion: np.ndarray, class_names: Sequence[str], group_names: Sequence[str], *, synthetic: bool = False
 ) -> Figure:
-    """Confusion matrices of the groups side by side.
+    """Confusion matrices of the groups side by side: counts, and in colour the share of the row (of the true class).
 
-    The colour is the share of the row (of the true class), the number is the count. The row of a class without a scan
-    in the group is hatched: it has no share.
+    The row of a class without a scan in the group is hatched: it has no share.
 
     Args:
         confusion: [G, C, C] counts, rows true, columns predicted; or [G + 1, C, C], whose last matrix (unknown group)
             is shown when it counts any scan.
-        class_names: C names.
-        group_names: G names.
         synthetic: say in the heading that the scans are phantoms.
 
     Raises:
@@ -125,8 +117,8 @@ def confusion_figure(
     names = [wrapped(name) for name in class_names]
     label_height = 0.18 * max(name.count("\n") + 1 for name in names)
     title_height = 0.2 * max(wrapped(group).count("\n") + 1 for group in groups)
-    margin = label_width(class_names) + 0.5
-    figure = new_figure((side + 0.25) * len(groups) + margin + 0.9, side + label_height + title_height + 1.1)
+    width = (side + 0.25) * len(groups) + (label_width(class_names) + 0.5) + 0.9
+    figure = new_figure(width, side + label_height + title_height + 1.1)
     axes = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     for ax, matrix, group in zip(axes, counts, groups, strict=True):
         image = _draw_confusion(ax, matrix)

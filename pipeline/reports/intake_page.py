@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
 TABLE, PAGE, PICTURES = run_folder.INTAKE, "index.html", "pictures"
 PANEL = 160  # pixels of the longest side of a middle slice
 GAP = 4
@@ -44,19 +43,16 @@ NOTE = 46  # characters of a line of a note in the page's table
 
 
 def middle_slices(volume: NDArray[np.floating], record: Mapping[str, Any]) -> Image:
-    """The middle axial, coronal and sagittal slice of a volume side by side, in the proportions of the body.
+    """The middle axial, coronal and sagittal slice of a volume side by side, in the proportions of the body (mode L).
 
     Anterior is up in the axial and left in the sagittal slice, superior is up in both others, and the patient's right
     is on the left. The slices of the volume are a choice out of the scan's: they are drawn as high as what they span.
     Without a geometry (slice folders) that height is not known and drawn as that of an axial slice; pixels of a slice
-    are taken for squares.
+    are taken for squares. The longest side of a slice gets :data:`PANEL` pixels.
 
     Args:
         volume: [D, H, W] in [0, 1]: slices ``indices`` of the scan, whole (not cropped), of any number of pixels.
         record: the scan's intake record.
-
-    Returns:
-        Picture of mode L; the longest side of a slice has :data:`PANEL` pixels.
     """
     from PIL import Image
 
@@ -72,10 +68,8 @@ def middle_slices(volume: NDArray[np.floating], record: Mapping[str, Any]) -> Im
     for plane, rows, columns in planes:
         size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
         grey = Image.fromarray(np.rint(np.clip(plane, 0, 1) * 255).astype(np.uint8))
-        levels = np.asarray(grey.resize(size, Image.Resampling.BILINEAR), dtype=float)
-        panels.append(
-            Image.fromarray(np.rint(np.rint(levels * (GREYS - 1) / 255) * 255 / (GREYS - 1)).astype(np.uint8))
-        )
+        levels = np.rint(np.asarray(grey.resize(size, Image.Resampling.BILINEAR), dtype=float) * (GREYS - 1) / 255)
+        panels.append(Image.fromarray(np.rint(levels * 255 / (GREYS - 1)).astype(np.uint8)))
     picture = Image.new("L", (sum(p.width for p in panels) + 2 * GAP, max(p.height for p in panels)), 255)
     left = 0
     for panel in panels:
@@ -98,11 +92,7 @@ def intake_document(
 ) -> Document:
     """The page: how many scans are how, what is said of each, and looks at them, the doubtful ones first.
 
-    Args:
-        records: intake records with the scans' names.
-        pictures: scan -> PNG; scans that could not be read have none.
-        limit: pictures on the page at most.
-        folder: name of the folder of all pictures, for the reader.
+    ``pictures`` has a PNG by scan (not of those that could not be read); the page shows ``limit`` of them at most.
     """
     ordered = sorted(records, key=lambda record: list(GROUPS).index(group_of(record)))
     counts = group_counts(records)
@@ -111,19 +101,17 @@ def intake_document(
     if codes := warning_counts(records):
         rows = tuple((code, str(count)) for code, count in codes.items())
         blocks.append(Table("Warnings", ("warning", "scans"), rows))
-    blocks.append(scans_table(ordered))
-    sections = [Section("All scans", tuple(blocks))]
+    sections = [Section("All scans", (*blocks, scans_table(ordered)))]
     left = limit
     for group in ("warnings", "fine"):  # refused and skipped scans have no volume
         shown = [record for record in ordered if group_of(record) == group and record["scan"] in pictures]
         if not shown:
             continue
         items = tuple(_look(record, pictures[record["scan"]]) for record in shown[:left])
-        said = LOOK
-        if len(shown) > len(items):
-            said += f" {len(shown) - len(items)} more are in the folder {folder}."
+        more = len(shown) - len(items)
+        said = Paragraph(LOOK + (f" {more} more are in the folder {folder}." if more else ""))
         left -= len(items)
-        sections.append(Section(GROUPS[group], (Paragraph(said), *([Pictures(items, column=300)] if items else []))))
+        sections.append(Section(GROUPS[group], (said, *([Pictures(items, column=300)] if items else []))))
     return Document("Intake check", facts, tuple(sections))
 
 
@@ -138,15 +126,12 @@ def scans_table(records: Sequence[Mapping[str, Any]]) -> Table:
             record["kind"] or "-",
             f"{record['slices_used']}/{record['slices_found']}" if record["slices_found"] else "-",
             spacing_text(record["spacing"]) if record["spacing"] else "-",
-            _lines([record["reason"], *record["warnings"], record["series"]]),
+            "\n".join(line for note in notes for line in textwrap.wrap(note, NOTE)) or "-",
         )
         for record in records
+        for notes in [[record["reason"], *record["warnings"], record["series"]]]
     )
     return Table(f"{len(records)} scans, the doubtful first", columns, rows, doubtful, ends_in_text=True)
-
-
-def _lines(notes: Sequence[str]) -> str:
-    return "\n".join(line for note in notes for line in textwrap.wrap(note, NOTE)) or "-"
 
 
 def _look(record: Mapping[str, Any], path: Path) -> Picture:
@@ -162,14 +147,7 @@ class IntakeCollector:
 
     Each scan that can be read gets a picture, ``<output_dir>/pictures/<scan>.png``, when its batch is added; so no
     volume is kept. :meth:`write` then makes ``intake.csv`` and ``intake.json`` (:func:`write_intake`) and
-    ``index.html``, one page that holds its pictures in itself.
-
-    Args:
-        output_dir: folder; made when it is needed.
-        page_pictures: pictures in the page at most, of about 20 kB each. All are in the folder.
-
-    Raises:
-        ValueError: ``page_pictures`` is negative or no whole number.
+    ``index.html``, one page that holds at most ``page_pictures`` pictures of about 20 kB each in itself.
 
     Example::
 
@@ -188,15 +166,9 @@ class IntakeCollector:
         self._pictures: dict[str, Path] = {}
 
     def add(self, batch: Mapping[str, Any]) -> None:
-        """Take a batch.
-
-        Args:
-            batch: ``image`` [N, 1, D, H, W] in [0, 1], not cropped, and lists of N: ``scan`` (name), ``reason``
-                (why it cannot be read, or ""), ``intake`` (record).
-        """
-        for image, scan, reason, intake in zip(
-            batch["image"], batch["scan"], batch["reason"], batch["intake"], strict=True
-        ):
+        """Take a batch: ``image`` [N, 1, D, H, W] in [0, 1], not cropped; lists ``scan``, ``intake``, ``reason``."""
+        parts = (batch[name] for name in ("image", "scan", "reason", "intake"))
+        for image, scan, reason, intake in zip(*parts, strict=True):
             record = {"scan": scan, **intake}
             if reason and record["status"] == "ok":
                 record |= {"status": "refused", "reason": reason}

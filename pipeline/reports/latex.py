@@ -10,21 +10,13 @@ from .document import Table
 
 LATEX = str.maketrans(
     {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "\u2013": r"\textendash{}",
-        "\u2212": "$-$",
-        "\u00b1": r"$\pm$",
-        "\u00d7": r"$\times$",
-        "\u03b1": r"$\alpha$",
+        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+        ">": r"\textgreater{}", "|": r"\textbar{}", "\u2013": r"\textendash{}", "\u2212": "$-$", "\u00b1": r"$\pm$",
+        "\u00d7": r"$\times$", "\u03b1": r"$\alpha$",
         **{sign: f"\\{sign}" for sign in "&%$#_{}"},
         **{sign: f"{{{sign}}}" for sign in "[]*`'"},  # after a line break LaTeX reads [ and * as arguments
     }
-)
+)  # fmt: skip
 OGONEK = "\u0328"
 # Only a table that is wider than the page shrinks (graphicx).
 FIT = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}"
@@ -46,13 +38,10 @@ def _in_latex(sign: str) -> bool:
 
 
 def latex_table(table: Table, label: str, notes: Sequence[str] = ()) -> str:
-    """A table in LaTeX, over both columns of a page; it needs the packages booktabs and graphicx.
+    """A table in LaTeX, over both columns of a page, with a label for ``\\ref`` and ``notes`` below.
 
-    Args:
-        table: values that hold a line feed become two lines, the second smaller. Its caption loses "Table 1.", as
-            LaTeX counts by itself.
-        label: for ``\\ref``.
-        notes: below the table.
+    It needs the packages booktabs and graphicx. Values that hold a line feed become two lines, the second smaller. The
+    caption loses "Table 1.", as LaTeX counts by itself.
     """
     import pandas as pd
 
@@ -63,10 +52,7 @@ def latex_table(table: Table, label: str, notes: Sequence[str] = ()) -> str:
     frame = pd.DataFrame(rows, columns=range(len(head)), dtype=str).set_axis(head, axis=1)
     tabular = frame.style.hide(axis="index").to_latex(hrules=True, column_format=f"l{'r' * (len(head) - 1)}")
     lines = [
-        r"% needs \usepackage{booktabs,graphicx}",
-        r"\begin{table*}",
-        r"\centering",
-        r"\scriptsize",
+        *(r"% needs \usepackage{booktabs,graphicx}", r"\begin{table*}", r"\centering", r"\scriptsize"),
         r"\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{escape_latex(re.sub(r'Table [0-9]+[.] ', '', table.caption, count=1))}}}",
         rf"\label{{{label}}}",

@@ -13,7 +13,7 @@ from ..common.names import OBJECTIVE_SETTINGS
 from ..evaluation.audit_words import fair_gap_text
 from ..evaluation.wording import percent, span_text
 from ..networks.checkpoint import model_settings
-from .document import LEVELS, Table, Verdicts, markdown_environment, squeezed
+from .document import LEVELS, Table, Verdicts, markdown_environment, squeezed, write_text
 from .evaluation_report import calibration_table, cells_table, differences_table, evaluation_facts, headline_table
 from .evidence import Evidence, read_evidence
 from .parts import OPTIMISTIC, synthetic_badge
@@ -21,13 +21,9 @@ from .parts import OPTIMISTIC, synthetic_badge
 NOT_STATED = "not stated"
 START, END = "<!-- performance:start -->", "<!-- performance:end -->"
 PREPROCESSING = {
-    "window": "HU that become 0 and 1",
-    "trim_fraction": "share of slices dropped at each end",
-    "num_slices": "slices",
-    "image_size": "size of a slice",
-    "fast_decode": "JPEG slices shrunk while decoded",
-    "crop_size": "size of the crop",
-}
+    "window": "HU that become 0 and 1", "trim_fraction": "share of slices dropped at each end", "num_slices": "slices",
+    "image_size": "size of a slice", "fast_decode": "JPEG slices shrunk while decoded", "crop_size": "size of the crop",
+}  # fmt: skip
 
 
 class MarksError(UserError, ValueError):
@@ -35,30 +31,18 @@ class MarksError(UserError, ValueError):
 
 
 def write_model_card(evaluation_dir: str | Path, path: str | Path) -> Path:
-    """Write the model card of an evaluated checkpoint: Markdown with a YAML head, as Hugging Face and MONAI have it.
-
-    Args:
-        evaluation_dir: see :func:`~.read_evidence`.
-        path: the Markdown file.
-
-    Raises:
-        EvidenceError: a file of the evaluation is missing or damaged.
-        NoAuditError: fewer than two groups have a scan.
-    """
+    """Write the model card of an evaluated checkpoint: Markdown with a YAML head, as Hugging Face and MONAI have it."""
     path = Path(path)
     text = model_card(read_evidence(evaluation_dir))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+    write_text(path, text)
     return path
 
 
 def update_performance(readme: str | Path, evaluation_dir: str | Path) -> None:
     """Put the performance of an evaluation between the marks :data:`START` and :data:`END` of a README.
 
-    Raises:
-        MarksError: no README, or it does not hold each mark once, in this order; it is left as it was.
-        EvidenceError: a file of the evaluation is missing or damaged.
-        NoAuditError: fewer than two groups have a scan.
+    A README that does not hold each mark once, in this order, is left as it was: MarksError.
     """
     readme = Path(readme)
     try:
@@ -83,61 +67,50 @@ def performance_markdown(evidence: Evidence) -> str:
 
 
 def _performance(evidence: Evidence, **above: Any) -> str:
-    text = (
-        markdown_environment()
-        .get_template("performance.md.jinja")
-        .render(
-            verdicts=Verdicts(evidence.audit.verdicts),
-            levels=LEVELS,
-            headline=headline_table(evidence.audit),
-            cells=cells_table(evidence.audit),
-            **above,
-        )
-    )
-    return squeezed(text)
+    audit = evidence.audit
+    tables = {"headline": headline_table(audit), "cells": cells_table(audit)}
+    return _rendered("performance", verdicts=Verdicts(audit.verdicts), levels=LEVELS, **tables, **above)
+
+
+def _rendered(template: str, **values: Any) -> str:
+    return squeezed(markdown_environment().get_template(f"{template}.md.jinja").render(**values))
 
 
 def model_card(evidence: Evidence) -> str:
     """The card as Markdown. What the evaluation does not say is "not stated"."""
     audit = evidence.audit
     calibration = calibration_table(audit)
-    classes = ", ".join(audit.class_names)
-    group_by = ", ".join(audit.group_by)
     head: dict[str, Any] = {"license": "apache-2.0", "library_name": "monai", "pipeline_tag": "image-classification"}
     head["tags"] = ["monai", "medical", "ct", "lung", "fairness", *(["synthetic"] if evidence.synthetic else [])]
     head["metrics"] = ["f1", "precision", "recall", "accuracy", *(["roc_auc", "brier_score"] if calibration else [])]
-    text = (
-        markdown_environment()
-        .get_template("model_card.md.jinja")
-        .render(
-            front_matter=f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-            title="Fair lung CT classification",
-            synthetic=evidence.synthetic,
-            description=(
-                f"Classifies a chest CT as one of: {classes}. The network is that of the fairlung bundle, a 3-D "
-                "ResNet-18 (R3D-18) for one channel."
-            ),
-            model=_model_facts(evidence),
-            intended_use="Research on the fair classification of chest CT. Not a medical device.",
-            training_data=_training_data(evidence),
-            training=_training_facts(evidence),
-            facts=evaluation_facts(evidence),
-            group_by=group_by,
-            performance=_performance(evidence, badge="", facts=()),  # badge and facts stand above it
-            tables=[calibration] if calibration else [],
-            limitations=_limitations(evidence),
-            fairness=_fairness(evidence),
-            differences=differences_table(audit),
-            version=__version__,
-        )
+    description = (
+        f"Classifies a chest CT as one of: {', '.join(audit.class_names)}. The network is that of the fairlung "
     )
-    return squeezed(text)
+    description += "bundle, a 3-D ResNet-18 (R3D-18) for one channel."
+    return _rendered(
+        "model_card",
+        front_matter=f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        title="Fair lung CT classification",
+        synthetic=evidence.synthetic,
+        description=description,
+        model=_model_facts(evidence),
+        intended_use="Research on the fair classification of chest CT. Not a medical device.",
+        training_data=_training_data(evidence),
+        training=_training_facts(evidence),
+        facts=evaluation_facts(evidence),
+        group_by=", ".join(audit.group_by),
+        performance=_performance(evidence, badge="", facts=()),  # badge and facts stand above it
+        tables=[calibration] if calibration else [],
+        limitations=_limitations(evidence),
+        fairness=_fairness(evidence),
+        differences=differences_table(audit),
+        version=__version__,
+    )
 
 
 def _model_facts(evidence: Evidence) -> list[tuple[str, str]]:
-    settings: dict[str, Any] = {}
-    if evidence.checkpoint_file is not None:
-        settings = model_settings(evidence.checkpoint_file, "")  # the config is read only where there is no checkpoint
+    file = evidence.checkpoint_file  # the config is read only where there is no checkpoint
+    settings: dict[str, Any] = {} if file is None else model_settings(file, "")
     facts = [("Checkpoint", evidence.checkpoint or NOT_STATED)]
     facts += [(f"{name} ({meaning})", _text(settings.get(name))) for name, meaning in PREPROCESSING.items()]
     return [*facts, ("Terms of the weights", NOT_STATED), ("Software", f"fairlung {__version__}, Apache-2.0")]
@@ -151,22 +124,19 @@ def _training_data(evidence: Evidence) -> list[str | Table]:
         return [f"Scans of each class and group: {NOT_STATED}.", *found]
     groups = list(dict.fromkeys(train["group"]))
     count = train.groupby(["label", "group"])["n"].sum()
-    rows = [
-        (label, *(str(count.get((label, group), 0)) for group in groups)) for label in dict.fromkeys(train["label"])
-    ]
-    table = Table(
-        f"Train split of the cohort given to the evaluation, {train['n'].sum():,} scans",
-        ("class", *groups),
-        tuple(rows),
-    )
-    return [table, *found]
+    labels = dict.fromkeys(train["label"])
+    rows = [(label, *(str(count.get((label, group), 0)) for group in groups)) for label in labels]
+    title = f"Train split of the cohort given to the evaluation, {train['n'].sum():,} scans"
+    return [Table(title, ("class", *groups), tuple(rows)), *found]
 
 
 def _training_facts(evidence: Evidence) -> list[tuple[str, str]]:
     settings, history = evidence.settings, evidence.history
-    named = {"system": "Objective", "alpha": "alpha (CVaR over groups)", "tau": "tau (logit adjustment)"}
-    named |= {"gradient": "Gradient of the CVaR", "seed": "Seed", "pretrained": "Kinetics-400 weights at first"}
-    named |= {"batch_size": "Batch size", "weight_decay": "Weight decay"}
+    named = {
+        "system": "Objective", "alpha": "alpha (CVaR over groups)", "tau": "tau (logit adjustment)",
+        "gradient": "Gradient of the CVaR", "seed": "Seed", "pretrained": "Kinetics-400 weights at first",
+        "batch_size": "Batch size", "weight_decay": "Weight decay",
+    }  # fmt: skip
     absent = [name for name in OBJECTIVE_SETTINGS if {"system", name} & settings.keys() and settings.get(name) is None]
     facts = [(heading, "none" if name in absent else _text(settings.get(name))) for name, heading in named.items()]
     facts.append(("Epochs", NOT_STATED if history is None else str(int(history["epoch"].max()))))
@@ -195,12 +165,11 @@ def _fairness(evidence: Evidence) -> list[str]:
         gap = f"The gap in macro F1, {' minus '.join(audit.group_names)}, is {span_text(overall.gap, signed=True)}"
     else:
         gap = f"The largest gap in macro F1 between two groups is {span_text(overall.abs_gap)}"
-    fair = fair_gap_text(audit.fair_model)
+    fair, few = fair_gap_text(audit.fair_model), ", too few for a statement" if worst.small else ""
     return [
         f"{gap}, in brackets its {percent(audit.settings.confidence)} interval. {fair[0].upper()}{fair[1:]}. "
         f"Permutation test of the gap: p = {audit.permutation.p_value:.3g}.",
-        f"The lowest F1 is that of {worst.group} {worst.class_name}: {span_text(worst.f1)}, {worst.n} scans"
-        + (", too few for a statement." if worst.small else "."),
+        f"The lowest F1 is that of {worst.group} {worst.class_name}: {span_text(worst.f1)}, {worst.n} scans{few}.",
     ]
 
 

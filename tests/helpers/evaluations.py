@@ -18,7 +18,7 @@ from fairlung.pipeline.evaluation.compare import compare
 from fairlung.pipeline.evaluation.predictions import load_predictions
 from fairlung.pipeline.evaluation.records import json_text, to_plain
 from fairlung.pipeline.reports.comparison_report import write_comparison_report
-from fairlung.pipeline.reports.evaluation_summary import write_evaluation
+from fairlung.pipeline.reports.evidence import write_evaluation
 
 CLASSES = ("adenocarcinoma", "squamous_cell", "normal")
 SEXES = ("male", "female")

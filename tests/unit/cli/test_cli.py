@@ -59,7 +59,7 @@ def test_cohort_says_what_it_leaves_out(cli, tmp_path: Path, odd_hu) -> None:
 
 
 def test_results_shows_the_table(cli, tmp_path: Path) -> None:
-    from fairlung.pipeline.reports.evaluation_summary import write_evaluation
+    from fairlung.pipeline.reports.evidence import write_evaluation
 
     folder = tmp_path / "test" / "evaluation"
     folder.mkdir(parents=True)

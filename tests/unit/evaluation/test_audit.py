@@ -30,7 +30,7 @@ from fairlung.pipeline.evaluation.audit import (
 from fairlung.pipeline.evaluation.predictions import Predictions
 from fairlung.pipeline.evaluation.records import Audit, read_record
 from fairlung.pipeline.evaluation.resampling import wilson
-from fairlung.pipeline.reports.evaluation_summary import write_evaluation
+from fairlung.pipeline.reports.evidence import write_evaluation
 
 PAPER = paper_cells()
 FAST = {"resamples": 400, "permutations": 400}

@@ -37,8 +37,7 @@ from fairlung.pipeline.postprocessing.fitted import PostprocessError
 from fairlung.pipeline.postprocessing.prior import fit_prior
 from fairlung.pipeline.postprocessing.tables import load_unlabelled, write_table
 from fairlung.pipeline.reports.evaluation_report import evaluation_report
-from fairlung.pipeline.reports.evaluation_summary import write_evaluation
-from fairlung.pipeline.reports.evidence import evidence_of_table
+from fairlung.pipeline.reports.evidence import evidence_of_table, write_evaluation
 
 
 def answer(writer: PredictionWriter, batches: list[dict]) -> None:

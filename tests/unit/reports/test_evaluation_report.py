@@ -29,8 +29,7 @@ from fairlung.pipeline.reports.evaluation_report import (
     report_of_table,
     write_report,
 )
-from fairlung.pipeline.reports.evaluation_summary import write_evaluation
-from fairlung.pipeline.reports.evidence import read_evidence
+from fairlung.pipeline.reports.evidence import read_evidence, write_evaluation
 from fairlung.pipeline.reports.model_card import write_model_card
 
 

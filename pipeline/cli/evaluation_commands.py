@@ -43,9 +43,7 @@ class OffsetObjective(StrEnum):
     gap = "gap"
 
 
-def results(
-    folder: Annotated[Path, typer.Argument(help="An output_dir, or one metrics.json.")],
-) -> None:
+def results(folder: Annotated[Path, typer.Argument(help="An output_dir, or one metrics.json.")]) -> None:
     """Show evaluations: F1 of each group, P, the gap, and F1 of each class and group with the scans behind it."""
     found = [folder] if folder.is_file() else sorted(folder.glob("*/evaluation/metrics.json"))
     found = found or sorted(folder.glob("val/metrics.json"))  # right after a training: its best epoch

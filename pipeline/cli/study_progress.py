@@ -22,9 +22,7 @@ COLOURS = {"finished": "green", "failed": "red", "running": "yellow", "pending":
 
 
 @contextmanager
-def show_progress(
-    folder: StudyFolder,
-) -> Iterator[tuple[Callable[[Path], None], Callable[[Path, int, str], None]]]:
+def show_progress(folder: StudyFolder) -> Iterator[tuple[Callable[[Path], None], Callable[[Path, int, str], None]]]:
     """What to call with a run.json when its run begins, and with its exit code when it ends."""
     began: dict[str, float] = {}
     took: dict[str, float] = {}

@@ -17,11 +17,7 @@ from ..evaluation.predictions import Predictions
 from ..evaluation.resampling import Estimate
 from ..evaluation.wording import Verdict, in_percent, number_name, span
 from .record import StudyError
-from .results import (
-    UNKNOWN_DEVICE,
-    Replicate,
-    Results,
-)
+from .results import UNKNOWN_DEVICE, Replicate, Results
 
 SEEDS, SCANS = "seeds", "scans"  # what an interval is over
 BEST = {"score": "highest", "abs_gap": "smallest"}
@@ -145,10 +141,7 @@ def make_row(
 
 
 def tell_best(
-    replicates: Mapping[str, Sequence[Replicate]],
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    replicates: Mapping[str, Sequence[Replicate]], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[Best, ...]:
     """Is the highest P (and the smallest |gap|) beyond the noise?
 

@@ -136,7 +136,7 @@ def numbers_of(table: Predictions) -> dict[str, float]:
 
 def pooled(tables: Sequence[Predictions]) -> Predictions:
     """Tables of different scans, of the same classes and groups, as one with neither probabilities nor duplicates."""
-    columns = {
+    columns: dict[str, Any] = {
         name: np.concatenate([getattr(table, name) for table in tables])
         for name in ("scan", "label", "prediction", "group")
     }

@@ -2,10 +2,9 @@
 
 A journal is a folder ``<output_dir>/mlflow_pending/<id>`` with ``journal.jsonl`` and copies of files. Its lines are
 entries (create, params, metrics, dataset, text, file, tags, end) numbered by ``n``, and marks: which entries were sent,
-where files were copied, which MLflow run it is. Sending an entry twice changes nothing in MLflow, and the run carries
-the journal's id as a tag, so a mark that was lost makes no duplicate. The folder is removed once all is sent.
-
-It holds what MLflow would have got: no password, and of the patients no more than the artifacts show.
+where files were copied, which MLflow run it is. An entry that is sent twice changes nothing in MLflow, and the run has
+the journal's id as a tag, so a lost mark makes no duplicate. The folder is removed once all is sent. It holds what
+MLflow would have got: no password, and of the patients no more than the artifacts show.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's limits on one 
 
 
 class Lines:
-    """Appends lines of JSON to a journal. Nothing here raises on a full disk: :attr:`problem` says what is wrong, and
-    what could not be written is tried again with the next line.
+    """Appends lines of JSON to a journal. A full disk raises nothing: :attr:`problem` says what is wrong, and the next
+    line tries again to write what is missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +55,6 @@ class Lines:
         self.write({"sent": [entry["n"] for entry in entries]})
 
     def is_run(self, run_id: str) -> None:
-        """Note which MLflow run this is."""
         self.write({"run_id": run_id})
 
 

@@ -21,9 +21,8 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the U
 
 # MLflow's own 7 retries of 120 s would hold up a training for minutes; an answer takes far less than this
 IMPATIENCE = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    f"MLFLOW_HTTP_REQUEST_{name}": value
+    for name, value in (("MAX_RETRIES", "1"), ("BACKOFF_FACTOR", "1"), ("TIMEOUT", "10"))
 }
 UPLOAD_TIMEOUT = "60"  # the server answers when it has stored the file
 REFUSED_LOGIN = re.compile("password authentication failed|does not exist|no pg_hba|Access denied|Unknown database")
@@ -70,8 +69,7 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
     """MLflow's client of a store that answers, and the id of an experiment, which is made when it does not exist.
 
     Raises:
-        TrackingError: the settings are at fault.
-        Exception: the store does not answer.
+        TrackingError: the settings are at fault. Any other error: the store does not answer.
     """
     import mlflow
 

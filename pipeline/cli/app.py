@@ -34,19 +34,9 @@ def _main(
 
 
 for _command in (
-    data_commands.cohort,
-    data_commands.check,
-    data_commands.phantom,
-    evaluation_commands.results,
-    evaluation_commands.audit,
-    evaluation_commands.compare,
-    data_commands.submit,
-    evaluation_commands.report,
-    study_commands.tables,
-    evaluation_commands.model_card,
-    evaluation_commands.postprocess,
-    study_commands.study,
-    mlflow_commands.mlflow_sync,
-    mlflow_commands.register,
-):
+    data_commands.cohort, data_commands.check, data_commands.phantom, evaluation_commands.results,
+    evaluation_commands.audit, evaluation_commands.compare, data_commands.submit, evaluation_commands.report,
+    study_commands.tables, evaluation_commands.model_card, evaluation_commands.postprocess, study_commands.study,
+    mlflow_commands.mlflow_sync, mlflow_commands.register,
+):  # fmt: skip
     app.command()(_command)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
+from ..common.errors import EXIT_SOME_FAILED, UserError, user_error
 from .console import cells_table, console, drawn, say, show_intake, stop, stops
+
+if TYPE_CHECKING:
+    from ..reports.intake_page import IntakeCollector
+
+COLOURS = {"refused": "red", "with warnings": "yellow", "fine": "green", "skipped": "dim"}
 
 
 def cohort(
@@ -76,8 +85,6 @@ def check(
     """
     from monai.bundle import ConfigWorkflow
 
-    from ..common.errors import user_error
-
     configs = [str(bundle_root / "configs" / name) for name in ("inference.yaml", "check.yaml")]
     settings: dict[str, Any] = {"scans": scans, "output_dir": str(output), "bundle_root": str(bundle_root)}
     settings |= {"all_series": all_series, "min_slices": min_slices, "num_workers": workers}
@@ -95,6 +102,36 @@ def check(
         if not isinstance(found, Exception):
             raise
         stop(found)
+
+
+def show_check(records: Sequence[Mapping[str, Any]], fine: int = 30) -> None:
+    """What the intake says of scans: refused ones first, then those with warnings; up to ``fine`` of the others."""
+    from ..data.intake_records import GROUPS, group_counts, group_of, warning_counts
+    from ..reports.intake_page import scans_table
+
+    counts = group_counts(records)
+    # all doubtful scans are shown, and some of the others
+    limits = {"fine": fine, "skipped": fine}
+    members = {group: [record for record in records if group_of(record) == group] for group in GROUPS}
+    shown = [record for group, found in members.items() for record in found[: limits.get(group)]]
+    table = replace(scans_table(shown), caption=f"{len(records)} scans")
+    console.print(drawn(table, ("kind", "voxel (mm)"), COLOURS))
+    left = [f"{counts[group] - fine} {group}" for group in limits if counts[group] > fine]
+    if left:
+        say(f"not shown: {', '.join(left)}")
+    if codes := warning_counts(records):
+        say(f"Warnings: {', '.join(f'{count} {code}' for code, count in codes.items())}.")
+    say(f"{len(records)} scans: {', '.join(f'{count} {GROUPS[group].lower()}' for group, count in counts.items())}.")
+
+
+def report_intake(collector: IntakeCollector) -> None:
+    """What ``fairlung check`` shows on the console; exits with :data:`EXIT_SOME_FAILED` when scans are refused."""
+    from ..reports.intake_page import PAGE, TABLE
+
+    show_check(collector.records)
+    say(f"wrote {collector.output_dir / PAGE} and {TABLE}")
+    if any(record["status"] == "refused" for record in collector.records):
+        sys.exit(EXIT_SOME_FAILED)
 
 
 def phantom(
@@ -139,7 +176,6 @@ def submit(
     overwrite: Annotated[bool, Option("--overwrite", help="Replace the files of an earlier submission.")] = False,
 ) -> None:
     """Write the challenge's submission: A.csv, G.csv, covid.csv and normal.csv, one scan name a line."""
-    from ..common.errors import UserError
     from ..inference.submission import write_submission
 
     with stops((UserError, OSError)):

@@ -223,7 +223,10 @@ def device_table(
                          "over": row.over} | columns_of(row.estimates))  # fmt: skip
         first, *others = devices
         for other in others:
-            pairs = _common(devices[first], devices[other])
+            pairs = [
+                (x, y) for x in devices[first] for y in devices[other]
+                if (x.seed, x.repeat, x.fold) == (y.seed, y.repeat, y.fold)
+            ]  # fmt: skip
             if not pairs:
                 continue
             a, b = ([r.predictions for r in side] for side in zip(*pairs, strict=True))
@@ -260,10 +263,6 @@ def _joinable(found: Sequence[Results]) -> None:
                     f"{seen[key]} and {study.folder} both have {run.label}, seed {run.seed}, on "
                     f"{run.device or UNKNOWN_DEVICE}: is it the same study twice?"
                 )
-
-
-def _common(a: Sequence[Replicate], b: Sequence[Replicate]) -> list[tuple[Replicate, Replicate]]:
-    return [(x, y) for x in a for y in b if (x.seed, x.repeat, x.fold) == (y.seed, y.repeat, y.fold)]
 
 
 def columns_of(estimates: Mapping[str, Estimate]) -> dict[str, float]:

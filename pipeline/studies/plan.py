@@ -134,9 +134,10 @@ def _planned_run(study: StudyPlan, root: Path, row: Configuration, seed: int, pa
     tags |= {"fairlung.fold": fold, "repeat": repeat} if fold is not None else {}
     settings = {"model_file": "", "keep_checkpoints": 1, **study.settings, **row.settings, "seed": seed}
     configs = ("train", *row.overlays)
+    read = b"".join((root / "configs" / f"{name}.yaml").read_bytes() for name in (*configs, "evaluate"))
     return PlannedRun(
         id=_slug(" ".join(at)), system=row.system, label=row.label, alpha=row.alpha, seed=seed, fold=fold,
-        repeat=repeat, configs=configs, configs_digest=_digest(root, (*configs, "evaluate")), cohort=cohort,
+        repeat=repeat, configs=configs, configs_digest=hashlib.sha256(read).hexdigest(), cohort=cohort,
         cohort_digest=cohort_digest, bundle_root=str(root.resolve()),
         settings=settings | {"run_name": ", ".join(at), "tags": tags}, evaluate=(PROTOCOLS[study.protocol][0],),
         evaluation={"run_name": f"evaluate {', '.join(at)}", **study.evaluation},
@@ -194,11 +195,6 @@ def cohort_settings(study: StudyPlan) -> dict[str, Any]:
 def read_whole(path: str | Path, settings: Mapping[str, Any]) -> Cohort:
     """Read a cohort file that may have empty cells; ``settings`` are those of :func:`cohort_settings`."""
     return load_cohort(path, **{**settings, "allow_empty_cells": True})
-
-
-def _digest(root: Path, names: Sequence[str]) -> str:
-    content = b"".join((root / "configs" / f"{name}.yaml").read_bytes() for name in names)
-    return hashlib.sha256(content).hexdigest()
 
 
 def _configurations(study: StudyPlan, root: Path) -> Iterator[Configuration]:

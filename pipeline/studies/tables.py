@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,8 @@ def table_1(tables: StudyTables) -> Table:
         strong |= {(index, 1 + keys.index(b.number)) for b in tables.best if b.apart and b.label == row.label}
         seeds = str(row.replicates) if row.replicates == row.planned else f"{row.replicates} of {row.planned}"
         values = [_stacked(row.estimates[key], key) for key in keys]
-        beside = [_quoted_cell(tables.quoted.get(row.label, {}), part) for part in parts]
+        printed = {key: f"{value:{'+' * (key == 'gap')}.4f}" for key, value in tables.quoted.get(row.label, {}).items()}
+        beside = [",\n".join(printed.get(key, NONE) for key in part) if printed else NONE for part in parts]
         rows.append((row.label, *values, seeds, *([row.over] if mixed else []), *beside))
     seeds = "seeds" if results.study.repeats <= 1 else "seeds x repeats"
     columns = ("configuration", *names.values(), seeds, *(["interval over"] if mixed else []))
@@ -149,11 +150,6 @@ def table_1(tables: StudyTables) -> Table:
     text = f"Table 1. {results.study.name}: mean and {percent(tables.confidence)} interval"
     text += f", on {results.study.judged_on}"
     return Table(_caption(tables, text), columns, tuple(rows), frozenset(strong))
-
-
-def _quoted_cell(row: Mapping[str, float], keys: Sequence[str]) -> str:
-    said = [f"{row[key]:{'+' if key == 'gap' else ''}.4f}" if key in row else NONE for key in keys]
-    return ",\n".join(said) if row else NONE
 
 
 def all_rows(tables: StudyTables) -> tuple[Row, ...]:

@@ -176,7 +176,13 @@ def send(client: Any, run_id: str, entries: Sequence[Mapping[str, Any]], folder:
     elif op == "text":
         client.log_text(run_id, entry["text"], entry["name"])
     elif op == "file":
-        _send_file(client, run_id, entry, folder)
+        path = Path(entry["source"])
+        if entry.get("copied"):
+            path = folder / str(entry["n"]) / path.name
+        elif not path.is_file() or stamp(path) != {name: entry[name] for name in ("size", "mtime_ns")}:
+            raise FileNotFoundError(f"{path} is gone or has changed")
+        with impatient(MLFLOW_HTTP_REQUEST_TIMEOUT=UPLOAD_TIMEOUT):
+            client.log_artifact(run_id, str(path), entry["folder"])
     elif op == "end":
         client.set_terminated(run_id, entry["status"], entry["time"])
     else:
@@ -187,16 +193,6 @@ def stamp(path: Path) -> dict[str, int]:
     """By which a file is known to be unchanged."""
     info = path.stat()
     return {"size": info.st_size, "mtime_ns": info.st_mtime_ns}
-
-
-def _send_file(client: Any, run_id: str, entry: Mapping[str, Any], folder: Path) -> None:
-    path = Path(entry["source"])
-    if entry.get("copied"):
-        path = folder / str(entry["n"]) / path.name
-    elif not path.is_file() or stamp(path) != {name: entry[name] for name in ("size", "mtime_ns")}:
-        raise FileNotFoundError(f"{path} is gone or has changed")
-    with impatient(MLFLOW_HTTP_REQUEST_TIMEOUT=UPLOAD_TIMEOUT):
-        client.log_artifact(run_id, str(path), entry["folder"])
 
 
 def batches(entries: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -213,6 +209,5 @@ def is_refusal(client: Any, run_id: str, error: BaseException) -> bool:
     """Whether MLflow takes entries of this run but not this one; sending it again would not help."""
     if isinstance(error, FileNotFoundError):
         return True
-    if getattr(error, "error_code", "") not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
-        return False
-    return living_run(client, run_id) is not None
+    refused = getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+    return refused and living_run(client, run_id) is not None

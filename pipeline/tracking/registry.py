@@ -143,7 +143,9 @@ def register_output(
 
     evaluation_dir = Path(output_dir, split, "evaluation")
     judgement = read_judgement(evaluation_dir)
-    judged = _judged_checkpoint(evaluation_dir, Path(output_dir))
+    named = Path(json.loads((evaluation_dir / run_folder.METRICS).read_text())["checkpoint"])
+    moved = Path(output_dir, "models", named.name)  # where the output folder was moved
+    judged = next((path for path in (named, moved) if path.is_file()), None)
     if checkpoint is None and judged is None:
         raise RegistryError(f"the checkpoint that {evaluation_dir} judged is gone; pass --checkpoint FILE")
     chosen = Path(checkpoint or judged or "")
@@ -158,7 +160,9 @@ def register_output(
     record = json.loads((training / RECORD).read_text())
     if record["run_id"] is None:
         raise RegistryError(f"MLflow does not have the run yet; first: fairlung mlflow-sync {training}")
-    uri = tracking_uri or _store(record["tracking_uri"])
+    current = os.environ.get("MLFLOW_TRACKING_URI", "")  # the same address may have a login there
+    recorded = record["tracking_uri"]
+    uri = tracking_uri or (current if current and without_login(current) == recorded else recorded)
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not file.is_file():
         raise RegistryError(f"no MLflow store at {file} (from here); pass --tracking-uri")
@@ -169,15 +173,3 @@ def register_output(
         raise RegistryError(f"the store has no run {record['run_id']} ({error}); pass --tracking-uri") from error
     model_id = log_bundle_model(client, record["run_id"], chosen, bundle_root)
     return register_model(client, name, model_id, record["run_id"], judgement)
-
-
-def _judged_checkpoint(evaluation_dir: Path, output_dir: Path) -> Path | None:
-    """The checkpoint that an evaluation names, also where the output folder was moved; None when it is gone."""
-    named = Path(json.loads((evaluation_dir / run_folder.METRICS).read_text())["checkpoint"])
-    return next((path for path in (named, output_dir / "models" / named.name) if path.is_file()), None)
-
-
-def _store(recorded: str) -> str:
-    """The recorded address, with user and password from MLFLOW_TRACKING_URI when that is the same address."""
-    current = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return current if current and without_login(current) == recorded else recorded

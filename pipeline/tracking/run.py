@@ -116,7 +116,8 @@ class RunTracker:
         self._group_names = tuple(cohort.group_names)
         away = self._connect()
         if self.kind != "train":
-            self._training = _training_record(settings, self.output_dir)
+            training = training_dir(settings.get("checkpoint"), self.output_dir)
+            self._training = {} if training is None else _read_json(training / run_folder.RECORD)
             known = self._training.get("settings", {})
             settings = {k: v for k, v in settings.items() if k not in TRAINING_SETTINGS} | known
         self._about = _about(settings, self.kind, cohort)
@@ -173,13 +174,10 @@ class RunTracker:
         tags = {"mlflow.source.name": self.source_dir.resolve().name, "mlflow.source.type": "LOCAL"}
         tags |= {"fairlung.kind": self.kind, "fairlung.cohort_digest": cohort.digest, **_git_tags(self.source_dir)}
         tags |= {"fairlung.synthetic": "true"} if cohort.synthetic else {}
-        for name in ("system", "alpha", "seed", "fold"):
-            if settings.get(name) is not None:
-                tags[f"fairlung.{name}"] = param(settings[name])
-        tags["fairlung.device"] = device_name(torch.device(self.device))
-        tags["mlflow.note.content"] = self._about
-        if self.parent_run:
-            tags["mlflow.parentRunId"] = self.parent_run
+        named = (name for name in ("system", "alpha", "seed", "fold") if settings.get(name) is not None)
+        tags |= {f"fairlung.{name}": param(settings[name]) for name in named}
+        tags |= {"fairlung.device": device_name(torch.device(self.device)), "mlflow.note.content": self._about}
+        tags |= {"mlflow.parentRunId": self.parent_run} if self.parent_run else {}
         return tags | {str(name): param(value) for name, value in (self.tags or {}).items()}
 
     def _log_cohort(self, cohort: Cohort) -> None:
@@ -351,12 +349,12 @@ class RunTracker:
         raise error
 
 
+@dataclass(eq=False)
 class TrackTraining:
     """Logs the trainer's metrics and learning rate each epoch, and closes the run as FAILED if training crashes."""
 
-    def __init__(self, tracker: RunTracker, optimizer: Optimizer) -> None:
-        self.tracker = tracker
-        self.optimizer = optimizer
+    tracker: RunTracker
+    optimizer: Optimizer
 
     def attach(self, engine: Engine) -> None:
         # the rate is read before the scheduler, which runs at the end of the epoch, moves it
@@ -371,12 +369,12 @@ class TrackTraining:
         self.tracker.log_metrics(engine.state.metrics, engine.state.epoch)
 
 
+@dataclass(eq=False)
 class TrackEvaluation:
     """Logs the evaluator's metrics each epoch; ``fail`` closes the run when an evaluation that stands alone crashes."""
 
-    def __init__(self, tracker: RunTracker, fail: bool = False) -> None:
-        self.tracker = tracker
-        self.fail = fail
+    tracker: RunTracker
+    fail: bool = False
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._log_epoch)
@@ -411,12 +409,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any] | None:
     return {key: record.get(key) for key in ("run_id", "journal")} if record else None
-
-
-def _training_record(settings: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
-    """What the training of an evaluation's checkpoint noted beside its folder ``models``."""
-    training = training_dir(settings.get("checkpoint"), output_dir)
-    return {} if training is None else _read_json(training / run_folder.RECORD)
 
 
 def _about(settings: Mapping[str, Any], kind: str, cohort: Cohort) -> str:

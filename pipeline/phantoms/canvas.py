@@ -2,7 +2,7 @@
 
 Patient coordinates are millimetres: x to patient left, y to posterior, z to superior from the lower end of the scan.
 Arrays are (D, H, W) = (z, y, x). A shape is an implicit function, positive inside and roughly in millimetres;
-:func:`cover` turns it into partial-volume coverage in [0, 1].
+:meth:`Canvas.cover` turns it into partial-volume coverage in [0, 1].
 """
 
 from __future__ import annotations
@@ -20,10 +20,6 @@ Array = NDArray[np.floating]  # float32 wherever it is as large as a slab
 Box = tuple[slice, slice, slice]
 
 AIR, FAT, TISSUE, MUSCLE, LIVER = -1000.0, -100.0, 35.0, 55.0, 60.0  # HU
-
-
-def cover(inside: Array, edge: float) -> Array:
-    return np.clip(inside * np.float32(1 / edge) + np.float32(0.5), 0, 1)
 
 
 def smoothstep(start: float, stop: float, value: ArrayLike) -> Array:
@@ -54,10 +50,10 @@ class Texture:
             part = place - low
             part = (part * part * (3 - 2 * part)).reshape([-1 if a == axis else 1 for a in range(3)])
             first, second = field.take(low % 32, axis=axis), field.take((low + 1) % 32, axis=axis)
-            second -= first
+            second -= first  # in place: what is float32 stays so
             second *= part
-            first += second
             field = first
+            field += second
         return field
 
 
@@ -82,9 +78,8 @@ class Canvas:
 
     def slabs(self) -> Iterator[slice]:
         """Planes in portions of about a million voxels: bounded temporaries that stay near the cache."""
-        depth, height, width = self.hu.shape
-        step = max(1, 2**20 // (height * width))
-        return (slice(start, min(start + step, depth)) for start in range(0, depth, step))
+        step = max(1, 2**20 // (self.hu.shape[1] * self.hu.shape[2]))
+        return (slice(start, min(start + step, len(self.hu))) for start in range(0, len(self.hu), step))
 
     def box(self, centre: ArrayLike, reach: ArrayLike) -> tuple[Box, Array, Array, Array] | None:
         """Index box around ``centre`` (z, y, x) and the coordinates in it from the centre, ready to broadcast."""
@@ -99,7 +94,7 @@ class Canvas:
         return tuple(slices), *axes  # type: ignore[return-value]
 
     def cover(self, inside: Array) -> Array:
-        return cover(inside, self.edge)
+        return np.clip(inside * np.float32(1 / self.edge) + np.float32(0.5), 0, 1)
 
     def blend(self, box: Box, cover: Array, value: Any, *, within: str = "all", mark: bool = False) -> None:
         """Mix ``value`` in. ``within``: all (takes lung away), keep (does not), lung (only there), airless (fills

@@ -33,7 +33,7 @@ class StudyFolder:
         self.study = study
         self.planned = {run.id: run for run in planned}
         self.parent_run: str | None = None
-        self._reasons: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}  # why runs failed that left no word themselves
         self._running: set[str] = set()
         self._lock = threading.RLock()
         if (self.folder / STUDY_FILE).is_file():
@@ -76,8 +76,8 @@ class StudyFolder:
     def set_parent(self, parent_run: str, tracking_uri: str | None) -> None:
         """Nest the runs to come under a run of MLflow, in the store that has it."""
         self.parent_run = parent_run
-        for run_id, run in self.planned.items():
-            self.planned[run_id] = replace(run, parent_run=parent_run, tracking_uri=tracking_uri)
+        runs = self.planned.items()
+        self.planned = {name: replace(run, parent_run=parent_run, tracking_uri=tracking_uri) for name, run in runs}
         self._write_runs()
         self.write()
 

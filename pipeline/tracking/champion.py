@@ -52,8 +52,8 @@ class Judgement:
     def tags(self) -> dict[str, str]:
         """As tags of a model version; what is unknown has none."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-        return {f"fairlung.{name}": plain[name] for name, value in values.items() if value is not None}
+        known = {name: value for name, value in values.items() if value is not None}
+        return {f"fairlung.{name}": v if isinstance(v, str) else json.dumps(v) for name, v in known.items()}
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Judgement | None:
@@ -134,8 +134,7 @@ def champion(candidates: Iterable[Candidate]) -> int | None:
     """
     holder: Candidate | None = None
     for candidate in sorted(candidates, key=lambda candidate: candidate.version):
-        if holder is None:
-            holder = candidate if math.isfinite(candidate.judgement.score) else None
-        elif challenge(holder.judgement, candidate.judgement).champion:
+        judged = candidate.judgement
+        if math.isfinite(judged.score) if holder is None else challenge(holder.judgement, judged).champion:
             holder = candidate
     return None if holder is None else holder.version

@@ -7,7 +7,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -116,16 +116,13 @@ def _sqlite_file(uri: str) -> Path:
     return Path(uri.removeprefix("sqlite:///").split("?")[0])
 
 
-@contextmanager
-def _first_access(uri: str) -> Iterator[None]:
+def _first_access(uri: str) -> AbstractContextManager[object]:
     """One process at a time: two that create the tables of the same SQLite file at once ruin it."""
     if not uri.startswith("sqlite:///"):
-        yield
-        return
+        return nullcontext()
     path = _sqlite_file(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        yield
+    return FileLock(f"{path}.lock")
 
 
 def absolute(uri: str) -> str:

@@ -27,8 +27,7 @@ def named_sources(arguments: Sequence[str]) -> dict[str, list[str]]:
     """``NAME=SOURCE`` arguments by name, in their order; a name that is repeated gets more runs.
 
     Without a name, a source is called by the last part of its path, or by the whole where that is taken. Before the
-    first
-    ``=`` stands a name unless it holds a slash or the whole is a path that exists.
+    first ``=`` stands a name unless it holds a slash or the whole is a path that exists.
 
     Raises:
         PredictionsError: an empty name or source, or a source that is given twice.

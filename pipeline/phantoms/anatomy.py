@@ -19,21 +19,17 @@ from .disease import draw_tumour, paint_covid, paint_tumour
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """ValueError that names the value when it is none of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def check_shift(value: float) -> None:
-    """ValueError when a presentation shift is not in [0, 1]."""
     if not 0 <= value <= 1:
         raise ValueError(f"presentation_shift must be in [0, 1], got {value}")
 
 
 @dataclass(frozen=True)
 class PhantomScan:
-    """One synthetic scan."""
-
     hu: NDArray[np.int16]  # (D, H, W) in [-1024, 1500], inferior to superior, anterior to posterior, right to left
     spacing: tuple[float, float, float]  # (dz, dy, dx) mm
     label: str

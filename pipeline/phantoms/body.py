@@ -43,7 +43,6 @@ class Body:
         return (self.chest[0] + wall) * (1 + 0.07 * s), (self.chest[1] + 0.8 * wall) * (1 - 0.26 * s)
 
     def field(self) -> float:
-        """Side of the field of view."""
         return float(np.clip(2 * float(self.outline(self.length)[0]) * self.margin, 290, 500))
 
     def cage(self, z: ArrayLike) -> tuple[Array, Array, Array]:
@@ -53,7 +52,6 @@ class Body:
         return self.chest[0] * scale, self.chest[1] * scale**0.9, 4 + 10 * n
 
     def spine(self, z: ArrayLike) -> Array:
-        """y of the centre of the vertebral body."""
         return self.outline(z)[1] - 0.8 * self.fat - 50
 
     def hilum(self, side: int) -> NDArray[np.float64]:

@@ -163,8 +163,6 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Site:
-    """A scanner."""
-
     name: str
     noise_hu: float  # standard deviation at slices of 2.5 mm
     grain_mm: float  # sigma that correlates the noise

@@ -26,8 +26,6 @@ COHORT_COLUMNS = (
 
 @dataclass(frozen=True)
 class Preset:
-    """Size and composition of a cohort."""
-
     cells: Mapping[str, Mapping[tuple[str, str], int]]  # split: {(label, sex): scans}
     size: int  # rows and columns of a slice
     slices: tuple[int, int]  # fewest and most of a scan
@@ -87,9 +85,7 @@ class ScanSpec:
     patient: str
     site: str
     fmt: str
-    size: int
-    slices: tuple[int, int]
-    presentation_shift: float
+    preset: Preset
     seed: int
     stream: tuple[int, int]
 
@@ -110,27 +106,21 @@ def plan_cohort(preset: str | Preset, *, fmt: str = "mixed", seed: int = 0) -> l
         for place in range(count):
             index = len(specs) + 1
             kind = _format(fmt, place + number)
-            name = f"phantom-{index:04d}{SUFFIXES.get(kind, '')}"
-            specs.append(
-                ScanSpec(
-                    path=f"scans/{split}/{label}/{sex}/{name}", label=label, sex=sex, split=split,
-                    patient=f"P{index:04d}", site=str(sites[place]), fmt=kind, size=preset.size, slices=preset.slices,
-                    presentation_shift=preset.presentation_shift, seed=seed, stream=(1, index),
-                )
-            )  # fmt: skip
+            path = f"scans/{split}/{label}/{sex}/phantom-{index:04d}{SUFFIXES.get(kind, '')}"
+            at = label, sex, split, f"P{index:04d}", str(sites[place])
+            specs.append(ScanSpec(path, *at, kind, preset, seed, (1, index)))
     return specs
 
 
 def synthesize_spec(spec: ScanSpec) -> PhantomScan:
     """The volume of a planned scan; the number of slices is drawn from the range its site uses."""
     rng = _generator(spec.seed, spec.stream)
-    low, high = np.log(spec.slices[0]), np.log(spec.slices[1])
+    preset = spec.preset
+    low, high = np.log(preset.slices)
     start, stop = (low + (high - low) * part for part in SITES[spec.site].slices)
-    depth = int(np.rint(np.exp(rng.uniform(start, stop))))
-    return synthesize(
-        spec.label, spec.sex, rng=rng, shape=(depth, spec.size, spec.size), site=spec.site,
-        presentation_shift=spec.presentation_shift,
-    )  # fmt: skip
+    shape = int(np.rint(np.exp(rng.uniform(start, stop)))), preset.size, preset.size
+    shift = preset.presentation_shift
+    return synthesize(spec.label, spec.sex, rng=rng, shape=shape, site=spec.site, presentation_shift=shift)
 
 
 def write_phantom_cohort(
@@ -140,8 +130,7 @@ def write_phantom_cohort(
     """Write OUT/scans/<split>/<class>/<sex>/<name> and return OUT/cohort.csv (columns ``COHORT_COLUMNS``).
 
     ``fmt`` is jpg, dicom, nifti or mixed (the three in turn); ``preset`` a key of ``PRESETS`` or a ``Preset``. The
-    files
-    do not depend on ``workers`` (1: no pool). cohort.csv is written last, when the cohort is complete. Raises
+    files do not depend on ``workers`` (1: no pool). cohort.csv is written last, when the cohort is complete. Raises
     FileExistsError when OUT/scans holds anything, ValueError for wrong arguments.
     """
     specs = plan_cohort(preset, fmt=fmt, seed=seed)
@@ -164,8 +153,7 @@ def write_phantom_scans(
     """Write one unlabelled scan per (label, sex) as OUT/new-0001 and so on; return their paths in order.
 
     ``fmt`` is jpg, dicom, nifti, nrrd, mha or mixed (jpg, dicom and nifti in turn). No cohort of the same seed has
-    these
-    patients. Raises FileExistsError when one of the paths exists.
+    these patients. Raises FileExistsError when one of the paths exists.
     """
     preset = _preset(preset)
     check_choice("fmt", fmt, (*SCAN_FORMATS, "mixed"))
@@ -175,16 +163,11 @@ def write_phantom_scans(
         check_choice("sex", sex, SEXES)
         kind = _format(fmt, index - 1)
         site = str(_generator(seed, (2, index)).choice(list(SITES)))
-        planned.append(
-            ScanSpec(
-                path=f"new-{index:04d}{SUFFIXES.get(kind, '')}", label=label, sex=sex, split="new",
-                patient=f"N{index:04d}", site=site, fmt=kind, size=preset.size, slices=preset.slices,
-                presentation_shift=preset.presentation_shift, seed=seed, stream=(3, index),
-            )
-        )  # fmt: skip
+        path = f"new-{index:04d}{SUFFIXES.get(kind, '')}"
+        planned.append(ScanSpec(path, label, sex, "new", f"N{index:04d}", site, kind, preset, seed, (3, index)))
     paths = [Path(out, spec.path) for spec in planned]
-    for path in filter(Path.exists, paths):
-        raise FileExistsError(f"{path} already exists")
+    for there in filter(Path.exists, paths):
+        raise FileExistsError(f"{there} already exists")
     _write_all(Path(out), planned, workers=workers, progress=progress)
     return paths
 

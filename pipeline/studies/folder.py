@@ -124,7 +124,6 @@ class StudyFolder:
             write_json(self.folder / STUDY_FILE, self.record().as_json())
 
     def record(self) -> Study:
-        """What study.json says now."""
         study, nested = self.study, self.study.protocol == "nested"
         split, chosen, judged = PROTOCOLS[study.protocol]
         return Study(

@@ -118,9 +118,8 @@ def tell_best(
     :func:`~.compare` holds the best against the next, paired over scans, with chance in scans and seeds. Testing the
     winner against the runner-up alone, at the full level, is a valid test of the winner against all (Hung and Fithian,
     Rank verification for exponential families, Annals of Statistics 2019). That supposes equal spread, so
-    configurations
-    with fewer seeds than the next are tested too. Holm's adjustment is over all tests made here. With one seed a
-    configuration nothing is told apart: how much seeds change is not known.
+    configurations with fewer seeds than the next are tested too. Holm's adjustment is over all tests made here. With
+    one seed a configuration nothing is told apart: how much seeds change is not known.
 
     Args:
         replicates: by label; with fewer than two configurations the result is empty.

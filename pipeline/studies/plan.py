@@ -198,7 +198,6 @@ def read_whole(path: str | Path, settings: Mapping[str, Any]) -> Cohort:
 
 
 def _configurations(study: StudyPlan, root: Path) -> Iterator[Configuration]:
-    """The rows of the tables."""
     for entry in study.systems:
         if "system" not in entry:
             raise StudyError(f"systems: {entry!r} names no system")

@@ -25,8 +25,6 @@ class StudyError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run stands in a study."""
-
     id: str  # in the study, and name of its folder
     system: str  # the way of training without alpha and seed
     label: str  # what the configuration is called in tables
@@ -59,8 +57,6 @@ class PlannedRun(Place):
 
 @dataclass(frozen=True)
 class StudyRun(Place):
-    """One run as study.json lists it."""
-
     status: Status
     output_dir: Path  # in the study's folder
     device: str | None = None  # what it ran on; None when nobody said
@@ -105,7 +101,6 @@ class Study:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Configurations in the study's order."""
         return tuple(dict.fromkeys(run.label for run in self.runs))
 
     def counts(self) -> dict[Status, int]:
@@ -113,7 +108,6 @@ class Study:
         return {status: statuses[status] for status in get_args(Status)}
 
     def as_json(self) -> dict[str, Any]:
-        """The content of study.json."""
         content = asdict(self)
         del content["folder"]
         runs = [run | {"output_dir": str(run["output_dir"])} for run in content["runs"]]

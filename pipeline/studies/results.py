@@ -52,7 +52,6 @@ class Results:
 
     @property
     def devices(self) -> list[str]:
-        """What the runs of the tables ran on."""
         runs = (run for run in self.study.runs if run.id in self.tables)
         return list(dict.fromkeys(run.device or UNKNOWN_DEVICE for run in runs))
 
@@ -106,8 +105,7 @@ def replicates_of(
     study: Study, runs: Sequence[StudyRun], tables: Mapping[str, Predictions], label: str = ""
 ) -> tuple[Replicate, ...]:
     """The replicates of the finished runs of one configuration, seed and repeat: one, one a fold that judges the same
-    scans,
-    or none. ``label`` replaces that of the runs; StudyError when the folds share some scans, but not all.
+    scans, or none. ``label`` replaces that of the runs; StudyError when the folds share some scans, but not all.
     """
     done = [run for run in runs if run.id in tables]
     if not done:
@@ -130,7 +128,6 @@ def replicates_of(
 
 
 def numbers_of(table: Predictions) -> dict[str, float]:
-    """:func:`~.fairness_summary` of a table."""
     return fairness_summary(torch.from_numpy(table.confusion()), table.class_names, table.group_names)
 
 

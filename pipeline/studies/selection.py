@@ -49,9 +49,8 @@ def select_alpha(
 ) -> tuple[Selection, ...]:
     """What choosing alpha on the scans that chose the epoch gives on the scans that judge.
 
-    Of each seed and fold, the run of the highest P on its choosing scans is taken (of equal ones the first), and
-    the judged
-    scans of the taken runs are put together as in :func:`~.read_results`. A seed and fold that lacks an alpha is
+    Of each seed and fold, the run of the highest P on its choosing scans is taken (of equal ones the first), and the
+    judged scans of the taken runs are put together as in :func:`~.read_results`. A seed and fold that lacks an alpha is
     left out.
     """
     families: dict[tuple[str, str], list[StudyRun]] = {}

@@ -26,8 +26,6 @@ GRADIENT = re.compile(r"\b(?:exact|published)(?: gradient)?\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class StudyTables:
-    """Everything that the page shows, as numbers."""
-
     results: Results
     rows: tuple[Row, ...]  # of Table 1, in the study's order
     best: tuple[Best, ...]  # by number, of those that were tested

@@ -203,7 +203,6 @@ def table_2(tables: StudyTables) -> tuple[Table, tuple[str, ...]]:
 
 
 def quoted_table_2() -> Table:
-    """The paper's printed Table 2."""
     paper = quoted_paper()
     keys = ("f1_male", "f1_female", "score", "abs_gap")
     rows = tuple(
@@ -250,7 +249,6 @@ def selection_tables(tables: StudyTables) -> tuple[Block, ...]:
 
 
 def selection_frame(tables: StudyTables) -> pd.DataFrame:
-    """The choices for machines."""
     chosen = [selection.choices.assign(configuration=selection.name) for selection in tables.selections]
     parts = [part for part in chosen if not part.empty]
     found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["configuration", "alpha"])
@@ -338,7 +336,6 @@ def _method(tables: StudyTables, left_out: Sequence[str]) -> list[str]:
 
 
 def trade_off_picture(tables: StudyTables) -> Picture:
-    """Figure 3."""
     front = pareto_front(*([row.estimates[key].value for row in tables.rows] for key in TESTED))
     spans = [[span_text(row.estimates[key]) for key in TESTED] for row in tables.rows]
     said = [f"{row.label}: P {p}, |gap| {gap}" for row, (p, gap) in zip(tables.rows, spans, strict=True)]
@@ -387,8 +384,6 @@ def curves_picture(tables: StudyTables) -> Picture | None:
 
 @dataclass(frozen=True)
 class Written:
-    """What was written, and what it says."""
-
     paths: tuple[Path, ...]
     table: Table
     verdicts: tuple[Verdict, ...]

@@ -90,15 +90,11 @@ def read_judgement(evaluation_dir: str | Path) -> Judgement:
 
 
 class Candidate(NamedTuple):
-    """A version of a registered model and its judgement."""
-
     version: int
     judgement: Judgement
 
 
 class Decision(NamedTuple):
-    """Whether a version becomes the champion, and why."""
-
     champion: bool
     reason: str
 

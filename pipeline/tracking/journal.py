@@ -51,24 +51,16 @@ class Lines:
             self.problem = None
 
     def sent(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Note that entries were sent."""
         self.write({"sent": [entry["n"] for entry in entries]})
-
-    def is_run(self, run_id: str) -> None:
-        self.write({"run_id": run_id})
 
 
 class Journal(Lines):
-    """The journal of a run that is going on; locked as long as its process lives.
-
-    Attributes:
-        unsent: entries that are still to be sent.
-    """
+    """The journal of a run that is going on; locked as long as its process lives."""
 
     def __init__(self, output_dir: str | Path, uid: str) -> None:
         super().__init__(Path(output_dir) / PENDING / uid)
         self.uid = uid
-        self.unsent: list[dict[str, Any]] = []
+        self.unsent: list[dict[str, Any]] = []  # entries
         self._count = 0
         self._lock = FileLock(self.folder / "lock", thread_local=False)
         with suppress(OSError, Timeout):
@@ -76,7 +68,6 @@ class Journal(Lines):
             self._lock.acquire(blocking=False)
 
     def add(self, op: str, **content: Any) -> dict[str, Any]:
-        """Write an entry that is to be sent."""
         entry = {"n": self._count, "op": op, "time": int(time.time() * 1000), **content}
         self._count += 1
         self.unsent.append(entry)

@@ -56,7 +56,6 @@ def short(error: Exception) -> str:
 
 
 def param(value: Any) -> str:
-    """A setting as a parameter of MLflow."""
     value = loggable(value)
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= MAX_PARAM_LENGTH else text[: MAX_PARAM_LENGTH - 3] + "..."

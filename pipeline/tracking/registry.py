@@ -31,8 +31,6 @@ CHAMPION = "champion"
 
 
 class Registered(NamedTuple):
-    """A new version of a registered model and what came of it."""
-
     name: str
     version: int
     decision: Decision

@@ -82,7 +82,6 @@ class RunTracker:
 
     @property
     def active(self) -> bool:
-        """Whether a run is open."""
         return self._journal is not None
 
     def start(
@@ -223,7 +222,7 @@ class RunTracker:
     def _send(self, journal: Journal, entries: list[dict[str, Any]]) -> None:
         if entries[0]["op"] == "create":
             self.run_id = store.create_run(self._client, self._experiment_id, entries[0])
-            journal.is_run(self.run_id)
+            journal.write({"run_id": self.run_id})
         else:
             assert self.run_id is not None
             try:
@@ -271,9 +270,8 @@ class RunTracker:
         """Log the tables and pictures of an evaluation (:func:`~.write_evaluation`), and its headline.
 
         The headline is the run's description (:func:`note_markdown`), in which the verdicts of an audit stand first. A
-        training's headline metrics of its best ``epoch`` are logged as ``<split>/best_<name>``: runs are compared
-        by them,
-        where the curves end with the last epoch.
+        training's headline metrics of its best ``epoch`` are logged as ``<split>/best_<name>``: runs are compared by
+        them, where the curves end with the last epoch.
         """
         if not self.active:
             return
@@ -412,7 +410,6 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _about(settings: Mapping[str, Any], kind: str, cohort: Cohort) -> str:
-    """A run in one line."""
     named = [f"{name} {param(settings[name])}" for name in TRAINING_SETTINGS[1:] if settings.get(name) is not None]
     what = ", ".join([f"**{settings.get('system') or 'unknown system'}**", *named])
     scans = "SYNTHETIC scans (phantoms)" if cohort.synthetic else "scans"

@@ -147,7 +147,6 @@ def _experiment_id(client: Any, name: str) -> str:
 
 
 def find_run(client: Any, experiment: str, uid: str) -> str | None:
-    """The run of a journal."""
     found = client.search_runs([experiment], filter_string=f"tags.`{MARK}` = '{uid}'", max_results=1)
     return found[0].info.run_id if found else None
 

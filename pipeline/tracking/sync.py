@@ -18,7 +18,6 @@ from .store import MARK, TrackingError, connect, create_run, find_run, impatient
 
 
 def note_run_id(output_dir: str | Path, uid: str, run_id: str) -> None:
-    """Tell the folder's record of its training which run that is."""
     record = Path(output_dir, RECORD)
     with suppress(OSError, ValueError):
         content = json.loads(record.read_text())

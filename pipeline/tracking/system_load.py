@@ -17,9 +17,8 @@ SAMPLING_SECONDS = 10.0  # of the machine's load, unless MLFLOW_SYSTEM_METRICS_S
 class SystemMonitor:
     """Logs the machine's load as ``system/...`` from a thread of its own.
 
-    MLflow's ``SystemMetricsMonitor`` around its monitors is not used: it sends by itself, past the journal, and
-    ends at the
-    first request that fails.
+    MLflow's ``SystemMetricsMonitor`` around its monitors is not used: it sends by itself, past the journal, and ends at
+    the first request that fails.
 
     Args:
         submit: takes the rows ``[name, value, milliseconds, step]`` of one reading.

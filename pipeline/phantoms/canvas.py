@@ -84,14 +84,13 @@ class Canvas:
     def box(self, centre: ArrayLike, reach: ArrayLike) -> tuple[Box, Array, Array, Array] | None:
         """Index box around ``centre`` (z, y, x) and the coordinates in it from the centre, ready to broadcast."""
         slices, axes = [], []
-        reaches = np.broadcast_to(reach, 3)
-        for number, (axis, c, r) in enumerate(zip((self.z, self.y, self.x), np.asarray(centre), reaches, strict=True)):
+        for axis, c, r in zip((self.z, self.y, self.x), np.asarray(centre), np.broadcast_to(reach, 3), strict=True):
             first, last = np.searchsorted(axis, (c - r, c + r))
             if first >= last:
                 return None
             slices.append(slice(int(first), int(last)))
-            axes.append((axis[first:last] - np.float32(c)).reshape([-1 if a == number else 1 for a in range(3)]))
-        return tuple(slices), *axes  # type: ignore[return-value]
+            axes.append(axis[first:last] - np.float32(c))
+        return tuple(slices), *np.ix_(*axes)  # type: ignore[return-value]
 
     def cover(self, inside: Array) -> Array:
         return np.clip(inside * np.float32(1 / self.edge) + np.float32(0.5), 0, 1)

@@ -52,7 +52,9 @@ def pip_requirements() -> list[str]:
     return [f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS]
 
 
-def log_bundle_model(client: MlflowClient, run_id: str, checkpoint: str | Path, bundle_root: str | Path) -> str:
+def log_bundle_model(
+    client: MlflowClient, run_id: str, checkpoint: str | Path, bundle_root: str | Path, name: str = "classifier"
+) -> str:
     """Log a checkpoint as a model of an MLflow run; returns its id, which ``models:/<id>`` loads.
 
     Nothing in the model names this machine.
@@ -77,7 +79,7 @@ def log_bundle_model(client: MlflowClient, run_id: str, checkpoint: str | Path, 
     # MLflow's log_model would write local paths into the model, and set the process's store: this does it in steps
     experiment_id = client.get_run(run_id).info.experiment_id
     tags = {"fairlung.version": __version__}
-    logged = client.create_logged_model(experiment_id, name="classifier", source_run_id=run_id, tags=tags)
+    logged = client.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=tags)
     status = "FAILED"
     try:
         with TemporaryDirectory() as folder:

@@ -21,28 +21,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
 from ignite.engine import Engine, Events
+from torch.optim import Optimizer
 
 from ..common import run_folder
 from ..common.distributed import is_primary
 from ..common.names import TRAINING_SETTINGS
 from ..common.run_folder import EVALUATION_FILES, training_dir
 from ..common.text import device_name, without_login
+from ..data.cohort import Cohort
+from ..evaluation.records import Audit
 from . import store, sync
 from .journal import Journal, batches, is_refusal, send, stamp
 from .loggable import loggable, metric_name, note_markdown, param, refuse_shared_names, short, with_grouped_names
 from .store import TrackingError, impatient
 from .system_load import SystemMonitor
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
-
-    from ..data.cohort import Cohort
-    from ..evaluation.records import Audit
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +93,8 @@ class RunTracker:
             resumed: a training goes on: so does the run that its folder names, if MLflow has it.
 
         Raises:
-            TrackingError: a mistyped address, a deleted experiment, an unknown parent run, classes or groups that
-            would share a
-                metric's name. A server that is away or a full disk is a warning.
+            TrackingError: a mistyped address, a deleted experiment, an unknown parent run, classes or groups that would
+                share a metric's name. A server that is away or a full disk is a warning.
         """
         if not is_primary():
             return

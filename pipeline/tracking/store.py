@@ -166,24 +166,25 @@ def living_run(client: Any, run_id: str | None) -> Any:
     return run if run.info.lifecycle_stage == "active" else None
 
 
+def _known_run(client: Any, experiment: str, record: Mapping[str, Any]) -> tuple[Any, str | None]:
+    run = living_run(client, record["run_id"])
+    return run, run.info.run_id if run else find_run(client, experiment, record["journal"])
+
+
 def create_run(client: Any, experiment: str, entry: Mapping[str, Any]) -> str:
     """Make the run of a ``create`` entry; nested under its training's run, where that is in the same experiment.
 
     The run of an interrupted training is opened again, where there is one.
     """
     tags = dict(entry["tags"])
-    interrupted = entry.get("interrupted")
-    if interrupted:
-        run = living_run(client, interrupted["run_id"])
-        run_id = run.info.run_id if run else find_run(client, experiment, interrupted["journal"])
+    if interrupted := entry.get("interrupted"):
+        _, run_id = _known_run(client, experiment, interrupted)
         if run_id:
             client.update_run(run_id, status="RUNNING")
             client.set_tag(run_id, MARK, tags[MARK])
             return run_id
-    training = entry.get("training")
-    if training:
-        parent = living_run(client, training["run_id"])
-        run_id = parent.info.run_id if parent else find_run(client, experiment, training["journal"])
+    if training := entry.get("training"):
+        parent, run_id = _known_run(client, experiment, training)
         if run_id:
             tags["fairlung.training_run_id"] = run_id
             if parent is None or parent.info.experiment_id == experiment:

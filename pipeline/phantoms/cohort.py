@@ -51,26 +51,18 @@ def _cells(*male_female: tuple[int, int]) -> dict[tuple[str, str], int]:
 
 
 PRESETS: Mapping[str, Preset] = {
-    "tiny": Preset(
-        {"train": _cells(*[(2, 2)] * 4), "val": _cells(*[(1, 1)] * 4), "test": _cells(*[(1, 1)] * 4)},
-        size=64, slices=(50, 56),
-    ),
-    "demo": Preset(
-        {
-            "train": _cells((20, 20), (13, 2), (16, 16), (16, 16)),
-            "val": _cells((6, 6), (5, 5), (6, 6), (6, 6)),
-            "test": _cells((8, 8), (6, 6), (8, 8), (8, 8)),
-        },
-        size=128, slices=(50, 80),
-    ),
+    "tiny": Preset({
+        "train": _cells(*[(2, 2)] * 4), "val": _cells(*[(1, 1)] * 4), "test": _cells(*[(1, 1)] * 4),
+    }, size=64, slices=(50, 56)),
+    "demo": Preset({
+        "train": _cells((20, 20), (13, 2), (16, 16), (16, 16)), "val": _cells((6, 6), (5, 5), (6, 6), (6, 6)),
+        "test": _cells((8, 8), (6, 6), (8, 8), (8, 8)),
+    }, size=128, slices=(50, 80)),
     # The published cells of the challenge's data, 734 + 155 scans; it has no labelled test split.
-    "benchmark": Preset(
-        {
-            "train": _cells((125, 125), (79, 5), (100, 100), (100, 100)),
-            "val": _cells((25, 25), (12, 13), (20, 20), (20, 20)),
-        },
-        size=512, slices=(50, 700),
-    ),
+    "benchmark": Preset({
+        "train": _cells((125, 125), (79, 5), (100, 100), (100, 100)),
+        "val": _cells((25, 25), (12, 13), (20, 20), (20, 20)),
+    }, size=512, slices=(50, 700)),
 }  # fmt: skip
 
 

@@ -83,19 +83,16 @@ def _interval_notes(tables: StudyTables) -> list[str]:
     single = [row.label for row in tables.rows if row.over == SCANS]
     if any(run.fold is not None for run in study.runs):
         one = "repeat and seed" if repeated else "seed"
-        notes.append(
-            f"The judged scans of all folds of one {one} are one table, over which P and the gap are computed."
-        )
+        text = f"The judged scans of all folds of one {one} are one table"
+        notes.append(f"{text}, over which P and the gap are computed.")
     if len(single) < len(tables.rows):
         text = f"Values are means over seeds{' and repeats' if repeated else ''} with {confidence} t intervals"
         text += ": they speak of other seeds, not of other scans."
         notes.append(text + (" Repeats share scans, so that theirs are too narrow." if repeated else ""))
     if single:
         which = f"{', '.join(single)}: only" if len(single) < len(tables.rows) else "Every configuration has"
-        text = (
-            f"{which} one seed; the {confidence} interval is the audit's, over scans, and nothing is known about other"
-        )
-        notes.append(f"{text} seeds.")
+        text = f"{which} one seed; the {confidence} interval is the audit's, over scans"
+        notes.append(f"{text}, and nothing is known about other seeds.")
     return notes
 
 
@@ -297,16 +294,12 @@ def study_facts(results: Results) -> tuple[tuple[str, str], ...]:
     protocol += f", {study.folds} folds" if study.folds > 1 else ""
     protocol += f" x {study.repeats} repeats" if study.repeats > 1 else ""
     return (
-        ("Protocol", protocol),
-        ("Chosen on", study.chosen_on),
-        ("Judged on", study.judged_on),
-        ("Runs", status_text(study)),
-        ("Seeds", ", ".join(map(str, dict.fromkeys(run.seed for run in study.runs)))),
-        ("Devices", ", ".join(results.devices)),
-        ("Scans that judge", f"{len(results.judged.known().label):,}"),
+        ("Protocol", protocol), ("Chosen on", study.chosen_on), ("Judged on", study.judged_on),
+        ("Runs", status_text(study)), ("Seeds", ", ".join(map(str, dict.fromkeys(run.seed for run in study.runs)))),
+        ("Devices", ", ".join(results.devices)), ("Scans that judge", f"{len(results.judged.known().label):,}"),
         ("Classes", ", ".join(table.class_names)),
         ("Groups", f"{', '.join(table.group_names)} (by {', '.join(table.group_by)})"),
-    )
+    )  # fmt: skip
 
 
 def _unfinished_table(runs: Sequence[StudyRun]) -> Table:

@@ -7,15 +7,13 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import data_commands, evaluation_commands, mlflow_commands, study_commands
+from . import data_commands, evaluation_commands, study_commands
 from .console import console
 
 app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="A chest-CT classifier that is fair between the sexes: data sets, phantoms, results.",
-)
+)  # fmt: skip
 
 
 def _version(show: bool) -> None:
@@ -26,27 +24,16 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
+    version: Annotated[bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:  # fmt: skip
     pass
 
 
 for _command in (
-    data_commands.cohort,
-    data_commands.check,
-    data_commands.phantom,
-    evaluation_commands.results,
-    evaluation_commands.audit,
-    evaluation_commands.compare,
-    data_commands.submit,
-    evaluation_commands.report,
-    study_commands.tables,
-    evaluation_commands.model_card,
-    evaluation_commands.postprocess,
-    study_commands.study,
-    mlflow_commands.mlflow_sync,
-    mlflow_commands.register,
-):
+    data_commands.cohort, data_commands.check, data_commands.phantom, evaluation_commands.results,
+    evaluation_commands.audit, evaluation_commands.compare, data_commands.submit, evaluation_commands.report,
+    study_commands.tables, evaluation_commands.model_card, evaluation_commands.postprocess, study_commands.study,
+    study_commands.mlflow_sync, study_commands.register,
+):  # fmt: skip
     app.command()(_command)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import typer
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ..common.errors import UserError
 from ..evaluation.wording import number_name, percent, span_text, value_text
 
 if TYPE_CHECKING:
@@ -243,3 +245,12 @@ def stop(error: Exception) -> NoReturn:
     """End the command with an error in one line."""
     Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     raise typer.Exit(1)
+
+
+@contextmanager
+def stops(kinds: tuple[type[Exception], ...] = (UserError, ValueError)) -> Iterator[None]:
+    """End the command with errors of these kinds in one line."""
+    try:
+        yield
+    except kinds as error:
+        stop(error)

@@ -2,51 +2,53 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, Option
 
-from .console import cells_table, console, drawn, say, show_intake, stop
+from ..common.errors import EXIT_SOME_FAILED, UserError, user_error
+from .console import cells_table, console, drawn, say, show_intake, stop, stops
+
+if TYPE_CHECKING:
+    from ..reports.intake_page import IntakeCollector
+
+COLOURS = {"refused": "red", "with warnings": "yellow", "fine": "green", "skipped": "dim"}
 
 
 def cohort(
     source: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             metavar="FOLDER_OR_ARCHIVE",
             help="Root of the data, e.g. with Train/ and Val/ in it; a zip, tar or RAR archive; or a folder of them.",
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The cohort file to write.")] = Path("cohort.csv"),
-    layout: Annotated[Literal["auto", "paper", "challenge"], typer.Option(help="Folder layout.")] = "auto",
-    class_name: Annotated[
-        list[str] | None, typer.Option("--class-name", help="Classes to take, in order; repeat the option.")
-    ] = None,
-    chart: Annotated[
-        Path | None, typer.Option(help="Also draw the cohort (the paper's Figure 1) to this file.")
-    ] = None,
-    unpack_to: Annotated[
-        Path | None, typer.Option(help="Folder for what archives hold; else <name>_unpacked beside them.")
-    ] = None,
-) -> None:
+    output: Annotated[Path, Option("-o", "--output", help="The cohort file to write.")] = Path("cohort.csv"),
+    layout: Annotated[Literal["auto", "paper", "challenge"], Option(help="Folder layout.")] = "auto",
+    class_name: Annotated[list[str] | None,
+        Option("--class-name", help="Classes to take, in order; repeat the option.")] = None,
+    chart: Annotated[Path | None, Option(help="Also draw the cohort (the paper's Figure 1) to this file.")] = None,
+    unpack_to: Annotated[Path | None,
+        Option(help="Folder for what archives hold; else <name>_unpacked beside them.")] = None,
+) -> None:  # fmt: skip
     """Describe a folder tree of scans, or archives of it, as a cohort file: scan, label, sex, split."""
-    from ..common.errors import UserError
     from ..common.names import CLASS_NAMES, SEXES
     from ..data.archives import build_with_archives
     from ..data.cohort import load_cohort
     from ..data.cohort_checks import CohortError
     from ..data.cohort_folders import write_cohort
 
-    try:
+    with stops():
         intake = build_with_archives(source, unpack_to, layout=layout, class_names=class_name)
         built = intake.built
         found = set(built.table["label"])
         names = class_name or [*(n for n in CLASS_NAMES if n in found), *sorted(found - set(CLASS_NAMES))]
         output.parent.mkdir(parents=True, exist_ok=True)
         path = write_cohort(built.table, output, root=intake.root)
-    except (UserError, ValueError) as error:
-        stop(error)
     show_intake(intake)
     for entry in built.skipped:
         say(f"{entry.path}: {entry.reason}", "left out")
@@ -70,14 +72,12 @@ def cohort(
 
 
 def check(
-    scans: Annotated[str, typer.Argument(help="A folder tree, a scan, an archive, or a CSV of paths.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for tables, pictures and the page.")] = Path(
-        "check"
-    ),
-    all_series: Annotated[bool, typer.Option("--all-series", help="Look at every DICOM series of a folder.")] = False,
-    min_slices: Annotated[int | None, typer.Option(help="Fewer slices are refused; else the bundle's.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that read; else the bundle's.")] = None,
-    bundle_root: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("bundles/fair_lung_ct"),
+    scans: Annotated[str, Argument(help="A folder tree, a scan, an archive, or a CSV of paths.")],
+    output: Annotated[Path, Option("-o", "--output", help="Folder for tables, pictures and the page.")] = Path("check"),
+    all_series: Annotated[bool, Option("--all-series", help="Look at every DICOM series of a folder.")] = False,
+    min_slices: Annotated[int | None, Option(help="Fewer slices are refused; else the bundle's.")] = None,
+    workers: Annotated[int | None, Option(help="Processes that read; else the bundle's.")] = None,
+    bundle_root: Annotated[Path, Option(help="Folder of the bundle.")] = Path("bundles/fair_lung_ct"),
 ) -> None:
     """Look at scans as inference would read them, without a network: what is refused or doubtful, and why.
 
@@ -85,12 +85,10 @@ def check(
     """
     from monai.bundle import ConfigWorkflow
 
-    from ..common.errors import user_error
-
     configs = [str(bundle_root / "configs" / name) for name in ("inference.yaml", "check.yaml")]
-    given = {"min_slices": min_slices, "num_workers": workers}
     settings: dict[str, Any] = {"scans": scans, "output_dir": str(output), "bundle_root": str(bundle_root)}
-    settings |= {"all_series": all_series, **{name: value for name, value in given.items() if value is not None}}
+    settings |= {"all_series": all_series, "min_slices": min_slices, "num_workers": workers}
+    settings = {name: value for name, value in settings.items() if value is not None}
     try:
         for config in configs:
             if not Path(config).is_file():
@@ -106,18 +104,45 @@ def check(
         stop(found)
 
 
+def show_check(records: Sequence[Mapping[str, Any]], fine: int = 30) -> None:
+    """What the intake says of scans: refused ones first, then those with warnings; up to ``fine`` of the others."""
+    from ..data.intake_records import GROUPS, group_counts, group_of, warning_counts
+    from ..reports.intake_page import scans_table
+
+    counts = group_counts(records)
+    # all doubtful scans are shown, and some of the others
+    limits = {"fine": fine, "skipped": fine}
+    members = {group: [record for record in records if group_of(record) == group] for group in GROUPS}
+    shown = [record for group, found in members.items() for record in found[: limits.get(group)]]
+    table = replace(scans_table(shown), caption=f"{len(records)} scans")
+    console.print(drawn(table, ("kind", "voxel (mm)"), COLOURS))
+    left = [f"{counts[group] - fine} {group}" for group in limits if counts[group] > fine]
+    if left:
+        say(f"not shown: {', '.join(left)}")
+    if codes := warning_counts(records):
+        say(f"Warnings: {', '.join(f'{count} {code}' for code, count in codes.items())}.")
+    say(f"{len(records)} scans: {', '.join(f'{count} {GROUPS[group].lower()}' for group, count in counts.items())}.")
+
+
+def report_intake(collector: IntakeCollector) -> None:
+    """What ``fairlung check`` shows on the console; exits with :data:`EXIT_SOME_FAILED` when scans are refused."""
+    from ..reports.intake_page import PAGE, TABLE
+
+    show_check(collector.records)
+    say(f"wrote {collector.output_dir / PAGE} and {TABLE}")
+    if any(record["status"] == "refused" for record in collector.records):
+        sys.exit(EXIT_SOME_FAILED)
+
+
 def phantom(
-    out: Annotated[Path, typer.Argument(help="Folder for scans/ and cohort.csv.")],
-    preset: Annotated[Literal["tiny", "demo", "benchmark"], typer.Option(help="Size of the cohort.")] = "demo",
-    format: Annotated[
-        Literal["jpg", "dicom", "nifti", "mixed"], typer.Option(help="File format of the scans.")
-    ] = "mixed",
-    seed: Annotated[int, typer.Option(help="Same seed, same scans.")] = 0,
-    workers: Annotated[int, typer.Option(help="Processes that write.")] = 2,
-    new_scans: Annotated[
-        int, typer.Option(help="Write this many unlabelled new scans for inference instead of a cohort.")
-    ] = 0,
-) -> None:
+    out: Annotated[Path, Argument(help="Folder for scans/ and cohort.csv.")],
+    preset: Annotated[Literal["tiny", "demo", "benchmark"], Option(help="Size of the cohort.")] = "demo",
+    format: Annotated[Literal["jpg", "dicom", "nifti", "mixed"], Option(help="File format of the scans.")] = "mixed",
+    seed: Annotated[int, Option(help="Same seed, same scans.")] = 0,
+    workers: Annotated[int, Option(help="Processes that write.")] = 2,
+    new_scans: Annotated[int,
+        Option(help="Write this many unlabelled new scans for inference instead of a cohort.")] = 0,
+) -> None:  # fmt: skip
     """Write a SYNTHETIC chest-CT cohort: procedural phantoms, no patients."""
     from itertools import cycle, islice, product
 
@@ -125,35 +150,36 @@ def phantom(
     from ..data.cohort import load_cohort
     from ..phantoms.cohort import write_phantom_cohort, write_phantom_scans
 
-    try:
+    with stops((FileExistsError, ValueError)):
         if new_scans:
-            specs = list(islice(cycle((label, sex) for sex, label in product(SEXES, CLASS_NAMES)), new_scans))
-            paths = write_phantom_scans(
-                out, specs, preset=preset, fmt=format, seed=seed, workers=workers, progress=True
+            cells = cycle((label, sex) for sex, label in product(SEXES, CLASS_NAMES))
+            write_phantom_scans(
+                out,
+                list(islice(cells, new_scans)),
+                preset=preset,
+                fmt=format,
+                seed=seed,
+                workers=workers,
+                progress=True,
             )
-            say(f"wrote {len(paths)} synthetic scans to {out}")
+            say(f"wrote {new_scans} synthetic scans to {out}")
             return
         path = write_phantom_cohort(out, preset, format, seed, workers=workers)
-    except (FileExistsError, ValueError) as error:
-        stop(error)
     console.print(drawn(cells_table(load_cohort(path, class_names=CLASS_NAMES, group_names=SEXES))))
     say(f"wrote {path} (synthetic scans)")
 
 
 def submit(
-    predictions: Annotated[Path, typer.Argument(help="predictions.csv that inference wrote for the test scans.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the four files.")],
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Leave out scans that failed.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier submission.")] = False,
+    predictions: Annotated[Path, Argument(help="predictions.csv that inference wrote for the test scans.")],
+    output: Annotated[Path, Option("-o", "--output", help="Folder for the four files.")],
+    allow_missing: Annotated[bool, Option("--allow-missing", help="Leave out scans that failed.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace the files of an earlier submission.")] = False,
 ) -> None:
     """Write the challenge's submission: A.csv, G.csv, covid.csv and normal.csv, one scan name a line."""
-    from ..common.errors import UserError
     from ..inference.submission import write_submission
 
-    try:
+    with stops((UserError, OSError)):
         written = write_submission(predictions, output, allow_missing=allow_missing, overwrite=overwrite)
-    except (UserError, OSError) as error:
-        stop(error)
     for text in written.missing:
         say(text, "in no file")
     for path, count in written.files.items():

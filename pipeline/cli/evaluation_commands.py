@@ -3,49 +3,27 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-from rich.markup import escape
+from typer import Argument, Option
 
 from ..common import run_folder
-from .console import console, show_audit, show_before_after, show_comparison, show_evaluation, stop
+from .console import say, show_audit, show_before_after, show_comparison, show_evaluation, stop, stops
 
 if TYPE_CHECKING:
     from ..evaluation.records import Audit, Comparison
 
+GroupBy = Annotated[list[str] | None, Option(help="Group column, by default sex; repeat it for every combination.")]
+GroupName = Annotated[list[str] | None, Option(help="Groups in order; repeat the option.")]
+ClassName = Annotated[list[str] | None, Option(help="Classes in order; repeat the option.")]
 
-GroupBy = Annotated[
-    list[str] | None, typer.Option(help="Group column, by default sex; repeat it for every combination.")
-]
-GroupName = Annotated[list[str] | None, typer.Option(help="Groups in order; repeat the option.")]
-ClassName = Annotated[list[str] | None, typer.Option(help="Classes in order; repeat the option.")]
-
-Split = Annotated[str | None, typer.Option(help="Split, where a source has several.")]
-TrackingUri = Annotated[str | None, typer.Option(help="MLflow store of the runs.")]
-Resamples = Annotated[int, typer.Option(help="Bootstrap draws, and permutations.")]
+Split = Annotated[str | None, Option(help="Split, where a source has several.")]
+TrackingUri = Annotated[str | None, Option(help="MLflow store of the runs.")]
+Resamples = Annotated[int, Option(help="Bootstrap draws, and permutations.")]
 
 
-class PostprocessMethod(StrEnum):
-    """Post-processing of probabilities."""
-
-    temperature = "temperature"
-    offsets = "offsets"
-    prior = "prior"
-
-
-class OffsetObjective(StrEnum):
-    """What offsets are chosen for."""
-
-    score = "score"
-    gap = "gap"
-
-
-def results(
-    folder: Annotated[Path, typer.Argument(help="An output_dir, or one metrics.json.")],
-) -> None:
+def results(folder: Annotated[Path, Argument(help="An output_dir, or one metrics.json.")]) -> None:
     """Show evaluations: F1 of each group, P, the gap, and F1 of each class and group with the scans behind it."""
     found = [folder] if folder.is_file() else sorted(folder.glob("*/evaluation/metrics.json"))
     found = found or sorted(folder.glob("val/metrics.json"))  # right after a training: its best epoch
@@ -56,42 +34,31 @@ def results(
 
 
 def audit(
-    source: Annotated[
-        str,
-        typer.Argument(help="A table of predictions, the output_dir of an evaluation, or an MLflow run (runs:/ID)."),
-    ],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Also write the audit to this JSON file.")
-    ] = None,
-    group_by: GroupBy = None,
-    group_name: GroupName = None,
-    class_name: ClassName = None,
-    label_column: Annotated[str, typer.Option(help="Column of the true class.")] = "label",
-    prediction_column: Annotated[str, typer.Option(help="Column of the predicted class.")] = "prediction",
-    split: Split = None,
-    tracking_uri: TrackingUri = None,
-    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    source: Annotated[str,
+        Argument(help="A table of predictions, the output_dir of an evaluation, or an MLflow run (runs:/ID).")],
+    output: Annotated[Path | None, Option("-o", "--output", help="Also write the audit to this JSON file.")] = None,
+    group_by: GroupBy = None, group_name: GroupName = None, class_name: ClassName = None,
+    label_column: Annotated[str, Option(help="Column of the true class.")] = "label",
+    prediction_column: Annotated[str, Option(help="Column of the predicted class.")] = "prediction",
+    split: Split = None, tracking_uri: TrackingUri = None,
+    confidence: Annotated[float, Option(help="Of the intervals.")] = 0.95,
     resamples: Resamples = 10_000,
-    method: Annotated[
-        str, typer.Option(help="Bootstrap: smoothed, or percentile (the plain one, too narrow for small cells).")
-    ] = "smoothed",
-    seed: Annotated[int, typer.Option(help="Same seed, same audit.")] = 0,
-) -> None:
+    method: Annotated[str,
+        Option(help="Bootstrap: smoothed, or percentile (the plain one, too narrow for small cells).")] = "smoothed",
+    seed: Annotated[int, Option(help="Same seed, same audit.")] = 0,
+) -> None:  # fmt: skip
     """Say what the fairness numbers of any model's predictions can bear: verdicts, intervals, tests, calibration.
 
     The table has a row a scan: label, group columns, and prediction or one prob_CLASS column a class.
     """
-    from ..common.errors import UserError
     from ..evaluation.audit import audit as audit_of
     from ..evaluation.predictions import load_predictions
 
-    try:
+    with stops():
         columns = {"label_column": label_column, "prediction_column": prediction_column}
         path = _one_table(source, split, tracking_uri)
         table = load_predictions(path, class_name, group_name, group_by, **columns)  # type: ignore[arg-type]
         result = audit_of(table, resamples, resamples, confidence, method, seed)  # type: ignore[arg-type]
-    except (UserError, ValueError) as error:
-        stop(error)
     _write(result, output)
     show_audit(result)
 
@@ -99,31 +66,26 @@ def audit(
 def compare(
     sources: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="[NAME=]SOURCE...",
             help="Systems, the reference first: a table of predictions, a quoted pattern of several (its runs), the "
             "output_dir of an evaluation, or an MLflow run (runs:/ID). Repeat a NAME to give it more runs.",
         ),
     ],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Also write the comparison to this JSON file.")
-    ] = None,
-    group_by: GroupBy = None,
-    group_name: GroupName = None,
-    class_name: ClassName = None,
-    split: Split = None,
+    output: Annotated[Path | None,
+        Option("-o", "--output", help="Also write the comparison to this JSON file.")] = None,
+    group_by: GroupBy = None, group_name: GroupName = None, class_name: ClassName = None, split: Split = None,
     tracking_uri: TrackingUri = None,
-    confidence: Annotated[float, typer.Option(help="Of the intervals; tests are at the level 1 - this.")] = 0.95,
+    confidence: Annotated[float, Option(help="Of the intervals; tests are at the level 1 - this.")] = 0.95,
     resamples: Resamples = 10_000,
-    seed: Annotated[int, typer.Option(help="Same seed, same comparison.")] = 0,
-) -> None:
+    seed: Annotated[int, Option(help="Same seed, same comparison.")] = 0,
+) -> None:  # fmt: skip
     """Say whether a system is better than the first one on the same scans: verdicts, intervals, tests, power."""
-    from ..common.errors import UserError
     from ..evaluation.compare import compare as compare_systems
     from ..evaluation.predictions import load_predictions
     from .sources import find_predictions, named_sources
 
-    try:
+    with stops():
         systems = {
             name: [
                 load_predictions(path, class_name, group_name, group_by)
@@ -133,37 +95,28 @@ def compare(
             for name, given in named_sources(sources).items()
         }
         result = compare_systems(systems, resamples, resamples, confidence, seed)
-    except (UserError, ValueError) as error:
-        stop(error)
     _write(result, output)
     show_comparison(result)
 
 
 def report(
-    source: Annotated[
-        str | None,
-        typer.Argument(help="The output_dir of an evaluation, a table of predictions, or an MLflow run (runs:/ID)."),
-    ] = None,
-    comparison: Annotated[
-        Path | None, typer.Option("--compare", help="Report on the file of fairlung compare -o instead.")
-    ] = None,
+    source: Annotated[str | None,
+        Argument(help="The output_dir of an evaluation, a table of predictions, or an MLflow run (runs:/ID).")] = None,
+    comparison: Annotated[Path | None,
+        Option("--compare", help="Report on the file of fairlung compare -o instead.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The HTML file; else report.html, of an output_dir beside its evaluation."),
+        Option("-o", "--output", help="The HTML file; else report.html, of an output_dir beside its evaluation."),
     ] = None,
-    split: Split = None,
-    group_by: GroupBy = None,
-    group_name: GroupName = None,
-    class_name: ClassName = None,
+    split: Split = None, group_by: GroupBy = None, group_name: GroupName = None, class_name: ClassName = None,
     tracking_uri: TrackingUri = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write a report that stands alone, as HTML and as Markdown: verdicts, intervals, cells, calibration, errors."""
-    from ..common.errors import UserError
     from ..reports.comparison_report import write_comparison_report
     from ..reports.document import write_document
     from ..reports.evaluation_report import report_of_table
 
-    try:
+    with stops():
         if comparison is not None and source is None:
             path = write_comparison_report(comparison, output or Path(run_folder.REPORT))
         elif source is not None and comparison is None:
@@ -172,74 +125,62 @@ def report(
             path = write_document(report_of_table(table, class_name, group_name, group_by), output or beside)
         else:
             raise ValueError("give a SOURCE, or --compare with a file")
-    except (UserError, ValueError) as error:
-        stop(error)
-    console.print(f"wrote {escape(str(path))}, {escape(path.with_suffix('.md').name)}", highlight=False, soft_wrap=True)
+    say(f"wrote {path}, {path.with_suffix('.md').name}")
 
 
 def model_card(
-    output_dir: Annotated[Path, typer.Argument(help="The output_dir of an evaluation.")],
-    split: Annotated[str | None, typer.Option(help="Split, where several were evaluated.")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The Markdown file to write.")] = Path("MODEL_CARD.md"),
-    bundle_readme: Annotated[
-        Path | None, typer.Option(help="Also put the performance between the marks in this README.")
-    ] = None,
-) -> None:
+    output_dir: Annotated[Path, Argument(help="The output_dir of an evaluation.")],
+    split: Annotated[str | None, Option(help="Split, where several were evaluated.")] = None,
+    output: Annotated[Path, Option("-o", "--output", help="The Markdown file to write.")] = Path("MODEL_CARD.md"),
+    bundle_readme: Annotated[Path | None,
+        Option(help="Also put the performance between the marks in this README.")] = None,
+) -> None:  # fmt: skip
     """Write the model card of an evaluated checkpoint, and fill in the performance section of its bundle's README."""
-    from ..common.errors import UserError
     from ..reports.model_card import update_performance, write_model_card
 
-    try:
+    with stops():
         evaluation_dir = _one_table(str(output_dir), split, None).parent
         write_model_card(evaluation_dir, output)
         if bundle_readme is not None:
             update_performance(bundle_readme, evaluation_dir)
-    except (UserError, ValueError) as error:
-        stop(error)
     _say_written(output, bundle_readme)
 
 
 def postprocess(
-    method: Annotated[PostprocessMethod, typer.Argument(help="What to do to the probabilities.")],
-    judged: Annotated[Path, typer.Option("--apply", help="Table of labelled predictions to post-process and judge.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The table to write.")],
-    fit_on: Annotated[
-        Path | None, typer.Option("--fit", help="Table of predictions to fit on, of other scans: the validation split.")
-    ] = None,
-    load: Annotated[Path | None, typer.Option(help="A saved fit to apply instead.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Also save the fit to this JSON file.")] = None,
+    method: Annotated[Literal["temperature", "offsets", "prior"], Argument(help="What to do to the probabilities.")],
+    judged: Annotated[Path, Option("--apply", help="Table of labelled predictions to post-process and judge.")],
+    output: Annotated[Path, Option("-o", "--output", help="The table to write.")],
+    fit_on: Annotated[Path | None,
+        Option("--fit", help="Table of predictions to fit on, of other scans: the validation split.")] = None,
+    load: Annotated[Path | None, Option(help="A saved fit to apply instead.")] = None,
+    save: Annotated[Path | None, Option(help="Also save the fit to this JSON file.")] = None,
     objective: Annotated[
-        OffsetObjective | None, typer.Option(help="offsets: largest P (score, the default), or smallest gap.")
+        Literal["score", "gap"] | None, Option(help="offsets: largest P (score, the default), or smallest gap.")
     ] = None,
-    max_loss: Annotated[
-        float | None,
-        typer.Option(help="offsets for the gap: how much P may fall on the fitted scans, by default 0.01."),
-    ] = None,
+    max_loss: Annotated[float | None,
+        Option(help="offsets for the gap: how much P may fall on the fitted scans, by default 0.01.")] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             help="prior: CLASS=FREQUENCY or CLASS=COUNT of the target population, for each class; or labels (the "
             "default) or em, to count the labels of --fit or to estimate from its probabilities alone."
         ),
     ] = None,
-    source: Annotated[
-        list[str] | None,
-        typer.Option(help="prior: CLASS=FREQUENCY under which the model answers, for each class; by default even."),
-    ] = None,
+    source: Annotated[list[str] | None,
+        Option(help="prior: CLASS=FREQUENCY under which the model answers, for each class; by default even.")] = None,
     group_by: GroupBy = None,
-    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
-    resamples: Annotated[int, typer.Option(help="Bootstrap draws.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Same seed, same intervals.")] = 0,
-) -> None:
+    confidence: Annotated[float, Option(help="Of the intervals.")] = 0.95,
+    resamples: Annotated[int, Option(help="Bootstrap draws.")] = 2000,
+    seed: Annotated[int, Option(help="Same seed, same intervals.")] = 0,
+) -> None:  # fmt: skip
     """Post-process probabilities, fitted on other scans than those judged; always shows what it costs."""
-    from ..common.errors import UserError
     from ..postprocessing import before_after, fit, prior, tables
     from ..postprocessing.fitted import load_fitted
 
     outputs = list(filter(None, (output, save)))
-    try:
+    with stops():
         given: dict[str, Any] = {
-            "objective": None if objective is None else objective.value,
+            "objective": objective,
             "max_loss": max_loss,
             "target": None if target is None else prior.read_target(target),
             "source": None if source is None else prior.read_frequencies(source, "source"),
@@ -250,8 +191,8 @@ def postprocess(
             if fit_on is not None or settings:
                 raise ValueError("--load takes a fit as it was saved: leave out --fit and the settings of the method")
             fitted = load_fitted(load)
-            if fitted.method != method.value:
-                raise ValueError(f"{load} holds a fit of {fitted.method}, not of {method.value}")
+            if fitted.method != method:
+                raise ValueError(f"{load} holds a fit of {fitted.method}, not of {method}")
         else:
             if fit_on is None and not isinstance(settings.get("target"), dict):
                 raise ValueError("give --fit with a table, --load with a saved fit, or for prior --target by name")
@@ -259,7 +200,7 @@ def postprocess(
             table = None
             if fit_on is not None:
                 table = tables.load_unlabelled(fit_on) if unlabelled else tables.load_table(fit_on, group_by)
-            fitted = fit.fit(method.value, table, **settings)
+            fitted = fit.fit(method, table, **settings)
         before = tables.load_table(judged, group_by)
         after = fit.apply(fitted, before)
         result = before_after.before_after(before, after, resamples, confidence, seed)
@@ -268,9 +209,7 @@ def postprocess(
         tables.write_table(output, judged, after, fitted.method)
         if save is not None:
             fitted.save(save)
-    except (UserError, ValueError) as error:
-        stop(error)
-    console.print(escape(fit.describe(fitted)), highlight=False, soft_wrap=True)
+    say(fit.describe(fitted))
     show_before_after(result)
     _say_written(*outputs)
 
@@ -285,7 +224,7 @@ def _write(result: Audit | Comparison, output: Path | None) -> None:
 
 def _say_written(*paths: Path | None) -> None:
     for path in filter(None, paths):
-        console.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
+        say(f"wrote {path}")
 
 
 def _one_table(source: str, split: str | None, tracking_uri: str | None) -> Path:

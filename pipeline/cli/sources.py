@@ -26,8 +26,8 @@ LISTED = 5  # of what there is instead
 def named_sources(arguments: Sequence[str]) -> dict[str, list[str]]:
     """``NAME=SOURCE`` arguments by name, in their order; a name that is repeated gets more runs.
 
-    Without a name, a source is called by the last part of its path, or by the whole where that is taken. What stands
-    before the first ``=`` is a name unless it holds a slash or the whole is a path that exists.
+    Without a name, a source is called by the last part of its path, or by the whole where that is taken. Before the
+    first ``=`` stands a name unless it holds a slash or the whole is a path that exists.
 
     Raises:
         PredictionsError: an empty name or source, or a source that is given twice.
@@ -37,8 +37,7 @@ def named_sources(arguments: Sequence[str]) -> dict[str, list[str]]:
         name, equals, source = text.partition("=")
         if not equals or "/" in name or Path(text).exists():
             name, source = _short_name(text), text
-            if name in found:
-                name = text
+            name = text if name in found else name
         if not name.strip() or not source.strip():
             raise PredictionsError(f"{text!r}: give SOURCE or NAME=SOURCE")
         if any(source in sources for sources in found.values()):
@@ -48,13 +47,12 @@ def named_sources(arguments: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _short_name(source: str) -> str:
-    run = RUN.fullmatch(source)
-    if run:
+    if run := RUN.fullmatch(source):
         return run[1][:8]
     path = Path(source)
-    if path.suffix == ".csv" and not glob.has_magic(source):
-        return path.stem
-    return path.name if not glob.has_magic(source) else source
+    if glob.has_magic(source):
+        return source
+    return path.stem if path.suffix == ".csv" else path.name
 
 
 def find_predictions(source: str, split: str | None = None, tracking_uri: str | None = None) -> list[Path]:
@@ -62,10 +60,12 @@ def find_predictions(source: str, split: str | None = None, tracking_uri: str | 
 
     Args:
         source: a CSV; a glob pattern (``**`` goes through folders) of CSVs or folders, taken in sorted order; the
-            output_dir of a training or an evaluation; an MLflow run (``runs:/ID``, or its 32 hex digits), whose table
-            is downloaded to a folder that is removed when the process ends.
-        split: of an output_dir or a run. None takes the only one that was evaluated; an output_dir without an
-            evaluation gives the table of the training's best epoch, which is of the split val.
+            output_dir of a training or an evaluation; an MLflow run (``runs:/ID``, or its 32 hex digits), whose
+        table is
+            downloaded to a folder that is removed when the process ends.
+        split: of an output_dir or a run. None takes the only one that was evaluated, or without an evaluation the
+        val table
+            of the training's best epoch.
         tracking_uri: MLflow's store; None takes MLflow's own choice (``MLFLOW_TRACKING_URI``).
 
     Raises:
@@ -76,8 +76,7 @@ def find_predictions(source: str, split: str | None = None, tracking_uri: str | 
         return [path]
     if path.is_dir():
         return [_of_folder(path, split)]
-    run = RUN.fullmatch(source)
-    if run:
+    if run := RUN.fullmatch(source):
         return [_of_run(run[1], split, tracking_uri)]
     if source.startswith("runs:"):
         raise PredictionsError(f"{source} names no MLflow run: it is runs:/ and 32 hex digits")
@@ -138,11 +137,8 @@ def _of_run(run_id: str, split: str | None, tracking_uri: str | None) -> Path:
             artifact = f"evaluation/{_split_of_run(client, run, split)}/{TABLE}"
             folder = tempfile.mkdtemp(prefix="fairlung-")
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            return Path(
-                mlflow.artifacts.download_artifacts(
-                    run_id=run_id, artifact_path=artifact, dst_path=folder, tracking_uri=uri
-                )
-            )
+            where = {"run_id": run_id, "artifact_path": artifact, "dst_path": folder, "tracking_uri": uri}
+            return Path(mlflow.artifacts.download_artifacts(**where))
     except PredictionsError:
         raise
     except Exception as error:  # of MLflow, its database's driver or its artifact store
@@ -153,11 +149,11 @@ def _of_run(run_id: str, split: str | None, tracking_uri: str | None) -> Path:
 def _split_of_run(client: Any, run: Any, split: str | None) -> str:
     run_id = run.info.run_id
     folders = [item.path for item in client.list_artifacts(run_id, "evaluation") if item.is_dir]
-    splits = [
-        Path(folder).name
-        for folder in folders
-        if any(Path(item.path).name == TABLE for item in client.list_artifacts(run_id, folder))
-    ]
+
+    def has_table(folder: str) -> bool:
+        return any(Path(item.path).name == TABLE for item in client.list_artifacts(run_id, folder))
+
+    splits = [Path(folder).name for folder in folders if has_table(folder)]
     name = f"MLflow run {run.info.run_name} ({run_id})"
     if split is None and len(splits) > 1:
         raise PredictionsError(f"{name} has evaluations of {', '.join(splits)}: choose one with --split")
@@ -165,9 +161,8 @@ def _split_of_run(client: Any, run: Any, split: str | None) -> str:
         return splits[0]
     if split is not None and split in splits:
         return split
-    children = client.search_runs(
-        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=LISTED
-    )
+    nested = f"tags.`mlflow.parentRunId` = '{run_id}'"
+    children = client.search_runs([run.info.experiment_id], nested, max_results=LISTED)
     below = ", ".join(f"{child.info.run_name} (runs:/{child.info.run_id})" for child in children)
     text = f"{name} has no evaluation" if split is None else f"{name} has no evaluation of the split {split}"
     text += f"; it has {', '.join(splits)}" if splits else ""

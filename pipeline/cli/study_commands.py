@@ -1,54 +1,49 @@
-"""Commands for studies: study, tables."""
+"""Commands for studies and for MLflow: study, tables, mlflow-sync, register."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from rich.markup import escape
+from typer import Argument, Option
 
-from .console import say, show_study, stop
+from .console import console, say, show_study, stop, stops
 
 
 def tables(
-    studies: Annotated[
-        list[Path],
-        typer.Argument(metavar="STUDY...", help="Folder of a study; further ones (one a machine) join Table 2."),
-    ],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder to write to, by default tables/ in the first study.")
-    ] = None,
-    confidence: Annotated[float, typer.Option(help="Of the intervals; tests are at the level 1 - this.")] = 0.95,
-    resamples: Annotated[int, typer.Option(help="Bootstrap draws, and permutations.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Same seed, same tables.")] = 0,
-) -> None:
+    studies: Annotated[list[Path],
+        Argument(metavar="STUDY...", help="Folder of a study; further ones (one a machine) join Table 2.")],
+    output: Annotated[Path | None,
+        Option("-o", "--output", help="Folder to write to, by default tables/ in the first study.")] = None,
+    confidence: Annotated[float, Option(help="Of the intervals; tests are at the level 1 - this.")] = 0.95,
+    resamples: Annotated[int, Option(help="Bootstrap draws, and permutations.")] = 10_000,
+    seed: Annotated[int, Option(help="Same seed, same tables.")] = 0,
+) -> None:  # fmt: skip
     """Write the tables and figures of a study, finished or not: index.html, Markdown, CSV, LaTeX, PNG and SVG."""
-    from ..common.errors import UserError
     from ..studies.tables import write_tables
 
-    try:
+    with stops():
         written = write_tables(studies, output, confidence, resamples, seed)
-    except (UserError, ValueError) as error:
-        stop(error)
     show_study(written.table, written.verdicts)
     say(f"wrote {written.paths[0].parent}: {', '.join(path.name for path in written.paths)}")
 
 
 def study(
-    file: Annotated[Path, typer.Argument(help="The study's YAML, such as studies/paper.yaml.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Its folder; else runs/NAME.")] = None,
-    cohort: Annotated[str | None, typer.Option(help="The cohort file, instead of the study's.")] = None,
-    bundle_root: Annotated[str | None, typer.Option(help="Folder of the bundle, instead of the study's.")] = None,
-    engine: Annotated[Literal["local", "ray"], typer.Option(help="Run here, or on a Ray cluster.")] = "local",
-    workers: Annotated[int, typer.Option(help="local: runs at a time.")] = 1,
-    address: Annotated[str | None, typer.Option(help="ray: of the cluster; else one is started here.")] = None,
-    cpus: Annotated[float, typer.Option(help="ray: CPUs of a run.")] = 1,
-    gpus: Annotated[float, typer.Option(help="ray: GPUs of a run.")] = 0,
+    file: Annotated[Path, Argument(help="The study's YAML, such as studies/paper.yaml.")],
+    output: Annotated[Path | None, Option("-o", "--output", help="Its folder; else runs/NAME.")] = None,
+    cohort: Annotated[str | None, Option(help="The cohort file, instead of the study's.")] = None,
+    bundle_root: Annotated[str | None, Option(help="Folder of the bundle, instead of the study's.")] = None,
+    engine: Annotated[Literal["local", "ray"], Option(help="Run here, or on a Ray cluster.")] = "local",
+    workers: Annotated[int, Option(help="local: runs at a time.")] = 1,
+    address: Annotated[str | None, Option(help="ray: of the cluster; else one is started here.")] = None,
+    cpus: Annotated[float, Option(help="ray: CPUs of a run.")] = 1,
+    gpus: Annotated[float, Option(help="ray: GPUs of a run.")] = 0,
     final: Annotated[
         str | None,
-        typer.Option(help="Once the study is finished: judge this configuration on the cohort's held-out test split."),
+        Option(help="Once the study is finished: judge this configuration on the cohort's held-out test split."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be run.")] = False,
 ) -> None:
     """Train and judge a grid of systems, seeds and folds; what is finished stays, what was killed goes on."""
     from filelock import FileLock, Timeout
@@ -106,3 +101,41 @@ def _tables_of(place: Path) -> Path | None:
         return None
     show_study(written.table, written.verdicts)
     return written.paths[0].parent
+
+
+def mlflow_sync(
+    output_dir: Annotated[Path, Argument(help="The output_dir of a training or evaluation.")],
+    tracking_uri: Annotated[str | None,
+        Option(help="Where to send to, if not to where the run was meant to go.")] = None,
+) -> None:  # fmt: skip
+    """Send what MLflow did not take while it was away; twice changes nothing."""
+    from ..tracking.store import TrackingError
+    from ..tracking.sync import sync
+
+    with stops((TrackingError,)):
+        done = sync(output_dir, tracking_uri)
+    if not done:
+        say(f"nothing to send in {output_dir}")
+    for run in done:
+        state = f"run {run.run_id}, {run.status}" if run.run_id else "[yellow]left alone[/], its process still runs"
+        console.print(f"{escape(run.name)}: {state}", highlight=False, soft_wrap=True)
+        for reason in run.refused:
+            say(reason, "not sent")
+
+
+def register(
+    output_dir: Annotated[Path, Argument(help="The output_dir of a tracked training that was evaluated.")],
+    name: Annotated[str, Option(help="Name of the registered model.")],
+    split: Annotated[str, Option(help="Split whose evaluation judges the version.")] = "test",
+    checkpoint: Annotated[Path | None, Option(help="The checkpoint; else the evaluated one.")] = None,
+    tracking_uri: Annotated[str | None, Option(help="MLflow store; else the one the training used.")] = None,
+    bundle_root: Annotated[Path, Option(help="Folder of the bundle.")] = Path("bundles/fair_lung_ct"),
+) -> None:
+    """Register an evaluated checkpoint in MLflow; it becomes `champion` when its P is higher and its gap not worse."""
+    from ..common.errors import UserError
+    from ..tracking.registry import register_output
+
+    with stops((UserError,)):
+        registered = register_output(output_dir, name, bundle_root, split, checkpoint, tracking_uri)
+    outcome = "now the champion" if registered.decision.champion else "not the champion"
+    say(f"{name} version {registered.version}: {outcome} ({registered.decision.reason})")

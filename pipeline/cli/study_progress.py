@@ -22,9 +22,7 @@ COLOURS = {"finished": "green", "failed": "red", "running": "yellow", "pending":
 
 
 @contextmanager
-def show_progress(
-    folder: StudyFolder,
-) -> Iterator[tuple[Callable[[Path], None], Callable[[Path, int, str], None]]]:
+def show_progress(folder: StudyFolder) -> Iterator[tuple[Callable[[Path], None], Callable[[Path, int, str], None]]]:
     """What to call with a run.json when its run begins, and with its exit code when it ends."""
     began: dict[str, float] = {}
     took: dict[str, float] = {}
@@ -37,9 +35,10 @@ def show_progress(
             say(f"{status} {run_id}{reason} ({done})")
 
     def begins(run_file: Path) -> None:
-        began[run_file.parent.name] = time.monotonic()
-        folder.begins(run_file.parent.name)
-        tell(run_file.parent.name)
+        run_id = run_file.parent.name
+        began[run_id] = time.monotonic()
+        folder.begins(run_id)
+        tell(run_id)
 
     def ends(run_file: Path, code: int, reason: str) -> None:
         run_id = run_file.parent.name

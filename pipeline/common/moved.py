@@ -25,7 +25,7 @@ HOMES = {
     "engine": ("training.batches", "training.group_loss", "training.history", "common.volumes"),
     "ensemble": ("inference.members", "inference.runtimes", "networks.ensemble"),
     "error_gallery": ("explain.error_gallery",),
-    "intake_report": ("reports.intake_page", "cli.intake"),
+    "intake_report": ("reports.intake_page", "cli.data_commands"),
     "memory": ("inference.memory",),
     "metrics": ("evaluation.metrics",),
     "mlflow_model": ("tracking.registry",),

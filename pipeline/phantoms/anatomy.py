@@ -1,7 +1,6 @@
-"""A synthetic chest CT: procedural anatomy and disease in Hounsfield units.
+"""A synthetic chest CT in Hounsfield units, for tests and demonstrations without a download.
 
-Nothing here comes from a patient, and nothing here says how a model will do on patients. The phantom exists so that
-the whole pipeline runs, and can be tested, without a download; docs/phantom.md lists what it models and what not.
+No patient is behind it, and it says nothing on how a model will do on patients; docs/phantom.md lists what it models.
 """
 
 from __future__ import annotations
@@ -15,58 +14,42 @@ from numpy.typing import NDArray
 
 from ..common.names import CLASS_NAMES, SEXES
 from .body import draw_body, paint_organs, paint_slab, paint_tree
-from .canvas import Canvas
+from .canvas import SITES, Canvas, image
 from .disease import draw_tumour, paint_covid, paint_tumour
-from .scanner import SITES, image
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """ValueError that names the value when it is none of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def check_shift(value: float) -> None:
-    """ValueError when a presentation shift is not in [0, 1]."""
     if not 0 <= value <= 1:
         raise ValueError(f"presentation_shift must be in [0, 1], got {value}")
 
 
 @dataclass(frozen=True)
 class PhantomScan:
-    """One synthetic scan.
-
-    ``hu``: int16 (D, H, W) in [-1024, 1500], inferior to superior, anterior to posterior, patient right to left.
-    ``spacing``: (dz, dy, dx) mm. ``age``: years. ``lesion``: bool (D, H, W), the tissue that disease replaced.
-    ``truth``: what was drawn (habitus, site, ``lesions`` with centres in voxels and sizes in mm, volumes in ml).
-    """
-
-    hu: NDArray[np.int16]
-    spacing: tuple[float, float, float]
+    hu: NDArray[np.int16]  # (D, H, W) in [-1024, 1500], inferior to superior, anterior to posterior, right to left
+    spacing: tuple[float, float, float]  # (dz, dy, dx) mm
     label: str
     sex: str
-    age: int
+    age: int  # years
     site: str
-    lesion: NDArray[np.bool_]
-    truth: dict[str, Any]
+    lesion: NDArray[np.bool_]  # (D, H, W): the tissue that disease replaced
+    truth: dict[str, Any]  # what was drawn: habitus, lesions (centres in voxels, sizes in mm), volumes in ml
 
 
 def synthesize(
-    label: str,
-    sex: str,
-    *,
-    rng: np.random.Generator,
-    shape: tuple[int, int, int],
-    site: str | None = None,
+    label: str, sex: str, *, rng: np.random.Generator, shape: tuple[int, int, int], site: str | None = None,
     presentation_shift: float = 0.0,
-) -> PhantomScan:
+) -> PhantomScan:  # fmt: skip
     """Draw one scan of ``shape`` (D, H, W), each axis at least 8; the slice thickness is chest length / D.
 
-    ``rng`` is split into independent streams for body, disease, vessels and noise, so two calls with equal generators
-    and different labels give the same patient with and without the disease. ``site`` is a key of ``SITES``, drawn
-    when None. ``presentation_shift`` in [0, 1] moves squamous_cell in females towards the presentation of
-    adenocarcinoma (0: as in males, 1: the same distribution as adenocarcinoma); it touches nothing else.
-    Peak memory is about 6 bytes per voxel plus one slab. Raises ValueError naming the value that is out of range.
+    Independent streams of ``rng`` draw body, disease, vessels and noise: equal generators and different labels give the
+    same patient with and without the disease. ``site`` is a key of ``SITES``; None draws it. ``presentation_shift`` in
+    [0, 1] moves squamous_cell in females, and nothing else, towards the presentation of adenocarcinoma (1: the same
+    distribution). Peak memory: about 6 bytes a voxel, and one slab. ValueError for a value that is out of range.
     """
     check_choice("label", label, CLASS_NAMES)
     check_choice("sex", sex, SEXES)
@@ -89,22 +72,14 @@ def synthesize(
     paint_organs(canvas, body)
     lung_ml = float(np.count_nonzero(canvas.lung > 127)) * canvas.voxel_ml
     paint_tree(canvas, body, vessel_rng)
-    if tumour:
-        lesions = [paint_tumour(canvas, body, disease_rng, tumour)]
-    elif label == "covid19":
+    lesions = [paint_tumour(canvas, body, disease_rng, tumour)] if tumour else []
+    if label == "covid19":
         lesions = paint_covid(canvas, body, disease_rng)
-    else:
-        lesions = []
     image(canvas, scanner, noise_rng)
+    lesion_ml = float(np.count_nonzero(canvas.lesion)) * canvas.voxel_ml
     truth = {
-        "presentation_shift": shift,
-        "length_mm": body.length,
-        "fat_mm": body.fat,
-        "breast": body.breast,
-        "contrast_hu": body.contrast,
-        "noise_hu": scanner.noise_hu,
-        "lung_ml": lung_ml,
-        "lesion_ml": float(np.count_nonzero(canvas.lesion)) * canvas.voxel_ml,
+        "presentation_shift": shift, "length_mm": body.length, "fat_mm": body.fat, "breast": body.breast,
+        "contrast_hu": body.contrast, "noise_hu": scanner.noise_hu, "lung_ml": lung_ml, "lesion_ml": lesion_ml,
         "lesions": lesions,
-    }
+    }  # fmt: skip
     return PhantomScan(canvas.hu, canvas.spacing, label, sex, age, scanner.name, canvas.lesion, truth)

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .canvas import AIR, FAT, LIVER, MUSCLE, TISSUE, Array, Canvas, Texture, inside_superellipse, smoothstep
-from .scanner import Site
+from .canvas import AIR, FAT, LIVER, MUSCLE, TISSUE, Array, Canvas, Site, Texture, inside_superellipse, smoothstep
 
 Axes = tuple[Array, Array, Array]  # z, y, x in mm, ready to broadcast
 
@@ -44,7 +43,6 @@ class Body:
         return (self.chest[0] + wall) * (1 + 0.07 * s), (self.chest[1] + 0.8 * wall) * (1 - 0.26 * s)
 
     def field(self) -> float:
-        """Side of the field of view."""
         return float(np.clip(2 * float(self.outline(self.length)[0]) * self.margin, 290, 500))
 
     def cage(self, z: ArrayLike) -> tuple[Array, Array, Array]:
@@ -54,7 +52,6 @@ class Body:
         return self.chest[0] * scale, self.chest[1] * scale**0.9, 4 + 10 * n
 
     def spine(self, z: ArrayLike) -> Array:
-        """y of the centre of the vertebral body."""
         return self.outline(z)[1] - 0.8 * self.fat - 50
 
     def hilum(self, side: int) -> NDArray[np.float64]:
@@ -76,8 +73,8 @@ def draw_body(rng: np.random.Generator, sex: str, site: Site, tumour: dict[str, 
     pull = 0.0
     if tumour:  # volume loss: the mediastinum moves to the collapsed side, the diaphragm rises
         pull = tumour["side"] * 16.0 * tumour["collapse"]
-        raised = 34.0 * tumour["collapse"]
-        domes = (domes[0] + raised, domes[1]) if tumour["side"] < 0 else (domes[0], domes[1] + raised)
+        right = tumour["side"] < 0
+        domes = domes[0] + 34.0 * tumour["collapse"] * right, domes[1] + 34.0 * tumour["collapse"] * (not right)
     return Body(
         sex=sex, length=length, chest=(float(chest[0]), float(chest[1])), fat=fat, muscle=muscle,
         breast=float(breast), apex=apex, domes=(float(domes[0]), float(domes[1])), pull=pull,
@@ -109,7 +106,7 @@ def _paint_outside(hu: Array, canvas: Canvas, body: Body, axes: Axes, coarse: Ar
         top = middle_y + 8 - x**2 / 1600
         hu += cover(3 - np.abs(y - top - 2)) * (np.abs(x) < 0.9 * width) * 850
 
-    inside = inside_superellipse(x, y, width, depth, 2.5)
+    inside = inside_all = inside_superellipse(x, y, width, depth, 2.5)
     if body.breast > 0.1:
         size = body.breast**0.5
         cz, cy, cx = 0.47 * body.length, -0.84 * middle_y, 0.52 * body.chest[0]
@@ -118,8 +115,6 @@ def _paint_outside(hu: Array, canvas: Canvas, body: Body, axes: Axes, coarse: Ar
         gland = np.clip(breast / 22 - 0.35, 0, 1) * np.clip(0.5 + 1.4 * fine, 0, 1)
         inside_all = np.maximum(inside, breast)
         hu += cover(breast) * (FAT + 130 * gland - hu)
-    else:
-        inside_all = inside
     part = cover(inside)
     hu += part * (FAT + 12 * fine - hu)
     skin = cover(2.2 - np.abs(inside_all - 2)) * cover(inside_all)
@@ -175,12 +170,10 @@ def _paint_spine(hu: Array, canvas: Canvas, body: Body, axes: Axes) -> None:
     """Vertebral bodies with cortex and discs, canal, lamina and processes; the sternum. Only the middle columns."""
     (z, y, x), cover = axes, canvas.cover
     _, cage_y, cage_c = body.cage(z)
-    phase = body.ribs[1]
-    spine_y = body.spine(z)
     columns = slice(*np.searchsorted(canvas.x, (-52, 52)))
     mid, xs = hu[:, :, columns], x[:, :, columns]
-    down = y - spine_y
-    level = z / 25.5 + phase
+    down = y - body.spine(z)
+    level = z / 25.5 + body.ribs[1]
     disc = smoothstep(0.34, 0.42, np.abs(level - np.rint(level)))
     vertebra = (1 - np.sqrt((xs / 18.5) ** 2 + (down / 14.5) ** 2)) * 14.5
     bone = 560 - 360 * np.clip(vertebra / 3.5, 0, 1)
@@ -218,8 +211,7 @@ def paint_organs(canvas: Canvas, body: Body) -> None:
     top = beside_spine(0.69, 34, 18)
     arch = [at(0.50, -20, 0), at(0.57, -26, -16), at(0.66, -20, -14), at(0.70, -4, 0), top, beside_spine(0.65, 18, 26)]
     canvas.path(arch, 15.0, blood)
-    descending = [beside_spine(t, 16, 28 - 14 * max(0, 0.5 - t)) for t in (0.65, 0.5, 0.35, 0.2, 0.0)]
-    canvas.path(descending, 12.5, blood)
+    canvas.path([beside_spine(t, 16, 28 - 14 * max(0, 0.5 - t)) for t in (0.65, 0.5, 0.35, 0.2, 0.0)], 12.5, blood)
     canvas.path([at(0.48, -34, 10), at(0.56, -30, 22), at(0.605, -10, 20)], 14.0, blood)  # pulmonary trunk
     canvas.path([at(0.59, -10, 20), at(0.585, -2, -18), at(0.58, 4, -44)], 9.5, blood)
     canvas.path([at(0.605, -10, 20), at(0.60, 4, 44)], 9.5, blood)
@@ -230,18 +222,16 @@ def paint_organs(canvas: Canvas, body: Body) -> None:
     canvas.path([beside_spine(t, 20, 4) for t in (0.0, 0.3, 0.6, 0.8, 1.0)], 6.0, TISSUE)  # oesophagus
 
     carina, inlet = beside_spine(0.635, 44, 0), beside_spine(1.0, 30, 0)
-    airways: list[tuple[list[Any], float]] = [
-        ([inlet, beside_spine(0.8, 36, 0), carina], 8.8 if body.sex == "male" else 7.8)
-    ]
+    windpipe = 8.8 if body.sex == "male" else 7.8
+    airways: list[tuple[list[Any], float]] = [([inlet, beside_spine(0.8, 36, 0), carina], windpipe)]
     for side in (-1, 1):
         hilum = body.hilum(side)
         airways.append(([carina, hilum + (0, 2, 0)], 6.3))
         for dz, dy, dx in ((38, -8, 22), (6, -34, 30), (-40, 22, 24)):
             airways.append(([hilum + (0, 2, 0), hilum + (dz, dy, side * dx)], 3.2))
-    for points, radius in airways:
-        canvas.path(points, radius + 1.8, 10)
-    for points, radius in airways:
-        canvas.path(points, radius, -990)
+    for wall, value in ((1.8, 10), (0, -990)):  # all walls first: a lumen must stay open where airways meet
+        for points, radius in airways:
+            canvas.path(points, radius + wall, value)
     _paint_ends(canvas, body)
 
 
@@ -257,13 +247,11 @@ def _paint_ends(canvas: Canvas, body: Body) -> None:
         out = body.chest[0] * 0.78
         for t, width in ((0.62, 14), (0.70, 24), (0.78, 32), (0.86, 36)):
             y = float(body.outline(t * length)[1]) - body.fat - 17
-            canvas.ellipsoid(
-                (t * length, y, side * out), (0.06 * length, 4.5, width), 480, yaw=side * 0.55, within="keep"
-            )
+            blade = (0.06 * length, 4.5, width)
+            canvas.ellipsoid((t * length, y, side * out), blade, 480, yaw=side * 0.55, within="keep")
     low, front = body.domes[1] - 42, -0.35 * body.chest[1]
-    canvas.ellipsoid(
-        (low - 8, 0.42 * body.chest[1], 0.66 * body.chest[0]), (42, 30, 26), 50 + 0.4 * body.contrast, yaw=-0.5
-    )
+    spleen = (low - 8, 0.42 * body.chest[1], 0.66 * body.chest[0])
+    canvas.ellipsoid(spleen, (42, 30, 26), 50 + 0.4 * body.contrast, yaw=-0.5)
     canvas.ellipsoid((low, front, 0.5 * body.chest[0]), (34, 30, 36), 30)
     canvas.ellipsoid((low + 4, front - 10, 0.5 * body.chest[0]), (24, 16, 26), -950)  # supine: the bubble is in front
 

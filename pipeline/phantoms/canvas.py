@@ -1,27 +1,25 @@
-"""The volume that a phantom is painted into, and the shapes to paint with.
+"""The volume that a phantom is painted into, the shapes to paint with, and the scanners' blur and noise.
 
-Patient coordinates are millimetres: x to patient left, y to posterior, z to superior, z = 0 at the lower end of the
-scan. Arrays are (D, H, W) = (z, y, x), all growing in those directions (LPS). Shapes are implicit functions that are
-positive inside and roughly in millimetres; :func:`cover` turns one into partial-volume coverage in [0, 1].
+Patient coordinates are millimetres: x to patient left, y to posterior, z to superior from the lower end of the scan.
+Arrays are (D, H, W) = (z, y, x). A shape is an implicit function, positive inside and roughly in millimetres;
+:meth:`Canvas.cover` turns it into partial-volume coverage in [0, 1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 
 Array = NDArray[np.floating]  # float32 wherever it is as large as a slab
 Box = tuple[slice, slice, slice]
 
 AIR, FAT, TISSUE, MUSCLE, LIVER = -1000.0, -100.0, 35.0, 55.0, 60.0  # HU
-
-
-def cover(inside: Array, edge: float) -> Array:
-    return np.clip(inside * np.float32(1 / edge) + np.float32(0.5), 0, 1)
 
 
 def smoothstep(start: float, stop: float, value: ArrayLike) -> Array:
@@ -32,8 +30,7 @@ def smoothstep(start: float, stop: float, value: ArrayLike) -> Array:
 def inside_superellipse(x: Array, y: Array, half_x: Array, half_y: Array, power: float) -> Array:
     """Distance (mm) along the ray from the centre to the outline; positive inside."""
     sides = np.abs(x / half_x) ** power + np.abs(y / half_y) ** power
-    ratio = np.maximum(sides, 1e-9) ** np.float32(-1 / power)
-    ratio -= 1
+    ratio = np.maximum(sides, 1e-9) ** np.float32(-1 / power) - 1
     return np.sqrt(x * x + y * y + 1e-6) * ratio
 
 
@@ -53,18 +50,17 @@ class Texture:
             part = place - low
             part = (part * part * (3 - 2 * part)).reshape([-1 if a == axis else 1 for a in range(3)])
             first, second = field.take(low % 32, axis=axis), field.take((low + 1) % 32, axis=axis)
-            second -= first
+            second -= first  # in place: what is float32 stays so
             second *= part
-            first += second
             field = first
+            field += second
         return field
 
 
 class Canvas:
     """The volume being painted: HU, the share of lung in a voxel (0..255) and the lesion mask, with its geometry.
 
-    ``shape`` is (D, H, W); ``length`` of the scan, side of the ``field`` of view and ``offset`` (y, x) of the patient
-    in it are in mm.
+    ``shape`` is (D, H, W); ``length``, side of the ``field`` of view and ``offset`` (y, x) of the patient are in mm.
     """
 
     def __init__(self, shape: tuple[int, int, int], length: float, field: float, offset: tuple[float, float]) -> None:
@@ -82,25 +78,22 @@ class Canvas:
 
     def slabs(self) -> Iterator[slice]:
         """Planes in portions of about a million voxels: bounded temporaries that stay near the cache."""
-        depth, height, width = self.hu.shape
-        step = max(1, 2**20 // (height * width))
-        return (slice(start, min(start + step, depth)) for start in range(0, depth, step))
+        step = max(1, 2**20 // (self.hu.shape[1] * self.hu.shape[2]))
+        return (slice(start, min(start + step, len(self.hu))) for start in range(0, len(self.hu), step))
 
     def box(self, centre: ArrayLike, reach: ArrayLike) -> tuple[Box, Array, Array, Array] | None:
         """Index box around ``centre`` (z, y, x) and the coordinates in it from the centre, ready to broadcast."""
         slices, axes = [], []
-        for number, (axis, c, r) in enumerate(
-            zip((self.z, self.y, self.x), np.asarray(centre), np.broadcast_to(reach, 3), strict=True)
-        ):
+        for axis, c, r in zip((self.z, self.y, self.x), np.asarray(centre), np.broadcast_to(reach, 3), strict=True):
             first, last = np.searchsorted(axis, (c - r, c + r))
             if first >= last:
                 return None
             slices.append(slice(int(first), int(last)))
-            axes.append((axis[first:last] - np.float32(c)).reshape([-1 if a == number else 1 for a in range(3)]))
-        return (slices[0], slices[1], slices[2]), axes[0], axes[1], axes[2]
+            axes.append(axis[first:last] - np.float32(c))
+        return tuple(slices), *np.ix_(*axes)  # type: ignore[return-value]
 
     def cover(self, inside: Array) -> Array:
-        return cover(inside, self.edge)
+        return np.clip(inside * np.float32(1 / self.edge) + np.float32(0.5), 0, 1)
 
     def blend(self, box: Box, cover: Array, value: Any, *, within: str = "all", mark: bool = False) -> None:
         """Mix ``value`` in. ``within``: all (takes lung away), keep (does not), lung (only there), airless (fills
@@ -113,9 +106,7 @@ class Canvas:
         elif within == "all":
             lung[...] = np.rint(lung * (1 - cover))
         part = self.hu[box]
-        mixed = part + cover * (value - part)
-        np.rint(mixed, out=mixed)
-        part[...] = mixed
+        part[...] = np.rint(part + cover * (value - part))
         if mark:
             self.lesion[box] |= cover > 0.3
 
@@ -132,13 +123,11 @@ class Canvas:
         ahead = z * uz + y * uy + x * ux
         near = np.clip(ahead, -half, half)
         distance = np.sqrt(np.maximum((z * z + y * y + x * x) + near * (near - 2 * ahead), 0))
-        self.blend(
-            box, self.cover(radius - distance) * np.float32(min(1, 2 * radius / self.edge)), value, within=within
-        )
+        dimmed = self.cover(radius - distance) * np.float32(min(1, 2 * radius / self.edge))
+        self.blend(box, dimmed, value, within=within)
 
     def path(self, points: ArrayLike, radius: float, value: float, within: str = "all") -> None:
-        points = np.asarray(points, float)
-        for start, end in pairwise(points):
+        for start, end in pairwise(np.asarray(points, float)):
             self.tube(start, end, radius, value, within)
 
     def ellipsoid(self, centre: ArrayLike, axes: ArrayLike, value: float, *, yaw: float = 0.0, **how: Any) -> None:
@@ -156,8 +145,7 @@ class Canvas:
     def lung_depth(self, start: NDArray[Any], direction: NDArray[Any]) -> float:
         """How far (mm) the lung reaches from ``start`` along the unit vector ``direction``."""
         steps = np.arange(0, 220, 2.0)
-        places = start + steps[:, None] * direction
-        inside = self.in_lung(places)
+        inside = self.in_lung(start + steps[:, None] * direction)
         return float(steps[inside].max()) if inside.any() else 0.0
 
     def in_lung(self, places: NDArray[Any]) -> NDArray[np.bool_]:
@@ -170,3 +158,48 @@ class Canvas:
     def voxel(self, place: NDArray[Any]) -> list[int]:
         """Nearest index (d, h, w) of a place (z, y, x) in mm."""
         return [int(np.abs(axis - p).argmin()) for axis, p in zip((self.z, self.y, self.x), place, strict=True)]
+
+
+@dataclass(frozen=True)
+class Site:
+    name: str
+    noise_hu: float  # standard deviation at slices of 2.5 mm
+    grain_mm: float  # sigma that correlates the noise
+    blur_mm: float  # sigma of the in-plane blur
+    contrast: float  # share of scans with contrast medium
+    slices: tuple[float, float]  # part of the preset's range that the site uses, on a log scale (0: fewest, 1: most)
+    table: bool  # visible
+
+
+_SITES = (
+    Site("alder", noise_hu=14.0, grain_mm=1.1, blur_mm=0.9, contrast=0.5, slices=(0.0, 0.45), table=True),
+    Site("birch", noise_hu=22.0, grain_mm=0.7, blur_mm=0.6, contrast=0.3, slices=(0.25, 0.75), table=True),
+    Site("cedar", noise_hu=32.0, grain_mm=0.4, blur_mm=0.3, contrast=0.4, slices=(0.55, 1.0), table=False),
+)
+SITES: Mapping[str, Site] = {site.name: site for site in _SITES}
+
+
+def image(canvas: Canvas, site: Site, rng: np.random.Generator) -> None:
+    """Blur and correlated noise, in place, slab by slab (both act within slices only)."""
+    dz, dy, dx = canvas.spacing
+    # Thin slices collect fewer photons; the bounds keep every scan readable.
+    level = site.noise_hu * float(np.clip(np.sqrt(2.5 / dz), 0.6, 1.7))
+    for planes in canvas.slabs():
+        hu = canvas.hu[planes].astype(np.float32)
+        noise = rng.standard_normal(hu.shape, dtype=np.float32)
+        for axis, step in ((1, dy), (2, dx)):
+            hu = _smooth(hu, site.blur_mm / step, axis, unit_sum=True)
+            noise = _smooth(noise, site.grain_mm / step, axis, unit_sum=False)
+        shoulders = 1 + 0.5 * smoothstep(0.8, 0.95, canvas.z[planes, None, None] / canvas.z[-1])
+        hu += noise * (level * shoulders)
+        canvas.hu[planes] = np.rint(np.clip(hu, -1024, 1500))
+
+
+def _smooth(values: Array, sigma: float, axis: int, *, unit_sum: bool) -> Array:
+    """Gaussian filter; ``unit_sum`` keeps the mean (an image), otherwise the variance is kept (white noise)."""
+    if sigma < 0.25:  # the kernel is then the identity to within a percent
+        return values
+    reach = int(np.ceil(3 * sigma))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel /= kernel.sum() if unit_sum else np.sqrt((kernel**2).sum())
+    return ndimage.correlate1d(values, kernel, axis=axis, mode="nearest")

@@ -24,23 +24,12 @@ COHORT_COLUMNS = (
 )  # fmt: skip
 
 
-def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise ValueError(f"seed must be >= 0, got {seed}")
-
-
 @dataclass(frozen=True)
 class Preset:
-    """Size and composition of a cohort.
-
-    ``cells``: {split: {(label, sex): scans}}; ``size``: rows and columns of a slice; ``slices``: fewest and most
-    slices of a scan; ``presentation_shift``: see ``synthesize``.
-    """
-
-    cells: Mapping[str, Mapping[tuple[str, str], int]]
-    size: int
-    slices: tuple[int, int]
-    presentation_shift: float = 0.6
+    cells: Mapping[str, Mapping[tuple[str, str], int]]  # split: {(label, sex): scans}
+    size: int  # rows and columns of a slice
+    slices: tuple[int, int]  # fewest and most of a scan
+    presentation_shift: float = 0.6  # see synthesize
 
     def __post_init__(self) -> None:
         for split, cells in self.cells.items():
@@ -57,38 +46,24 @@ class Preset:
 
 
 def _cells(*male_female: tuple[int, int]) -> dict[tuple[str, str], int]:
-    return {
-        (label, sex): count
-        for label, counts in zip(CLASS_NAMES, male_female, strict=True)
-        for sex, count in zip(SEXES, counts, strict=True)
-    }
+    rows = zip(CLASS_NAMES, male_female, strict=True)
+    return {(label, sex): count for label, counts in rows for sex, count in zip(SEXES, counts, strict=True)}
 
 
 PRESETS: Mapping[str, Preset] = {
-    "tiny": Preset(
-        {"train": _cells(*[(2, 2)] * 4), "val": _cells(*[(1, 1)] * 4), "test": _cells(*[(1, 1)] * 4)},
-        size=64,
-        slices=(50, 56),
-    ),
-    "demo": Preset(
-        {
-            "train": _cells((20, 20), (13, 2), (16, 16), (16, 16)),
-            "val": _cells((6, 6), (5, 5), (6, 6), (6, 6)),
-            "test": _cells((8, 8), (6, 6), (8, 8), (8, 8)),
-        },
-        size=128,
-        slices=(50, 80),
-    ),
+    "tiny": Preset({
+        "train": _cells(*[(2, 2)] * 4), "val": _cells(*[(1, 1)] * 4), "test": _cells(*[(1, 1)] * 4),
+    }, size=64, slices=(50, 56)),
+    "demo": Preset({
+        "train": _cells((20, 20), (13, 2), (16, 16), (16, 16)), "val": _cells((6, 6), (5, 5), (6, 6), (6, 6)),
+        "test": _cells((8, 8), (6, 6), (8, 8), (8, 8)),
+    }, size=128, slices=(50, 80)),
     # The published cells of the challenge's data, 734 + 155 scans; it has no labelled test split.
-    "benchmark": Preset(
-        {
-            "train": _cells((125, 125), (79, 5), (100, 100), (100, 100)),
-            "val": _cells((25, 25), (12, 13), (20, 20), (20, 20)),
-        },
-        size=512,
-        slices=(50, 700),
-    ),
-}
+    "benchmark": Preset({
+        "train": _cells((125, 125), (79, 5), (100, 100), (100, 100)),
+        "val": _cells((25, 25), (12, 13), (20, 20), (20, 20)),
+    }, size=512, slices=(50, 700)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,22 +77,19 @@ class ScanSpec:
     patient: str
     site: str
     fmt: str
-    size: int
-    slices: tuple[int, int]
-    presentation_shift: float
+    preset: Preset
     seed: int
     stream: tuple[int, int]
 
 
 def plan_cohort(preset: str | Preset, *, fmt: str = "mixed", seed: int = 0) -> list[ScanSpec]:
-    """The scans of a cohort in order of cells. Sites and formats are balanced within every cell.
+    """The scans of a cohort in order of cells; sites and formats are balanced within every cell.
 
-    That balance is the point: neither scanner nor file format may tell the class. Raises ValueError for an unknown
-    preset or format and for a negative seed.
+    So neither scanner nor file format can tell the class. ValueError for an unknown preset or format, or a negative
+    seed.
     """
     preset = _preset(preset)
     check_choice("fmt", fmt, (*COHORT_FORMATS, "mixed"))
-    _check_seed(seed)
     specs: list[ScanSpec] = []
     cells = [(split, *cell, count) for split, part in preset.cells.items() for cell, count in part.items()]
     for number, (split, label, sex, count) in enumerate(cells):
@@ -125,44 +97,33 @@ def plan_cohort(preset: str | Preset, *, fmt: str = "mixed", seed: int = 0) -> l
         sites = np.array(list(SITES))[(rng.permutation(count) + rng.integers(len(SITES))) % len(SITES)]
         for place in range(count):
             index = len(specs) + 1
-            kind = COHORT_FORMATS[(place + number) % len(COHORT_FORMATS)] if fmt == "mixed" else fmt
-            name = f"phantom-{index:04d}{SUFFIXES.get(kind, '')}"
-            specs.append(
-                ScanSpec(
-                    path=f"scans/{split}/{label}/{sex}/{name}", label=label, sex=sex, split=split,
-                    patient=f"P{index:04d}", site=str(sites[place]), fmt=kind, size=preset.size, slices=preset.slices,
-                    presentation_shift=preset.presentation_shift, seed=seed, stream=(1, index),
-                )
-            )  # fmt: skip
+            kind = _format(fmt, place + number)
+            path = f"scans/{split}/{label}/{sex}/phantom-{index:04d}{SUFFIXES.get(kind, '')}"
+            at = label, sex, split, f"P{index:04d}", str(sites[place])
+            specs.append(ScanSpec(path, *at, kind, preset, seed, (1, index)))
     return specs
 
 
 def synthesize_spec(spec: ScanSpec) -> PhantomScan:
     """The volume of a planned scan; the number of slices is drawn from the range its site uses."""
     rng = _generator(spec.seed, spec.stream)
-    low, high = np.log(spec.slices[0]), np.log(spec.slices[1])
+    preset = spec.preset
+    low, high = np.log(preset.slices)
     start, stop = (low + (high - low) * part for part in SITES[spec.site].slices)
-    depth = int(np.rint(np.exp(rng.uniform(start, stop))))
-    return synthesize(
-        spec.label, spec.sex, rng=rng, shape=(depth, spec.size, spec.size), site=spec.site,
-        presentation_shift=spec.presentation_shift,
-    )  # fmt: skip
+    shape = int(np.rint(np.exp(rng.uniform(start, stop)))), preset.size, preset.size
+    shift = preset.presentation_shift
+    return synthesize(spec.label, spec.sex, rng=rng, shape=shape, site=spec.site, presentation_shift=shift)
 
 
 def write_phantom_cohort(
-    out: Path | str,
-    preset: str | Preset = "demo",
-    fmt: str = "mixed",
-    seed: int = 0,
-    *,
-    workers: int = 2,
+    out: Path | str, preset: str | Preset = "demo", fmt: str = "mixed", seed: int = 0, *, workers: int = 2,
     progress: bool = True,
-) -> Path:
+) -> Path:  # fmt: skip
     """Write OUT/scans/<split>/<class>/<sex>/<name> and return OUT/cohort.csv (columns ``COHORT_COLUMNS``).
 
-    ``fmt`` is jpg, dicom, nifti or mixed (the three in turn); ``preset`` a key of ``PRESETS`` or a ``Preset``. Files
-    depend on preset, format and seed, not on ``workers`` (1: no pool). cohort.csv is written last: no cohort.csv, no
-    complete cohort. Raises FileExistsError when OUT/scans holds anything, ValueError for wrong arguments.
+    ``fmt`` is jpg, dicom, nifti or mixed (the three in turn); ``preset`` a key of ``PRESETS`` or a ``Preset``. The
+    files do not depend on ``workers`` (1: no pool). cohort.csv is written last, when the cohort is complete. Raises
+    FileExistsError when OUT/scans holds anything, ValueError for wrong arguments.
     """
     specs = plan_cohort(preset, fmt=fmt, seed=seed)
     out = Path(out)
@@ -178,41 +139,33 @@ def write_phantom_cohort(
 
 
 def write_phantom_scans(
-    out: Path | str,
-    specs: Sequence[tuple[str, str]],
-    *,
-    preset: str | Preset = "demo",
-    fmt: str = "mixed",
-    seed: int = 0,
-    workers: int = 1,
-    progress: bool = False,
-) -> list[Path]:
+    out: Path | str, specs: Sequence[tuple[str, str]], *, preset: str | Preset = "demo", fmt: str = "mixed",
+    seed: int = 0, workers: int = 1, progress: bool = False,
+) -> list[Path]:  # fmt: skip
     """Write one unlabelled scan per (label, sex) as OUT/new-0001 and so on; return their paths in order.
 
-    ``fmt`` is jpg, dicom, nifti, nrrd, mha or mixed (jpg, dicom and nifti in turn). The streams are other than any
-    cohort's with the same seed: these patients are new. Raises FileExistsError when one of the paths exists.
+    ``fmt`` is jpg, dicom, nifti, nrrd, mha or mixed (jpg, dicom and nifti in turn). No cohort of the same seed has
+    these patients. Raises FileExistsError when one of the paths exists.
     """
     preset = _preset(preset)
     check_choice("fmt", fmt, (*SCAN_FORMATS, "mixed"))
-    _check_seed(seed)
     planned = []
     for index, (label, sex) in enumerate(specs, start=1):
         check_choice("label", label, CLASS_NAMES)
         check_choice("sex", sex, SEXES)
-        kind = COHORT_FORMATS[(index - 1) % len(COHORT_FORMATS)] if fmt == "mixed" else fmt
+        kind = _format(fmt, index - 1)
         site = str(_generator(seed, (2, index)).choice(list(SITES)))
-        planned.append(
-            ScanSpec(
-                path=f"new-{index:04d}{SUFFIXES.get(kind, '')}", label=label, sex=sex, split="new",
-                patient=f"N{index:04d}", site=site, fmt=kind, size=preset.size, slices=preset.slices,
-                presentation_shift=preset.presentation_shift, seed=seed, stream=(3, index),
-            )
-        )  # fmt: skip
-    for spec in planned:
-        if (Path(out) / spec.path).exists():
-            raise FileExistsError(f"{Path(out) / spec.path} already exists")
+        path = f"new-{index:04d}{SUFFIXES.get(kind, '')}"
+        planned.append(ScanSpec(path, label, sex, "new", f"N{index:04d}", site, kind, preset, seed, (3, index)))
+    paths = [Path(out, spec.path) for spec in planned]
+    for there in filter(Path.exists, paths):
+        raise FileExistsError(f"{there} already exists")
     _write_all(Path(out), planned, workers=workers, progress=progress)
-    return [Path(out) / spec.path for spec in planned]
+    return paths
+
+
+def _format(fmt: str, index: int) -> str:
+    return COHORT_FORMATS[index % len(COHORT_FORMATS)] if fmt == "mixed" else fmt
 
 
 def _write_all(out: Path, specs: Sequence[ScanSpec], *, workers: int, progress: bool) -> list[dict[str, object]]:
@@ -252,11 +205,12 @@ def _write_one(out: Path, spec: ScanSpec) -> dict[str, object]:
 
 
 def _generator(seed: int, stream: Sequence[int]) -> np.random.Generator:
+    if seed < 0:
+        raise ValueError(f"seed must be >= 0, got {seed}")
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(stream)))
 
 
 def _preset(preset: str | Preset) -> Preset:
-    if isinstance(preset, Preset):
-        return preset
-    check_choice("preset", preset, tuple(PRESETS))
-    return PRESETS[preset]
+    if not isinstance(preset, Preset):
+        check_choice("preset", preset, tuple(PRESETS))
+    return preset if isinstance(preset, Preset) else PRESETS[preset]

@@ -13,19 +13,13 @@ from .canvas import Canvas, Texture
 def draw_tumour(rng: np.random.Generator, label: str, shift: float) -> dict[str, Any] | None:
     """Parameters of the tumour. Both presentations are always drawn, so ``shift`` does not move the stream."""
     central = {
-        "radial": rng.uniform(0.05, 0.25),
-        "diameter_mm": rng.uniform(34, 60),
-        "solid": 1.0,
-        "collapse": rng.uniform(0.55, 1.0),
-        "spicules": rng.uniform(0.0, 0.25),
-    }
+        "radial": rng.uniform(0.05, 0.25), "diameter_mm": rng.uniform(34, 60), "solid": 1.0,
+        "collapse": rng.uniform(0.55, 1.0), "spicules": rng.uniform(0.0, 0.25),
+    }  # fmt: skip
     peripheral = {
-        "radial": rng.uniform(0.68, 0.92),
-        "diameter_mm": rng.uniform(20, 32),
-        "solid": rng.uniform(0.1, 0.7),
-        "collapse": 0.0,
-        "spicules": rng.uniform(0.4, 1.0),
-    }
+        "radial": rng.uniform(0.68, 0.92), "diameter_mm": rng.uniform(20, 32), "solid": rng.uniform(0.1, 0.7),
+        "collapse": 0.0, "spicules": rng.uniform(0.4, 1.0),
+    }  # fmt: skip
     side, cavity = (-1 if rng.random() < 0.55 else 1), rng.random()
     if label not in ("adenocarcinoma", "squamous_cell"):
         return None
@@ -77,9 +71,8 @@ def paint_tumour(canvas: Canvas, body: Body, rng: np.random.Generator, tumour: d
         grown = "airless" if tumour["radial"] < 0.5 else "lung"
         canvas.blend(box, dense, 42 + 0.2 * body.contrast, within=grown, mark=True)
         if tumour["cavity"]:
-            hollow = canvas.cover(
-                0.38 * radius + 0.7 * lobes - np.sqrt((z - 2) ** 2 + (y + 0.15 * radius) ** 2 + x * x)
-            )
+            far = np.sqrt((z - 2) ** 2 + (y + 0.15 * radius) ** 2 + x * x)
+            hollow = canvas.cover(0.38 * radius + 0.7 * lobes - far)
             canvas.blend(box, hollow, -920, within="lung")
     for _ in range(round(16 * tumour["spicules"])):
         ray = rng.standard_normal(3)

@@ -1,10 +1,9 @@
 """Write one HU volume as a JPG folder, a DICOM series, NIfTI, NRRD or MHA.
 
-Every writer takes ``hu``, an integer array (D, H, W) whose axes grow towards superior, posterior and patient left
-(the axes of LPS, slowest first), and ``spacing`` = (dz, dy, dx) in millimetres. The centre of the volume is the origin
-of patient space in all formats, so the same array written twice in two formats describes the same voxels at the same
-places: a reader that reorients to LPS returns the array that went in. JPG is the exception: it keeps neither geometry
-nor the full HU range.
+Every writer takes ``hu``, integers (D, H, W) that grow towards superior, posterior and patient left (LPS, slowest
+first), and ``spacing`` = (dz, dy, dx) in mm. The volume is centred on the origin of patient space in all formats: a
+reader that reorients to LPS returns the array that went in. Only JPG loses the geometry and part of the HU range.
+A wrong volume, spacing, suffix or setting is a ValueError; what exists is never overwritten (FileExistsError).
 """
 
 from __future__ import annotations
@@ -30,17 +29,11 @@ def volume_origin(shape: Sequence[int], spacing: Sequence[float]) -> tuple[float
 
 
 def write_jpg_folder(
-    folder: Path | str,
-    hu: NDArray[Any],
-    window: tuple[float, float] = JPG_WINDOW,
-    *,
-    quality: int = 95,
+    folder: Path | str, hu: NDArray[Any], window: tuple[float, float] = JPG_WINDOW, *, quality: int = 95
 ) -> Path:
     """Write ``0.jpg`` ... ``D-1.jpg`` (8-bit grey), slice 0 the most inferior; HU outside ``window`` is clipped.
 
-    ``window`` is (lower, upper) in HU and maps to 0..255; ``quality`` is 1..100. Spacing is lost, as it is in the
-    public data sets that come in this form. Raises ValueError for a wrong volume, window or quality, and
-    FileExistsError when the folder already holds something.
+    ``window`` is (lower, upper) in HU and maps to 0..255; ``quality`` is 1..100. Spacing is lost.
     """
     from PIL import Image
 
@@ -58,26 +51,15 @@ def write_jpg_folder(
 
 
 def write_dicom_series(
-    folder: Path | str,
-    hu: NDArray[Any],
-    spacing: Sequence[float],
-    *,
-    sex: str,
-    age: int,
-    patient_id: str = "P0000",
-    uid_seed: str = "0",
-    series_description: str = "SYNTHETIC PHANTOM chest CT",
-    manufacturer: str = "fairlung phantom",
-    reverse_names: bool = False,
-    prone: bool = False,
-) -> Path:
+    folder: Path | str, hu: NDArray[Any], spacing: Sequence[float], *, sex: str, age: int, patient_id: str = "P0000",
+    uid_seed: str = "0", series_description: str = "SYNTHETIC PHANTOM chest CT",
+    manufacturer: str = "fairlung phantom", reverse_names: bool = False, prone: bool = False,
+) -> Path:  # fmt: skip
     """Write a CT Image Storage series (explicit VR little endian, 16 bit, rescale 1 / -1024), one file per slice.
 
-    ``sex`` is male or female, ``age`` in years [0, 120]. All UIDs follow from ``uid_seed`` and ``patient_id``, so
-    a rerun gives identical files; give different volumes different values. ``reverse_names`` numbers files and
-    InstanceNumber from superior to inferior. ``prone`` stores the planes turned by 180 degrees with orientation and
-    position to match (HFP): pixels differ, patient space does not. Raises ValueError for anything out of range and
-    FileExistsError when the folder already holds something.
+    ``sex`` is male or female, ``age`` in [0, 120] years. All UIDs follow from ``uid_seed`` and ``patient_id``: give
+    different volumes different values. ``reverse_names`` numbers files and InstanceNumber from superior to inferior.
+    ``prone`` stores the planes turned by 180 degrees with orientation and position to match (HFP).
     """
     from pydicom.uid import generate_uid
 
@@ -87,8 +69,7 @@ def write_dicom_series(
         raise ValueError(f"sex must be male or female, got {sex!r}")
     if not 0 <= age <= 120:
         raise ValueError(f"age must be in [0, 120], got {age}")
-    if "SYNTHETIC PHANTOM" not in series_description:
-        # Viewers show the description: a synthetic scan must never pass for a patient's.
+    if "SYNTHETIC PHANTOM" not in series_description:  # a viewer shows it: no scan may pass for a patient's
         raise ValueError(f"series_description must contain 'SYNTHETIC PHANTOM', got {series_description!r}")
     folder = _empty_folder(folder)
 
@@ -150,10 +131,7 @@ def _ct_header(shape: Sequence[int], spacing: Sequence[float], turn: int) -> Dat
 
 
 def write_nifti(path: Path | str, hu: NDArray[Any], spacing: Sequence[float]) -> Path:
-    """Write int16 NIfTI-1 (``.nii`` or ``.nii.gz``), data (W, H, D), affine in RAS mm, qform and sform both set.
-
-    Raises ValueError for another suffix or a wrong volume, FileExistsError when the file exists.
-    """
+    """Write int16 NIfTI-1 (``.nii`` or ``.nii.gz``), data (W, H, D), affine in RAS mm, qform and sform both set."""
     import nibabel
 
     volume = _checked_volume(hu)
@@ -172,10 +150,7 @@ def write_nifti(path: Path | str, hu: NDArray[Any], spacing: Sequence[float]) ->
 
 
 def write_nrrd_or_mha(path: Path | str, hu: NDArray[Any], spacing: Sequence[float]) -> Path:
-    """Write a compressed int16 ``.nrrd`` or ``.mha`` through SimpleITK, direction identity (LPS).
-
-    Raises ValueError for another suffix or a wrong volume, FileExistsError when the file exists.
-    """
+    """Write a compressed int16 ``.nrrd`` or ``.mha`` through SimpleITK, direction identity (LPS)."""
     import SimpleITK as sitk
 
     volume = _checked_volume(hu)
@@ -203,8 +178,7 @@ def _checked_volume(hu: NDArray[Any], lowest: int = -32768) -> NDArray[np.int16]
 def _checked_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
     if len(spacing) != 3 or not all(np.isfinite(step) and step > 0 for step in spacing):
         raise ValueError(f"spacing must be three positive millimetres (dz, dy, dx), got {tuple(spacing)}")
-    dz, dy, dx = (float(step) for step in spacing)
-    return dz, dy, dx
+    return float(spacing[0]), float(spacing[1]), float(spacing[2])
 
 
 def _ds(value: float) -> str:

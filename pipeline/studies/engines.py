@@ -1,6 +1,6 @@
 """The engines that carry out the runs of a study: this machine, or a Ray cluster.
 
-Each run is a process of its own. A run that crashes, even in native code, is a failed run, and the others go on.
+Each run is a process of its own: one that crashes, even in native code, is a failed run, and the others go on.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ def execute(run_file: str, started: list[subprocess.Popen] | None = None, folder
     The process ends when this one does, or when its standard input is closed.
 
     Args:
-        run_file: path of the run.json.
-        started: is given the process, so that it can be stopped from another thread.
+        started: is given the process, so that another thread can stop it.
         folder: to run in; None stays in this one.
     """
     command = [sys.executable, "-W", "ignore", "-m", "fairlung.pipeline.studies.worker", run_file]
@@ -43,14 +42,7 @@ def execute(run_file: str, started: list[subprocess.Popen] | None = None, folder
 
 
 def run_locally(run_files: Sequence[Path], begins: Callable[[Path], None], ends: Ends, workers: int = 1) -> None:
-    """Carry out runs here, ``workers`` at a time.
-
-    Args:
-        run_files: run.json of each.
-        begins: called when a run starts.
-        ends: called with its exit code when it has ended.
-        workers: at least 1.
-    """
+    """Carry out runs here, ``workers`` at a time; ``begins`` is called before a run, ``ends`` after it."""
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     started: list[subprocess.Popen] = []
@@ -72,24 +64,17 @@ def run_locally(run_files: Sequence[Path], begins: Callable[[Path], None], ends:
 
 
 def run_by_ray(
-    run_files: Sequence[Path],
-    begins: Callable[[Path], None],
-    ends: Ends,
-    address: str | None = None,
-    cpus: float = 1,
+    run_files: Sequence[Path], begins: Callable[[Path], None], ends: Ends, address: str | None = None, cpus: float = 1,
     gpus: float = 0,
-) -> None:
+) -> None:  # fmt: skip
     """Carry out runs on a Ray cluster, as many at a time as its CPUs and GPUs allow.
 
     All machines need this fairlung, and the study's folder, cohort and bundle at the same paths.
 
     Args:
-        run_files: run.json of each.
         begins: called when a run is handed over to Ray, which starts it when there is room.
-        ends: called with its exit code when it has ended.
         address: of the cluster; None starts one on this machine.
-        cpus: of a run.
-        gpus: of a run.
+        cpus: of a run, as are ``gpus``.
 
     Raises:
         EngineError: Ray is not installed, or the cluster is not reached.

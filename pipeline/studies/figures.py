@@ -41,11 +41,11 @@ def pareto_front(score: Sequence[float], abs_gap: Sequence[float]) -> list[int]:
     A point dominates another when its P is not lower, its |gap| not larger, and one of them better.
     """
     points = list(zip(score, abs_gap, strict=True))
-    front = [
-        index
-        for index, (p, gap) in enumerate(points)
-        if not any(q >= p and other <= gap and (q > p or other < gap) for q, other in points)
-    ]
+
+    def dominated(p: float, gap: float) -> bool:
+        return any(q >= p and other <= gap and (q > p or other < gap) for q, other in points)
+
+    front = [index for index, point in enumerate(points) if not dominated(*point)]
     return sorted(front, key=lambda index: (abs_gap[index], score[index]))
 
 
@@ -54,7 +54,6 @@ def study_trade_off_figure(configurations: Sequence[Configuration], *, synthetic
 
     Args:
         configurations: label; estimates of ``score`` and ``abs_gap``; their value for each seed.
-        synthetic: say in the heading that the scans are phantoms.
     """
     # a legend leaves out names that begin with _, so a space stands before each
     names = [textwrap.wrap(f" {plain(label)}", NAME) for label, *_ in configurations]
@@ -100,10 +99,9 @@ def curves_figure(curves: pd.DataFrame, group_names: Sequence[str], *, synthetic
     The line is the mean over runs, the shade one standard deviation either side.
 
     Args:
-        curves: columns ``configuration``, ``run``, ``epoch``, ``metric``, ``value``; the metrics ``val_score`` and, as
-            far as they are there, ``val_gap`` or else ``val_abs_gap``.
-        group_names: G names.
-        synthetic: say in the heading that the scans are phantoms.
+        curves: columns ``configuration``, ``run``, ``epoch``, ``metric``, ``value``; the metrics ``val_score`` and,
+        where
+            they are there, ``val_gap`` or else ``val_abs_gap``.
 
     Raises:
         ValueError: there is no ``val_score``.

@@ -22,11 +22,7 @@ NOT_COMPARED = ("bundle_root", "cohort", "parent_run", "tracking_uri")  # they s
 class StudyFolder:
     """A study's folder: writes what is to be run and how far it is. Its methods may be called from several threads.
 
-    Args:
-        folder: made when it does not exist.
-        study: what to run.
-        planned: its runs.
-        write: False only looks.
+    With ``write`` False it only looks.
 
     Raises:
         StudyError: the folder holds another study, or a run of this one that began under other settings or data.
@@ -37,7 +33,7 @@ class StudyFolder:
         self.study = study
         self.planned = {run.id: run for run in planned}
         self.parent_run: str | None = None
-        self._reasons: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}  # why runs failed that left no word themselves
         self._running: set[str] = set()
         self._lock = threading.RLock()
         if (self.folder / STUDY_FILE).is_file():
@@ -62,16 +58,11 @@ class StudyFolder:
         planned, begun = json.loads(json.dumps(asdict(run))), _note(path)
         overrides = ("settings", "evaluation")
         pairs = [(planned, begun), *((planned[name], begun.get(name, {})) for name in overrides)]
-        differing = [
-            name
-            for now, then in pairs
-            for name in {**then, **now}
-            if name not in (*NOT_COMPARED, *overrides) and now.get(name) != then.get(name)
-        ]
-        if differing:
-            raise StudyError(
-                f"{path.parent} was begun with other {', '.join(differing)}; choose another folder for this study"
-            )
+        ignored = (*NOT_COMPARED, *overrides)
+        names = [(name, now.get(name) != then.get(name)) for now, then in pairs for name in {**then, **now}]
+        if differing := [name for name, differs in names if differs and name not in ignored]:
+            what = f"{path.parent} was begun with other {', '.join(differing)}"
+            raise StudyError(f"{what}; choose another folder for this study")
 
     def _write_runs(self) -> None:
         for run in self.planned.values():
@@ -80,14 +71,13 @@ class StudyFolder:
             write_json(path, asdict(run))
 
     def run_file(self, run_id: str) -> Path:
-        """The run.json of a run."""
         return self.folder / "runs" / run_id / RUN
 
     def set_parent(self, parent_run: str, tracking_uri: str | None) -> None:
         """Nest the runs to come under a run of MLflow, in the store that has it."""
         self.parent_run = parent_run
-        for run_id, run in self.planned.items():
-            self.planned[run_id] = replace(run, parent_run=parent_run, tracking_uri=tracking_uri)
+        runs = self.planned.items()
+        self.planned = {name: replace(run, parent_run=parent_run, tracking_uri=tracking_uri) for name, run in runs}
         self._write_runs()
         self.write()
 
@@ -111,7 +101,6 @@ class StudyFolder:
         return [run for run in self.planned.values() if self.status(run.id) != "finished"]
 
     def begins(self, run_id: str) -> None:
-        """A run is started."""
         with self._lock:
             self._reasons.pop(run_id, None)
             self.run_file(run_id).with_name(FAILED).unlink(missing_ok=True)
@@ -128,40 +117,28 @@ class StudyFolder:
             self.write()
 
     def counts(self) -> dict[Status, int]:
-        """Runs of each status."""
         return self.record().counts()
 
     def write(self) -> None:
-        """Write study.json."""
         with self._lock:
             write_json(self.folder / STUDY_FILE, self.record().as_json())
 
     def record(self) -> Study:
-        """What study.json says now."""
         study, nested = self.study, self.study.protocol == "nested"
         split, chosen, judged = PROTOCOLS[study.protocol]
         return Study(
-            name=study.name,
-            protocol=study.protocol,
-            reported_split=split,
-            chosen_on=chosen,
-            judged_on=judged,
-            runs=tuple(map(self._run, self.planned.values())),
-            synthetic=self.synthetic,
-            folds=study.folds if nested else 0,
-            repeats=study.repeats if nested else 0,
-            warnings=tuple(self.warnings),
-            parent_run=self.parent_run,
-        )
+            name=study.name, protocol=study.protocol, reported_split=split, chosen_on=chosen, judged_on=judged,
+            runs=tuple(map(self._run, self.planned.values())), synthetic=self.synthetic,
+            folds=study.folds if nested else 0, repeats=study.repeats if nested else 0,
+            warnings=tuple(self.warnings), parent_run=self.parent_run,
+        )  # fmt: skip
 
     def _run(self, run: PlannedRun) -> StudyRun:
         return StudyRun(
             **{field.name: getattr(run, field.name) for field in fields(Place)},
-            status=self.status(run.id),
-            output_dir=Path("runs", run.id),
+            status=self.status(run.id), output_dir=Path("runs", run.id), reason=self.reason(run.id),
             device=_note(self.run_file(run.id).with_name(DONE)).get("device"),
-            reason=self.reason(run.id),
-        )
+        )  # fmt: skip
 
 
 def _note(path: Path) -> dict[str, Any]:

@@ -17,11 +17,7 @@ from ..evaluation.predictions import Predictions
 from ..evaluation.resampling import Estimate
 from ..evaluation.wording import Verdict, in_percent, number_name, span
 from .record import StudyError
-from .results import (
-    UNKNOWN_DEVICE,
-    Replicate,
-    Results,
-)
+from .results import UNKNOWN_DEVICE, Replicate, Results
 
 SEEDS, SCANS = "seeds", "scans"  # what an interval is over
 BEST = {"score": "highest", "abs_gap": "smallest"}
@@ -29,78 +25,53 @@ BEST = {"score": "highest", "abs_gap": "smallest"}
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration in numbers.
-
-    Args:
-        label: of the configuration.
-        system: without alpha and seed.
-        alpha: of CVaR; None where there is none, or it was chosen.
-        estimates: by name, f1_<group>, score, gap (two groups), abs_gap: mean over replicates and its interval.
-        values: the same names, of each replicate.
-        replicates: how many (seeds, or seeds x repeats).
-        planned: how many there are to be.
-        over: what the interval is over, SEEDS or, with one replicate, SCANS.
-    """
+    """One configuration in numbers, which are named f1_<group>, score, gap (two groups) and abs_gap."""
 
     label: str
-    system: str
-    alpha: float | None
-    estimates: Mapping[str, Estimate]
-    values: Mapping[str, Sequence[float]]
-    replicates: int
-    planned: int
-    over: str
+    system: str  # without alpha and seed
+    alpha: float | None  # of CVaR; None where there is none, or it was chosen
+    estimates: Mapping[str, Estimate]  # mean over replicates and its interval
+    values: Mapping[str, Sequence[float]]  # of each replicate
+    replicates: int  # seeds, or seeds x repeats
+    planned: int  # how many there are to be
+    over: str  # what the interval is over, SEEDS or, with one replicate, SCANS
 
 
 @dataclass(frozen=True)
 class Best:
-    """Whether the best configuration can be told from the next.
+    """Whether the best configuration can be told from the next."""
 
-    Args:
-        number: ``score`` or ``abs_gap``.
-        label: of the best.
-        rivals: those it was held against, each ``{"system", "difference", "p_value", "p_holm", "smallest_p", "unit"}``,
-            the next best first; empty where nothing could be tested.
-        apart: the difference to every rival is beyond the noise over scans and seeds.
-        verdict: in words.
-    """
-
-    number: str
+    number: str  # score or abs_gap
     label: str
+    # The next best first, each {"system", "difference", "p_value", "p_holm", "smallest_p", "unit"}; () if nothing could
+    # be tested.
     rivals: tuple[Mapping[str, Any], ...]
-    apart: bool
+    apart: bool  # the difference to every rival is beyond the noise over scans and seeds
     verdict: Verdict
 
 
 def number_keys(table: Predictions) -> tuple[str, ...]:
-    """The numbers of a row in their order: F1 of each group, P, the signed gap where there are two groups, |gap|.
-
-    A group without a scan has none.
+    """The numbers of a row in their order: F1 of each group that has a scan, P, the gap of two groups, |gap|.
 
     Raises:
         StudyError: fewer than two groups have a scan.
     """
     present = table.present_groups().group_names
     if len(present) < 2:
-        raise StudyError(
-            f"a study of fairness needs judged scans of two groups at least; there are scans of: "
-            f"{', '.join(present) or 'none'}"
-        )
+        there = f"there are scans of: {', '.join(present) or 'none'}"
+        raise StudyError(f"a study of fairness needs judged scans of two groups at least; {there}")
     signed = ("gap",) if len(table.group_names) == 2 else ()
     return (*(f"f1_{name}" for name in present), "score", *signed, "abs_gap")
 
 
 def over_seeds(values: Sequence[float], number: str, confidence: float = 0.95) -> Estimate:
-    """Mean over seeds and its t interval, cut to the range of the number.
+    """Mean over seeds and its t interval, mean +- t_{n-1} s / sqrt(n) by scipy, cut to the range of the number.
 
-    mean +- t_{n-1} s / sqrt(n): scipy's. It speaks of other seeds on these very scans, not of other scans.
+    It speaks of other seeds on these very scans, not of other scans.
 
     Args:
-        values: one a seed, two at least.
+        values: one a seed, two at least, otherwise ValueError.
         number: its name; a signed gap is in [-1, 1], everything else in [0, 1].
-
-    Raises:
-        ValueError: fewer than two values.
     """
     from scipy import stats
 
@@ -124,14 +95,9 @@ def over_scans(table: Predictions, confidence: float = 0.95, resamples: int = 10
 
 
 def make_row(
-    replicates: Sequence[Replicate],
-    system: str,
-    alpha: float | None,
-    planned: int,
-    confidence: float,
-    resamples: int,
+    replicates: Sequence[Replicate], system: str, alpha: float | None, planned: int, confidence: float, resamples: int,
     seed: int,
-) -> Row:
+) -> Row:  # fmt: skip
     """Mean and interval of each number over the replicates of one configuration, one at least."""
     keys = number_keys(replicates[0].predictions)
     values = {key: [replicate.numbers[key] for replicate in replicates] for key in keys}
@@ -145,34 +111,29 @@ def make_row(
 
 
 def tell_best(
-    replicates: Mapping[str, Sequence[Replicate]],
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    replicates: Mapping[str, Sequence[Replicate]], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[Best, ...]:
     """Is the highest P (and the smallest |gap|) beyond the noise?
 
-    The best is held against the next by :func:`~.compare`, paired over scans, with chance in scans and seeds.
-    Testing the winner against the runner-up alone, at the full level, is a valid test of the winner against all (Hung
-    and Fithian, Rank verification for exponential families, Annals of Statistics 2019); as that supposes equal spread,
+    :func:`~.compare` holds the best against the next, paired over scans, with chance in scans and seeds. Testing the
+    winner against the runner-up alone, at the full level, is a valid test of the winner against all (Hung and Fithian,
+    Rank verification for exponential families, Annals of Statistics 2019). That supposes equal spread, so
     configurations with fewer seeds than the next are tested too. Holm's adjustment is over all tests made here. With
     one seed a configuration nothing is told apart: how much seeds change is not known.
 
     Args:
-        replicates: by label, two configurations with one at least; otherwise the result is empty.
+        replicates: by label; with fewer than two configurations the result is empty.
     """
-    from statsmodels.stats.multitest import multipletests
-
     runs = {label: [r.predictions for r in made] for label, made in replicates.items() if made}
     if len(runs) < 2:
         return ()
     found: dict[str, list[dict[str, Any]]] = {}
     why: dict[str, str] = {}
-    order: dict[str, list[str]] = {}
+    first: dict[str, str] = {}
     for number, sign in zip(TESTED, (-1, 1), strict=True):
         means = {label: float(np.mean([r.numbers[number] for r in replicates[label]])) for label in runs}
-        order[number] = sorted(runs, key=lambda label: sign * means[label])
-        best, after, *others = order[number]
+        best, after, *others = sorted(runs, key=lambda label: sign * means[label])
+        first[number] = best
         rivals = [after, *(label for label in others if len(runs[label]) < len(runs[after]))]
         try:
             result = compare({label: runs[label] for label in (best, *rivals)}, resamples, resamples, confidence, seed)
@@ -184,13 +145,17 @@ def tell_best(
             for c in result.comparisons
         ]
     tests = [test for made in found.values() for test in made]
-    if tests:
-        adjusted = multipletests([test["p_value"] for test in tests], method="holm")[1]
-        for test, p in zip(tests, adjusted, strict=True):
-            test["p_holm"] = float(p)
+    for test, p in zip(tests, _holm([test["p_value"] for test in tests]), strict=True):
+        test["p_holm"] = p
     return tuple(
-        _best(number, order[number][0], found[number], len(tests), confidence, why.get(number, "")) for number in TESTED
+        _best(number, first[number], found[number], len(tests), confidence, why.get(number, "")) for number in TESTED
     )
+
+
+def _holm(p_values: Sequence[float]) -> list[float]:
+    from statsmodels.stats.multitest import multipletests
+
+    return multipletests(p_values, method="holm")[1].tolist() if p_values else []
 
 
 def _best(
@@ -215,12 +180,11 @@ def _best(
     )
     if not close:
         return Best(number, label, tuple(rivals), True, Verdict("finding", f"{what}: larger than chance explains."))
+    reason = f"the best cannot be told from {whom}"
     if shown["unit"] == SCANS:
         reason = "one seed each, so how much the seed alone changes is not known"
     elif tests * shown["smallest_p"] >= level:
         reason = "so few seeds cannot tell a difference of any size from none"
-    else:
-        reason = f"the best cannot be told from {whom}"
     verdict = Verdict("inconclusive", f"{what}: {reason}. No {name} is in bold.")
     return Best(number, label, tuple(rivals), False, verdict)
 
@@ -242,8 +206,6 @@ def device_table(
     Raises:
         StudyError: two studies hold the same run, or were not judged alike.
     """
-    from statsmodels.stats.multitest import multipletests
-
     _joinable(found)
     by_device: dict[str, dict[str, list[Replicate]]] = {}
     systems = {run.label: run for results in found for run in results.study.runs}
@@ -260,7 +222,10 @@ def device_table(
                          "over": row.over} | columns_of(row.estimates))  # fmt: skip
         first, *others = devices
         for other in others:
-            pairs = _common(devices[first], devices[other])
+            pairs = [
+                (x, y) for x in devices[first] for y in devices[other]
+                if (x.seed, x.repeat, x.fold) == (y.seed, y.repeat, y.fold)
+            ]  # fmt: skip
             if not pairs:
                 continue
             a, b = ([r.predictions for r in side] for side in zip(*pairs, strict=True))
@@ -269,16 +234,13 @@ def device_table(
             except CompareError as error:
                 raise StudyError(f"{label} on {first} and on {other} cannot be compared: {error}") from error
             (comparison,) = result.comparisons
-            keys = number_keys(a[0])
-            differences = {key: comparison.differences[key] for key in keys}
+            differences = {key: comparison.differences[key] for key in number_keys(a[0])}
             line = {"configuration": label, "device": f"{other} minus {first}", "kind": "difference",
                     "seeds": len(pairs), "over": "scans and seeds" if len(pairs) > 1 else SCANS}  # fmt: skip
             rows.append(line | columns_of(differences))
             tests += [(rows[-1], f"p_{key}", comparison.tests[key].p_value) for key in TESTED]
-    if tests:
-        adjusted = multipletests([p for *_, p in tests], method="holm")[1]
-        for (line, key, _), p in zip(tests, adjusted, strict=True):
-            line[key] = float(p)
+    for (line, key, _), p in zip(tests, _holm([p for *_, p in tests]), strict=True):
+        line[key] = p
     return pd.DataFrame(rows)
 
 
@@ -302,13 +264,6 @@ def _joinable(found: Sequence[Results]) -> None:
                 )
 
 
-def _common(a: Sequence[Replicate], b: Sequence[Replicate]) -> list[tuple[Replicate, Replicate]]:
-    return [(x, y) for x in a for y in b if (x.seed, x.repeat, x.fold) == (y.seed, y.repeat, y.fold)]
-
-
 def columns_of(estimates: Mapping[str, Estimate]) -> dict[str, float]:
-    return {
-        f"{name}{end}": value
-        for name, found in estimates.items()
-        for end, value in zip(("", "_low", "_high"), found, strict=True)
-    }
+    ends = ("", "_low", "_high")
+    return {f"{name}{end}": value for name, found in estimates.items() for end, value in zip(ends, found, strict=True)}

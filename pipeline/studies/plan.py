@@ -1,8 +1,7 @@
 """The plan of a study: a grid of systems, seeds and folds, each of them a run of the bundle.
 
-A study lies in a folder: ``study.json`` says what there is to run and how far it is, ``folds/`` holds the cohort of
-each fold, ``runs/<id>/`` is the output_dir of a run. What is finished is found by its files, so a study that was killed
-goes on.
+In the folder of a study, ``study.json`` says what there is to run and how far it is, ``folds/`` holds the cohort of
+each fold, and ``runs/<id>/`` is the output_dir of a run. Files say what is finished, so a killed study goes on.
 """
 
 from __future__ import annotations
@@ -36,42 +35,24 @@ Part = tuple[int | None, int | None, str, str]  # repeat, fold, cohort file and 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study as its YAML says it.
-
-    Args:
-        name: of the study.
-        systems: what to train, in the order of the tables: each a mapping of ``system`` (an overlay in the bundle's
-            configs/systems) and settings of train.yaml; a list of values is a row for each. ``label`` names the rows
-            instead of system and settings.
-        cohort: the cohort file.
-        bundle_root: folder of the bundle.
-        overlays: overlays on train.yaml for all systems, such as ``demo``; read before the system's.
-        seeds: a run each.
-        protocol: ``given`` trains on the cohort's train split and reports its val split, as the paper does; ``nested``
-            makes folds of all scans but a test split's, of which one part chooses (val) and another one is reported
-            (test); ``final`` reports the cohort's own test split, which neither of the others touches.
-        folds: of ``nested``.
-        repeats: of the folds, each time split otherwise.
-        fold_seed: of the folds.
-        settings: of train.yaml, for all runs.
-        evaluation: settings of evaluate.yaml alone, such as ``resamples``, for all runs.
-
-    Raises:
-        StudyError: a value is out of range.
-    """
+    """A study as its YAML says it; StudyError when a value is out of range."""
 
     name: str
+    # In the order of the tables: ``system`` (an overlay in configs/systems) and settings of train.yaml, where a list of
+    # values is a row for each; ``label`` names the rows instead of system and settings.
     systems: tuple[Mapping[str, Any], ...]
     cohort: str = "cohort.csv"
     bundle_root: str = "bundles/fair_lung_ct"
-    overlays: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (42,)
+    overlays: tuple[str, ...] = ()  # on train.yaml for all systems, such as demo; read before the system's
+    seeds: tuple[int, ...] = (42,)  # a run each
+    # given: trains on train, reports val, as the paper does. nested: folds of all scans but a test split's; one part
+    # chooses (val), another is reported (test). final: the cohort's own test split, which the others never touch.
     protocol: Protocol = "given"
-    folds: int = 5
-    repeats: int = 1
+    folds: int = 5  # of nested
+    repeats: int = 1  # of the folds, each time split otherwise
     fold_seed: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of train.yaml, for all runs
+    evaluation: Mapping[str, Any] = field(default_factory=dict)  # of evaluate.yaml alone, such as resamples
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
@@ -87,28 +68,20 @@ class StudyPlan:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A row of the tables: what its runs have in common.
-
-    Args:
-        label: in words.
-        system: what the overlay calls it.
-        alpha: of CVaR; None where the system has none.
-        overlays: on train.yaml, by name.
-        settings: of train.yaml, its own.
-    """
+    """A row of the tables: what its runs have in common."""
 
     label: str
     system: str
-    alpha: float | None
+    alpha: float | None  # of CVaR; None where the system has none
     overlays: tuple[str, ...]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any]  # of train.yaml, its own
 
 
 def read_study(path: str | Path, **changes: Any) -> StudyPlan:
     """Read a study's YAML; ``changes`` replace its entries (None leaves them).
 
     Raises:
-        StudyError: the file cannot be read, or holds an entry that is none.
+        StudyError: the file cannot be read, or holds an unknown entry.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -118,20 +91,17 @@ def read_study(path: str | Path, **changes: Any) -> StudyPlan:
         raise StudyError(f"{path} is no study: it holds no entries")
     content = {"name": Path(path).stem} | content | {k: v for k, v in changes.items() if v is not None}
     known = [f.name for f in fields(StudyPlan)]
-    for name in content:
-        if name not in known:
-            raise StudyError(f"{path}: {name!r} is no entry of a study{did_you_mean(str(name), known)}")
+    if name := next((name for name in content if name not in known), None):
+        raise StudyError(f"{path}: {name!r} is no entry of a study{did_you_mean(str(name), known)}")
     if content.get("protocol") == "final":
         raise StudyError(f"{path}: protocol must be given or nested; the held-out split is judged with --final")
     return parse_record(StudyPlan, json.dumps(content, default=str), str(path))
 
 
 def plan(study: StudyPlan, folder: str | Path, only: str | None = None) -> list[PlannedRun]:
-    """Every run of a study, in the order in which they are run; writes the cohorts of its folds.
+    """Every run of a study in the order of running; writes the cohorts of its folds to its folder.
 
     Args:
-        study: what to run.
-        folder: of the study.
         only: a label; other configurations are left out.
 
     Raises:
@@ -143,9 +113,8 @@ def plan(study: StudyPlan, folder: str | Path, only: str | None = None) -> list[
     configurations = list(_configurations(study, root))
     labels = list(dict.fromkeys(configuration.label for configuration in configurations))
     if only is not None and only not in labels:
-        raise StudyError(
-            f"the study has no configuration {only!r}{did_you_mean(only, labels)}; it has {', '.join(labels)}"
-        )
+        hint = did_you_mean(only, labels)
+        raise StudyError(f"the study has no configuration {only!r}{hint}; it has {', '.join(labels)}")
     # Seed by seed: a study that is stopped early then has runs of all systems.
     found = [
         _planned_run(study, root, configuration, seed, part)
@@ -153,8 +122,7 @@ def plan(study: StudyPlan, folder: str | Path, only: str | None = None) -> list[
         if only in (None, configuration.label)
     ]
     ids = [planned.id for planned in found]
-    twice = sorted({planned.label for planned in found if ids.count(planned.id) > 1})
-    if twice:
+    if twice := sorted({planned.label for planned in found if ids.count(planned.id) > 1}):
         raise StudyError(f"the systems hold {twice[0]!r} twice; give one of them another label")
     return found
 
@@ -166,9 +134,10 @@ def _planned_run(study: StudyPlan, root: Path, row: Configuration, seed: int, pa
     tags |= {"fairlung.fold": fold, "repeat": repeat} if fold is not None else {}
     settings = {"model_file": "", "keep_checkpoints": 1, **study.settings, **row.settings, "seed": seed}
     configs = ("train", *row.overlays)
+    read = b"".join((root / "configs" / f"{name}.yaml").read_bytes() for name in (*configs, "evaluate"))
     return PlannedRun(
         id=_slug(" ".join(at)), system=row.system, label=row.label, alpha=row.alpha, seed=seed, fold=fold,
-        repeat=repeat, configs=configs, configs_digest=_digest(root, (*configs, "evaluate")), cohort=cohort,
+        repeat=repeat, configs=configs, configs_digest=hashlib.sha256(read).hexdigest(), cohort=cohort,
         cohort_digest=cohort_digest, bundle_root=str(root.resolve()),
         settings=settings | {"run_name": ", ".join(at), "tags": tags}, evaluate=(PROTOCOLS[study.protocol][0],),
         evaluation={"run_name": f"evaluate {', '.join(at)}", **study.evaluation},
@@ -176,30 +145,23 @@ def _planned_run(study: StudyPlan, root: Path, row: Configuration, seed: int, pa
 
 
 def final_study(study: StudyPlan, folder: Path, label: str) -> tuple[StudyPlan, Path]:
-    """The last step of a study, and its folder: one configuration, judged on the cohort's held-out test split.
-
-    Args:
-        study: as it was run.
-        folder: of the study.
-        label: of the configuration.
+    """The last step of a study and its folder: one configuration, judged on the held-out test split.
 
     Raises:
-        StudyError: a run of the study is not finished, so that what it shows could still change the choice, or the
-            split was judged already by another configuration.
+        StudyError: a run is not finished, so that the choice could still change, or the split judged another
+        configuration.
     """
     runs = load_study(folder).runs if (folder / STUDY_FILE).is_file() else ()
     finished = {run.id for run in runs if run.status == "finished"}
     planned = [run.id for run in plan(study, folder)]
-    unfinished = [run_id for run_id in planned if run_id not in finished]
-    if unfinished:
+    if unfinished := [run_id for run_id in planned if run_id not in finished]:
         what = f"{len(unfinished)} of its {len(planned)} runs are not"
         raise StudyError(f"the held-out split is judged when the study in {folder} is finished: {what}")
     last = folder / "final"
-    judged = set(load_study(last).labels if (last / STUDY_FILE).is_file() else ())
-    if judged - {label}:
-        raise StudyError(
-            f"the held-out split was judged by {judged.pop()}: another configuration would be a choice on it"
-        )
+    judged = set(load_study(last).labels if (last / STUDY_FILE).is_file() else ()) - {label}
+    if judged:
+        said = f"the held-out split was judged by {judged.pop()}"
+        raise StudyError(f"{said}: another configuration would be a choice on it")
     return replace(study, name=f"{study.name} final", protocol="final"), last
 
 
@@ -235,13 +197,7 @@ def read_whole(path: str | Path, settings: Mapping[str, Any]) -> Cohort:
     return load_cohort(path, **{**settings, "allow_empty_cells": True})
 
 
-def _digest(root: Path, names: Sequence[str]) -> str:
-    content = b"".join((root / "configs" / f"{name}.yaml").read_bytes() for name in names)
-    return hashlib.sha256(content).hexdigest()
-
-
 def _configurations(study: StudyPlan, root: Path) -> Iterator[Configuration]:
-    """The rows of the tables."""
     for entry in study.systems:
         if "system" not in entry:
             raise StudyError(f"systems: {entry!r} names no system")
@@ -255,13 +211,9 @@ def _configurations(study: StudyPlan, root: Path) -> Iterator[Configuration]:
             named = "label" in entry  # a label needs only the settings that differ between its rows
             shown = [f"{k} {v}" for k, v in settings.items() if isinstance(grid[k], list) or not named]
             alpha = settings.get("alpha", {**known, **study.settings}.get("alpha"))
-            yield Configuration(
-                label=" ".join([str(entry.get("label") or system), *shown]),
-                system=system,
-                alpha=float(alpha) if isinstance(alpha, (int, float)) else None,
-                overlays=overlays,
-                settings=settings,
-            )
+            label = " ".join([str(entry.get("label") or system), *shown])
+            alpha = float(alpha) if isinstance(alpha, (int, float)) else None
+            yield Configuration(label, system, alpha, overlays, settings)
 
 
 def _check_settings(

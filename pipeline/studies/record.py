@@ -25,115 +25,61 @@ class StudyError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run stands in a study.
-
-    Args:
-        id: of the run in the study, and name of its folder.
-        system: the way of training without alpha and seed.
-        label: what the configuration is called in tables.
-        alpha: of CVaR; None where there is none.
-        seed: of the training.
-        fold: which fold judged; None without folds.
-        repeat: of the repeated k-fold; None without.
-    """
-
-    id: str
-    system: str
-    label: str
-    alpha: float | None
+    id: str  # in the study, and name of its folder
+    system: str  # the way of training without alpha and seed
+    label: str  # what the configuration is called in tables
+    alpha: float | None  # of CVaR; None where there is none
     seed: int
-    fold: int | None
-    repeat: int | None
+    fold: int | None  # which fold judged; None without folds
+    repeat: int | None  # of the repeated k-fold; None without
 
     @property
     def family(self) -> tuple[str, str]:
-        """What runs have in common that differ in alpha only."""
+        """The same for runs that differ in alpha only."""
         return self.system, ALPHA.sub("", self.label).strip() or self.system
 
 
 @dataclass(frozen=True)
 class PlannedRun(Place):
-    """One run as it is to be carried out: run.json.
+    """One run as it is to be carried out: run.json."""
 
-    Args:
-        configs: config files of the bundle, in order, by name.
-        configs_digest: of their content.
-        cohort: the cohort file.
-        cohort_digest: which scan has which label, group and split in it.
-        bundle_root: folder of the bundle.
-        settings: overrides of train.yaml.
-        evaluate: splits to evaluate.
-        evaluation: overrides of evaluate.yaml, beside ``settings``.
-        parent_run: the study's run in MLflow.
-        tracking_uri: the store that holds it; None leaves the choice to ``settings`` and MLflow.
-    """
-
-    configs: tuple[str, ...]
-    configs_digest: str
+    configs: tuple[str, ...]  # config files of the bundle, in order, by name
+    configs_digest: str  # of their content
     cohort: str
-    cohort_digest: str
+    cohort_digest: str  # which scan has which label, group and split in it
     bundle_root: str
-    settings: Mapping[str, Any]
-    evaluate: tuple[str, ...]
-    evaluation: Mapping[str, Any]
-    parent_run: str | None = None
-    tracking_uri: str | None = None
+    settings: Mapping[str, Any]  # overrides of train.yaml
+    evaluate: tuple[str, ...]  # splits
+    evaluation: Mapping[str, Any]  # overrides of evaluate.yaml, beside settings
+    parent_run: str | None = None  # the study's run in MLflow
+    tracking_uri: str | None = None  # the store that holds it; None leaves the choice to settings and MLflow
 
 
 @dataclass(frozen=True)
 class StudyRun(Place):
-    """One run as study.json lists it.
-
-    Args:
-        device: what it ran on; None when nobody said.
-        status: how far it is.
-        reason: why it failed, or nothing.
-        output_dir: of the bundle, in the study's folder.
-    """
-
     status: Status
-    output_dir: Path
-    device: str | None = None
-    reason: str = ""
+    output_dir: Path  # in the study's folder
+    device: str | None = None  # what it ran on; None when nobody said
+    reason: str = ""  # why it failed
 
 
 @dataclass(frozen=True)
 class Study:
-    """What study.json says.
-
-    Args:
-        name: of the study.
-        protocol: ``given`` (the cohort's own splits) or ``nested`` (outer folds judge, inner ones choose), or
-            ``final`` (the held-out split judges one configuration).
-        reported_split: whose evaluations are reported; ``val`` is the split that chose.
-        chosen_on: which scans chose epoch and alpha, in words.
-        judged_on: which scans judged, in words.
-        runs: all that were planned, one at least.
-        synthetic: the scans are phantoms.
-        folds: outer folds; 0 or 1 without.
-        repeats: of the k-fold.
-        warnings: what a reader must know first.
-        parent_run: the study's run in MLflow.
-        quoted: numbers of others by label; None takes the paper's where a label is one of the paper's.
-        folder: of the study; not in study.json.
-
-    Raises:
-        StudyError: there is no run, or two of them are the same and would be taken for two seeds.
-    """
+    """What study.json says; StudyError without a run, and for two equal runs, which would be taken for two seeds."""
 
     name: str
     protocol: Protocol
-    reported_split: str
-    chosen_on: str
-    judged_on: str
-    runs: tuple[StudyRun, ...]
+    reported_split: str  # whose evaluations are reported; val is the split that chose
+    chosen_on: str  # which scans chose epoch and alpha, in words
+    judged_on: str  # which scans judged, in words
+    runs: tuple[StudyRun, ...]  # all that were planned
     synthetic: bool = False
-    folds: int = 0
+    folds: int = 0  # 0 or 1 without
     repeats: int = 1
-    warnings: tuple[str, ...] = ()
-    parent_run: str | None = None
-    quoted: Mapping[str, Mapping[str, float]] | None = None
-    folder: Path = Path()
+    warnings: tuple[str, ...] = ()  # what a reader must know first
+    parent_run: str | None = None  # the study's run in MLflow
+    quoted: Mapping[str, Mapping[str, float]] | None = None  # numbers of others by label; None takes the paper's
+    folder: Path = Path()  # not in study.json
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -145,10 +91,8 @@ class Study:
         for run in self.runs:
             key = run.label, run.seed, run.repeat, run.fold, run.device
             if seen.setdefault(key, run.id) != run.id:
-                raise StudyError(
-                    f"the runs {seen[key]!r} and {run.id!r} are the same: {run.label}, seed {run.seed}, "
-                    f"fold {run.fold}, repeat {run.repeat}, device {run.device}"
-                )
+                what = f"{run.label}, seed {run.seed}, fold {run.fold}, repeat {run.repeat}, device {run.device}"
+                raise StudyError(f"the runs {seen[key]!r} and {run.id!r} are the same: {what}")
 
     @property
     def optimistic(self) -> bool:
@@ -157,16 +101,13 @@ class Study:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Configurations in the study's order."""
         return tuple(dict.fromkeys(run.label for run in self.runs))
 
     def counts(self) -> dict[Status, int]:
-        """Runs of each status."""
         statuses = Counter(run.status for run in self.runs)
         return {status: statuses[status] for status in get_args(Status)}
 
     def as_json(self) -> dict[str, Any]:
-        """The content of study.json."""
         content = asdict(self)
         del content["folder"]
         runs = [run | {"output_dir": str(run["output_dir"])} for run in content["runs"]]
@@ -177,7 +118,7 @@ def load_study(folder: str | Path) -> Study:
     """Read and check ``study.json`` of a study's folder; the output_dirs of its runs are then paths to their folders.
 
     Raises:
-        StudyError: it is missing or damaged, or a value in it is of the wrong kind; names the value.
+        StudyError: it is missing or damaged, or a value in it is of the wrong kind.
     """
     path = Path(folder) / STUDY_FILE
     if not path.is_file():
@@ -188,11 +129,7 @@ def load_study(folder: str | Path) -> Study:
 
 
 def read_record(kind: type[Record], path: Path) -> Record:
-    """A dataclass from a JSON file.
-
-    Raises:
-        StudyError: the file cannot be read, or a value in it is missing or of the wrong kind; names the value.
-    """
+    """A dataclass from a JSON file; StudyError when it cannot be read, or a value is missing or of the wrong kind."""
     try:
         return parse_record(kind, path.read_bytes(), str(path))
     except OSError as error:
@@ -218,7 +155,7 @@ def parse_record(kind: type[Record], content: str | bytes, where: str) -> Record
 
 
 def status_text(study: Study) -> str:
-    """How many runs are finished, failed, pending and running: ``12 of 15 runs finished, 1 failed, 2 pending``."""
+    """Such as ``12 of 15 runs finished, 1 failed, 2 pending``."""
     finished, *others = study.counts().items()
     said = [f"{count} {status}" for status, count in others if count]
     return ", ".join([f"{finished[1]} of {len(study.runs)} runs finished", *said])

@@ -23,46 +23,27 @@ UNKNOWN_DEVICE = "unknown device"
 
 @dataclass(frozen=True)
 class Replicate:
-    """One configuration trained once: a run, or the runs of all folds with their judged scans put together.
-
-    Args:
-        label: of the configuration.
-        seed: of the training.
-        repeat: of the k-fold.
-        device: of the runs; several are joined by a comma.
-        predictions: on all scans that judge.
-        numbers: of :func:`~.fairness_summary`.
-        fold: of the run, where each fold is a replicate of its own.
-    """
+    """One configuration trained once: a run, or the runs of all folds with their judged scans put together."""
 
     label: str
     seed: int
-    repeat: int | None
-    device: str
-    predictions: Predictions
-    numbers: Mapping[str, float]
-    fold: int | None = None
+    repeat: int | None  # of the k-fold
+    device: str  # of the runs; several are joined by a comma
+    predictions: Predictions  # on all scans that judge
+    numbers: Mapping[str, float]  # of fairness_summary
+    fold: int | None = None  # where each fold is a replicate of its own
 
 
 @dataclass(frozen=True)
 class Results:
-    """The finished part of a study.
-
-    Args:
-        study: what was planned.
-        tables: predictions of each finished run, by its id.
-        replicates: by label, in the study's order; a label whose replicates are all unfinished has none.
-        planned: replicates that were planned, by label.
-        synthetic: the study or a table says that scans are phantoms.
-        problems: finished runs that cannot be used, in words.
-    """
+    """The finished part of a study."""
 
     study: Study
-    tables: Mapping[str, Predictions]
-    replicates: Mapping[str, tuple[Replicate, ...]]
-    planned: Mapping[str, int]
-    synthetic: bool
-    problems: tuple[str, ...]
+    tables: Mapping[str, Predictions]  # of each finished run, by its id
+    replicates: Mapping[str, tuple[Replicate, ...]]  # by label, in the study's order; () of a label without any
+    planned: Mapping[str, int]  # replicates that were planned, by label
+    synthetic: bool  # the study or a table says that scans are phantoms
+    problems: tuple[str, ...]  # finished runs that cannot be used, in words
 
     @property
     def any_table(self) -> Predictions:
@@ -71,23 +52,21 @@ class Results:
 
     @property
     def devices(self) -> list[str]:
-        """What the runs of the tables ran on."""
         runs = (run for run in self.study.runs if run.id in self.tables)
         return list(dict.fromkeys(run.device or UNKNOWN_DEVICE for run in runs))
 
     @property
     def judged(self) -> Predictions:
-        """All the scans that judge, as one of the replicates, of which there must be one, predicts them."""
+        """All the scans that judge, as one of the replicates predicts them; there must be one."""
         return next(replicate.predictions for made in self.replicates.values() for replicate in made)
 
 
 def read_results(study: Study) -> Results:
     """The evaluations of a study's finished runs.
 
-    With folds, the judged scans of all folds of one seed (and repeat) are first put together into one table, so that P
-    and the gap are computed over all scans once, not as a mean over folds of a few scans each. A seed that lacks a
-    fold is left out: its P would be over other scans. Folds that judge the very same scans (a fixed test split) are
-    replicates of their own.
+    With folds, the judged scans of all folds of one seed (and repeat) are one table, so that P and the gap are computed
+    over all scans once, not as a mean over small folds. A seed that lacks a fold is left out: its P would be over other
+    scans. Folds that judge the very same scans (a fixed test split) are replicates of their own.
 
     Raises:
         StudyError: no run is finished, or the runs do not have the same classes and groups.
@@ -125,16 +104,8 @@ def replicate_groups(study: Study, runs: Sequence[StudyRun]) -> dict[tuple[Any, 
 def replicates_of(
     study: Study, runs: Sequence[StudyRun], tables: Mapping[str, Predictions], label: str = ""
 ) -> tuple[Replicate, ...]:
-    """The replicates of the runs of one configuration and seed: one, one a fold that judges the same scans, or none.
-
-    Args:
-        study: says how many folds there are.
-        runs: of one configuration, seed and repeat.
-        tables: predictions by id of the run.
-        label: instead of that of the runs.
-
-    Raises:
-        StudyError: the folds share some scans, but not all.
+    """The replicates of the finished runs of one configuration, seed and repeat: one, one a fold that judges the same
+    scans, or none. ``label`` replaces that of the runs; StudyError when the folds share some scans, but not all.
     """
     done = [run for run in runs if run.id in tables]
     if not done:
@@ -157,25 +128,17 @@ def replicates_of(
 
 
 def numbers_of(table: Predictions) -> dict[str, float]:
-    """:func:`~.fairness_summary` of a table."""
     return fairness_summary(torch.from_numpy(table.confusion()), table.class_names, table.group_names)
 
 
 def pooled(tables: Sequence[Predictions]) -> Predictions:
-    """Tables of different scans as one, with neither probabilities nor duplicates.
-
-    Args:
-        tables: of the same classes and groups.
-    """
-    return replace(
-        tables[0],
-        scan=np.concatenate([table.scan for table in tables]),
-        label=np.concatenate([table.label for table in tables]),
-        prediction=np.concatenate([table.prediction for table in tables]),
-        group=np.concatenate([table.group for table in tables]),
-        probabilities=None,
-        synthetic=any(table.synthetic for table in tables),
-    )
+    """Tables of different scans, of the same classes and groups, as one with neither probabilities nor duplicates."""
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(table, name) for table in tables])
+        for name in ("scan", "label", "prediction", "group")
+    }
+    synthetic = any(table.synthetic for table in tables)
+    return replace(tables[0], **columns, probabilities=None, synthetic=synthetic)
 
 
 def _evaluation(folder: Path) -> Predictions:
@@ -216,7 +179,7 @@ def score_on_choosing_scans(run: StudyRun) -> float | None:
 def read_cells(results: Results) -> pd.DataFrame | None:
     """Scans of each split, class and group of the study's cohort (columns ``split``, ``label``, ``group``, ``n``).
 
-    With folds the splits differ from run to run, so all scans are counted together. None when no evaluation noted it.
+    The splits of folds differ from run to run and are counted together. None when no evaluation noted it.
     """
     study = results.study
     for run in (run for run in study.runs if run.id in results.tables):

@@ -16,24 +16,17 @@ from .results import Results, numbers_of, replicate_groups, replicates_of, score
 
 @dataclass(frozen=True)
 class Selection:
-    """What choosing alpha gives: it is chosen on the scans that chose the epoch, and judged on the others.
+    """What choosing alpha gives: it is chosen on the scans that chose the epoch, and judged on the others."""
 
-    Args:
-        name: of the row, ``<configuration>, alpha chosen``.
-        alphas: among which was chosen.
-        choices: a row a choice: ``seed``, ``repeat``, ``fold``, ``device``, ``alpha``, ``score_choosing``, ``score``,
-            ``gap`` (two groups), ``abs_gap``; the gaps are NaN of a fold that has scans of one group only.
-        row: of the chosen ones; None when no seed has all folds and alphas.
-        lacking: choices that cannot be made, as a run is missing.
-        optimism: expected gain of P by choosing the best of as many equal ones, at this study's spread between seeds;
-            None when the spread is not known.
-    """
-
-    name: str
-    alphas: tuple[float, ...]
+    name: str  # of the row, "<configuration>, alpha chosen"
+    alphas: tuple[float, ...]  # among which was chosen
+    # A row a choice: seed, repeat, fold, device, alpha, score_choosing, score, gap (two groups), abs_gap; the gaps are
+    # NaN of a fold that has scans of one group only.
     choices: pd.DataFrame
-    row: Row | None
-    lacking: int
+    row: Row | None  # of the chosen ones; None when no seed has all folds and alphas
+    lacking: int  # choices that cannot be made, as a run is missing
+    # Expected gain of P by choosing the best of as many equal ones, at this study's spread between seeds; None when the
+    # spread is not known.
     optimism: float | None
 
 
@@ -56,9 +49,9 @@ def select_alpha(
 ) -> tuple[Selection, ...]:
     """What choosing alpha on the scans that chose the epoch gives on the scans that judge.
 
-    For each seed and fold, the run of the highest P on its choosing scans is taken (the first in the study's order of
-    equal ones), and the judged scans of the taken runs are put together as in :func:`~.read_results`. A
-    seed and fold that lacks a run of one alpha is left out.
+    Of each seed and fold, the run of the highest P on its choosing scans is taken (of equal ones the first), and the
+    judged scans of the taken runs are put together as in :func:`~.read_results`. A seed and fold that lacks an alpha is
+    left out.
     """
     families: dict[tuple[str, str], list[StudyRun]] = {}
     for run in results.study.runs:
@@ -73,9 +66,8 @@ def select_alpha(
         taken, lacking = _choose(results, runs, len(alphas))
         grouped = [[run for run, _ in group] for group in taken.values()]
         replicates = [r for group in grouped for r in replicates_of(results.study, group, results.tables, name)]
-        row = None
-        if replicates:
-            row = make_row(replicates, system, None, max(len(replicates), len(taken)), confidence, resamples, seed)
+        planned = max(len(replicates), len(taken))
+        row = make_row(replicates, system, None, planned, confidence, resamples, seed) if replicates else None
         choices = [_choice(results, run, score) for group in taken.values() for run, score in group]
         optimism = _optimism(results, {run.label for run in runs}, len(alphas))
         found.append(Selection(name, alphas, pd.DataFrame(choices), row, lacking, optimism))

@@ -1,10 +1,14 @@
-"""All the numbers of a study, for its tables and its page."""
+"""All the numbers of a study, for its tables and its page, and the paper's printed ones beside them."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,36 +16,22 @@ import pandas as pd
 from ..evaluation.audit import fair_model
 from ..evaluation.resampling import check_resampling
 from .numbers import Best, Row, device_table, make_row, tell_best
-from .quoted import quoted_numbers
-from .record import StudyError, load_study, status_text
+from .record import ALPHA, StudyError, load_study, status_text
 from .results import Results, read_results
 from .selection import Selection, select_alpha
 
 FAIR_SAMPLES = 1000  # draws of a perfectly fair model
+GRADIENT = re.compile(r"\b(?:exact|published)(?: gradient)?\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class StudyTables:
-    """Everything that the page shows, as numbers.
-
-    Args:
-        results: the finished part of the study.
-        rows: of Table 1, in the study's order.
-        best: by number, of those that were tested.
-        selections: of each system with several values of alpha.
-        devices: Table 2, a row a configuration and device, and a row a difference.
-        quoted: numbers of others by label.
-        confidence: of every interval.
-        resamples: bootstrap draws.
-        seed: of the draws.
-    """
-
     results: Results
-    rows: tuple[Row, ...]
-    best: tuple[Best, ...]
-    selections: tuple[Selection, ...]
-    devices: pd.DataFrame
-    quoted: Mapping[str, Mapping[str, float]]
+    rows: tuple[Row, ...]  # of Table 1, in the study's order
+    best: tuple[Best, ...]  # by number, of those that were tested
+    selections: tuple[Selection, ...]  # of each system with several values of alpha
+    devices: pd.DataFrame  # Table 2, a row a configuration and device, and a row a difference
+    quoted: Mapping[str, Mapping[str, float]]  # numbers of others by label
     confidence: float
     resamples: int
     seed: int
@@ -56,7 +46,6 @@ def study_tables(
         folders: the study, and others with which Table 2 is joined (one a machine).
         confidence: of every interval; tests are at the level 1 - confidence.
         resamples: bootstrap draws, and permutations.
-        seed: same seed, same tables.
 
     Raises:
         StudyError: a folder is no study, nothing is finished, or the studies do not belong together.
@@ -66,29 +55,18 @@ def study_tables(
     found = [read_results(load_study(folder)) for folder in folders]
     results = found[0]
     first = {run.label: run for run in reversed(results.study.runs)}
+    settings = confidence, resamples, seed
     rows = tuple(
-        make_row(
-            made, first[label].system, first[label].alpha, results.planned[label], confidence, resamples, seed
-        )
+        make_row(made, first[label].system, first[label].alpha, results.planned[label], *settings)
         for label, made in results.replicates.items()
         if made
-    )  # fmt: skip
-    if not rows:
-        raise StudyError(
-            f"{results.study.folder}: no seed has all its folds yet ({status_text(results.study)}), so there is no "
-            "number over all scans"
-        )
-    return StudyTables(
-        results,
-        rows,
-        tell_best(results.replicates, confidence, resamples, seed),
-        select_alpha(results, confidence, resamples, seed),
-        device_table(found, confidence, resamples, seed),
-        quoted_numbers(results),
-        confidence,
-        resamples,
-        seed,
     )
+    if not rows:
+        text = f"{results.study.folder}: no seed has all its folds yet ({status_text(results.study)})"
+        raise StudyError(f"{text}, so there is no number over all scans")
+    best, selections = tell_best(results.replicates, *settings), select_alpha(results, *settings)
+    devices = device_table(found, *settings)
+    return StudyTables(results, rows, best, selections, devices, quoted_numbers(results), *settings)
 
 
 def fair_gap(tables: StudyTables) -> tuple[str, float]:
@@ -100,3 +78,40 @@ def fair_gap(tables: StudyTables) -> tuple[str, float]:
         for replicate in tables.results.replicates[best.label]
     ]
     return best.label, float(np.mean(draws))
+
+
+@cache
+def quoted_paper() -> Mapping[str, Any]:
+    """The paper's printed Tables 1 and 2 with their source; quoted, not computed here."""
+    return json.loads(Path(__file__).with_name("quoted_paper.json").read_text(encoding="utf-8"))
+
+
+def quoted_row(label: str, alpha: float | None) -> dict[str, float] | None:
+    """The paper's printed ``f1_male``, ``f1_female``, ``score`` and ``abs_gap``; None of a configuration that it has
+    not.
+
+    Args:
+        label: of the configuration, such as ``LA+CVaR alpha 0.8`` or ``CE``.
+        alpha: of CVaR; None where there is none.
+    """
+    for row in quoted_paper()["table1"]["rows"]:
+        same = (alpha is None) == (row["alpha"] is None) and (alpha is None or abs(alpha - row["alpha"]) < 1e-9)
+        if same and _plain_label(label) in map(_plain_label, (row["configuration"], *row["also"])):
+            return {key: row[key] for key in ("f1_male", "f1_female", "score", "abs_gap")}
+    return None
+
+
+def _plain_label(label: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", GRADIENT.sub("", ALPHA.sub("", label)).lower())
+
+
+def quoted_numbers(results: Results) -> dict[str, Mapping[str, float]]:
+    """Numbers of others beside the study's configurations, by label: the study's own quotes, else the paper's."""
+    study = results.study
+    if study.quoted is not None:
+        return {label: study.quoted[label] for label in study.labels if label in study.quoted}
+    if list(results.any_table.group_names) != quoted_paper()["groups"]:
+        return {}
+    first = {run.label: run for run in reversed(study.runs)}
+    found = {label: quoted_row(label, first[label].alpha) for label in study.labels}
+    return {label: row for label, row in found.items() if row is not None}

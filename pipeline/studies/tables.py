@@ -1,11 +1,8 @@
-"""The tables and the page of a study: Markdown, CSV and LaTeX, figures, and one HTML page with everything.
-
-Here the numbers of :class:`~.StudyTables` are put into words, tables and pictures.
-"""
+"""The tables and the page of a study: the numbers of :class:`~.StudyTables` as words, tables, pictures and files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,32 +14,19 @@ from .. import __version__
 from ..evaluation.paired import TESTED
 from ..evaluation.resampling import Estimate
 from ..evaluation.wording import Verdict, number_name, percent, span_text
-from ..reports.document import (
-    Block,
-    Document,
-    Paragraph,
-    Picture,
-    Section,
-    Table,
-    Verdicts,
-    figure_picture,
-    render_html,
-    render_markdown,
-    write_text,
-)
+from ..reports import document as page
+from ..reports.document import Block, Document, Paragraph, Picture, Section, Table, Verdicts, figure_picture
 from ..reports.figures import cohort_chart
 from ..reports.latex import latex_table
 from ..reports.parts import NONE, synthetic_badge
 from .figures import curves_figure, pareto_front, study_trade_off_figure
 from .numbers import SCANS, Row, columns_of, number_keys
-from .quoted import quoted_paper
 from .record import StudyRun, status_text
 from .results import Results, read_cells, read_history
 from .selection import expected_best
-from .summary import StudyTables, fair_gap, study_tables
+from .summary import StudyTables, fair_gap, quoted_paper, study_tables
 
-# The standard deviations of P between runs that were measured with the paper's recipe.
-SEEN_SPREAD = (0.020, 0.036)
+SEEN_SPREAD = (0.020, 0.036)  # standard deviations of P between runs that were measured with the paper's recipe
 
 
 def optimism_text(tables: StudyTables) -> str:
@@ -74,20 +58,14 @@ def optimism_text(tables: StudyTables) -> str:
 
 
 def table_notes(tables: StudyTables, alone: bool = True) -> tuple[str, ...]:
-    """What a reader of Table 1 must know.
-
-    Args:
-        alone: the table stands alone; on the page the verdicts and warnings stand above it already.
-    """
+    """What a reader of Table 1 must know; on the page the verdicts and warnings stand above it already."""
     study = tables.results.study
     notes = _interval_notes(tables)
     if alone:
         notes += [best.verdict.text for best in tables.best]
     label, gap = fair_gap(tables)
-    notes.append(
-        f"|gap| is never 0 on few scans: a perfectly fair model as good as {label} shows |gap| {gap:.3f} on average "
-        "on these scans."
-    )
+    fair = f"|gap| is never 0 on few scans: a perfectly fair model as good as {label} shows |gap| {gap:.3f} on average"
+    notes.append(f"{fair} on these scans.")
     notes += _lacking_notes(tables.results)
     if tables.quoted:
         paper = quoted_paper()
@@ -105,19 +83,16 @@ def _interval_notes(tables: StudyTables) -> list[str]:
     single = [row.label for row in tables.rows if row.over == SCANS]
     if any(run.fold is not None for run in study.runs):
         one = "repeat and seed" if repeated else "seed"
-        notes.append(
-            f"The judged scans of all folds of one {one} are one table, over which P and the gap are computed."
-        )
+        text = f"The judged scans of all folds of one {one} are one table"
+        notes.append(f"{text}, over which P and the gap are computed.")
     if len(single) < len(tables.rows):
         text = f"Values are means over seeds{' and repeats' if repeated else ''} with {confidence} t intervals"
         text += ": they speak of other seeds, not of other scans."
         notes.append(text + (" Repeats share scans, so that theirs are too narrow." if repeated else ""))
     if single:
         which = f"{', '.join(single)}: only" if len(single) < len(tables.rows) else "Every configuration has"
-        notes.append(
-            f"{which} one seed; the {confidence} interval is the audit's, over scans, and nothing is known about other "
-            "seeds."
-        )
+        text = f"{which} one seed; the {confidence} interval is the audit's, over scans"
+        notes.append(f"{text}, and nothing is known about other seeds.")
     return notes
 
 
@@ -144,8 +119,7 @@ def _stacked(found: Estimate, number: str) -> str:
 
 
 def _caption(tables: StudyTables, text: str) -> str:
-    kind = "SYNTHETIC scans (phantoms). " if tables.results.synthetic else ""
-    return f"{kind}{text}"
+    return f"{'SYNTHETIC scans (phantoms). ' if tables.results.synthetic else ''}{text}"
 
 
 def table_1(tables: StudyTables) -> Table:
@@ -157,29 +131,22 @@ def table_1(tables: StudyTables) -> Table:
     names = {key: number_name(key, groups) for key in keys}
     quoted = [key for key in keys if any(key in row for row in tables.quoted.values())]
     # A page has room for two columns: the F1 of the groups, and the numbers made of them.
-    parts = [
-        part for part in ([k for k in quoted if k.startswith("f1_")], [k for k in quoted if k[:3] != "f1_"]) if part
-    ]
-    strong = set()
-    rows = []
+    of_groups = [key for key in quoted if key.startswith("f1_")]
+    parts = [part for part in (of_groups, [key for key in quoted if key not in of_groups]) if part]
+    rows, strong = [], set()
     for index, row in enumerate(rows_shown):
         strong |= {(index, 1 + keys.index(b.number)) for b in tables.best if b.apart and b.label == row.label}
         seeds = str(row.replicates) if row.replicates == row.planned else f"{row.replicates} of {row.planned}"
         values = [_stacked(row.estimates[key], key) for key in keys]
-        beside = [_quoted_cell(tables.quoted.get(row.label, {}), part) for part in parts]
+        printed = {key: f"{value:{'+' * (key == 'gap')}.4f}" for key, value in tables.quoted.get(row.label, {}).items()}
+        beside = [",\n".join(printed.get(key, NONE) for key in part) if printed else NONE for part in parts]
         rows.append((row.label, *values, seeds, *([row.over] if mixed else []), *beside))
     seeds = "seeds" if results.study.repeats <= 1 else "seeds x repeats"
     columns = ("configuration", *names.values(), seeds, *(["interval over"] if mixed else []))
     columns += tuple(f"quoted {', '.join(names[key] for key in part)}" for part in parts)
-    text = (
-        f"Table 1. {results.study.name}: mean and {percent(tables.confidence)} interval, on {results.study.judged_on}"
-    )
+    text = f"Table 1. {results.study.name}: mean and {percent(tables.confidence)} interval"
+    text += f", on {results.study.judged_on}"
     return Table(_caption(tables, text), columns, tuple(rows), frozenset(strong))
-
-
-def _quoted_cell(row: Mapping[str, float], keys: Sequence[str]) -> str:
-    said = [f"{row[key]:{'+' if key == 'gap' else ''}.4f}" if key in row else NONE for key in keys]
-    return ",\n".join(said) if row else NONE
 
 
 def all_rows(tables: StudyTables) -> tuple[Row, ...]:
@@ -209,11 +176,8 @@ def table_2(tables: StudyTables) -> tuple[Table, tuple[str, ...]]:
     rows = []
     for line in found.to_dict("records"):
         difference = line["kind"] == "difference"
-        spans = [
-            span_text(Estimate(line[key], line[f"{key}_low"], line[f"{key}_high"]),
-                      difference or key == "gap").replace(" (", "\n(", 1)
-            for key in keys
-        ]  # fmt: skip
+        ends = {key: Estimate(line[key], line[f"{key}_low"], line[f"{key}_high"]) for key in keys}
+        spans = [_stacked(estimate, "gap" if difference else key) for key, estimate in ends.items()]
         p = [f"{line[f'p_{key}']:.3g}" if difference else NONE for key in TESTED] if "p_score" in found else []
         device = line["device"].replace(" minus ", "\nminus ") if difference else line["device"]
         rows.append((line["configuration"], device, str(line["seeds"]), *spans, *p))
@@ -236,7 +200,6 @@ def table_2(tables: StudyTables) -> tuple[Table, tuple[str, ...]]:
 
 
 def quoted_table_2() -> Table:
-    """The paper's printed Table 2."""
     paper = quoted_paper()
     keys = ("f1_male", "f1_female", "score", "abs_gap")
     rows = tuple(
@@ -266,20 +229,16 @@ def selection_tables(tables: StudyTables) -> tuple[Block, ...]:
         text += f" {selection.lacking} more cannot be made yet: a run is missing." if selection.lacking else ""
         if selection.row is not None:
             said = [f"{names[key]} {span_text(selection.row.estimates[key], key == 'gap')}" for key in keys]
-            text += f" On {study.judged_on}: {', '.join(said)}, {percent(tables.confidence)} interval over "
-            text += f"{selection.row.over}."
+            text += f" On {study.judged_on}: {', '.join(said)}, "
+            text += f"{percent(tables.confidence)} interval over {selection.row.over}."
             text += " The same scans chose, so this is optimistic." if study.optimistic else ""
         where = [name for name in ("repeat", "fold", "device") if selection.choices[name].nunique() > 1]
         rows = tuple(
-            (
-                f"seed {choice['seed']}",
-                *(str(choice[name]) for name in where),
-                f"{choice['alpha']:g}",
-                f"{choice['score_choosing']:.3f}",
-                *(NONE if np.isnan(choice[key]) else f"{choice[key]:{'+' if key == 'gap' else ''}.3f}" for key in keys),
-            )
+            (f"seed {choice['seed']}", *(str(choice[name]) for name in where), f"{choice['alpha']:g}",
+             f"{choice['score_choosing']:.3f}",
+             *(NONE if np.isnan(choice[key]) else f"{choice[key]:{'+' if key == 'gap' else ''}.3f}" for key in keys))
             for choice in selection.choices.to_dict("records")
-        )
+        )  # fmt: skip
         columns = ("", *where, "chosen alpha", "P where chosen", *(f"{names[key]} where judged" for key in keys))
         caption = _caption(tables, f"{selection.name}: the alpha of the highest P on the choosing scans")
         blocks += [Paragraph(text), Table(caption, columns, rows)]
@@ -287,9 +246,8 @@ def selection_tables(tables: StudyTables) -> tuple[Block, ...]:
 
 
 def selection_frame(tables: StudyTables) -> pd.DataFrame:
-    """The choices for machines."""
-    parts = [selection.choices.assign(configuration=selection.name) for selection in tables.selections]
-    parts = [part for part in parts if not part.empty]
+    chosen = [selection.choices.assign(configuration=selection.name) for selection in tables.selections]
+    parts = [part for part in chosen if not part.empty]
     found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["configuration", "alpha"])
     found = found[["configuration", *(column for column in found if column != "configuration")]]
     return found.assign(synthetic="yes") if tables.results.synthetic else found
@@ -298,19 +256,19 @@ def selection_frame(tables: StudyTables) -> pd.DataFrame:
 def study_document(tables: StudyTables) -> Document:
     """Everything on one page: warnings first, then what can be said, tables, figures, and how they were made."""
     results, study = tables.results, tables.results.study
-    first_table, (devices, device_notes) = table_1(tables), table_2(tables)
-    warnings = [*study.warnings, *results.problems]
-    warnings += [optimism_text(tables)] if study.optimistic else []
+    devices, device_notes = table_2(tables)
     unfinished = [run for run in study.runs if run.status != "finished"]
+    warnings = [*study.warnings, *results.problems, *([optimism_text(tables)] if study.optimistic else [])]
     warnings += [f"{status_text(study)}: the tables are of the finished ones."] if unfinished else []
     sections = [Section("Warnings", (Verdicts(tuple(Verdict("note", text) for text in warnings)),))] if warnings else []
     if tables.best:
         sections.append(Section("What can be said", (Verdicts(tuple(best.verdict for best in tables.best)),)))
-    sections.append(
-        Section("Table 1: configurations", (first_table, *map(Paragraph, table_notes(tables, alone=False))))
-    )
-    sections.append(Section("Figure 3: P against the gap", (trade_off_picture(tables),)))
-    sections.append(Section("Selection of alpha", selection_tables(tables)))
+    below = map(Paragraph, table_notes(tables, alone=False))
+    sections += [
+        Section("Table 1: configurations", (table_1(tables), *below)),
+        Section("Figure 3: P against the gap", (trade_off_picture(tables),)),
+        Section("Selection of alpha", selection_tables(tables)),
+    ]
     several = tables.devices["device"].nunique() > 1  # on one device Table 2 would repeat Table 1
     blocks: tuple[Block, ...] = (*((devices,) if several else ()), *map(Paragraph, device_notes))
     sections.append(Section("Table 2: devices", (*blocks, quoted_table_2()) if tables.quoted else blocks))
@@ -335,28 +293,23 @@ def study_facts(results: Results) -> tuple[tuple[str, str], ...]:
     protocol = {"given": "the cohort's own splits", "nested": "nested folds", "final": "held-out split"}[study.protocol]
     protocol += f", {study.folds} folds" if study.folds > 1 else ""
     protocol += f" x {study.repeats} repeats" if study.repeats > 1 else ""
-    judged = len(results.judged.known().label)
     return (
-        ("Protocol", protocol),
-        ("Chosen on", study.chosen_on),
-        ("Judged on", study.judged_on),
-        ("Runs", status_text(study)),
-        ("Seeds", ", ".join(map(str, dict.fromkeys(run.seed for run in study.runs)))),
-        ("Devices", ", ".join(results.devices)),
-        ("Scans that judge", f"{judged:,}"),
+        ("Protocol", protocol), ("Chosen on", study.chosen_on), ("Judged on", study.judged_on),
+        ("Runs", status_text(study)), ("Seeds", ", ".join(map(str, dict.fromkeys(run.seed for run in study.runs)))),
+        ("Devices", ", ".join(results.devices)), ("Scans that judge", f"{len(results.judged.known().label):,}"),
         ("Classes", ", ".join(table.class_names)),
         ("Groups", f"{', '.join(table.group_names)} (by {', '.join(table.group_by)})"),
-    )
+    )  # fmt: skip
 
 
 def _unfinished_table(runs: Sequence[StudyRun]) -> Table:
-    rows = [
+    rows = tuple(
         (run.id, run.label, str(run.seed), NONE if run.fold is None else str(run.fold), run.status,
          " ".join(run.reason.split()) or NONE)
         for run in runs
-    ]  # fmt: skip
+    )  # fmt: skip
     columns = ("run", "configuration", "seed", "fold", "status", "reason")
-    return Table("Failed, unfinished and pending runs", columns, tuple(rows))
+    return Table("Failed, unfinished and pending runs", columns, rows)
 
 
 def _method(tables: StudyTables, left_out: Sequence[str]) -> list[str]:
@@ -376,14 +329,12 @@ def _method(tables: StudyTables, left_out: Sequence[str]) -> list[str]:
 
 
 def trade_off_picture(tables: StudyTables) -> Picture:
-    """Figure 3."""
     front = pareto_front(*([row.estimates[key].value for row in tables.rows] for key in TESTED))
     spans = [[span_text(row.estimates[key]) for key in TESTED] for row in tables.rows]
     said = [f"{row.label}: P {p}, |gap| {gap}" for row, (p, gap) in zip(tables.rows, spans, strict=True)]
     names = ", ".join(tables.rows[index].label for index in front)
-    figure = study_trade_off_figure(
-        [(row.label, row.estimates, row.values) for row in tables.rows], synthetic=tables.results.synthetic
-    )
+    drawn = [(row.label, row.estimates, row.values) for row in tables.rows]
+    figure = study_trade_off_figure(drawn, synthetic=tables.results.synthetic)
     caption = (
         f"Means with their {percent(tables.confidence)} intervals as crosses, seeds as faint points. Up and to the "
         f"left is better. Dashed: the Pareto front of the means ({names}); it says nothing of the noise."
@@ -426,20 +377,15 @@ def curves_picture(tables: StudyTables) -> Picture | None:
 
 @dataclass(frozen=True)
 class Written:
-    """What was written, and what it says."""
-
     paths: tuple[Path, ...]
     table: Table
     verdicts: tuple[Verdict, ...]
 
 
 def write_tables(
-    folders: Sequence[str | Path],
-    output: str | Path | None = None,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
+    folders: Sequence[str | Path], output: str | Path | None = None, confidence: float = 0.95, resamples: int = 10_000,
     seed: int = 0,
-) -> Written:
+) -> Written:  # fmt: skip
     """Write the tables, the figures and the page of a study.
 
     Args:
@@ -453,17 +399,15 @@ def write_tables(
     folder = Path(folders[0], "tables") if output is None else Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     document = study_document(tables)
-    texts: dict[str, str] = {"index.html": render_html(document), "tables.md": render_markdown(document, ".")}
+    texts: dict[str, str] = {"index.html": page.render_html(document), "tables.md": page.render_markdown(document, ".")}
     first, (second, device_notes) = table_1(tables), table_2(tables)
 
     def alone(title: str, *blocks: Block) -> str:
         facts, badge = study_facts(tables.results), synthetic_badge(tables.results.synthetic)
-        return render_markdown(Document(tables.results.study.name, facts, (Section(title, blocks),), *badge), ".")
+        return page.render_markdown(Document(tables.results.study.name, facts, (Section(title, blocks),), *badge), ".")
 
-    for name, title, table, notes in (
-        ("table1", "Configurations", first, table_notes(tables)),
-        ("table2", "Devices", second, device_notes),
-    ):
+    both = ("table1", "Configurations", first, table_notes(tables)), ("table2", "Devices", second, device_notes)
+    for name, title, table, notes in both:
         texts[f"{name}.md"] = alone(title, table, *map(Paragraph, notes))
         texts[f"{name}.tex"] = latex_table(table, f"tab:{name}", notes)
     texts["selection.md"] = alone("Selection of alpha", *selection_tables(tables))
@@ -472,7 +416,7 @@ def write_tables(
     texts["table2.csv"] = tables.devices.assign(**synthetic).to_csv(index=False)
     texts["selection.csv"] = selection_frame(tables).to_csv(index=False)
     for name, text in texts.items():
-        write_text(folder / name, text)
+        page.write_text(folder / name, text)
     for picture in document.pictures():
         (folder / f"{picture.name}.png").write_bytes(picture.png)
         (folder / f"{picture.name}.svg").write_bytes(picture.svg or b"")

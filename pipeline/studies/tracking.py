@@ -13,9 +13,6 @@ from .plan import StudyPlan
 logger = logging.getLogger(__name__)
 
 
-EXPERIMENT = "fair-lung-ct"
-
-
 def open_study_run(study: StudyPlan, folder: StudyFolder) -> None:
     """Make the study's run, or open it again when the study goes on, and nest the runs to come under it."""
     uri = study.settings.get("tracking_uri")
@@ -25,7 +22,7 @@ def open_study_run(study: StudyPlan, folder: StudyFolder) -> None:
         import mlflow
 
         uri = store.absolute(uri or mlflow.get_tracking_uri())
-        client, experiment = store.connect(uri, str(study.settings.get("experiment", EXPERIMENT)))
+        client, experiment = store.connect(uri, str(study.settings.get("experiment", "fair-lung-ct")))
         known = store.living_run(client, folder.parent_run)
         # A run elsewhere could choose another store, so run.json names it, unless its address holds a login.
         told = uri if text.without_login(uri) == uri else None
@@ -36,11 +33,8 @@ def open_study_run(study: StudyPlan, folder: StudyFolder) -> None:
         tags = {"fairlung.kind": "study", "study": study.name}
         tags |= {"fairlung.synthetic": "true"} if folder.synthetic else {}
         run = client.create_run(experiment, run_name=f"study {study.name}", tags=tags)
-        facts: dict[str, object] = {
-            "protocol": study.protocol,
-            "seeds": list(study.seeds),
-            "overlays": list(study.overlays),
-        }
+        facts: dict[str, object] = {"protocol": study.protocol}
+        facts |= {"seeds": list(study.seeds), "overlays": list(study.overlays)}
         facts |= {"folds": study.folds, "repeats": study.repeats} if study.protocol == "nested" else {}
         for name, value in facts.items():
             client.log_param(run.info.run_id, name, value)

@@ -24,9 +24,7 @@ from ..common.files import write_json
 from ..common.run_folder import is_complete
 from .record import PlannedRun, read_record
 
-DONE = "done.json"
-FAILED = "failed.json"
-LOG = "log.txt"
+DONE, FAILED, LOG = "done.json", "failed.json", "log.txt"
 
 
 def main(path: str) -> int:
@@ -83,8 +81,7 @@ def _end_with_parent() -> None:
     """The other end of standard input closes when the process that started this one ends, however it ends."""
 
     def watch() -> None:
-        # sys.stdin would hold its lock while it waits, and forked loader processes would never get it
-        while os.read(0, 1):
+        while os.read(0, 1):  # sys.stdin would hold its lock while it waits, which forked loader processes need
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 

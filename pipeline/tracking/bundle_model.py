@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).with_name("pyfunc_model.py")
 CONFIGS = ("inference.yaml", "train.yaml", "metadata.json")
-MODEL_NAME = "classifier"  # of the logged model; the registered model's name is the user's
 EXAMPLE = {"scan": ["scans/new-0001"]}  # a folder of slices or DICOM files, or a file; nothing is there
 # what inference imports; a model asks for the versions that it was made with
 REQUIREMENTS = (
@@ -41,36 +40,29 @@ def signature(class_names: Iterable[str]) -> ModelSignature:
     outputs = [ColSpec("string", "scan"), ColSpec("string", "prediction", required=False)]
     outputs += [ColSpec("double", f"prob_{name}", required=False) for name in class_names]
     outputs += [ColSpec("string", name) for name in ("status", "reason", "warnings")]
-    return ModelSignature(
-        inputs=Schema([ColSpec("string", "scan")]),
-        outputs=Schema(outputs),
-        params=ParamSchema([ParamSpec("batch_size", "integer", 0)]),
-    )
+    params = ParamSchema([ParamSpec("batch_size", "integer", 0)])
+    return ModelSignature(inputs=Schema([ColSpec("string", "scan")]), outputs=Schema(outputs), params=params)
 
 
 def pip_requirements() -> list[str]:
     """The installed versions of what inference needs; of local builds (2.15.0+cpu) the public version.
 
-    fairlung is not among them: no package index has it, and an installer would take whatever goes by that name. The
-    model carries its source.
+    fairlung is not among them: no package index has it, so the model carries its source.
     """
     return [f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS]
 
 
 def log_bundle_model(
-    client: MlflowClient, run_id: str, checkpoint: str | Path, bundle_root: str | Path, name: str = MODEL_NAME
+    client: MlflowClient, run_id: str, checkpoint: str | Path, bundle_root: str | Path, name: str = "classifier"
 ) -> str:
-    """Log a checkpoint as a model of an MLflow run; nothing in it names this machine.
+    """Log a checkpoint as a model of an MLflow run; returns its id, which ``models:/<id>`` loads.
+
+    Nothing in the model names this machine.
 
     Args:
-        client: of the store that has the run.
         run_id: run that the model belongs to; it may be finished.
         checkpoint: file written by train.yaml.
         bundle_root: folder of the bundle whose configs the model takes along.
-        name: of the logged model.
-
-    Returns:
-        The model's id; ``models:/<id>`` loads it.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*Any type hint", UserWarning)  # MLflow, at import, about its own classes
@@ -82,9 +74,8 @@ def log_bundle_model(
     settings = model_settings(checkpoint, Path(bundle_root, "configs", "train.yaml"))
     class_names, network = settings["class_names"], settings[NETWORK]
     if network != INFERENCE_NETWORK:
-        raise RegistryError(
-            f"{checkpoint} holds a {network}; a model runs inference.yaml, which has {INFERENCE_NETWORK}"
-        )
+        runs = f"a model runs inference.yaml, which has {INFERENCE_NETWORK}"
+        raise RegistryError(f"{checkpoint} holds a {network}; {runs}")
     # MLflow's log_model would write local paths into the model, and set the process's store: this does it in steps
     experiment_id = client.get_run(run_id).info.experiment_id
     tags = {"fairlung.version": __version__}
@@ -96,17 +87,13 @@ def log_bundle_model(
             uri = f"models:/{logged.model_id}"
             model = Model(artifact_path=uri, run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id)
             path = Path(folder, "model")
+            # MLflow compares the names in a way that pandas deprecates for its own kind of strings
+            example = pd.DataFrame(EXAMPLE, dtype=object, columns=pd.Index([*EXAMPLE], dtype=object))
             mlflow.pyfunc.save_model(
-                str(path),
-                python_model=str(SCRIPT),
-                artifacts={key: str(value) for key, value in artifacts.items()},
-                signature=signature(class_names),
-                # MLflow compares the names in a way that pandas deprecates for its own kind of strings
-                input_example=pd.DataFrame(EXAMPLE, dtype=object, columns=pd.Index([*EXAMPLE], dtype=object)),
-                pip_requirements=pip_requirements(),
-                model_config={"fairlung_version": __version__},
-                mlflow_model=model,
-            )
+                str(path), python_model=str(SCRIPT), signature=signature(class_names), input_example=example,
+                artifacts={key: str(value) for key, value in artifacts.items()}, mlflow_model=model,
+                pip_requirements=pip_requirements(), model_config={"fairlung_version": __version__},
+            )  # fmt: skip
             flavor = model.flavors["python_function"]
             flavor["model_code_path"] = SCRIPT.name
             for saved in flavor["artifacts"].values():

@@ -31,24 +31,13 @@ class RegistryError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Judgement:
-    """How well and how fairly a version did, and on what.
+    """How well and how fairly a version did, and on what."""
 
-    Args:
-        score: P.
-        gap: signed with two groups, else |gap|.
-        split: of the cohort.
-        scans_digest: digest of the judged scans with their labels and groups.
-        gap_low: lower end of the gap's interval; None without interval, as are ``gap_high`` and ``confidence``.
-        gap_high: upper end.
-        confidence: of the interval.
-        synthetic: whether the scans are phantoms.
-    """
-
-    score: float
-    gap: float
+    score: float  # P
+    gap: float  # signed with two groups, else |gap|
     split: str
-    scans_digest: str
-    gap_low: float | None = None
+    scans_digest: str  # of the judged scans with their labels and groups
+    gap_low: float | None = None  # lower end of the gap's interval; None without one
     gap_high: float | None = None
     confidence: float | None = None
     synthetic: bool = False
@@ -63,8 +52,8 @@ class Judgement:
     def tags(self) -> dict[str, str]:
         """As tags of a model version; what is unknown has none."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-        return {f"fairlung.{name}": plain[name] for name, value in values.items() if value is not None}
+        known = {name: value for name, value in values.items() if value is not None}
+        return {f"fairlung.{name}": v if isinstance(v, str) else json.dumps(v) for name, v in known.items()}
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Judgement | None:
@@ -79,11 +68,7 @@ class Judgement:
 
 
 def read_judgement(evaluation_dir: str | Path) -> Judgement:
-    """The judgement in an evaluation's folder: metrics.json, predictions.csv, and audit.json for the interval.
-
-    Raises:
-        RegistryError: there is no evaluation.
-    """
+    """The judgement in an evaluation's folder; RegistryError where there is none."""
     folder = Path(evaluation_dir)
     try:
         result = json.loads((folder / run_folder.METRICS).read_text())
@@ -94,30 +79,22 @@ def read_judgement(evaluation_dir: str | Path) -> Judgement:
     interval: dict[str, float] = {}
     if (folder / run_folder.AUDIT).is_file():
         audit = read_record(Audit, folder / run_folder.AUDIT)
-        gap = audit.overall.gap or audit.overall.abs_gap
-        interval = {"gap_low": gap.low, "gap_high": gap.high, "confidence": audit.settings.confidence}
+        ends = audit.overall.gap or audit.overall.abs_gap
+        interval = {"gap_low": ends.low, "gap_high": ends.high, "confidence": audit.settings.confidence}
     # the columns that say which scans were judged, in the order of PredictionWriter: scan, label, group
     judged = sorted(table.iloc[:, : table.columns.get_loc("prediction")].values.tolist())
-    return Judgement(
-        score=metrics["score"],
-        gap=metrics["gap"] if "gap" in metrics else metrics["abs_gap"],
-        split=result["split"],
-        scans_digest=hashlib.sha256(json.dumps(judged).encode()).hexdigest(),
-        synthetic=bool(result["synthetic"]),
-        **interval,
-    )
+    digest = hashlib.sha256(json.dumps(judged).encode()).hexdigest()
+    gap = metrics["gap"] if "gap" in metrics else metrics["abs_gap"]
+    synthetic = bool(result["synthetic"])
+    return Judgement(metrics["score"], gap, result["split"], digest, synthetic=synthetic, **interval)
 
 
 class Candidate(NamedTuple):
-    """A version of a registered model and its judgement."""
-
     version: int
     judgement: Judgement
 
 
 class Decision(NamedTuple):
-    """Whether a version becomes the champion, and why."""
-
     champion: bool
     reason: str
 
@@ -149,13 +126,11 @@ def challenge(holder: Judgement, challenger: Judgement) -> Decision:
 def champion(candidates: Iterable[Candidate]) -> int | None:
     """The version that holds the alias after all candidates came in order of their versions; None of none.
 
-    :data:`RULE` in one sentence: best P whose gap interval is not worse. The first with a number for P is the first
-    champion; each later one may :func:`challenge` it.
+    The first with a number for P is the first champion; each later one may :func:`challenge` it.
     """
     holder: Candidate | None = None
     for candidate in sorted(candidates, key=lambda candidate: candidate.version):
-        if holder is None:
-            holder = candidate if math.isfinite(candidate.judgement.score) else None
-        elif challenge(holder.judgement, candidate.judgement).champion:
+        judged = candidate.judgement
+        if math.isfinite(judged.score) if holder is None else challenge(holder.judgement, judged).champion:
             holder = candidate
     return None if holder is None else holder.version

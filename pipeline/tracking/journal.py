@@ -2,10 +2,9 @@
 
 A journal is a folder ``<output_dir>/mlflow_pending/<id>`` with ``journal.jsonl`` and copies of files. Its lines are
 entries (create, params, metrics, dataset, text, file, tags, end) numbered by ``n``, and marks: which entries were sent,
-where files were copied, which MLflow run it is. Sending an entry twice changes nothing in MLflow, and the run carries
-the journal's id as a tag, so a mark that was lost makes no duplicate. The folder is removed once all is sent.
-
-It holds what MLflow would have got: no password, and of the patients no more than the artifacts show.
+where files were copied, which MLflow run it is. An entry that is sent twice changes nothing in MLflow, and the run has
+the journal's id as a tag, so a lost mark makes no duplicate. The folder is removed once all is sent. It holds what
+MLflow would have got: no password, and of the patients no more than the artifacts show.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's limits on one 
 
 
 class Lines:
-    """Appends lines of JSON to a journal. Nothing here raises on a full disk: :attr:`problem` says what is wrong, and
-    what could not be written is tried again with the next line.
+    """Appends lines of JSON to a journal. A full disk raises nothing: :attr:`problem` says what is wrong, and the next
+    line tries again to write what is missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,25 +51,16 @@ class Lines:
             self.problem = None
 
     def sent(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Note that entries were sent."""
         self.write({"sent": [entry["n"] for entry in entries]})
-
-    def is_run(self, run_id: str) -> None:
-        """Note which MLflow run this is."""
-        self.write({"run_id": run_id})
 
 
 class Journal(Lines):
-    """The journal of a run that is going on; locked as long as its process lives.
-
-    Attributes:
-        unsent: entries that are still to be sent.
-    """
+    """The journal of a run that is going on; locked as long as its process lives."""
 
     def __init__(self, output_dir: str | Path, uid: str) -> None:
         super().__init__(Path(output_dir) / PENDING / uid)
         self.uid = uid
-        self.unsent: list[dict[str, Any]] = []
+        self.unsent: list[dict[str, Any]] = []  # entries
         self._count = 0
         self._lock = FileLock(self.folder / "lock", thread_local=False)
         with suppress(OSError, Timeout):
@@ -78,7 +68,6 @@ class Journal(Lines):
             self._lock.acquire(blocking=False)
 
     def add(self, op: str, **content: Any) -> dict[str, Any]:
-        """Write an entry that is to be sent."""
         entry = {"n": self._count, "op": op, "time": int(time.time() * 1000), **content}
         self._count += 1
         self.unsent.append(entry)
@@ -178,7 +167,13 @@ def send(client: Any, run_id: str, entries: Sequence[Mapping[str, Any]], folder:
     elif op == "text":
         client.log_text(run_id, entry["text"], entry["name"])
     elif op == "file":
-        _send_file(client, run_id, entry, folder)
+        path = Path(entry["source"])
+        if entry.get("copied"):
+            path = folder / str(entry["n"]) / path.name
+        elif not path.is_file() or stamp(path) != {name: entry[name] for name in ("size", "mtime_ns")}:
+            raise FileNotFoundError(f"{path} is gone or has changed")
+        with impatient(MLFLOW_HTTP_REQUEST_TIMEOUT=UPLOAD_TIMEOUT):
+            client.log_artifact(run_id, str(path), entry["folder"])
     elif op == "end":
         client.set_terminated(run_id, entry["status"], entry["time"])
     else:
@@ -189,16 +184,6 @@ def stamp(path: Path) -> dict[str, int]:
     """By which a file is known to be unchanged."""
     info = path.stat()
     return {"size": info.st_size, "mtime_ns": info.st_mtime_ns}
-
-
-def _send_file(client: Any, run_id: str, entry: Mapping[str, Any], folder: Path) -> None:
-    path = Path(entry["source"])
-    if entry.get("copied"):
-        path = folder / str(entry["n"]) / path.name
-    elif not path.is_file() or stamp(path) != {name: entry[name] for name in ("size", "mtime_ns")}:
-        raise FileNotFoundError(f"{path} is gone or has changed")
-    with impatient(MLFLOW_HTTP_REQUEST_TIMEOUT=UPLOAD_TIMEOUT):
-        client.log_artifact(run_id, str(path), entry["folder"])
 
 
 def batches(entries: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -215,6 +200,5 @@ def is_refusal(client: Any, run_id: str, error: BaseException) -> bool:
     """Whether MLflow takes entries of this run but not this one; sending it again would not help."""
     if isinstance(error, FileNotFoundError):
         return True
-    if getattr(error, "error_code", "") not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
-        return False
-    return living_run(client, run_id) is not None
+    refused = getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+    return refused and living_run(client, run_id) is not None

@@ -1,14 +1,16 @@
-"""Names and values as MLflow takes them, and as a person may read them: short, plain, without logins."""
+"""Names, values and notes as MLflow takes them, and as a person may read them: short, plain, without logins."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..common.text import without_login
 from ..data.cohort_checks import SPLITS
+from ..evaluation.wording import number_name
 from .store import TrackingError
 
 MAX_PARAM_LENGTH = 6000  # MLflow's limit
@@ -18,7 +20,7 @@ def with_grouped_names(metrics: Mapping[str, float], group_names: Sequence[str])
     """The same metrics, the headline ones under a second name too, that MLflow's page groups by: ``val/gap``.
 
     ``val_score`` gives ``val/score``, ``best_val_score`` ``val/best_score``, ``train_loss`` ``train/loss`` and ``lr``
-    ``train/lr``; so do gap, abs_gap, f1_macro and f1_<group> of every split. F1 of single classes is not repeated.
+    ``train/lr``; so do gap, abs_gap, f1_macro and f1_<group> of every split.
     """
     headline = ["score", "gap", "abs_gap", "f1_macro", *(f"f1_{group}" for group in group_names)]
     grouped = {"train_loss": "train/loss", "lr": "train/lr"}
@@ -40,9 +42,9 @@ def refuse_shared_names(names: Sequence[str]) -> None:
     for name in names:
         other = called.setdefault(metric_name(name), name)
         if other != name:
+            both = f"{other!r} and {name!r} would both be {metric_name(name)!r} in MLflow"
             raise TrackingError(
-                f"{other!r} and {name!r} would both be {metric_name(name)!r} in MLflow, which takes letters, digits "
-                "and _-. :/ only; rename one, or track nothing (--tracking_uri '')"
+                f"{both}, which takes letters, digits and _-. :/ only; rename one, or track nothing (--tracking_uri '')"
             )
 
 
@@ -54,7 +56,6 @@ def short(error: Exception) -> str:
 
 
 def param(value: Any) -> str:
-    """A setting as a parameter of MLflow."""
     value = loggable(value)
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= MAX_PARAM_LENGTH else text[: MAX_PARAM_LENGTH - 3] + "..."
@@ -69,3 +70,36 @@ def loggable(value: Any) -> Any:
     if isinstance(value, Sequence):
         return [loggable(item) for item in value]
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
+
+
+def note_markdown(result: Mapping[str, Any]) -> str:
+    """An evaluation as the Markdown of an MLflow description: verdicts, headline, F1 of each class and group.
+
+    Args:
+        result: what :func:`~.write_evaluation` returns. Optionally ``audit``, of :func:`~.write_audit`; ``epoch``
+        of the
+            checkpoint; ``about``, a line on the run.
+    """
+    scores, classes, groups = result["metrics"], result["class_names"], result["group_names"]
+    lines = [f"- {verdict.text}" for verdict in result["audit"].verdicts] if result.get("audit") else []
+    lines += [""] if lines else []
+    lines += [result["about"], ""] if result.get("about") else []
+    keys = ("score", "gap", "abs_gap", *(f"f1_{group}" for group in groups), "f1_macro")
+    columns = {number_name(key, groups): f"{scores[key]:{'+' * (key == 'gap')}.4f}" for key in keys if key in scores}
+    lines += _table([*columns], [[*columns.values()]])
+    supports = [[sum(row) for row in matrix] for matrix in result["confusion"]]
+    cells = [
+        [name, *(f"{scores[f'f1_{group}_{name}']:.4f} (n={supports[g][c]})" for g, group in enumerate(groups))]
+        for c, name in enumerate(classes)
+    ]
+    lines += ["", *_table(["F1 of class", *groups], cells), ""]
+    epoch = "" if result.get("epoch") is None else f" of epoch {result['epoch']}"
+    lines.append(f"Split {result['split']}, checkpoint {Path(result['checkpoint']).name}{epoch}.")
+    if result["synthetic"]:
+        lines.append("The scans are **SYNTHETIC** (phantoms): nothing here is about patients.")
+    return "\n".join(lines)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    first, *others = [[cell.replace("|", "\\|") for cell in row] for row in (headings, *rows)]
+    return [f"| {' | '.join(row)} |" for row in (first, ["---"] * len(first), *others)]

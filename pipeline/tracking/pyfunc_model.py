@@ -1,7 +1,7 @@
 """The script inside a logged model: MLflow runs it at load (models from code), so no object of ours is pickled.
 
-Nothing imports this module; :mod:`~.tracking.bundle_model` hands its path to MLflow. Beside it, a model carries the
-checkpoint, the bundle's configs, and the source of the fairlung that made it, of which it uses :class:`~.Classifier`.
+Nothing imports it; :mod:`~.tracking.bundle_model` hands its path to MLflow. Beside it, a model carries the checkpoint,
+the bundle's configs, and the source of the fairlung that made it, of which it uses :class:`~.Classifier`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,10 @@ class ScanClassifier(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """A row a scan, as :class:`~.Classifier` has it.
+        """A row a scan, as :class:`~.Classifier` has it; ``model_input`` has the column ``scan``, a path on this
+        machine.
 
-        Args:
-            context: not used.
-            model_input: table with the column ``scan``, the path of a scan on the machine that predicts.
-            params: ``batch_size`` in place of inference.yaml's, which MLflow's default of 0 leaves.
+        ``batch_size`` among ``params`` replaces inference.yaml's, which MLflow's default of 0 leaves.
         """
         batch_size = int((params or {}).get("batch_size", 0))
         table = self.classifier.predict(model_input["scan"].tolist(), batch_size).astype(object)
@@ -40,16 +38,10 @@ class ScanClassifier(PythonModel):
 
 
 def require_fairlung(made_by: str, source: str) -> None:
-    """See that there is a fairlung: the installed one or, where there is none, the source in the model.
-
-    The installed one comes first: two versions in one process would mix.
-
-    Args:
-        made_by: version that made the model.
-        source: folder with the package ``fairlung`` in the model.
+    """See that there is a fairlung: the installed one (two versions in one process would mix), else the model's source.
 
     Raises:
-        RuntimeError: the fairlung at hand is not of a compatible version, see :func:`compatible`.
+        RuntimeError: the fairlung at hand is not :func:`compatible` with the one that made the model.
     """
     try:
         installed = importlib.util.find_spec("fairlung.pipeline") is not None

@@ -1,14 +1,13 @@
 """Publishing a checkpoint as an MLflow model: logged, registered, and made champion by a stated rule.
 
-The model is plain files: :mod:`~.tracking.pyfunc_model` as its script, the checkpoint (weights and settings), the
-bundle's configs, and the source of this fairlung for machines that have none. mlflow is imported only when something is
-published.
+mlflow is imported only when something is published.
 """
 
 from __future__ import annotations
 
 import filecmp
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,20 +22,15 @@ from .champion import RULE, Candidate, Decision, Judgement, RegistryError, chall
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
 
     from .run import RunTracker
-import logging
 
 logger = logging.getLogger(__name__)
-
 
 CHAMPION = "champion"
 
 
 class Registered(NamedTuple):
-    """A new version of a registered model and what came of it."""
-
     name: str
     version: int
     decision: Decision
@@ -45,8 +39,7 @@ class Registered(NamedTuple):
 def register_model(client: MlflowClient, name: str, model_id: str, run_id: str, judgement: Judgement) -> Registered:
     """Register a logged model as a new version, and let it challenge the champion.
 
-    The alias moves by :data:`RULE`, which is also the registered model's description. One that a person moved by hand
-    is respected: the new version challenges whichever version holds it.
+    The alias moves by :data:`RULE`, also where a person moved it by hand to the version that holds it.
     """
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
@@ -63,9 +56,8 @@ def register_model(client: MlflowClient, name: str, model_id: str, run_id: str, 
     # without a server, MLflow would look for models:/ in the process's default store, which may be another
     server = client.tracking_uri.startswith("http")
     source = f"models:/{model_id}" if server else client.get_logged_model(model_id).artifact_location
-    created = client.create_model_version(
-        name, source, run_id=run_id, tags=tags, description=_description(judgement), model_id=model_id
-    )
+    about = {"tags": tags, "description": _description(judgement)}
+    created = client.create_model_version(name, source, run_id=run_id, model_id=model_id, **about)
     new = Candidate(int(created.version), judgement)
     decision = _decide(client, name, new)
     if decision.champion:
@@ -82,17 +74,13 @@ def _decide(client: MlflowClient, name: str, new: Candidate) -> Decision:
             return Decision(False, f"version {alias} holds the alias and has no judgement to compare with")
         decision = challenge(holder, new.judgement)
         return Decision(decision.champion, f"{decision.reason}; the champion was version {alias}")
-    others = [candidate for candidate in _candidates(client, name) if candidate.version != new.version]
+    quoted = name.replace("'", "''")
+    found = client.search_model_versions(f"name='{quoted}'")
+    judged = ((int(version.version), Judgement.from_tags(version.tags)) for version in found)
+    others = [Candidate(number, one) for number, one in judged if one is not None and number != new.version]
     if champion([*others, new]) != new.version:
         return Decision(False, "no version holds the alias, and this one would not win it from an earlier one")
     return Decision(True, "no version holds the alias")
-
-
-def _candidates(client: MlflowClient, name: str) -> list[Candidate]:
-    quoted = name.replace("'", "''")
-    found: list[ModelVersion] = list(client.search_model_versions(f"name='{quoted}'"))
-    judged = [(int(version.version), Judgement.from_tags(version.tags)) for version in found]
-    return [Candidate(number, judgement) for number, judgement in judged if judgement is not None]
 
 
 def _description(judgement: Judgement) -> str:
@@ -134,19 +122,13 @@ def register_evaluation(
 
 
 def register_output(
-    output_dir: str | Path,
-    name: str,
-    bundle_root: str | Path,
-    split: str = "test",
-    checkpoint: str | Path | None = None,
-    tracking_uri: str | None = None,
-) -> Registered:
+    output_dir: str | Path, name: str, bundle_root: str | Path, split: str = "test",
+    checkpoint: str | Path | None = None, tracking_uri: str | None = None,
+) -> Registered:  # fmt: skip
     """Log and register a checkpoint after its evaluation, in the run of its training.
 
     Args:
         output_dir: of the evaluation; the training may have another.
-        name: of the registered model.
-        bundle_root: folder of the bundle.
         split: whose evaluation judges the version.
         checkpoint: None takes the one that was evaluated.
         tracking_uri: None takes the one that the training noted.
@@ -159,7 +141,9 @@ def register_output(
 
     evaluation_dir = Path(output_dir, split, "evaluation")
     judgement = read_judgement(evaluation_dir)
-    judged = _judged_checkpoint(evaluation_dir, Path(output_dir))
+    named = Path(json.loads((evaluation_dir / run_folder.METRICS).read_text())["checkpoint"])
+    moved = Path(output_dir, "models", named.name)  # where the output folder was moved
+    judged = next((path for path in (named, moved) if path.is_file()), None)
     if checkpoint is None and judged is None:
         raise RegistryError(f"the checkpoint that {evaluation_dir} judged is gone; pass --checkpoint FILE")
     chosen = Path(checkpoint or judged or "")
@@ -169,13 +153,14 @@ def register_output(
     trainings = [training_dir(judged or chosen, Path(output_dir)), Path(output_dir)]
     training = next((folder for folder in trainings if folder is not None and (folder / RECORD).is_file()), None)
     if training is None:
-        raise RegistryError(
-            f"{trainings[0] or output_dir} names no MLflow run ({RECORD}): it was trained without tracking"
-        )
+        where = trainings[0] or output_dir
+        raise RegistryError(f"{where} names no MLflow run ({RECORD}): it was trained without tracking")
     record = json.loads((training / RECORD).read_text())
     if record["run_id"] is None:
         raise RegistryError(f"MLflow does not have the run yet; first: fairlung mlflow-sync {training}")
-    uri = tracking_uri or _store(record["tracking_uri"])
+    current = os.environ.get("MLFLOW_TRACKING_URI", "")  # the same address may have a login there
+    recorded = record["tracking_uri"]
+    uri = tracking_uri or (current if current and without_login(current) == recorded else recorded)
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not file.is_file():
         raise RegistryError(f"no MLflow store at {file} (from here); pass --tracking-uri")
@@ -186,15 +171,3 @@ def register_output(
         raise RegistryError(f"the store has no run {record['run_id']} ({error}); pass --tracking-uri") from error
     model_id = log_bundle_model(client, record["run_id"], chosen, bundle_root)
     return register_model(client, name, model_id, record["run_id"], judgement)
-
-
-def _judged_checkpoint(evaluation_dir: Path, output_dir: Path) -> Path | None:
-    """The checkpoint that an evaluation names, also where the output folder was moved; None when it is gone."""
-    named = Path(json.loads((evaluation_dir / run_folder.METRICS).read_text())["checkpoint"])
-    return next((path for path in (named, output_dir / "models" / named.name) if path.is_file()), None)
-
-
-def _store(recorded: str) -> str:
-    """The recorded address, with user and password from MLFLOW_TRACKING_URI when that is the same address."""
-    current = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return current if current and without_login(current) == recorded else recorded

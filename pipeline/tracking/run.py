@@ -1,9 +1,9 @@
 """MLflow runs that say everything about a training or an evaluation, and never merge, stay open or stop a training.
 
-MONAI's ``MLFlowHandler`` joins unfinished runs, leaves crashed ones RUNNING, and logs neither settings nor pictures;
-this speaks to MLflow's client instead. mlflow is imported only when a run is tracked. Whatever is said to MLflow is
-written down first (:mod:`~.tracking.journal`): when MLflow cannot be reached or its disk is full, the run goes on and
-``fairlung mlflow-sync OUTPUT_DIR`` sends it later.
+MONAI's ``MLFlowHandler`` joins unfinished runs, leaves crashed ones RUNNING, and logs neither settings nor pictures, so
+this speaks to MLflow's client. All is written down first (:mod:`~.tracking.journal`): when MLflow does not answer or
+its disk is full, the run goes on and ``fairlung mlflow-sync OUTPUT_DIR`` sends it later. mlflow is imported only when a
+run is tracked.
 """
 
 from __future__ import annotations
@@ -19,92 +19,66 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
+from torch.optim import Optimizer
 
 from ..common import run_folder
 from ..common.distributed import is_primary
 from ..common.names import TRAINING_SETTINGS
 from ..common.run_folder import EVALUATION_FILES, training_dir
 from ..common.text import device_name, without_login
+from ..data.cohort import Cohort
+from ..evaluation.records import Audit
 from . import store, sync
 from .journal import Journal, batches, is_refusal, send, stamp
-from .loggable import loggable, metric_name, param, refuse_shared_names, short, with_grouped_names
-from .note import note_markdown
+from .loggable import loggable, metric_name, note_markdown, param, refuse_shared_names, short, with_grouped_names
 from .store import TrackingError, impatient
 from .system_load import SystemMonitor
 
-if TYPE_CHECKING:
-    from ..data.cohort import Cohort
-    from ..evaluation.records import Audit
-
 logger = logging.getLogger(__name__)
-
 
 MAX_NOTE_LENGTH = 8000  # MLflow's limit
 
 
+@dataclass(eq=False, repr=False)
 class RunTracker:
-    """One MLflow run.
+    """One MLflow run. Its folder ``output_dir`` says in mlflow_run.json which run it belongs to."""
 
-    Args:
-        tracking_uri: where MLflow keeps runs; None takes MLflow's own choice (``MLFLOW_TRACKING_URI``, else a SQLite
-            store in the working directory); "" tracks nothing.
-        experiment: MLflow experiment, made when it does not exist.
-        run_name: readable name; a suffix makes it unique.
-        output_dir: the job's output folder; ``mlflow_run.json`` in it says which run it belongs to, and
-            ``mlflow_pending`` keeps what is not sent yet.
-        source_dir: a folder in the git checkout whose commit the run states.
-        kind: ``train`` or ``evaluate``, a tag. An evaluation is nested under the training of its checkpoint.
-        parent_run: id of the MLflow run to nest a training under, such as a study's.
-        tags: more tags.
-        system_metrics: log the load of CPU, memory, disk, network and GPU.
-        device: whose name the run states.
-    """
+    # where MLflow keeps runs; None takes MLflow's own choice (MLFLOW_TRACKING_URI, else a SQLite store in the working
+    # directory); "" tracks nothing
+    tracking_uri: str | None
+    experiment: str  # made when it does not exist
+    run_name: str  # a suffix makes it unique
+    output_dir: Path
+    source_dir: Path = Path()  # a folder in the git checkout whose commit the run states
+    kind: str = "train"  # or evaluate, a tag; an evaluation is nested under the training of its checkpoint
+    parent_run: str | None = None  # id of the MLflow run to nest a training under, such as a study's
+    tags: Mapping[str, Any] | None = None
+    system_metrics: bool = False  # log the load of CPU, memory, disk, network and GPU
+    device: str | torch.device = "cpu"  # whose name the run states
 
-    def __init__(
-        self,
-        tracking_uri: str | None,
-        experiment: str,
-        run_name: str,
-        output_dir: str | Path,
-        source_dir: str | Path = ".",
-        kind: str = "train",
-        parent_run: str | None = None,
-        tags: Mapping[str, Any] | None = None,
-        system_metrics: bool = False,
-        device: str | torch.device = "cpu",
-    ) -> None:
-        self.tracking_uri = tracking_uri
-        self.experiment = experiment
-        self.run_name = f"{run_name} {time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
-        self.output_dir = Path(output_dir)
-        self.source_dir = Path(source_dir)
-        self.kind = kind
-        self.parent_run = parent_run
-        self.tags = dict(tags or {})
-        self.system_metrics = system_metrics
-        self.device = torch.device(device)
+    def __post_init__(self) -> None:
+        self.run_name = f"{self.run_name} {time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+        self.output_dir, self.source_dir = Path(self.output_dir), Path(self.source_dir)
         self.run_id: str | None = None  # None too while a run has not reached MLflow
-        self._uri = ""
+        self._uri = self._experiment_id = self._about = ""
         self._client: Any = None  # None while MLflow is not reached
-        self._experiment_id = ""
         self._journal: Journal | None = None
         self._lock = threading.RLock()
         self._warned = self._warned_of_copy = False
         self._group_names: tuple[str, ...] = ()
-        self._about = ""
         self._metric_names: set[str] = set()
         self._training: dict[str, Any] = {}  # the record of the training that an evaluation judges
         self._monitor: SystemMonitor | None = None
 
     @property
     def active(self) -> bool:
-        """Whether a run is open."""
         return self._journal is not None
 
     def start(
@@ -115,8 +89,7 @@ class RunTracker:
         Args:
             settings: plain settings, logged as parameters. Those of an evaluation's training replace its own.
             config: the merged config, logged as ``config/config.yaml``.
-            cohort: logged as a data set with its digest, and as the table of its cells. Scan names, patients and other
-                columns of the cohort are not logged.
+            cohort: logged as a data set with its digest, and as the table of its cells, without scans and patients.
             resumed: a training goes on: so does the run that its folder names, if MLflow has it.
 
         Raises:
@@ -138,7 +111,8 @@ class RunTracker:
         self._group_names = tuple(cohort.group_names)
         away = self._connect()
         if self.kind != "train":
-            self._training = _training_record(settings, self.output_dir)
+            training = training_dir(settings.get("checkpoint"), self.output_dir)
+            self._training = {} if training is None else _read_json(training / run_folder.RECORD)
             known = self._training.get("settings", {})
             settings = {k: v for k, v in settings.items() if k not in TRAINING_SETTINGS} | known
         self._about = _about(settings, self.kind, cohort)
@@ -164,14 +138,10 @@ class RunTracker:
         if away is not None:
             self._go_offline(away)
         self._submit(
-            "create",
-            uri=self._uri if without_login(self._uri) == self._uri else None,
-            experiment=self.experiment,
-            name=self.run_name,
-            tags={**tags, store.MARK: uid},
-            training=_identity(self._training),
+            "create", uri=self._uri if without_login(self._uri) == self._uri else None, experiment=self.experiment,
+            name=self.run_name, tags={**tags, store.MARK: uid}, training=_identity(self._training),
             interrupted=_identity(interrupted),
-        )
+        )  # fmt: skip
 
     def _interrupted(self) -> dict[str, Any]:
         """The record of the training that goes on, after what it could not send itself was sent."""
@@ -199,14 +169,11 @@ class RunTracker:
         tags = {"mlflow.source.name": self.source_dir.resolve().name, "mlflow.source.type": "LOCAL"}
         tags |= {"fairlung.kind": self.kind, "fairlung.cohort_digest": cohort.digest, **_git_tags(self.source_dir)}
         tags |= {"fairlung.synthetic": "true"} if cohort.synthetic else {}
-        for name in ("system", "alpha", "seed", "fold"):
-            if settings.get(name) is not None:
-                tags[f"fairlung.{name}"] = param(settings[name])
-        tags["fairlung.device"] = device_name(self.device)
-        tags["mlflow.note.content"] = self._about
-        if self.parent_run:
-            tags["mlflow.parentRunId"] = self.parent_run
-        return tags | {str(name): param(value) for name, value in self.tags.items()}
+        named = (name for name in ("system", "alpha", "seed", "fold") if settings.get(name) is not None)
+        tags |= {f"fairlung.{name}": param(settings[name]) for name in named}
+        tags |= {"fairlung.device": device_name(torch.device(self.device)), "mlflow.note.content": self._about}
+        tags |= {"mlflow.parentRunId": self.parent_run} if self.parent_run else {}
+        return tags | {str(name): param(value) for name, value in (self.tags or {}).items()}
 
     def _log_cohort(self, cohort: Cohort) -> None:
         import mlflow
@@ -251,7 +218,7 @@ class RunTracker:
     def _send(self, journal: Journal, entries: list[dict[str, Any]]) -> None:
         if entries[0]["op"] == "create":
             self.run_id = store.create_run(self._client, self._experiment_id, entries[0])
-            journal.is_run(self.run_id)
+            journal.write({"run_id": self.run_id})
         else:
             assert self.run_id is not None
             try:
@@ -263,11 +230,8 @@ class RunTracker:
         journal.sent(entries)
 
     def _go_offline(self, error: Exception) -> None:
-        self._warn(
-            "MLflow does not answer (%s); the run goes on and is kept here. Send it later: fairlung mlflow-sync %s",
-            error,
-            self.output_dir,
-        )
+        text = "MLflow does not answer (%s); the run goes on and is kept here. Send it later: fairlung mlflow-sync %s"
+        self._warn(text, error, self.output_dir)
 
     def _warn(self, message: str, *values: Any) -> None:
         if not self._warned:
@@ -288,7 +252,6 @@ class RunTracker:
             self._submit("metrics", values=[[metric_name(k), float(v), now, step] for k, v in named.items()])
 
     def log_text(self, text: str, name: str) -> None:
-        """Log a text file under the artifacts."""
         self._submit("text", text=text, name=name)
 
     def log_file(self, path: str | Path, folder: str | None = None) -> None:
@@ -302,9 +265,9 @@ class RunTracker:
     ) -> None:
         """Log the tables and pictures of an evaluation (:func:`~.write_evaluation`), and its headline.
 
-        The headline is the run's description (:func:`note_markdown`), in which the verdicts of an audit
-        (:func:`~.write_audit`) stand first. A training's headline metrics of its best ``epoch`` are logged as
-        ``<split>/best_<name>``: what runs are compared by, where the curves end with the last epoch.
+        The headline is the run's description (:func:`note_markdown`), in which the verdicts of an audit stand first. A
+        training's headline metrics of its best ``epoch`` are logged as ``<split>/best_<name>``: runs are compared by
+        them, where the curves end with the last epoch.
         """
         if not self.active:
             return
@@ -319,7 +282,7 @@ class RunTracker:
         self._submit("tags", values={"mlflow.note.content": note[:MAX_NOTE_LENGTH]})
 
     def log_review(self, evaluation_dir: str | Path, split: str) -> None:
-        """Log an evaluation's report and the pictures of its worst errors beside its tables, where there are any."""
+        """Log an evaluation's report and the pictures of its worst errors, where there are any."""
         self._log_files(Path(evaluation_dir), (run_folder.REPORT,), f"evaluation/{split}")
         self._log_files(Path(evaluation_dir), ("errors/*",), f"evaluation/{split}/errors")
 
@@ -339,7 +302,7 @@ class RunTracker:
                 (self.output_dir / run_folder.RECORD).write_text(text)
 
     def finish(self, status: str = "FINISHED") -> None:
-        """Close the run, and try once more to send what MLflow did not take; does nothing when it is closed already."""
+        """Close the run, unless it is closed, and try once more to send what MLflow did not take."""
         monitor, self._monitor = self._monitor, None
         if monitor is not None:
             monitor.stop()
@@ -369,12 +332,8 @@ class RunTracker:
                     self._send(journal, batch)
                 journal.sent(journal.unsent)
         except Exception as error:
-            logger.info(
-                "MLflow run %s is not sent (%s). Send it later: fairlung mlflow-sync %s",
-                self.run_name,
-                short(error),
-                self.output_dir,
-            )
+            text = "MLflow run %s is not sent (%s). Send it later: fairlung mlflow-sync %s"
+            logger.info(text, self.run_name, short(error), self.output_dir)
         else:
             logger.info("MLflow run %s was sent after all", self.run_name)
 
@@ -384,17 +343,54 @@ class RunTracker:
         raise error
 
 
+@dataclass(eq=False)
+class TrackTraining:
+    """Logs the trainer's metrics and learning rate each epoch, and closes the run as FAILED if training crashes."""
+
+    tracker: RunTracker
+    optimizer: Optimizer
+
+    def attach(self, engine: Engine) -> None:
+        # the rate is read before the scheduler, which runs at the end of the epoch, moves it
+        engine.add_event_handler(Events.EPOCH_STARTED, self._log_rate)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._log_epoch)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.tracker.fail)
+
+    def _log_rate(self, engine: Engine) -> None:
+        self.tracker.log_metrics({"lr": self.optimizer.param_groups[0]["lr"]}, engine.state.epoch)
+
+    def _log_epoch(self, engine: Engine) -> None:
+        self.tracker.log_metrics(engine.state.metrics, engine.state.epoch)
+
+
+@dataclass(eq=False)
+class TrackEvaluation:
+    """Logs the evaluator's metrics each epoch; ``fail`` closes the run when an evaluation that stands alone crashes."""
+
+    tracker: RunTracker
+    fail: bool = False
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._log_epoch)
+        if self.fail:
+            engine.add_event_handler(Events.EXCEPTION_RAISED, self.tracker.fail)
+
+    def _log_epoch(self, engine: Engine) -> None:
+        best = {} if self.fail else {f"best_{engine.state.key_metric_name}": engine.state.best_metric}
+        self.tracker.log_metrics({**engine.state.metrics, **best}, engine.state.epoch)
+
+
 def _git_tags(folder: Path) -> dict[str, str]:
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
-        commit = git("rev-parse", "HEAD")
         changed = bool(git("status", "--porcelain", "--untracked-files=no"))
+        tags = {"mlflow.source.git.commit": git("rev-parse", "HEAD")}
     except (OSError, subprocess.CalledProcessError):
         return {}
-    return {"mlflow.source.git.commit": commit, "fairlung.uncommitted_changes": str(changed).lower()}
+    return tags | {"fairlung.uncommitted_changes": str(changed).lower()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -406,18 +402,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Which run a record is of; None of no record."""
     return {key: record.get(key) for key in ("run_id", "journal")} if record else None
 
 
-def _training_record(settings: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
-    """What the training of an evaluation's checkpoint noted beside its folder ``models``."""
-    training = training_dir(settings.get("checkpoint"), output_dir)
-    return {} if training is None else _read_json(training / run_folder.RECORD)
-
-
 def _about(settings: Mapping[str, Any], kind: str, cohort: Cohort) -> str:
-    """A run in one line."""
     named = [f"{name} {param(settings[name])}" for name in TRAINING_SETTINGS[1:] if settings.get(name) is not None]
     what = ", ".join([f"**{settings.get('system') or 'unknown system'}**", *named])
     scans = "SYNTHETIC scans (phantoms)" if cohort.synthetic else "scans"

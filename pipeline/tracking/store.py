@@ -7,7 +7,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the U
 
 # MLflow's own 7 retries of 120 s would hold up a training for minutes; an answer takes far less than this
 IMPATIENCE = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    f"MLFLOW_HTTP_REQUEST_{name}": value
+    for name, value in (("MAX_RETRIES", "1"), ("BACKOFF_FACTOR", "1"), ("TIMEOUT", "10"))
 }
 UPLOAD_TIMEOUT = "60"  # the server answers when it has stored the file
 REFUSED_LOGIN = re.compile("password authentication failed|does not exist|no pg_hba|Access denied|Unknown database")
@@ -70,8 +69,7 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
     """MLflow's client of a store that answers, and the id of an experiment, which is made when it does not exist.
 
     Raises:
-        TrackingError: the settings are at fault.
-        Exception: the store does not answer.
+        TrackingError: the settings are at fault. Any other error: the store does not answer.
     """
     import mlflow
 
@@ -118,16 +116,13 @@ def _sqlite_file(uri: str) -> Path:
     return Path(uri.removeprefix("sqlite:///").split("?")[0])
 
 
-@contextmanager
-def _first_access(uri: str) -> Iterator[None]:
+def _first_access(uri: str) -> AbstractContextManager[object]:
     """One process at a time: two that create the tables of the same SQLite file at once ruin it."""
     if not uri.startswith("sqlite:///"):
-        yield
-        return
+        return nullcontext()
     path = _sqlite_file(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        yield
+    return FileLock(f"{path}.lock")
 
 
 def absolute(uri: str) -> str:
@@ -152,7 +147,6 @@ def _experiment_id(client: Any, name: str) -> str:
 
 
 def find_run(client: Any, experiment: str, uid: str) -> str | None:
-    """The run of a journal."""
     found = client.search_runs([experiment], filter_string=f"tags.`{MARK}` = '{uid}'", max_results=1)
     return found[0].info.run_id if found else None
 
@@ -172,24 +166,25 @@ def living_run(client: Any, run_id: str | None) -> Any:
     return run if run.info.lifecycle_stage == "active" else None
 
 
+def _known_run(client: Any, experiment: str, record: Mapping[str, Any]) -> tuple[Any, str | None]:
+    run = living_run(client, record["run_id"])
+    return run, run.info.run_id if run else find_run(client, experiment, record["journal"])
+
+
 def create_run(client: Any, experiment: str, entry: Mapping[str, Any]) -> str:
     """Make the run of a ``create`` entry; nested under its training's run, where that is in the same experiment.
 
     The run of an interrupted training is opened again, where there is one.
     """
     tags = dict(entry["tags"])
-    interrupted = entry.get("interrupted")
-    if interrupted:
-        run = living_run(client, interrupted["run_id"])
-        run_id = run.info.run_id if run else find_run(client, experiment, interrupted["journal"])
+    if interrupted := entry.get("interrupted"):
+        _, run_id = _known_run(client, experiment, interrupted)
         if run_id:
             client.update_run(run_id, status="RUNNING")
             client.set_tag(run_id, MARK, tags[MARK])
             return run_id
-    training = entry.get("training")
-    if training:
-        parent = living_run(client, training["run_id"])
-        run_id = parent.info.run_id if parent else find_run(client, experiment, training["journal"])
+    if training := entry.get("training"):
+        parent, run_id = _known_run(client, experiment, training)
         if run_id:
             tags["fairlung.training_run_id"] = run_id
             if parent is None or parent.info.experiment_id == experiment:

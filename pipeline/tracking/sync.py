@@ -18,7 +18,6 @@ from .store import MARK, TrackingError, connect, create_run, find_run, impatient
 
 
 def note_run_id(output_dir: str | Path, uid: str, run_id: str) -> None:
-    """Tell the folder's record of its training which run that is."""
     record = Path(output_dir, RECORD)
     with suppress(OSError, ValueError):
         content = json.loads(record.read_text())
@@ -40,30 +39,28 @@ class Synced:
 def sync(output_dir: str | Path, tracking_uri: str | None = None) -> list[Synced]:
     """Send what trainings and evaluations of a folder could not send, into their runs or, where none is, into new ones.
 
-    A run whose process died before it could say how it ended becomes FAILED.
+    A run whose process died before it could say how it ended becomes FAILED. Returns one for each journal, the oldest
+    first; [] when nothing is left to send.
 
     Args:
-        output_dir: the job's output folder.
         tracking_uri: where to; None takes the address that the run was meant for.
-
-    Returns:
-        one for each journal, the oldest first; [] when nothing is left to send.
 
     Raises:
         TrackingError: MLflow does not answer, or not as it should; what is left can be sent again.
     """
     folders = [path.parent for path in Path(output_dir).glob(f"{PENDING}/*/{JOURNAL}")]
-    journals = sorted((Written.read(folder) for folder in folders), key=_begin)
+    written = (Written.read(folder) for folder in folders)
+    journals = sorted(written, key=lambda journal: _create(journal).get("time", 0))
     return [_sync_one(Path(output_dir), journal, tracking_uri) for journal in journals if journal.entries]
 
 
-def _begin(journal: Written) -> int:
-    return min((entry["time"] for entry in journal.entries if entry["op"] == "create"), default=0)
+def _create(journal: Written) -> dict[str, Any]:
+    return next((entry for entry in journal.entries if entry["op"] == "create"), {})
 
 
 def _sync_one(output_dir: Path, journal: Written, tracking_uri: str | None) -> Synced:
-    create = next((entry for entry in journal.entries if entry["op"] == "create"), None)
-    if create is None:
+    create = _create(journal)
+    if not create:
         raise TrackingError(f"{journal.folder}: the beginning of the journal is missing")
     lock = FileLock(journal.folder / "lock")
     try:
@@ -79,9 +76,8 @@ def _sync_one(output_dir: Path, journal: Written, tracking_uri: str | None) -> S
     except TrackingError:
         raise
     except Exception as error:
-        raise TrackingError(
-            f"MLflow at {without_login(uri)} did not take it all: {without_login(str(error))}"
-        ) from error
+        text = f"MLflow at {without_login(uri)} did not take it all: {without_login(str(error))}"
+        raise TrackingError(text) from error
     finally:
         lock.release()
 

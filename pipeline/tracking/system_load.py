@@ -11,15 +11,14 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-
 SAMPLING_SECONDS = 10.0  # of the machine's load, unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says otherwise
 
 
 class SystemMonitor:
     """Logs the machine's load as ``system/...`` from a thread of its own.
 
-    Reads MLflow's own monitors. MLflow's ``SystemMetricsMonitor`` around them is not used: it sends by itself, past the
-    journal, and ends at the first request that fails.
+    MLflow's ``SystemMetricsMonitor`` around its monitors is not used: it sends by itself, past the journal, and ends at
+    the first request that fails.
 
     Args:
         submit: takes the rows ``[name, value, milliseconds, step]`` of one reading.

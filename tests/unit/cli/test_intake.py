@@ -11,14 +11,14 @@ import pytest
 from intake_examples import RECORDS, record
 from rich.console import Console
 
-from fairlung.pipeline.cli import console, intake
+from fairlung.pipeline.cli import console, data_commands
 
 
 def shown(records: Sequence[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, **settings: Any) -> str:
     out = io.StringIO()
-    for module in (intake, console):
+    for module in (data_commands, console):
         monkeypatch.setattr(module, "console", Console(file=out, width=100, color_system=None))
-    intake.show_check(records, **settings)
+    data_commands.show_check(records, **settings)
     return out.getvalue()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlung.pipeline.studies.quoted import quoted_row
+from fairlung.pipeline.studies.summary import quoted_row
 
 ROOT = Path(__file__).parents[3]
 

@@ -29,8 +29,7 @@ from workflows import CLASSES, SECRET, SHRUNK, SMALL_NETWORK, Start, Trained, ru
 from fairlung.pipeline.common.text import without_login
 from fairlung.pipeline.data.cohort import Cohort, load_cohort
 from fairlung.pipeline.evaluation.wording import Verdict
-from fairlung.pipeline.tracking.loggable import with_grouped_names
-from fairlung.pipeline.tracking.note import note_markdown
+from fairlung.pipeline.tracking.loggable import note_markdown, with_grouped_names
 from fairlung.pipeline.tracking.run import RunTracker
 from fairlung.pipeline.tracking.store import TrackingError, impatient
 from fairlung.pipeline.tracking.sync import sync

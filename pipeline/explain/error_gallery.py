@@ -13,12 +13,13 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Dither, Image
 from torch import nn
 
 from fairlung.transforms.checks import check_whole
@@ -30,9 +31,6 @@ from ..data.dataset import ScanDataset
 from ..data.groups import group_columns
 from ..evaluation.predictions import Predictions, load_predictions
 from .grad_cam import class_activation, error_picture, explained_copy
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +108,6 @@ def encode_picture(picture: Image) -> bytes:
 
     A noisy slice may still be larger with the fewest colours.
     """
-    from PIL.Image import Dither
 
     def png(picture: Image) -> bytes:
         buffer = io.BytesIO()

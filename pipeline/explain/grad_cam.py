@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 LAST_STAGE = "backbone.layer4"  # of R3D18Classifier, before the pooling
 PANEL = 256  # pixels of the longer side of a slice in a picture, at most
@@ -69,14 +66,13 @@ def class_activation(
     return (activation / peak if peak > 0 else activation).cpu().numpy()
 
 
-def error_picture(pixels: NDArray[np.floating], activation: NDArray[np.floating]) -> Image:
+def error_picture(pixels: NDArray[np.floating], activation: NDArray[np.floating]) -> Image.Image:
     """A slice [H, W] in [0, 1] in grey and, to its right, the same slice under the activation [H, W] in [0, 1].
 
     The colours are matplotlib's inferno, whose lightness rises with the activation for every kind of colour vision.
     A small slice is enlarged by a whole factor, its pixels untouched; one larger than :data:`PANEL` is reduced.
     """
     from matplotlib import colormaps
-    from PIL import Image
 
     grey = np.repeat(np.asarray(pixels, dtype=float)[..., None], 3, axis=2)
     opacity = OPACITY * np.clip(np.asarray(activation, dtype=float)[..., None] / FULL_AT, 0, 1)

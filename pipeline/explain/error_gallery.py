@@ -56,13 +56,11 @@ def write_error_gallery(
     (the slice shown, from 0), ``num_slices`` and ``peak_slice`` (the slice of the highest activation), worst first.
     An earlier gallery is removed. ``network`` stays as it is: a copy is explained.
 
-    An evaluation must not be lost by its pictures: what fails after the arguments are checked is a warning, and no
-    gallery is left.
+    An evaluation must not be lost by its pictures: what fails after the check of ``count`` is a warning.
 
     Args:
         predictions: CSV with columns scan, label, the group columns, prediction and a probability a class.
         dataset: the scans of the table, as the network sees them: items with ``image`` [1, D, H, W] in [0, 1].
-        network: classifier of [N, 1, D, H, W] with logits [N, C].
         count: pictures at most, at least 0 (ValueError); 0 makes none.
         target_layer: module whose output [N, F, d, h, w] is explained; None is :func:`~.explained_layer`.
 

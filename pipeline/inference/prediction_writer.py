@@ -227,11 +227,7 @@ class AppendingPredictionWriter(PredictionWriter):
         return self.json_path.with_name(f"{self.json_path.name}l.part")
 
     def recover(self) -> None:
-        """Take up the table at ``path``, once: count its rows and cut off what a kill left of the last one.
-
-        Raises:
-            PredictionTableError: ``path`` is a table of other columns or of another correction, or no table.
-        """
+        """Take up the table, once: check and count its rows, and cut off what a kill left of the last one."""
         if self._recovered:
             return
         content = self.path.read_bytes() if self.path.exists() else b""

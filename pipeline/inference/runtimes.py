@@ -49,11 +49,7 @@ def inferer_of(runtime: str, device: torch.device | str) -> Inferer:
 
 
 class OpenVINOInferer(SimpleInferer):
-    """MONAI's ``SimpleInferer`` whose network OpenVINO compiles at the first call; later weights are not seen.
-
-    Raises:
-        RuntimeUnavailableError: OpenVINO is not installed.
-    """
+    """MONAI's ``SimpleInferer`` whose network OpenVINO compiles at the first call; later weights are not seen."""
 
     def __init__(self, precision: str = "f32") -> None:
         super().__init__()

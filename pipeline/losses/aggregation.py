@@ -260,11 +260,10 @@ class GroupTreeCVaR(Aggregation):
 
     Plain CVaR over intersections lets a parent with many children outvote one with few; here each parent counts once.
     The gradient is exact (:func:`nested_cvar_weights`). Groups and parents are those present in the batch.
+    ``alpha`` is the level over the parents, ``alpha_inner`` over the groups of a parent, both in (0, 1].
 
     Args:
         parents: [G] parent id (0 or more) of each group id: ``[0, 0, 1, 1]`` puts groups 0 and 1 under parent 0.
-        alpha: over the parents, in (0, 1].
-        alpha_inner: over the groups of a parent, in (0, 1].
     """
 
     parents: Tensor

@@ -128,11 +128,7 @@ class CrossEntropy(nn.Module):
 
 
 class LogitAdjustedCrossEntropy(nn.Module):
-    """:func:`logit_adjusted_cross_entropy` with the class prior of the training split.
-
-    Args:
-        tau: strength of the adjustment, at least 0; 1 is also the balanced softmax.
-    """
+    """:func:`logit_adjusted_cross_entropy` with the class prior of the training split; ``tau`` is at least 0."""
 
     log_prior: Tensor
 
@@ -163,11 +159,7 @@ class WeightedCrossEntropy(nn.Module):
 
 
 class FocalLoss(nn.Module):
-    """:func:`focal_loss`, one loss a sample.
-
-    Args:
-        gamma: 0, or at least 1: between them the gradient is not finite where the network is certain.
-    """
+    """:func:`focal_loss`, ``gamma`` 0 or at least 1: between them a certain network has no finite gradient."""
 
     def __init__(self, gamma: float = 2.0) -> None:
         super().__init__()
@@ -179,12 +171,7 @@ class FocalLoss(nn.Module):
 
 
 class LDAMLoss(nn.Module):
-    """:func:`ldam_loss` with the margins of the training split.
-
-    Args:
-        max_margin: of the rarest class, at least 0.
-        scale: of the logits, positive.
-    """
+    """:func:`ldam_loss` with the margins of the training split, ``max_margin`` (at least 0) for the rarest class."""
 
     margins: Tensor
 

@@ -27,8 +27,7 @@ def load_published_weights(
     """Load torchvision's weights into its own network.
 
     Args:
-        network: as torchvision builds it for ``published``; ``architecture`` is its name in errors.
-        data: name of what it was trained on in errors.
+        data: what it was trained on, as errors name it; ``architecture`` likewise.
         file: state dict of that network on this machine; None lets torchvision find or download it.
 
     Raises:

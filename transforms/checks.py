@@ -16,3 +16,9 @@ def check_whole(name: str, value: Any, least: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_setting(name: str, value: Any, fits: bool, what: str) -> None:
+    """ValueError, such as "dropout must be in [0, 1), got 2", when a setting does not fit."""
+    if not fits:
+        raise ValueError(f"{name} must be {what}, got {value!r}")

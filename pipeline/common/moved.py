@@ -22,7 +22,7 @@ HOMES = {
     "cohort": ("data.cohort",),
     "dicom_out": ("inference.dicom_writer",),
     "distributed": ("common.distributed",),
-    "engine": ("training.batches", "training.group_loss", "training.history", "common.volumes"),
+    "engine": ("training.group_loss", "training.history", "common.volumes"),
     "ensemble": ("inference.members", "inference.runtimes", "networks.ensemble"),
     "error_gallery": ("explain.error_gallery",),
     "intake_report": ("reports.intake_page", "cli.data_commands"),

@@ -1,23 +1,25 @@
 """The worst errors of an evaluation as pictures: the middle slice, and the same slice with what the network looked at.
 
-Pictures are made of the volumes that the network saw. The overlay is Grad-CAM (Selvaraju et al. 2017) of
-the predicted class at the last convolutional stage: the channels of the stage, weighted by the mean gradient of the
-class's logit, summed, negative values set to 0. It shows which region raised the logit, coarsely (a
-voxel of the R3D-18's stage is 8 slices by 16 by 16 pixels), not that the region is diseased.
+The overlay is Grad-CAM (Selvaraju et al. 2017) of the predicted class at the last convolutional stage: the channels of
+the stage, weighted by the mean gradient of the class's logit, summed, negative values set to 0. It shows which region
+raised the logit, coarsely (a voxel of the R3D-18's stage is 8 slices by 16 by 16 pixels), not that it is diseased.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Dither, Image
 from torch import nn
 
 from fairlung.transforms.checks import check_whole
@@ -30,12 +32,7 @@ from ..data.groups import group_columns
 from ..evaluation.predictions import Predictions, load_predictions
 from .grad_cam import class_activation, error_picture, explained_copy
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-import logging
-
 logger = logging.getLogger(__name__)
-
 
 FOLDER = "errors"  # beside the predictions
 INDEX = "errors.json"
@@ -49,41 +46,26 @@ def check_error_images(count: int) -> None:
 
 
 def write_error_gallery(
-    predictions: str | Path,
-    dataset: ScanDataset,
-    network: nn.Module,
-    class_names: Sequence[str],
-    group_names: Sequence[str],
-    group_by: str | Sequence[str] = "sex",
-    count: int = 12,
-    target_layer: str | None = None,
-) -> list[dict[str, Any]]:
+    predictions: str | Path, dataset: ScanDataset, network: nn.Module, class_names: Sequence[str],
+    group_names: Sequence[str], group_by: str | Sequence[str] = "sex", count: int = 12, target_layer: str | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Write pictures of the worst errors into ``errors`` beside a labelled prediction table, and say what they show.
 
     The files are ``0001.png``, ... (:func:`error_picture`) and ``errors.json``, a list of ``scan``, ``label``,
     ``group``, ``prediction``, ``confidence`` (probability of the predicted class), ``image`` (file name), ``slice``
     (the slice shown, from 0), ``num_slices`` and ``peak_slice`` (the slice of the highest activation), worst first.
-    Those of an earlier gallery are removed. ``network`` stays as it is: a copy is explained.
+    An earlier gallery is removed. ``network`` stays as it is: a copy is explained.
 
-    An evaluation must not be lost by its pictures: what fails after the arguments are checked is a warning, and no
-    gallery is left.
+    An evaluation must not be lost by its pictures: what fails after the check of ``count`` is a warning.
 
     Args:
         predictions: CSV with columns scan, label, the group columns, prediction and a probability a class.
         dataset: the scans of the table, as the network sees them: items with ``image`` [1, D, H, W] in [0, 1].
-        network: classifier of [N, 1, D, H, W] with logits [N, C].
-        class_names: C names.
-        group_names: G names.
-        group_by: column of the groups, or columns.
-        count: pictures at most; 0 makes none.
-        target_layer: module of the network whose output [N, F, d, h, w] the overlay explains; None takes the one that
-            the network names (``explained_layer``), or the last stage of R3D18Classifier.
+        count: pictures at most, at least 0 (ValueError); 0 makes none.
+        target_layer: module whose output [N, F, d, h, w] is explained; None is :func:`~.explained_layer`.
 
     Returns:
         the content of errors.json; empty where nothing was written.
-
-    Raises:
-        ValueError: ``count`` is negative or no whole number.
     """
     check_error_images(count)
     if not is_primary():
@@ -97,32 +79,23 @@ def write_error_gallery(
             entries = _write(folder, table, worst_errors(table, count), dataset, network, target_layer)
     except Exception as error:  # memory, a full disk, a scan that is gone
         logger.warning("no pictures of the worst errors: %s: %s", type(error).__name__, error)
-        _discard(folder, ignore_errors=True)
+        with suppress(OSError):
+            _discard(folder)
     return entries
 
 
 def worst_errors(predictions: Predictions, count: int) -> NDArray[np.int64]:
-    """The wrong predictions with the highest probability, every group among them.
+    """[K <= count] rows of the wrong predictions with the highest probability, the most confident first.
 
     Groups (unknown is one) take turns: all groups' worst errors come before any group's second. Where ``count`` cuts a
-    turn, the more confident errors are in.
-
-    Args:
-        predictions: with probabilities.
-        count: errors at most.
-
-    Returns:
-        [K] rows of ``predictions``, K <= count, the most confident first.
-
-    Raises:
-        ValueError: there are no probabilities.
+    turn, the more confident errors are in. Predictions without probabilities are a ValueError.
     """
     if predictions.probabilities is None:
         raise ValueError("the predictions have no probabilities: errors cannot be ordered")
-    rows = np.arange(len(predictions.label))
-    table = pd.DataFrame(
-        {"group": predictions.group, "confidence": predictions.probabilities[rows, predictions.prediction]}
-    )[predictions.prediction != predictions.label].sort_values("confidence", ascending=False, kind="stable")
+    confidence = predictions.probabilities[np.arange(len(predictions.label)), predictions.prediction]
+    table = pd.DataFrame({"group": predictions.group, "confidence": confidence})
+    wrong = predictions.prediction != predictions.label
+    table = table[wrong].sort_values("confidence", ascending=False, kind="stable")
     turn = table.groupby("group").cumcount().sort_values(kind="stable")
     chosen = table.loc[turn.index[:count]].sort_values("confidence", ascending=False, kind="stable")
     return chosen.index.to_numpy(dtype=np.int64)
@@ -133,31 +106,25 @@ def encode_picture(picture: Image) -> bytes:
 
     A noisy slice may still be larger with the fewest colours.
     """
-    from PIL.Image import Dither
 
-    content = _png(picture)
+    def png(picture: Image) -> bytes:
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", optimize=True)
+        return buffer.getvalue()
+
+    content = png(picture)
     for colours in PALETTES:
         if len(content) <= MAX_BYTES:
             break
         # median cut, refined by k-means: most colours are greys, as most pixels are
-        content = _png(picture.quantize(colours, kmeans=1, dither=Dither.NONE))
+        content = png(picture.quantize(colours, kmeans=1, dither=Dither.NONE))
     return content
 
 
-def _png(picture: Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
 def _write(
-    folder: Path,
-    table: Predictions,
-    rows: NDArray[np.int64],
-    dataset: ScanDataset,
-    network: nn.Module,
+    folder: Path, table: Predictions, rows: NDArray[np.int64], dataset: ScanDataset, network: nn.Module,
     target_layer: str | None,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any]]:  # fmt: skip
     assert table.probabilities is not None
     where = {item["scan"]: i for i, item in enumerate(dataset.data)}
     network = explained_copy(network, target_layer)
@@ -170,34 +137,26 @@ def _write(
         image = unit_range(torch.as_tensor(dataset[where[scan]]["image"]))
         activation = class_activation(network, image, prediction, target_layer)
         depth = slice_counts(image[None])[0]
-        middle = depth // 2
-        name = f"{number:04d}.png"
+        middle, name = depth // 2, f"{number:04d}.png"
         picture = error_picture(image[0, middle].cpu().numpy(), activation[middle])
         (folder / name).write_bytes(encode_picture(picture))
-        entries.append(
-            {
-                "scan": scan,
-                "label": table.class_names[table.label[row]],
-                "group": UNKNOWN if group == UNKNOWN_GROUP else table.group_names[group],
-                "prediction": table.class_names[prediction],
-                "confidence": float(table.probabilities[row, prediction]),
-                "image": name,
-                "slice": middle,
-                "num_slices": depth,
-                "peak_slice": int(activation.max((1, 2)).argmax()),
-            }
-        )
+        entry = {
+            "scan": scan,
+            "label": table.class_names[table.label[row]],
+            "group": UNKNOWN if group == UNKNOWN_GROUP else table.group_names[group],
+            "prediction": table.class_names[prediction],
+            "confidence": float(table.probabilities[row, prediction]),
+            "image": name, "slice": middle, "num_slices": depth,
+            "peak_slice": int(activation.max((1, 2)).argmax()),
+        }  # fmt: skip
+        entries.append(entry)
     (folder / INDEX).write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return entries
 
 
-def _discard(folder: Path, ignore_errors: bool = False) -> None:
+def _discard(folder: Path) -> None:
     """Remove a gallery: the files by the names that we give them, and the folder when nothing else is in it."""
-    try:
-        for path in (folder / INDEX, *folder.glob("[0-9][0-9][0-9][0-9].png")):
-            path.unlink(missing_ok=True)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-    except OSError:
-        if not ignore_errors:
-            raise
+    for path in (folder / INDEX, *folder.glob("[0-9][0-9][0-9][0-9].png")):
+        path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

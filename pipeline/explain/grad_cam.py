@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 
 LAST_STAGE = "backbone.layer4"  # of R3D18Classifier, before the pooling
 PANEL = 256  # pixels of the longer side of a slice in a picture, at most
@@ -28,11 +24,7 @@ def explained_layer(network: nn.Module) -> str:
 
 
 def explained_copy(network: nn.Module, target_layer: str | None = None) -> nn.Module:
-    """A copy in evaluation mode and single precision, whose weights ask for no gradient.
-
-    Raises:
-        ValueError: the network has no module ``target_layer``.
-    """
+    """A float32 copy in evaluation mode without gradients; ValueError where it has no module ``target_layer``."""
     if target_layer is not None and target_layer not in dict(network.named_modules()):
         raise ValueError(f"target_layer: the network has no module {target_layer!r}")
     return copy.deepcopy(network).float().eval().requires_grad_(False)
@@ -49,7 +41,6 @@ def class_activation(
     Args:
         network: from :func:`explained_copy`, with logits [1, C].
         image: volume [1, D, H, W] with values in [0, 1].
-        class_index: in [0, C).
         target_layer: module whose output [1, F, d, h, w] is explained; None is :func:`explained_layer`.
 
     Returns:
@@ -75,21 +66,13 @@ def class_activation(
     return (activation / peak if peak > 0 else activation).cpu().numpy()
 
 
-def error_picture(pixels: NDArray[np.floating], activation: NDArray[np.floating]) -> Image:
-    """A slice in grey and, to its right, the same slice under the activation.
+def error_picture(pixels: NDArray[np.floating], activation: NDArray[np.floating]) -> Image.Image:
+    """A slice [H, W] in [0, 1] in grey and, to its right, the same slice under the activation [H, W] in [0, 1].
 
     The colours are matplotlib's inferno, whose lightness rises with the activation for every kind of colour vision.
     A small slice is enlarged by a whole factor, its pixels untouched; one larger than :data:`PANEL` is reduced.
-
-    Args:
-        pixels: slice [H, W] in [0, 1].
-        activation: [H, W] in [0, 1].
-
-    Returns:
-        RGB picture of about 2 :data:`PANEL` by :data:`PANEL` pixels.
     """
     from matplotlib import colormaps
-    from PIL import Image
 
     grey = np.repeat(np.asarray(pixels, dtype=float)[..., None], 3, axis=2)
     opacity = OPACITY * np.clip(np.asarray(activation, dtype=float)[..., None] / FULL_AT, 0, 1)

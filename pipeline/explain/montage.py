@@ -5,10 +5,11 @@ from __future__ import annotations
 import bisect
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.figure import Figure
-
 
 NOTICE = "Research software, not for diagnosis"
 
@@ -39,31 +39,28 @@ MAX_WARNINGS = 12
 GREY, BLUE, ORANGE = "#555555", "#0072B2", "#D55E00"
 
 
+@contextmanager
+def _boxes_for_strange_letters() -> Iterator[None]:
+    """No warning where a name has letters that the font lacks: they are shown as boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        yield
+
+
+@_boxes_for_strange_letters()
 def montage_figure(
     pixels: NDArray[np.floating], activation: NDArray[np.floating], answer: Answer, title: str
 ) -> Figure:
     """Slices spread evenly over a scan, each also under the activation, with the answer and the scan's warnings.
 
-    Slices are those that the network saw, their pixels untouched (:func:`~.error_picture`), each slice
-    of the scan at most once.
+    Slices are those that the network saw, their pixels untouched (:func:`~.error_picture`), each at most once.
 
     Args:
-        pixels: [D', h, w] in [0, 1], the network's volume without padding.
-        activation: [D', h, w] in [0, 1].
-        answer: what is said of the scan, with its intake record.
-        title: above all, such as the scan's name.
+        pixels: [D', h, w] in [0, 1], the network's volume without padding; ``activation`` likewise.
 
     Returns:
         Figure of :data:`DPI`, 1400 by 1000 pixels for slices of 224; higher where there is much to say.
     """
-    with warnings.catch_warnings():  # a name in letters that the font lacks is shown as boxes
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        return _montage_figure(pixels, activation, answer, title)
-
-
-def _montage_figure(
-    pixels: NDArray[np.floating], activation: NDArray[np.floating], answer: Answer, title: str
-) -> Figure:
     intake = answer.intake
     distinct, first = np.unique(intake["indices"], return_index=True)
     count = min(SLICES, len(distinct))
@@ -76,8 +73,8 @@ def _montage_figure(
     total_width = 3 * MARGIN + grid[0] + SIDE
     measure = _measure()
     lines = _wrapped(title, 13, total_width - 2 * MARGIN, measure, bold=True)
-    head: list[_Item] = [*(_Text(line, 13, bold=True) for line in lines)]
-    head += [_Text(NOTICE, 10, bold=True, colour=ORANGE), _Gap(6)]
+    head = [_line(line, 13, bold=True) for line in lines]
+    head += [_line(NOTICE, 10, bold=True, colour=ORANGE), _gap(6)]
     side = _answered(answer, measure)
     peak = np.unravel_index(activation.argmax(), activation.shape)[0] if activation.max() > 0 else None
     side += _reading(answer, None if peak is None else int(intake["indices"][peak]), measure)
@@ -90,8 +87,10 @@ def _montage_figure(
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, total_width), ylim=(total_height, 0))  # one unit is one pixel
     axes.set_axis_off()
     axes.set_zorder(1)  # above the pictures
-    _draw_column(axes, head, MARGIN, MARGIN)
-    _draw_column(axes, side, 2 * MARGIN + grid[0], top)
+    for items, x, y in ((head, MARGIN, MARGIN), (side, 2 * MARGIN + grid[0], top)):
+        for item in items:
+            item.draw(axes, x, y)
+            y += item.height
     sides = intake["affine"] is not None
     for number, (pair, index) in enumerate(zip(pairs, distinct[chosen], strict=True)):
         x = MARGIN + number % COLUMNS * (width + SPACE)
@@ -103,98 +102,72 @@ def _montage_figure(
     return figure
 
 
-@dataclass(frozen=True)
-class _Text:
-    """One line."""
+class _Item(NamedTuple):
+    """A part of a column: its height in pixels, and what draws it with its upper left corner at x, y."""
 
-    text: str
-    size: float = 9
-    bold: bool = False
-    colour: str = "black"
-
-    @property
-    def height(self) -> int:
-        return round(1.75 * self.size)
-
-    def draw(self, axes: Axes, x: int, y: int) -> None:
-        _text(axes, x, y, self)
-
-
-@dataclass(frozen=True)
-class _Gap:
     height: int
-
-    def draw(self, axes: Axes, x: int, y: int) -> None:
-        pass
+    draw: Callable[[Axes, int, int], object]
 
 
-@dataclass(frozen=True)
-class _Bar:
+_Measure = Callable[[str, float, bool], float]
+
+
+def _line(text: str, size: float = 9, **style: Any) -> _Item:
+    return _Item(round(1.75 * size), partial(_text, text=text, size=size, **style))
+
+
+def _gap(height: int) -> _Item:
+    return _Item(height, lambda axes, x, y: None)
+
+
+def _bar(name: str, number: str, probability: float, spread: float | None, predicted: bool) -> _Item:
     """A class: its name, its probability, and the members' standard deviation as a whisker."""
 
-    name: str
-    probability: float
-    spread: float | None
-    predicted: bool
-    height: int = 32
-
-    @property
-    def number(self) -> str:
-        return f"{self.probability:.3f}" + ("" if self.spread is None else f" \u00b1 {self.spread:.3f}")
-
-    def draw(self, axes: Axes, x: int, y: int) -> None:
+    def draw(axes: Axes, x: int, y: int) -> None:
         from matplotlib.patches import Rectangle
 
-        _text(axes, x, y, _Text(self.name, bold=self.predicted))
-        _text(axes, x + SIDE, y, _Text(self.number, bold=self.predicted), ha="right")
-        top = y + 17
-        axes.add_patch(Rectangle((x, top), SIDE, BAR, facecolor="#EEEEEE", linewidth=0))
-        colour = BLUE if self.predicted else "#999999"
-        axes.add_patch(Rectangle((x, top), SIDE * self.probability, BAR, facecolor=colour, linewidth=0))
-        if self.spread is not None:
-            ends = np.clip([self.probability - self.spread, self.probability + self.spread], 0, 1)
-            middle = np.full(2, top + BAR / 2)
+        _text(axes, x, y, name, bold=predicted)
+        _text(axes, x + SIDE, y, number, bold=predicted, ha="right")
+        colour = BLUE if predicted else "#999999"
+        for width, face in ((SIDE, "#EEEEEE"), (SIDE * probability, colour)):
+            axes.add_patch(Rectangle((x, y + 17), width, BAR, facecolor=face, linewidth=0))
+        if spread is not None:
+            ends = np.clip([probability - spread, probability + spread], 0, 1)
+            middle = np.full(2, y + 17 + BAR / 2)
             axes.plot(x + SIDE * ends, middle, color="black", linewidth=1.2, marker="|", markersize=8)
 
+    return _Item(32, draw)
 
-@dataclass(frozen=True)
-class _Scale:
+
+def _scale(axes: Axes, x: int, y: int) -> None:
     """The colours of the activation."""
+    from matplotlib import colormaps
 
-    height: int = 36
-
-    def draw(self, axes: Axes, x: int, y: int) -> None:
-        from matplotlib import colormaps
-
-        colours = np.repeat(colormaps["inferno"](np.linspace(0, 1, SIDE))[None], 12, axis=0)
-        figure = axes.get_figure(root=True)
-        assert figure is not None
-        figure.figimage(colours, x, round(axes.get_ylim()[0]) - y - len(colours), origin="upper")
-        for share, align in ((0, "left"), (0.5, "center"), (1, "right")):
-            _text(axes, x + SIDE * share, y + 14, _Text(f"{share:g}", 8), ha=align)
-
-
-_Item = _Text | _Gap | _Bar | _Scale
-_Measure = Callable[[str, float, bool], float]
+    colours = np.repeat(colormaps["inferno"](np.linspace(0, 1, SIDE))[None], 12, axis=0)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.figimage(colours, x, round(axes.get_ylim()[0]) - y - len(colours), origin="upper")
+    for share, align in ((0, "left"), (0.5, "center"), (1, "right")):
+        _text(axes, x + SIDE * share, y + 14, f"{share:g}", 8, ha=align)
 
 
 def _answered(answer: Answer, measure: _Measure) -> list[_Item]:
     head = f"Predicted: {answer.prediction}"
-    items: list[_Item] = [_Text(line, 12, bold=True) for line in _wrapped(head, 12, SIDE, measure, bold=True)]
+    items = [_line(line, 12, bold=True) for line in _wrapped(head, 12, SIDE, measure, bold=True)]
     kind = "Probability" if answer.uncorrected is None else "Corrected probability"
     if answer.agreement is not None:
         kind += f" \u00b1 standard deviation of the members; {100 * answer.agreement:.0f} % agree"
-    items += [*(_Text(line, colour=GREY) for line in _wrapped(kind, 9, SIDE, measure)), _Gap(6)]
+    items += [*(_line(line, colour=GREY) for line in _wrapped(kind, 9, SIDE, measure)), _gap(6)]
     shown = sorted(answer.probabilities, key=lambda name: -answer.probabilities[name])[:MAX_BARS]
     for name, probability in answer.probabilities.items():
         if name in shown:
             predicted, spread = name == answer.prediction, answer.spread[name] if answer.spread else None
-            bar = _Bar("", probability, spread, predicted)
-            room = SIDE - 12 - measure(bar.number, 9, predicted)
-            items.append(replace(bar, name=_cut(name, 9, room, measure, predicted)))
+            number = f"{probability:.3f}" + ("" if spread is None else f" \u00b1 {spread:.3f}")
+            shortened = _cut(name, 9, SIDE - 12 - measure(number, 9, predicted), measure, predicted)
+            items.append(_bar(shortened, number, probability, spread, predicted))
     if left := [p for name, p in answer.probabilities.items() if name not in shown]:
-        items.append(_Text(f"{len(left)} more classes, together {sum(left):.3f}", colour=GREY))
-    return [*items, _Gap(10)]
+        items.append(_line(f"{len(left)} more classes, together {sum(left):.3f}", colour=GREY))
+    return [*items, _gap(10)]
 
 
 def _reading(answer: Answer, peak: int | None, measure: _Measure) -> list[_Item]:
@@ -202,9 +175,9 @@ def _reading(answer: Answer, peak: int | None, measure: _Measure) -> list[_Item]
     intake, said = answer.intake, answer.warnings
 
     def text(said: str, **style: Any) -> list[_Item]:
-        return [_Text(line, **style) for line in _wrapped(said, 9, SIDE, measure)]
+        return [_line(line, **style) for line in _wrapped(said, 9, SIDE, measure)]
 
-    items: list[_Item] = [_Text("What raised the class's score (Grad-CAM)", 9, bold=True), _Gap(2), _Scale()]
+    items = [_line("What raised the class's score (Grad-CAM)", 9, bold=True), _gap(2), _Item(36, _scale)]
     where = "Nothing in the scan raised it: there is no overlay."
     if peak is not None:
         where = f"Share of its maximum, which is in slice {peak + 1}. Coarse: a region that mattered, not a lesion."
@@ -213,24 +186,21 @@ def _reading(answer: Answer, peak: int | None, measure: _Measure) -> list[_Item]
         order = "Slices count from 1 in the order of the files. Their orientation is not known."
     else:
         order = "Slices count from 1 at the feet. R: the patient's right."
-    items += [*text(order, colour=GREY), _Gap(10), _Text("Scan", bold=True), *text(scan_facts(intake)), _Gap(10)]
-    items.append(_Text(f"Quality warnings: {len(said) or 'none'}", bold=True, colour=ORANGE if said else "black"))
+    items += [*text(order, colour=GREY), _gap(10), _line("Scan", bold=True), *text(scan_facts(intake)), _gap(10)]
+    items.append(_line(f"Quality warnings: {len(said) or 'none'}", bold=True, colour=ORANGE if said else "black"))
     for warning in said[:MAX_WARNINGS]:
-        items += [*text(f"\u25b2 {warning}"), _Gap(3)]
+        items += [*text(f"\u25b2 {warning}"), _gap(3)]
     if len(said) > MAX_WARNINGS:
         items += text(f"and {len(said) - MAX_WARNINGS} more: see the table of predictions", colour=GREY)
     return items
 
 
-def _draw_column(axes: Axes, items: Sequence[_Item], x: int, y: int) -> None:
-    for item in items:
-        item.draw(axes, x, y)
-        y += item.height
-
-
-def _text(axes: Axes, x: float, y: float, line: _Text, ha: str = "left") -> None:
-    axes.text(x, y, line.text, fontsize=line.size, fontweight="bold" if line.bold else "normal", color=line.colour,
-              ha=ha, va="top", parse_math=False)  # fmt: skip
+def _text(
+    axes: Axes, x: float, y: float, text: str, size: float = 9, bold: bool = False, colour: str = "black",
+    ha: str = "left",
+) -> None:  # fmt: skip
+    weight = "bold" if bold else "normal"
+    axes.text(x, y, text, fontsize=size, fontweight=weight, color=colour, ha=ha, va="top", parse_math=False)
 
 
 def _on_picture(axes: Axes, x: float, y: float, said: str, ha: str, va: str) -> None:
@@ -288,7 +258,6 @@ def _wrapped(text: str, size: float, width: float, measure: _Measure, bold: bool
     return [line.rstrip() for line in lines]
 
 
+@_boxes_for_strange_letters()
 def save_montage(figure: Figure, path: Path) -> None:
-    with warnings.catch_warnings():  # see montage_figure
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})

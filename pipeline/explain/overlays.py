@@ -1,8 +1,7 @@
 """What the network looked at in a new scan: a montage a scan, and the activation as NIfTI in the scan's own space.
 
-Both are Grad-CAM of the predicted class (:mod:`.error_gallery` says what it is and is not): which region raised the
-class's score, coarsely, not that the region is diseased. A map is the exact inverse of what preprocessing did to the
-geometry (slices chosen, each resized, the middle cut out), so that it opens on the scan in any viewer.
+Both are Grad-CAM of the predicted class (:mod:`.error_gallery` says what it is and is not). A map is the exact inverse
+of what preprocessing did to the geometry (slices chosen, each resized, the middle cut out).
 """
 
 from __future__ import annotations
@@ -33,24 +32,17 @@ logger = logging.getLogger(__name__)
 class OverlayWriter:
     """Explains each answered scan of an inference: ``<folder>/<scan>.png`` and ``<folder>/<scan>_map.nii.gz``.
 
-    Grad-CAM of the predicted class. Of an ensemble, the members' activations are averaged, each as a share of its own
-    maximum, and the mean again is taken as a share of its maximum; so are those of the mirrored volumes.
+    Of an ensemble, the members' activations are averaged, each as a share of its own maximum, and the mean again is
+    taken as a share of its maximum; so are those of the mirrored volumes.
 
     Attach it after :class:`~.PredictionWriter`, whose answers it shows, and after what loads the checkpoint. A picture
     or map that cannot be made is a warning that names the scan. Pictures and maps of an earlier run are removed, so
-    that they are not mistaken for this run's.
-
-    The networks are copied to be explained; the copies live from the first answered scan to the end of the epoch.
+    that they are not mistaken for this run's. The networks' copies that are explained live until the epoch ends.
 
     Args:
-        folder: where to write; folders in it follow the scans' names (:class:`ScanPaths`).
         network: classifier of [N, 1, D, H, W], an :class:`~.Ensemble`, or a sequence of classifiers.
-        class_names: C names.
-        image_size: rows and columns to which slices are resized.
-        crop_size: rows and columns of the central crop.
-        target_layer: module whose output the overlay explains; None takes the one that the network names
-            (``explained_layer``), or the last stage of R3D18Classifier.
-        maps: whether to write the NIfTI maps too.
+        image_size: rows and columns to which slices are resized; ``crop_size`` those of the central crop.
+        target_layer: module whose output the overlay explains; None is :func:`~.explained_layer`.
         mirror: whether mirrored volumes (left and right exchanged) took part in the answer.
         named: whether a montage shows the scan's name; a picture that leaves the project may have to do without.
 
@@ -59,17 +51,9 @@ class OverlayWriter:
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        network: nn.Module | Sequence[nn.Module],
-        class_names: Sequence[str],
-        image_size: int,
-        crop_size: int,
-        target_layer: str | None = None,
-        maps: bool = True,
-        mirror: bool = False,
-        named: bool = True,
-    ) -> None:
+        self, folder: str | Path, network: nn.Module | Sequence[nn.Module], class_names: Sequence[str], image_size: int,
+        crop_size: int, target_layer: str | None = None, maps: bool = True, mirror: bool = False, named: bool = True,
+    ) -> None:  # fmt: skip
         for name, size in (("image_size", image_size), ("crop_size", crop_size)):
             check_whole(name, size, least=1)
         if isinstance(network, Ensemble):
@@ -81,8 +65,7 @@ class OverlayWriter:
         for member, layer in zip(self.networks, self.target_layers, strict=True):
             if layer not in dict(member.named_modules()):
                 raise ValueError(f"target_layer: the network has no module {layer!r}")
-        self.folder = Path(folder)
-        self.class_names = tuple(class_names)
+        self.folder, self.class_names = Path(folder), tuple(class_names)
         self.image_size, self.crop_size = image_size, crop_size
         self.maps, self.mirror, self.named = maps, mirror, named
         self._name = ScanPaths()
@@ -93,23 +76,20 @@ class OverlayWriter:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._explain)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._release)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: self._explained.clear())
 
     def montage_path(self, scan: str) -> Path | None:
-        """The montage of a scan; None where none was written."""
+        """None where none was written."""
         return self._montages.get(scan)
 
     def map_path(self, scan: str) -> Path | None:
-        """The map of a scan; None where none was written."""
+        """None where none was written."""
         return self._maps.get(scan)
 
     def _start(self, engine: Engine) -> None:
         self._name = ScanPaths()
         self._montages.clear()
         self._maps.clear()
-
-    def _release(self, engine: Engine) -> None:
-        self._explained.clear()
 
     def _explain(self, engine: Engine) -> None:
         batch, answers = engine.state.batch, getattr(engine.state, "answers", [])

@@ -25,19 +25,15 @@ def map_to_scan(
 
     Each slice is put back where the central crop cut it out (0 around it), resized to the scan's rows and columns
     (linearly; filtered where that is a reduction, so that no voxel of the network's is passed over), and between the
-    slices that the network saw there is linear interpolation. Slices that became several of the network's, as those of
-    a short scan do, take the mean of these. Slices outside the range that the network saw (the trimmed ends) are 0: it
-    had no part in them, which says nothing of what is there.
-
-    Needs memory for the result and a few slices.
+    slices that the network saw there is linear interpolation. A slice that became several of the network's, as in a
+    short scan, takes their mean. Slices outside the range that the network saw (the trimmed ends) are 0: it had no
+    part in them, which says nothing of what is there. Needs memory for the result and a few slices.
 
     Args:
-        activation: [D', h, w] in [0, 1], the network's volume: w = h = the smaller of ``crop_size`` and
-            ``image_size``.
+        activation: [D', h, w] in [0, 1], the network's volume: w = h = the smaller of ``crop_size`` and ``image_size``.
         indices: D' slices of the scan that became the network's, in [0, D).
         shape: (D, H, W) of the scan.
-        image_size: rows and columns to which slices were resized.
-        crop_size: rows and columns of the central crop.
+        image_size: rows and columns to which slices were resized; ``crop_size`` those of the central crop.
 
     Returns:
         [D, H, W] in 0 to 255, 255 = 1.
@@ -82,7 +78,6 @@ def write_map(
     the description says so. The axes are then as in the pictures: to the right, down, and in order of file names.
 
     Args:
-        path: ending in .nii or .nii.gz.
         volume: [D, H, W], 255 = 1.
         affine: 4 x 4, voxel (x, y, z) = index (W, H, D) to RAS mm, or None.
         description: for the header, cut to what fits in there (79 bytes of ASCII).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lazy_loader
 
+WRITERS = ["AppendingPredictionWriter", "LabelledPredictionWriter", "PredictionWriter", "prediction_writer_of"]
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
@@ -11,12 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "dicom_writer": ["DicomWriter"],
         "members": ["MemberLoader", "checkpoint_paths", "common_settings", "require_checkpoints"],
         "memory": ["MemoryKeeper"],
-        "prediction_writer": [
-            "AppendingPredictionWriter",
-            "LabelledPredictionWriter",
-            "PredictionWriter",
-            "prediction_writer_of",
-        ],
+        "prediction_writer": WRITERS,
         "runtimes": ["MirrorInferer", "inferer_of"],
         "scan_readers": ["ScanLoader"],
         "watch": ["watch_scans"],

@@ -4,48 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ..postprocessing.fitted import Fitted
-
+from ..postprocessing.fitted import Fitted
 
 Status = Literal["ok", "failed", "skipped"]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is said of one new scan.
+    """What is said of one new scan; the numbers are empty or None where the status is not ``ok``."""
 
-    Args:
-        scan: its name.
-        status: ``ok`` (answered), ``failed``, or ``skipped`` (by what it says of itself no chest CT, such as a
-            localizer; no failure).
-        reason: why there is no answer; empty when ``ok``.
-        prediction: the most probable class; None without an answer.
-        probabilities: class -> probability, corrected where a correction was given; empty without an answer.
-        spread: class -> standard deviation of its probability between the members of an ensemble (sample standard
-            deviation, n - 1); None for one network and without an answer.
-        warnings: what to know about the scan, each ``code: text``.
-        intake: the record of how the scan was read, ``files`` included; empty where there is none.
-        agreement: share of the members, in [0, 1], whose own most probable class is ``prediction``; None as ``spread``.
-        uncorrected: class -> probability before the correction; None without one.
-    """
-
-    scan: str
-    status: Status
-    reason: str
-    prediction: str | None
-    probabilities: dict[str, float]
-    spread: dict[str, float] | None
-    warnings: list[str]
-    intake: dict[str, Any]
-    agreement: float | None = None
-    uncorrected: dict[str, float] | None = None
+    scan: str  # its name
+    status: Status  # skipped: by what it says of itself no chest CT, such as a localizer; no failure
+    reason: str  # why there is no answer; empty when ok
+    prediction: str | None  # the most probable class
+    probabilities: dict[str, float]  # by class, corrected where a correction was given
+    spread: dict[str, float] | None  # by class, sample standard deviation between an ensemble's members; None of one
+    warnings: list[str]  # each "code: text"
+    intake: dict[str, Any]  # the record of how the scan was read, files included; empty where there is none
+    agreement: float | None = None  # share of the members whose own most probable class it is; None of one
+    uncorrected: dict[str, float] | None = None  # by class, before the correction; None without one
 
 
 def answer_scans(
@@ -59,14 +42,8 @@ def answer_scans(
     rare is as small as its probability.
 
     Args:
-        batch: ``scan`` (N names), ``reason`` (N texts, empty = readable), and ``intake`` (N records, may be absent: no
-            warnings and no skipped scan then).
-        logits: [N, C] of one network, or [N, M, C] of M members.
-        class_names: C names.
-        correction: map of the probabilities (:class:`~.Fitted`), such as for a prevalence.
-
-    Raises:
-        ValueError: the logits are of another number of scans or classes.
+        batch: ``scan`` (N names), ``reason`` (N texts, empty = readable), and perhaps ``intake`` (N records).
+        logits: [N, C] of one network, or [N, M, C] of M members; ValueError for other numbers of scans or classes.
     """
     names, scans = tuple(class_names), list(batch["scan"])
     members = logits.detach().cpu().double()  # on the CPU first: not every accelerator has doubles
@@ -88,6 +65,10 @@ def answer_scans(
     spread = own.std(1, ddof=1) if several else None
     agreement = (own.argmax(2) == winner[:, None]).mean(1)
     intake = batch.get("intake") or [{}] * len(scans)
+
+    def by_class(values: np.ndarray) -> dict[str, float]:
+        return dict(zip(names, values.tolist(), strict=True))
+
     answers = []
     for i, scan in enumerate(scans):
         record = dict(intake[i] or {})
@@ -99,12 +80,12 @@ def answer_scans(
                 status=status,
                 reason=_line(reason),
                 prediction=names[winner[i]] if ok else None,
-                probabilities=_by_class(names, final[i]) if ok else {},
-                spread=_by_class(names, spread[i]) if ok and spread is not None else None,
+                probabilities=by_class(final[i]) if ok else {},
+                spread=by_class(spread[i]) if ok and spread is not None else None,
                 warnings=[_line(text) for text in record.get("warnings") or ()],
                 intake=record,
                 agreement=float(agreement[i]) if ok and several else None,
-                uncorrected=_by_class(names, raw[i]) if ok and correction is not None else None,
+                uncorrected=by_class(raw[i]) if ok and correction is not None else None,
             )
         )
     return answers
@@ -116,10 +97,6 @@ def _status(reason: str, intake: Mapping[str, Any], finite: bool) -> tuple[Statu
     if reason or intake.get("status") == "refused":
         return "failed", reason or intake.get("reason") or "refused"
     return ("ok", "") if finite else ("failed", "the network's output is not finite")
-
-
-def _by_class(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
-    return dict(zip(names, values.tolist(), strict=True))
 
 
 def _line(text: str) -> str:

@@ -30,10 +30,8 @@ class Classifier:
     """Answers paths of scans as ``monai.bundle run inference.yaml`` does, with the same config; nothing is written.
 
     Args:
-        checkpoint: file written by train.yaml, a pattern such as ``runs/*/models/best.pt``, or a list of these;
-            several answer together.
-        bundle_root: folder of the bundle, whose ``configs/inference.yaml`` says how scans are read and answered. None
-            takes the one beside this package, which only a clone has.
+        checkpoint: file written by train.yaml, a pattern such as ``runs/*/models/best.pt``, or several: an ensemble.
+        bundle_root: folder of the bundle. None takes the one beside this package, which only a clone has.
         settings: others of inference.yaml, such as ``flip_tta=True`` or ``num_workers=4``. Without workers scans are
             read in this process, and a scan that crashes its reader ends it.
 
@@ -88,12 +86,11 @@ class Classifier:
 
         Args:
             paths: each of a file or of a folder with one scan. What is no path is a scan that failed.
-            batch_size: scans that the network sees at a time; 0 leaves it to inference.yaml.
+            batch_size: 0 leaves it to inference.yaml.
 
         Returns:
             The columns of inference's predictions.csv: scan, prediction, prob_<class> (in [0, 1]), status
-            (ok|failed|skipped), reason, warnings. A scan that failed or was skipped has neither prediction nor
-            probabilities (None or NaN).
+            (ok|failed|skipped), reason, warnings. Without an answer, prediction and probabilities are None or NaN.
         """
         names = [os.fspath(path) if isinstance(path, (str, Path)) else "" for path in paths]
         answers = _Answers(self.writer)
@@ -108,9 +105,8 @@ class Classifier:
         no_path = dict.fromkeys(self.writer.columns) | {"scan": "", "warnings": ""}
         no_path |= {"status": "failed", "reason": "no path"}
         rows = iter(answers.rows)
-        return pd.DataFrame(
-            [next(rows) if name else [*no_path.values()] for name in names], columns=self.writer.columns
-        )
+        table = [next(rows) if name else [*no_path.values()] for name in names]
+        return pd.DataFrame(table, columns=self.writer.columns)
 
 
 class _Answers:

@@ -10,14 +10,11 @@ Nobody is named. Of a source file only the tags in :data:`~.SOURCE_TAGS` are rea
 institution or private tag), and their values are taken over one by one; the Patient and Study attributes of what is
 written are empty, and ``PatientIdentityRemoved`` says YES. Kept are the UIDs of study, series, instances and frame of
 reference: without them a reference is none, and an archive finds the study by its UID. One that checks the patient's
-ID too will hold the objects for reconciliation; there the ID is filled in by those who may know it.
+ID too will hold the objects for reconciliation; there the ID is filled in by those who may know it. Both objects say
+that they are research (``ContentQualification`` RESEARCH), the report also that it is preliminary and unverified.
 
-Both objects say that they are research (``ContentQualification`` RESEARCH), the report also that it is preliminary and
-unverified.
-
-The UID of an instance follows from all that it holds but the times of writing, which are all that changes when an
-inference is repeated. So a repetition gives the same instance, which an archive takes for the one it has, and any
-change gives another. A series is one model's answers to one source series.
+The UID of an instance follows from all that it holds but the times of writing. So a repeated inference gives the same
+instance, which an archive takes for the one it has. A series is one model's answers to one source series.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,14 +32,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.files import replacing
-from .dicom_codes import uid_of
-from .dicom_objects import MONTAGE, REPORT, Model, montage_of, montage_pixels, report_of
-from .dicom_sources import read_sources
 
 if TYPE_CHECKING:
     from highdicom import SOPClass
 
     from .answers import Answer
+    from .dicom_objects import Model
 
 # what repeating an inference changes
 _CLOCK = {
@@ -60,23 +55,20 @@ def write_dicom_answers(
     of an earlier answer goes when there is no montage now.
 
     Args:
-        folder: of this scan alone; made when missing.
-        answer: an answer of status ``ok``. Of its intake record ``files`` are referred to, which must be of one series;
-            with ``shape`` and ``indices`` a single multi-frame file is referred to by the frames that were used (as a
-            whole where its frames do not make the stack). Its name is for messages: a name may identify somebody, so
-            it is not written. Its warnings are written as they are.
-        model: who said it.
+        answer: of status ``ok``. Of its intake record ``files`` are referred to, which must be of one series; with
+            ``shape`` and ``indices`` a single multi-frame file is referred to by the frames that were used. Its name
+            is not written, as a name may identify somebody. Its warnings are written as they are.
         montage: a picture, or [H, W, 3] uint8, RGB. ``BurnedInAnnotation`` will say that it identifies nobody: it must
             show neither the scan's name nor anything else that could.
 
-    Returns:
-        the paths of the files.
-
     Raises:
-        DicomReportError: there is no answer, the source files cannot be read or referred to, or the montage is no
-            picture.
+        DicomReportError: no answer, source files that cannot be read or referred to, or a montage that is no picture.
     """
     with _no_values_in_messages():
+        # highdicom and pydicom are imported when the first report is written
+        from .dicom_objects import MONTAGE, REPORT, montage_of, montage_pixels, report_of
+        from .dicom_sources import read_sources
+
         sources = read_sources(answer)
         instances: dict[str, SOPClass] = {REPORT: report_of(sources, answer, model)}
         if montage is not None:
@@ -94,24 +86,24 @@ def write_dicom_answers(
 
 @contextmanager
 def _no_values_in_messages() -> Iterator[None]:
-    """Keep the libraries from repeating values: pydicom quotes an odd one, in a warning and again in its log, and
-    highdicom logs the UIDs of instances. What is wrong with a source is said by the errors raised here."""
-    loggers = [logging.getLogger(name) for name in ("highdicom", "pydicom")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    """Keep pydicom and highdicom from repeating values and UIDs; the errors raised here say what is wrong."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("highdicom", "pydicom"))}
+    for logger in levels:
         logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
 
 
 def _seal(instance: SOPClass) -> None:
     """Say that nobody is named, and give the instance the UID that follows from its content."""
     from pydicom.dataset import Dataset
+
+    from .dicom_objects import uid_of
 
     instance.PatientIdentityRemoved = "YES"
     instance.DeidentificationMethod = ["Patient and study attributes left empty", "UIDs retained"]
@@ -127,16 +119,11 @@ def _seal(instance: SOPClass) -> None:
 
 def _write(instance: SOPClass, path: Path) -> None:
     """Atomically; a file with the same instance stays, so that in a folder a UID never has two times of writing."""
-    if _instance_uid(path) == instance.SOPInstanceUID:
-        return
-    with replacing(path) as part:
-        instance.save_as(part, enforce_file_format=True)
-
-
-def _instance_uid(path: Path) -> str | None:
     import pydicom
 
-    try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPInstanceUID"]).get("SOPInstanceUID")
-    except Exception:  # missing, or anything that is not ours: it is written anew
-        return None
+    with suppress(Exception):  # missing, or anything that is not ours: it is written anew
+        old = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
+        if old.get("SOPInstanceUID") == instance.SOPInstanceUID:
+            return
+    with replacing(path) as part:
+        instance.save_as(part, enforce_file_format=True)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
 from ..common.errors import UserError
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
-
-    from .answers import Answer
+from .answers import Answer
 
 # All that is read of a source file.
 REFERENCE_TAGS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -31,25 +29,15 @@ class DicomReportError(UserError, ValueError):
     """A scan's answer cannot be written as DICOM; the message names the scan and the cause, and no identifier."""
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Headers with what a reference needs and nothing else.
-
-    ``frames`` are the frames used of a single multi-frame file; ``lossy`` holds what was said of lossy compression.
-    """
+class Sources(NamedTuple):
+    """Headers with what a reference needs and nothing else."""
 
     headers: list[Dataset]
-    frames: list[int] | None
-    lossy: Dataset
-
-    @property
-    def first(self) -> Dataset:
-        return self.headers[0]
+    frames: list[int] | None  # those used of a single multi-frame file
+    lossy: Dataset  # what was said of lossy compression
 
 
 def read_sources(answer: Answer) -> Sources:
-    import pydicom
-
     scan, files = answer.scan, answer.intake.get("files")
     if answer.prediction is None:
         raise DicomReportError(f"{scan}: there is no answer to write")
@@ -66,8 +54,7 @@ def read_sources(answer: Answer) -> Sources:
                 frames, lossy = _used_frames(read, answer.intake), _lossy(read)
         except Exception as error:  # the parser raises many kinds, and may quote what it read
             raise DicomReportError(f"{which} cannot be read as DICOM ({type(error).__name__})") from None
-        problem = _problem(header)
-        if problem:
+        if problem := _problem(header):
             raise DicomReportError(f"{which} cannot be referred to: {problem}")
         headers.setdefault(header.SOPInstanceUID, header)
     for tag, what in (("StudyInstanceUID", "studies"), ("SeriesInstanceUID", "series")):
@@ -88,16 +75,12 @@ def _numbers(read: Dataset, tag: str) -> list[float]:
 
 def _anonymous_header(read: Dataset) -> Dataset:
     """The attributes of a source that are needed, beside the empty ones that highdicom asks every source for."""
-    from pydicom.dataset import Dataset
-
     header = Dataset()
     for tag in REFERENCE_TAGS:
         setattr(header, tag, str(read.get(tag, "")))
-    frame_of_reference = str(read.get("FrameOfReferenceUID", ""))
-    if _UID.fullmatch(frame_of_reference):
+    if _UID.fullmatch(frame_of_reference := str(read.get("FrameOfReferenceUID", ""))):
         header.FrameOfReferenceUID = frame_of_reference
-    for tag in ("Rows", "Columns"):
-        setattr(header, tag, int(read.get(tag) or 0))
+    header.Rows, header.Columns = (int(read.get(tag) or 0) for tag in ("Rows", "Columns"))
     geometry = {tag: _numbers(read, tag) for tag in GEOMETRY}
     if all(len(geometry[tag]) == count for tag, count in GEOMETRY.items()):
         header.Modality = "CT"
@@ -113,8 +96,6 @@ def _anonymous_header(read: Dataset) -> Dataset:
 
 def _problem(header: Dataset) -> str:
     """Why a source cannot be referred to, or ""."""
-    from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
-
     for tag in REFERENCE_TAGS:
         if not _UID.fullmatch(header[tag].value):
             return f"its {tag} is no UID" if header[tag].value else f"it has no {tag}"
@@ -147,8 +128,6 @@ def _used_frames(read: Dataset, intake: Mapping[str, Any]) -> list[int] | None:
 
 def _lossy(read: Dataset) -> Dataset:
     """What is made of a picture that was compressed with loss must go on saying so."""
-    from pydicom.dataset import Dataset
-
     said = Dataset()
     if read.get("LossyImageCompression") == "01":
         said.LossyImageCompression = "01"

@@ -6,22 +6,24 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ignite.engine import Engine, Events
 
 from .. import __version__
 from ..common.scan_paths import ScanPaths
-from .dicom_objects import Model
 from .dicom_report import write_dicom_answers
+
+if TYPE_CHECKING:
+    from .dicom_objects import Model
 
 logger = logging.getLogger(__name__)
 
 
 def model_of(checkpoints: Sequence[str | Path]) -> Model:
-    """What a report says of the model: fairlung, its version, and the SHA-256 of the checkpoint's file.
+    """fairlung, its version, and the SHA-256 of the checkpoint's file; of several, of their sorted digests."""
+    from .dicom_objects import Model
 
-    Of several files the digest is that of their digests, whatever their order.
-    """
     digests = []
     for path in checkpoints:
         with Path(path).open("rb") as file:
@@ -32,23 +34,17 @@ def model_of(checkpoints: Sequence[str | Path]) -> Model:
 
 
 class DicomWriter:
-    """Writes ``<folder>/<scan>/report.dcm`` and ``montage.dcm`` for each answered scan that came from DICOM.
+    """Engine handler: ``<folder>/<scan>/report.dcm`` and ``montage.dcm`` for each answered scan that came from DICOM.
 
-    Attach it after :class:`~.PredictionWriter` and what makes the montages. Objects that cannot be written are a
-    warning that names the scan; the answer stands in the table all the same.
-
-    Args:
-        folder: where to write; folders in it follow the scans' names.
-        checkpoints: files of the model, read when the run starts.
-        montage_path: scan name -> picture without the scan's name in it, or None.
+    Attach it after :class:`~.PredictionWriter` and what makes the montages: ``montage_path`` gives for a scan's name a
+    picture without that name in it, or None. Objects that cannot be written are a warning that names the scan; the
+    answer stands in the table all the same.
     """
 
     def __init__(
         self, folder: str | Path, checkpoints: Sequence[str | Path], montage_path: Callable[[str], Path | None]
     ) -> None:
-        self.folder = Path(folder)
-        self.checkpoints = tuple(checkpoints)
-        self.montage_path = montage_path
+        self.folder, self.checkpoints, self.montage_path = Path(folder), tuple(checkpoints), montage_path
         self._name = ScanPaths()
         self._model: Model | None = None
 

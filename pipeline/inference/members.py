@@ -18,18 +18,11 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from ..networks.checkpoint import (
-    MODEL_SETTINGS,
-    NETWORK,
-    CheckpointError,
-    ModelSettings,
-    model_settings,
-    require_checkpoint,
-)
+from ..networks.checkpoint import MODEL_SETTINGS, NETWORK, CheckpointError, ModelSettings, model_settings
+from ..networks.checkpoint import require_checkpoint as _require
 from ..networks.ensemble import Ensemble
 
 logger = logging.getLogger(__name__)
-
 
 # What a training aggregated its loss over. The network's input and output do not depend on it, and folds may differ in
 # it unasked: group_names are those that occur. So members may.
@@ -38,14 +31,9 @@ COMMON_SETTINGS = (*(name for name in MODEL_SETTINGS if name not in GROUP_SETTIN
 
 
 def checkpoint_paths(checkpoint: str | Path | Sequence[str | Path]) -> list[str]:
-    """The files that a setting ``checkpoint`` means.
+    """The files of a path, a pattern (``*``, ``?``, ``[...]``, ``**`` for any folders; sorted) or a list of these.
 
-    Args:
-        checkpoint: a path, a pattern (``*``, ``?``, ``[...]``, ``**`` for any folders), or a list of these. A path
-            that exists is taken as it is, whatever signs are in it. Those of a pattern are sorted.
-
-    Returns:
-        at least one path; a path without pattern is returned also when nothing is there.
+    A path that exists is taken as it is, and one without pattern also when nothing is there.
 
     Raises:
         CheckpointError: a pattern matches no file, the list is empty, or a file is there twice.
@@ -74,17 +62,13 @@ def checkpoint_paths(checkpoint: str | Path | Sequence[str | Path]) -> list[str]
 def require_checkpoints(paths: Sequence[str | Path]) -> None:
     """CheckpointError, with what to do, when one of them is not there."""
     for path in paths:
-        require_checkpoint(path)
+        _require(path)
 
 
 def common_settings(paths: Sequence[str | Path], train_config: str | Path) -> dict[str, Any]:
-    """The settings that all checkpoints were trained with, as :func:`~.model_settings` gives those of one.
+    """The settings that all checkpoints were trained with (:func:`~.model_settings`); groups are the first one's.
 
-    :data:`GROUP_SETTINGS`, which may differ, are the first one's.
-
-    Args:
-        paths: of the checkpoints.
-        train_config: path of train.yaml; its values describe the network where a single checkpoint is not there yet.
+    The values of ``train_config``, the path of train.yaml, stand for a single checkpoint that is not there yet.
 
     Raises:
         CheckpointError: one is missing or none of this bundle, or they differ; names the file and the settings.
@@ -100,27 +84,21 @@ def common_settings(paths: Sequence[str | Path], train_config: str | Path) -> di
             if found.get(name) != first.get(name)
         ]
         if differing:
-            raise CheckpointError(
-                f"{path} was trained with other settings than {paths[0]}, they cannot answer together:\n  "
-                + "\n  ".join(differing)
-            )
+            what = f"{path} was trained with other settings than {paths[0]}, they cannot answer together:"
+            raise CheckpointError("\n  ".join([what, *differing]))
     return first
 
 
 def load_members(paths: Sequence[str | Path], network: nn.Module, settings: ModelSettings) -> None:
     """Load a checkpoint into each member, strictly, after its settings are compared.
 
-    Weights are read from the file into the member, one member at a time: no second copy of a network is held.
-
-    Args:
-        paths: of M checkpoints.
-        network: :func:`ensemble_of` M networks.
-        settings: of the run; an ensemble's members may differ from them in :data:`GROUP_SETTINGS`.
+    Weights are read from the file into the member, one member at a time: no second copy of a network is held. Members
+    of an ensemble may differ from the run's settings in :data:`GROUP_SETTINGS`.
 
     Raises:
-        ValueError: M is not the number of members.
-        CheckpointError: a checkpoint was made under other settings, does not fit the network, or holds the weights of
-            another one, as a training's best.pt and the checkpoint of its best epoch do. Names the file.
+        ValueError: there are not as many checkpoints as members.
+        CheckpointError: names a checkpoint that was made under other settings, does not fit the network, or holds the
+            weights of another one, as a training's best.pt and the checkpoint of its best epoch do.
     """
     members = list(network.networks) if isinstance(network, Ensemble) else [network]
     if len(paths) != len(members):
@@ -137,25 +115,16 @@ def load_members(paths: Sequence[str | Path], network: nn.Module, settings: Mode
         except (CheckpointError, RuntimeError) as error:
             raise CheckpointError(f"{path}: {error}") from error
         for other, before in zip(paths[:number], members, strict=False):
-            if _same_weights(member, before):
+            weights = before.state_dict()
+            if all(torch.equal(value, weights[name]) for name, value in member.state_dict().items()):
                 raise CheckpointError(f"{path} holds the same weights as {other}: they would count twice in the mean")
         logger.info("loaded %s", path)
 
 
-def _same_weights(network: nn.Module, other: nn.Module) -> bool:
-    states = network.state_dict(), other.state_dict()
-    return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-
-
 class MemberLoader:
-    """Ignite handler that loads the members (:func:`load_members`) when the engine starts, the first time only.
+    """Ignite handler: :func:`load_members` when the engine starts, the first time only.
 
     In place of MONAI's ``CheckpointLoader``, which knows one file and reads it at every start.
-
-    Args:
-        paths: of M checkpoints.
-        network: :func:`ensemble_of` M networks.
-        settings: of the run.
     """
 
     def __init__(self, paths: Sequence[str | Path], network: nn.Module, settings: ModelSettings) -> None:

@@ -23,13 +23,12 @@ def kept_memory() -> Iterator[None]:
     """Within it, freed memory stays with the process; at its end, what is free goes back to the system.
 
     glibc takes every block of more than 32 MB from the system and hands it back when it is freed. Each tensor of a
-    full-size volume's first layers is such a block (205 MB), and clearing its pages takes an eighth of a forward pass
-    in all. What is kept is at most the peak, and what could not be used again beside it.
+    full-size volume's first layers is such a block (205 MB), and clearing its pages takes an eighth of a forward pass.
 
-    It is for one computation, not for a program: it holds for whatever the main thread of the process takes and frees,
-    and afterwards a block that fits into a hole left behind is still kept. Of two that overlap the first to end ends
-    both. Nothing changes on other threads, and nothing at all where the C library is another or ``MALLOC_...``,
-    ``GLIBC_TUNABLES`` or ``LD_PRELOAD`` in the environment may say how memory is to be kept.
+    It is for one computation, not for a program: it holds for whatever the main thread takes and frees, a block that
+    fits into a hole left behind is kept afterwards too, and of two that overlap the first to end ends both. Nothing
+    changes on other threads, with another C library, or where ``MALLOC_...``, ``GLIBC_TUNABLES`` or ``LD_PRELOAD`` in
+    the environment may say how memory is to be kept.
     """
     glibc = _glibc()
     if glibc is None:
@@ -52,18 +51,12 @@ class MemoryKeeper:
         self._kept = ExitStack()
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self.started)
-        engine.add_event_handler(Events.COMPLETED, self.completed)
-        engine.add_event_handler(Events.TERMINATE, self.completed)  # after which COMPLETED may be left out
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self.exception_raised)
+        engine.add_event_handler(Events.STARTED, lambda: self._kept.enter_context(kept_memory()))
+        for end in (Events.COMPLETED, Events.TERMINATE):  # after TERMINATE, COMPLETED may be left out
+            engine.add_event_handler(end, self._kept.close)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._raise)
 
-    def started(self, engine: Engine) -> None:
-        self._kept.enter_context(kept_memory())
-
-    def completed(self, engine: Engine) -> None:
-        self._kept.close()
-
-    def exception_raised(self, engine: Engine, error: BaseException) -> None:
+    def _raise(self, engine: Engine, error: BaseException) -> None:
         self._kept.close()
         raise error
 

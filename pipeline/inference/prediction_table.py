@@ -8,13 +8,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..common.errors import UserError
 from ..common.files import encoded, finite
-
-if TYPE_CHECKING:
-    from ..postprocessing.fitted import Fitted
+from ..postprocessing.fitted import Fitted
 
 SPREAD = "spread_"  # before the class name in the column of the members' standard deviation
 AGREEMENT = "agreement"
@@ -27,14 +25,13 @@ class PredictionTableError(UserError, ValueError):
 
 
 def csv_bytes(rows: Iterable[Sequence[str]]) -> bytes:
-    """Rows of the CSV."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     return encoded(text.getvalue())
 
 
 def csv_rows(content: bytes) -> list[list[str]]:
-    """The rows of a CSV, without empty ones."""
+    """Without empty rows."""
     text = content.decode("utf-8-sig")  # a spreadsheet program may have saved it
     return [row for row in csv.reader(io.StringIO(text, newline="")) if row]
 

@@ -11,11 +11,13 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
+
+from fairlung.transforms.checks import check_setting
 
 from ..common.distributed import gather_interleaved, is_primary, rank, world_size
 from ..common.errors import EXIT_SOME_FAILED
@@ -23,26 +25,12 @@ from ..common.files import append_durably, replace_durably, whole_records
 from ..data.groups import group_columns
 from ..data.intake_records import SEPARATOR
 from ..evaluation.predictions import POSTPROCESS, PROBABILITY, SYNTHETIC
+from ..postprocessing.fitted import Fitted
+from . import prediction_table as tables
 from .answers import Answer, answer_scans
-from .prediction_table import (
-    AGREEMENT,
-    SPREAD,
-    PredictionTableError,
-    csv_bytes,
-    csv_rows,
-    csv_text,
-    json_line,
-    json_list,
-    json_objects,
-    original_name,
-    stated,
-)
-
-if TYPE_CHECKING:
-    from ..postprocessing.fitted import Fitted
+from .prediction_table import PredictionTableError
 
 logger = logging.getLogger(__name__)
-
 
 # keys of an object of the JSON, in order
 OBJECT = (
@@ -60,26 +48,19 @@ class LabelledPredictionWriter:
     """Writes a row a labelled scan: scan, label, the group columns, prediction, prob_<class>.
 
     Probabilities are the softmax of the raw logits: the loss carried the class prior, so they estimate the posterior
-    under balanced classes. A group column holds what the cohort says, so that the table can be judged by any of them
-    later. The rows reach the disk batch by batch, in ``<path>.part``, which becomes ``path`` after the epoch.
+    under balanced classes. Group columns hold what the cohort says. The rows reach the disk batch by batch, in
+    ``<path>.part``, which becomes ``path`` after the epoch.
 
     Args:
-        path: the CSV.
-        class_names: C names.
-        group_by: name of the group column, or names of several. The batch has their values as ``group_values``, a list
-            of N values a column.
+        group_by: one or several group columns; the batch has ``group_values``, a list of N values a column.
         best_path: also copy the table here in epochs whose key metric is the best so far.
         synthetic: whether the scans are phantoms; a column ``synthetic`` (yes) then goes wherever the table goes.
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        class_names: Sequence[str],
-        group_by: str | Sequence[str],
-        best_path: str | Path | None = None,
-        synthetic: bool = False,
-    ) -> None:
+        self, path: str | Path, class_names: Sequence[str], group_by: str | Sequence[str],
+        best_path: str | Path | None = None, synthetic: bool = False,
+    ) -> None:  # fmt: skip
         self.path = Path(path)
         self.class_names = tuple(class_names)
         self.best_path = None if best_path is None else Path(best_path)
@@ -94,7 +75,7 @@ class LabelledPredictionWriter:
 
     def _start(self, engine: Engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _part(self.path).write_bytes(csv_bytes([self.columns]))
+        _part(self.path).write_bytes(tables.csv_bytes([self.columns]))
 
     def _add(self, engine: Engine) -> None:
         batch, rows = engine.state.batch, []
@@ -103,16 +84,16 @@ class LabelledPredictionWriter:
             answer = [self.class_names[int(row.argmax())], *(f"{p:.6f}" for p in row.tolist())]
             rows.append([batch["scan"][i], self.class_names[int(batch["label"][i])], *groups, *answer, *self.mark])
         with _part(self.path).open("ab") as file:
-            file.write(csv_bytes(rows))
+            file.write(tables.csv_bytes(rows))
 
     def _complete(self, engine: Engine) -> None:
         part = _part(self.path)
         if world_size() > 1:
-            rows = gather_interleaved(csv_rows(part.read_bytes())[1:])
+            rows = gather_interleaved(tables.csv_rows(part.read_bytes())[1:])
             if not is_primary():
                 part.unlink()
                 return
-            part.write_bytes(csv_bytes([self.columns, *rows]))
+            part.write_bytes(tables.csv_bytes([self.columns, *rows]))
         part.replace(self.path)
         if self.best_path is not None and engine.state.best_metric_epoch == engine.state.epoch:
             shutil.copyfile(self.path, self.best_path)
@@ -123,44 +104,28 @@ class PredictionWriter:
 
     The columns are scan, prediction, prob_<class>, for an ensemble also spread_<class> and agreement, for corrected
     probabilities also ``postprocess`` (what was done), then status (ok|failed|skipped), reason, warnings: see
-    :class:`Answer`. A scan without an answer has no prediction and no numbers. The JSON is a list of objects in the
-    same order, with the record of how the scan was read (without its files), the probabilities before a correction
-    (``uncorrected``) and the ``prevalence`` corrected for. After each batch ``engine.state.answers`` holds its answers,
-    a list of :class:`Answer` in the order of the batch, so that handlers attached after this one show the same numbers.
+    :class:`Answer`. The JSON is a list of objects in the same order, with the record of how the scan was read (without
+    its files), the probabilities before a correction (``uncorrected``) and the ``prevalence`` corrected for. After each
+    batch ``engine.state.answers`` holds its answers in the order of the batch, for the handlers attached after this.
 
     The rows reach the disk batch by batch, in ``<path>.part``, which becomes ``path`` when the epoch is complete.
-
-    Args:
-        path: the CSV.
-        class_names: C names.
-        members: networks that answer, M: 1, or of an :class:`~.Ensemble`.
-        correction: what is done to the probabilities (:class:`~.Fitted`).
-
-    Attributes:
-        columns: of the table.
-        answered: names of the scans that had a row before this run: none.
-        counts: rows by status, and of those answered the ones "with warnings".
-
-    Raises:
-        ValueError: ``members`` below 1.
     """
 
     def __init__(
         self, path: str | Path, class_names: Sequence[str], members: int = 1, correction: Fitted | None = None
     ) -> None:
-        if members < 1:
-            raise ValueError(f"members must be at least 1, got {members}")
+        check_setting("members", members, members >= 1, "at least 1")
         self.path = Path(path)
         self.json_path = self.path.with_suffix(".json")
         self.class_names = tuple(class_names)
         self.members, self.correction = members, correction
-        self.postprocess = "" if correction is None else stated(correction)
+        self.postprocess = "" if correction is None else tables.stated(correction)
         self.columns = ["scan", "prediction", *(PROBABILITY + name for name in self.class_names)]
-        self.columns += [*(SPREAD + name for name in self.class_names), AGREEMENT] if members > 1 else []
+        self.columns += [*(tables.SPREAD + name for name in self.class_names), tables.AGREEMENT] if members > 1 else []
         self.columns += [POSTPROCESS] if correction is not None else []
         self.columns += ["status", "reason", "warnings"]
-        self.answered: set[str] = set()
-        self.counts: Counter[str] = Counter()
+        self.answered: set[str] = set()  # names of the scans that had a row before this run
+        self.counts: Counter[str] = Counter()  # rows by status, and of the answered ones "with warnings"
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
@@ -168,34 +133,22 @@ class PredictionWriter:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._complete)
 
     def answer(self, batch: Mapping[str, Any], logits: Tensor) -> list[Answer]:
-        """The answers to a batch of new scans (:func:`answer_scans`); nothing is written or counted.
-
-        Raises:
-            ValueError: the logits are not those of ``members`` networks.
-        """
+        """The answers to a batch (:func:`answer_scans`), not written; ValueError for another number of networks."""
         given = 1 if logits.ndim == 2 else logits.shape[1]
         if given != self.members:
             raise ValueError(f"members is {self.members}, but the logits {list(logits.shape)} are of {given}")
         return answer_scans(batch, logits, self.class_names, self.correction)
 
     def cells(self, answer: Answer) -> list[str | float | None]:
-        """The row of an answer, a value a column; None where there is none."""
-        ok, classes = answer.status == "ok", self.class_names
-        spread = [answer.spread[name] if answer.spread else None for name in classes] if self.members > 1 else []
-        return [
-            answer.scan,
-            answer.prediction,
-            *(answer.probabilities[name] if ok else None for name in classes),
-            *spread,
-            *([answer.agreement] if self.members > 1 else []),
-            *([self.postprocess] if self.correction is not None else []),
-            answer.status,
-            answer.reason,
-            SEPARATOR.join(answer.warnings),
-        ]
+        """The row of an answer, None where there is no value."""
+        row = [answer.scan, answer.prediction, *map(answer.probabilities.get, self.class_names)]
+        if self.members > 1:
+            row += [*map((answer.spread or {}).get, self.class_names), answer.agreement]
+        if self.correction is not None:
+            row.append(self.postprocess)
+        return [*row, answer.status, answer.reason, SEPARATOR.join(answer.warnings)]
 
     def record(self, answer: Answer) -> dict[str, Any]:
-        """The object of an answer in the JSON."""
         prevalence = None if self.correction is None else self.correction.settings.get("target")
         intake = {name: value for name, value in answer.intake.items() if name != "files"}
         said = {**vars(answer), "prevalence": prevalence, "intake": intake}
@@ -205,23 +158,17 @@ class PredictionWriter:
         """Take up the rows that are there: of a table that is written anew, none."""
 
     def report(self) -> None:
-        """Say what the table holds and where it is.
-
-        Exits with :data:`EXIT_SOME_FAILED` when a scan of the table failed, or there are scans and none was answered.
-        """
+        """Log what the table holds; exit with :data:`EXIT_SOME_FAILED` if a scan failed or all were skipped."""
         self.recover()  # also of a table to which nothing was added
-        logger.info(
-            "%d scans answered (%d of them with warnings), %d skipped, %d failed: %s",
-            *(self.counts[kind] for kind in ("ok", "with warnings", "skipped", "failed")),
-            self.path,
-        )
+        counts = [self.counts[kind] for kind in ("ok", "with warnings", "skipped", "failed")]
+        logger.info("%d scans answered (%d of them with warnings), %d skipped, %d failed: %s", *counts, self.path)
         if self.counts["failed"] or (self.counts["skipped"] and not self.counts["ok"]):
             sys.exit(EXIT_SOME_FAILED)
 
     def _start(self, engine: Engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.counts.clear()
-        _part(self.path).write_bytes(csv_bytes([self.columns]))
+        _part(self.path).write_bytes(tables.csv_bytes([self.columns]))
         _part(self.json_path).write_bytes(b"")
 
     def _add(self, engine: Engine) -> None:
@@ -234,14 +181,14 @@ class PredictionWriter:
                 log("%s %s: %s", answer.scan, answer.status, answer.reason)
 
     def _write(self, answers: Sequence[Answer]) -> Sequence[Answer]:
-        """Write answers and give back those that were written."""
+        """Write answers, and return the ones that were written."""
         self._append(answers, _part(self.path), _part(self.json_path))
         return answers
 
     def _append(self, answers: Sequence[Answer], table: Path, objects: Path) -> None:
         # objects first: a row never lacks its object, and an object without its row is not looked at
-        append_durably(objects, b"".join(json_line(self.record(answer)) for answer in answers))
-        append_durably(table, csv_bytes([csv_text(self.cells(answer)) for answer in answers]))
+        append_durably(objects, b"".join(tables.json_line(self.record(answer)) for answer in answers))
+        append_durably(table, tables.csv_bytes([tables.csv_text(self.cells(answer)) for answer in answers]))
 
     def _count(self, status: str, warned: bool) -> None:
         self.counts[status] += 1
@@ -251,14 +198,14 @@ class PredictionWriter:
         part, json_part = _part(self.path), _part(self.json_path)
         objects = json_part.read_bytes().splitlines(keepends=True)
         if world_size() > 1:
-            rows = gather_interleaved(csv_rows(part.read_bytes())[1:])
+            rows = gather_interleaved(tables.csv_rows(part.read_bytes())[1:])
             objects = gather_interleaved(objects)
             if not is_primary():
                 part.unlink()
                 json_part.unlink()
                 return
-            part.write_bytes(csv_bytes([self.columns, *rows]))
-        replace_durably(self.json_path, json_list(objects))
+            part.write_bytes(tables.csv_bytes([self.columns, *rows]))
+        replace_durably(self.json_path, tables.json_list(objects))
         json_part.unlink()
         part.replace(self.path)
 
@@ -266,13 +213,10 @@ class PredictionWriter:
 class AppendingPredictionWriter(PredictionWriter):
     """As :class:`PredictionWriter`, but rows are added to ``path`` itself, batch by batch.
 
-    So a process that is killed loses the batch in work at most. A row that a kill cut off is dropped when the next
-    process takes the table up (:meth:`recover`), and its scan is not among :attr:`answered`. The JSON is brought up to
-    date after each epoch, from a journal beside it. A scan that has a row keeps it. One process at a time may add to a
-    table.
-
-    Attributes:
-        answered: once the table is taken up, the names of the scans that have a row, whatever their status.
+    A process that is killed loses the batch in work at most. A row that a kill cut off is dropped when the next process
+    takes the table up (:meth:`recover`), and its scan is not among :attr:`answered`. The JSON is brought up to date
+    after each epoch, from a journal beside it. A scan that has a row, of whatever status, keeps it. One process at a
+    time may add to a table.
     """
 
     _recovered = False
@@ -283,27 +227,23 @@ class AppendingPredictionWriter(PredictionWriter):
         return self.json_path.with_name(f"{self.json_path.name}l.part")
 
     def recover(self) -> None:
-        """Take up the table at ``path``, the first time only: count its rows, and cut off what a kill left of one.
-
-        Raises:
-            PredictionTableError: ``path`` is a table of other columns or of another correction, or no table.
-        """
+        """Take up the table, once: check and count its rows, and cut off what a kill left of the last one."""
         if self._recovered:
             return
         content = self.path.read_bytes() if self.path.exists() else b""
         whole = whole_records(content)
-        if not whole and not csv_bytes([self.columns]).startswith(content):
+        if not whole and not tables.csv_bytes([self.columns]).startswith(content):
             raise PredictionTableError(f"{self.path} is no table of predictions; {_ELSEWHERE}")
         rows = self._checked(content[:whole])
         if whole < len(content):
             logger.warning("%s: its last row was cut off and is dropped; its scan is to be answered again", self.path)
             os.truncate(self.path, whole)
         for row in rows:
-            self.answered |= {row["scan"], original_name(row["scan"])}
+            self.answered |= {row["scan"], tables.original_name(row["scan"])}
             self._count(row["status"], bool(row["warnings"]))
         self._recovered = True
         if self._journal.exists():
-            self._update_json()
+            self._complete()
 
     def _start(self, engine: Engine) -> None:
         if world_size() > 1:
@@ -311,7 +251,7 @@ class AppendingPredictionWriter(PredictionWriter):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.recover()
         if not self.path.exists() or not self.path.stat().st_size:
-            append_durably(self.path, csv_bytes([self.columns]))
+            append_durably(self.path, tables.csv_bytes([self.columns]))
 
     def _write(self, answers: Sequence[Answer]) -> Sequence[Answer]:
         new: dict[str, Answer] = {}
@@ -324,17 +264,10 @@ class AppendingPredictionWriter(PredictionWriter):
         self.answered.update(new)
         return [*new.values()]
 
-    def _complete(self, engine: Engine) -> None:
-        self._update_json()
-
     def _checked(self, content: bytes) -> list[dict[str, str]]:
-        """The rows of a table of ours.
-
-        Raises:
-            PredictionTableError: it is none, or one of other columns or of another correction.
-        """
+        """The rows of a table; PredictionTableError for no table, other columns or another correction."""
         try:
-            header, *rows = csv_rows(content) or [self.columns]
+            header, *rows = tables.csv_rows(content) or [self.columns]
         except (UnicodeDecodeError, csv.Error) as error:
             raise PredictionTableError(f"{self.path} is no table of predictions ({error}); {_ELSEWHERE}") from error
         if header != self.columns:
@@ -347,42 +280,37 @@ class AppendingPredictionWriter(PredictionWriter):
             if len(row) != len(self.columns):
                 raise PredictionTableError(f"{self.path}: row {number} has {len(row)} values; {_ELSEWHERE}")
         table = [dict(zip(self.columns, row, strict=True)) for row in rows]
-        others = {row[POSTPROCESS] for row in table if self.correction is not None} - {self.postprocess}
-        if others:
+        if others := {row[POSTPROCESS] for row in table if self.correction is not None} - {self.postprocess}:
             raise PredictionTableError(
                 f"{self.path} has rows that were corrected otherwise:\n  there: {', '.join(sorted(others))}\n  "
                 f"now:   {self.postprocess}\n{_ELSEWHERE}"
             )
         return table
 
-    def _update_json(self) -> None:
-        """Rewrite the JSON, an object for each row of the table, and let go of the journal."""
-        known = {record["scan"]: json_line(record) for record in json_objects(self.json_path)}
+    def _complete(self, engine: Engine | None = None) -> None:
+        """Rewrite the JSON, an object for each row of the table, and remove the journal."""
+        known = {record["scan"]: tables.json_line(record) for record in tables.json_objects(self.json_path)}
         journal = self._journal.read_bytes() if self._journal.exists() else b""
         for line in journal[: journal.rfind(b"\n") + 1].splitlines(keepends=True):
             known[json.loads(line)["scan"]] = line  # the last counts: the one before may have lost its row
         rows = self._checked(self.path.read_bytes() if self.path.exists() else b"")
-        lines = [known.get(row["scan"]) or json_line(self._record_of(row)) for row in rows]
-        replace_durably(self.json_path, json_list(lines))
+        lines = [known.get(row["scan"]) or tables.json_line(self._record_of(row)) for row in rows]
+        replace_durably(self.json_path, tables.json_list(lines))
         self._journal.unlink(missing_ok=True)
 
     def _record_of(self, row: Mapping[str, str]) -> dict[str, Any]:
-        """The object of a row whose own is gone, such as where the JSON was removed: what the row says."""
+        """The object that a row gives where its own is gone, such as when the JSON was removed."""
 
         def numbers(prefix: str) -> dict[str, float]:
             return {name: float(row[prefix + name]) for name in self.class_names if row.get(prefix + name)}
 
         answer = Answer(
-            scan=row["scan"],
-            status=row["status"],  # type: ignore[arg-type]
-            reason=row["reason"],
+            scan=row["scan"], status=row["status"], reason=row["reason"],  # type: ignore[arg-type]
             prediction=row["prediction"] or None,
-            probabilities=numbers(PROBABILITY),
-            spread=numbers(SPREAD) or None,
-            warnings=row["warnings"].split(SEPARATOR) if row["warnings"] else [],
-            intake={},
-            agreement=float(row[AGREEMENT]) if row.get(AGREEMENT) else None,
-        )
+            probabilities=numbers(PROBABILITY), spread=numbers(tables.SPREAD) or None,
+            agreement=float(row[tables.AGREEMENT]) if row.get(tables.AGREEMENT) else None,
+            warnings=row["warnings"].split(SEPARATOR) if row["warnings"] else [], intake={},
+        )  # fmt: skip
         return self.record(answer)
 
 
@@ -390,17 +318,10 @@ _ELSEWHERE = "choose another output folder, or move the table away"
 
 
 def prediction_writer_of(
-    path: str | Path,
-    class_names: Sequence[str],
-    group_by: str | Sequence[str] | None = None,
-    append: bool = False,
+    path: str | Path, class_names: Sequence[str], group_by: str | Sequence[str] | None = None, append: bool = False,
     **settings: Any,
-) -> LabelledPredictionWriter | PredictionWriter:
-    """The writer that settings ask for: of labelled scans with ``group_by``, else of new ones, added with ``append``.
-
-    Raises:
-        ValueError: ``append`` for labelled scans.
-    """
+) -> LabelledPredictionWriter | PredictionWriter:  # fmt: skip
+    """The writer of labelled scans with ``group_by``, else of new ones, added to a table with ``append``."""
     if group_by is None:
         return (AppendingPredictionWriter if append else PredictionWriter)(path, class_names, **settings)
     if append:

@@ -16,6 +16,8 @@ import torch
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 
+from fairlung.transforms.checks import check_setting
+
 from ..common.errors import UserError
 
 # name of a runtime -> OpenVINO's hint of the precision that it computes in
@@ -33,14 +35,12 @@ def inferer_of(runtime: str, device: torch.device | str) -> Inferer:
     Args:
         runtime: ``torch``; ``openvino`` in float32, with PyTorch's answers but for rounding; ``openvino_bf16`` in
             bfloat16 where the CPU has it, with about three digits.
-        device: of the volumes.
 
     Raises:
         ValueError: there is no such runtime.
         RuntimeUnavailableError: OpenVINO is not installed, or the device is no CPU.
     """
-    if runtime not in RUNTIMES:
-        raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
+    check_setting("runtime", runtime, runtime in RUNTIMES, f"one of {', '.join(RUNTIMES)}")
     if runtime == "torch":
         return SimpleInferer()
     if torch.device(device).type != "cpu":
@@ -49,21 +49,11 @@ def inferer_of(runtime: str, device: torch.device | str) -> Inferer:
 
 
 class OpenVINOInferer(SimpleInferer):
-    """MONAI's ``SimpleInferer`` whose network OpenVINO computes.
-
-    The network is compiled as it is at the first call; weights that change later are not seen.
-
-    Args:
-        precision: ``f32`` or ``bf16``, OpenVINO's hint ``INFERENCE_PRECISION_HINT``.
-
-    Raises:
-        RuntimeUnavailableError: OpenVINO is not installed.
-    """
+    """MONAI's ``SimpleInferer`` whose network OpenVINO compiles at the first call; later weights are not seen."""
 
     def __init__(self, precision: str = "f32") -> None:
         super().__init__()
-        if precision not in OPENVINO_PRECISIONS.values():
-            raise ValueError(f"precision must be f32 or bf16, got {precision!r}")
+        check_setting("precision", precision, precision in OPENVINO_PRECISIONS.values(), "f32 or bf16")
         import_openvino()
         self.precision = precision
         self._compiled: tuple[nn.Module, Callable[[Tensor], Tensor]] | None = None
@@ -78,11 +68,7 @@ class OpenVINOInferer(SimpleInferer):
 
 
 def import_openvino() -> ModuleType:
-    """OpenVINO without ``openvino_telemetry``: with it, every import and conversion is reported to its makers.
-
-    Raises:
-        RuntimeUnavailableError: it is not installed.
-    """
+    """OpenVINO without ``openvino_telemetry``: with it, every import and conversion is reported to its makers."""
     reporter = sys.modules.get("openvino_telemetry")
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as if it were not installed
     try:
@@ -104,21 +90,14 @@ _CORE_LOCK = Lock()
 def _openvino_core() -> Any:
     """OpenVINO's devices, for as long as the process lives.
 
-    Where a CPU has AMX, they give the thread that makes them a stack for its signal handlers. If they go with the last
-    network, and Python's garbage collection does that on another thread, the stack is freed while it is in use there,
-    and the next signal that Python handles, such as the end of a child process, ends the process.
+    Where a CPU has AMX, they give the thread that makes them a stack for its signal handlers. Were they collected with
+    the last network by another thread, that stack would be freed in use, and the next signal would end the process.
     """
     return import_openvino().Core()
 
 
 def openvino_network(network: nn.Module, example: Tensor, precision: str = "f32") -> Callable[[Tensor], Tensor]:
-    """A network compiled by OpenVINO for this CPU.
-
-    Args:
-        network: in evaluation mode; any number of volumes at once.
-        example: [N, 1, D, H, W], what it will be given.
-        precision: ``f32`` or ``bf16``.
-    """
+    """A network in evaluation mode, compiled for any number of volumes like ``example`` [N, 1, D, H, W]."""
     with _CORE_LOCK:  # or two threads would make one each, and the second go
         core = _openvino_core()
     from openvino.frontend import FrontEndManager
@@ -127,15 +106,13 @@ def openvino_network(network: nn.Module, example: Tensor, precision: str = "f32"
     if network.training:
         raise ValueError("network must be in evaluation mode")
     two = example[:1].expand(2, *example.shape[1:])  # a batch of one would be taken for a fixed size
-    any_number = ({0: torch.export.Dim.DYNAMIC},)
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it lists the operators that this version of PyTorch lacks
     try:
         with torch.no_grad():
-            program = torch.export.export(network, (two,), dynamic_shapes=any_number)
-        decoder = TorchFXPythonDecoder.from_exported_program(program)
+            program = torch.export.export(network, (two,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
         reader = FrontEndManager().load_by_framework("pytorch")
-        model = reader.convert(reader.load(decoder))
+        model = reader.convert(reader.load(TorchFXPythonDecoder.from_exported_program(program)))
     finally:
         logging.disable(before)
     model.reshape([-1, *example.shape[1:]])
@@ -147,22 +124,14 @@ def openvino_network(network: nn.Module, example: Tensor, precision: str = "f32"
 class MirrorInferer(Inferer):
     """An inferer that can also show the network each volume mirrored, left and right exchanged.
 
-    The training shows volumes mirrored so (``RandFlipd`` along W, the last axis), so the network knows them. A member's
-    probability is then the mean of its two probabilities, not of its logits. What is returned is the logarithm of that
-    mean: its softmax is the mean, so it can be used like the logits of a network.
-
-    Args:
-        mirror: False leaves the network's logits as they are.
-        inferer: runs the network (:func:`inferer_of`); None is MONAI's ``SimpleInferer``.
-
-    Raises:
-        ValueError: ``mirror`` is neither true nor false.
+    The training shows volumes mirrored so (``RandFlipd`` along W, the last axis). A member's probability is the mean of
+    its two probabilities, not of its logits; the logarithm of that mean is returned, whose softmax is the mean.
+    Without ``mirror`` the network's logits are returned. ``inferer`` None is MONAI's ``SimpleInferer``.
     """
 
     def __init__(self, mirror: bool = False, inferer: Inferer | None = None) -> None:
         super().__init__()
-        if not isinstance(mirror, bool):
-            raise ValueError(f"mirror must be true or false, got {mirror!r}")
+        check_setting("mirror", mirror, isinstance(mirror, bool), "true or false")
         self.mirror = mirror
         self.inferer = SimpleInferer() if inferer is None else inferer
 

@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager, nullcontext, suppress
 from importlib.machinery import ModuleSpec
-from itertools import islice
+from itertools import islice, takewhile
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -26,12 +26,13 @@ from typing import Any
 
 import torch
 
+from fairlung.transforms.checks import check_setting
+
 from ..common.errors import UserError
 from ..data.intake_records import failure_reason
 from ..data.new_scans import NewScanDataset
 
 logger = logging.getLogger(__name__)
-
 
 Item = dict[str, Any]
 
@@ -58,60 +59,43 @@ class ScanLoader:
     With ``num_workers`` each scan is read in one of so many processes, while the network computes. Where a process
     hangs or dies, the scan that it was reading becomes an item that says so, and another process takes its place. A
     scan whose process was killed from outside gets a second chance while no other is read: the system does that when
-    memory runs out, and not always to the process that used it.
-
+    memory runs out, and not always to the process that used it. Without workers neither hangs nor crashes are caught.
     What decoders write to the console is dropped, as it may quote a scan's header; ``FAIRLUNG_TRACEBACK=1`` shows it.
-
-    Without workers scans are read in this process, and neither hangs nor crashes are caught.
 
     The processes are forked from a server that has imported what the transform needs, and has neither threads nor CUDA.
     So the data set must pickle; and where the transform is of a class that the main script defines, the script runs
-    again in each of them up to its ``if __name__ == "__main__"``. They end with the iteration, however it ends, and
-    with this process.
+    again in each of them up to its ``if __name__ == "__main__"``. They end with the iteration and with this process.
 
     Args:
-        dataset: scans and their transform.
-        batch_size: scans of a batch; the last may have fewer.
-        num_workers: processes that read; 0 reads here.
         timeout: seconds that the reading of one scan may take.
         prefetch: scans read, or being read, ahead of those asked for; None is twice ``num_workers``. At any time at
             most ``prefetch + batch_size`` scans are in memory, beside the batch that is out.
-        preload: names of further modules to import before the first scan, such as decoders that the transform imports
-            when it needs them.
+        preload: further modules to import before the first scan, such as decoders that the transform imports late.
 
     Raises:
-        ValueError: a number out of range.
         TypeError: the data set cannot be sent to other processes.
     """
 
     def __init__(
-        self,
-        dataset: NewScanDataset,
-        batch_size: int = 1,
-        num_workers: int = 0,
-        timeout: float = 600.0,
-        prefetch: int | None = None,
-        preload: Sequence[str] = (),
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if num_workers < 0:
-            raise ValueError(f"num_workers must be at least 0, got {num_workers}")
-        if not timeout > 0:
-            raise ValueError(f"timeout must be positive, got {timeout}")
-        if prefetch is not None and prefetch < 1:
-            raise ValueError(f"prefetch must be at least 1, got {prefetch}")
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.timeout = timeout
-        self.prefetch = prefetch
-        self.preload = tuple(preload)
+        self, dataset: NewScanDataset, batch_size: int = 1, num_workers: int = 0, timeout: float = 600.0,
+        prefetch: int | None = None, preload: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        check_setting("batch_size", batch_size, batch_size >= 1, "at least 1")
+        check_setting("num_workers", num_workers, num_workers >= 0, "at least 0")
+        check_setting("timeout", timeout, timeout > 0, "positive")
+        check_setting("prefetch", prefetch, prefetch is None or prefetch >= 1, "at least 1")
+        self.dataset, self.batch_size, self.num_workers = dataset, batch_size, num_workers
+        self.timeout, self.prefetch, self.preload = timeout, prefetch, tuple(preload)
         self._stopped = False
         if num_workers > 0:
             self._pickled, modules = _pickled(dataset)
             self._needs_main = "__main__" in modules
-            _start_server([__name__, *modules, *self.preload])  # it imports while this process builds its network
+            # Forking this process would copy its threads' locks and its CUDA context, and starting anew would import
+            # MONAI once a process. The server imports while this process builds its network; one that runs already
+            # keeps the imports that it has.
+            needed = dict.fromkeys((__name__, *modules, *self.preload))
+            forkserver.set_forkserver_preload([name for name in needed if name != "__main__"])
+            forkserver.ensure_running()
 
     def with_data(self, data: Sequence[Mapping[str, Any]]) -> ScanLoader:
         """The same for other scans."""
@@ -140,15 +124,12 @@ class ScanLoader:
     def _items(self) -> Generator[Item, None, None]:
         if self.num_workers > 0 and len(self.dataset) > 0:
             yield from self._read_ahead()
-            return
-        for index in range(len(self.dataset)):
-            if self._stopped:
-                return
-            yield self.dataset[index]
+        else:
+            indices = takewhile(lambda index: not self._stopped, range(len(self.dataset)))
+            yield from map(self.dataset.__getitem__, indices)
 
     def _read_ahead(self) -> Iterator[Item]:
-        number = min(self.num_workers, len(self.dataset))
-        readers = _Readers(self.dataset, self._pickled, self._needs_main, number, self.timeout)
+        readers = _Readers(self.dataset, self._pickled, self._needs_main, self.num_workers, self.timeout)
         ahead: deque[Future[Item]] = deque()
         indices = iter(range(len(self.dataset)))
         prefetch = self.prefetch or 2 * self.num_workers
@@ -159,9 +140,8 @@ class ScanLoader:
         try:
             fill()
             while ahead:
-                done = False
-                while not done and not self._stopped:
-                    done = bool(wait([ahead[0]], timeout=STOP_CHECK).done)
+                while not (self._stopped or wait([ahead[0]], timeout=STOP_CHECK).done):
+                    pass
                 if self._stopped:
                     return
                 item = ahead.popleft().result()
@@ -171,35 +151,21 @@ class ScanLoader:
             readers.close()
 
 
-class _Unpickler(pickle.Unpickler):
-    """Notes the modules that a pickle needs."""
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(io.BytesIO(content))
-        self.modules: set[str] = set()
-
-    def find_class(self, module: str, name: str) -> Any:
-        self.modules.add(module)
-        return super().find_class(module, name)
-
-
 def _pickled(dataset: NewScanDataset) -> tuple[bytes, list[str]]:
     """A data set as bytes, and the modules that it needs."""
+    modules: set[str] = set()
+
+    class Noting(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            modules.add(module)
+            return super().find_class(module, name)
+
     try:
         content = pickle.dumps(dataset)
-        unpickler = _Unpickler(content)
-        unpickler.load()
+        Noting(io.BytesIO(content)).load()
     except Exception as error:  # each class refuses in its own way
         raise TypeError(f"the data set cannot be sent to the processes that read ({error}); num_workers 0") from error
-    return content, sorted(unpickler.modules)
-
-
-def _start_server(modules: Sequence[str]) -> None:
-    """Start the fork server of this process with its imports; one that runs already keeps what it has."""
-    # Forking this process instead would copy its threads' locks and its CUDA context; starting anew would import MONAI
-    # once a process.
-    forkserver.set_forkserver_preload([name for name in dict.fromkeys(modules) if name != "__main__"])
-    forkserver.ensure_running()
+    return content, sorted(modules)
 
 
 @contextmanager
@@ -227,18 +193,16 @@ def _serve(connection: Connection, pickled: bytes, timeout: float) -> None:
     torch.set_num_threads(1)  # there is a process a core
     dataset = pickle.loads(pickled)
     connection.send_bytes(b"")
-    while True:
-        try:
+    with suppress(EOFError):
+        while True:
             index = connection.recv()
-        except EOFError:
-            return
-        signal.setitimer(signal.ITIMER_REAL, timeout + GRACE)  # its signal's default is the end
-        try:
-            answer = _packed(dataset[index])
-        except BaseException as error:  # sys.exit in a decoder, too
-            answer = _packed(dataset.failed(index, failure_reason(error)))
-        connection.send_bytes(answer)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_REAL, timeout + GRACE)  # its signal's default is the end
+            try:
+                answer = _packed(dataset[index])
+            except BaseException as error:  # sys.exit in a decoder, too
+                answer = _packed(dataset.failed(index, failure_reason(error)))
+            connection.send_bytes(answer)
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _packed(item: Item) -> bytes:
@@ -246,25 +210,21 @@ def _packed(item: Item) -> bytes:
     return pickle.dumps(item | {"image": item["image"].numpy()}, protocol=pickle.HIGHEST_PROTOCOL)
 
 
-def _unpacked(answer: bytes) -> Item:
-    item = pickle.loads(answer)
-    return item | {"image": torch.from_numpy(item["image"])}
-
-
 class _Readers:
-    """Threads with a process each, that take scans from one queue."""
+    """Threads with a process each, that take scans from one queue.
 
-    # Each process has a pipe of its own. Where workers share one, such as in the pools of multiprocessing,
-    # concurrent.futures and pebble, a process that is killed while it sends takes the answers of all others with it.
+    Each process has a pipe of its own. Where workers share one, such as in the pools of multiprocessing,
+    concurrent.futures and pebble, a process that is killed while it sends takes the answers of all others with it.
+    """
 
-    def __init__(self, dataset: NewScanDataset, pickled: bytes, needs_main: bool, number: int, timeout: float) -> None:
+    def __init__(self, dataset: NewScanDataset, pickled: bytes, needs_main: bool, workers: int, timeout: float) -> None:
         self.dataset, self.pickled, self.needs_main, self.timeout = dataset, pickled, needs_main, timeout
         self.tasks: queue.SimpleQueue[tuple[int, Future[Item]] | None] = queue.SimpleQueue()
         self.closing = threading.Event()
-        self._number = number
-        self._permits = threading.Semaphore(number)
+        self.number = min(workers, len(dataset))
+        self.permits = threading.Semaphore(self.number)
         self._one = threading.Lock()
-        self.threads = [_Reader(self) for _ in range(number)]
+        self.threads = [_Reader(self) for _ in range(self.number)]
         for thread in self.threads:
             thread.start()
 
@@ -274,20 +234,15 @@ class _Readers:
         return future
 
     @contextmanager
-    def among_others(self) -> Iterator[None]:
-        with self._permits:
-            yield
-
-    @contextmanager
     def alone(self) -> Iterator[None]:
         """Wait until no other scan is being read, and let none begin."""
         with self._one:
-            for _ in range(self._number):
-                self._permits.acquire()
+            for _ in range(self.number):
+                self.permits.acquire()
             try:
                 yield
             finally:
-                self._permits.release(self._number)
+                self.permits.release(self.number)
 
     def close(self) -> None:
         self.closing.set()
@@ -301,8 +256,7 @@ class _Readers:
 class _Reader(threading.Thread):
     """A thread that has scans read by a process, and replaces the process when it hangs or dies."""
 
-    # multiprocessing's own table of processes is not made for several threads
-    _table = threading.Lock()
+    _table = threading.Lock()  # multiprocessing's own table of processes is not made for several threads
 
     def __init__(self, readers: _Readers) -> None:
         super().__init__(name="scan reader", daemon=True)  # a daemon: nothing may keep the interpreter from its end
@@ -328,7 +282,7 @@ class _Reader(threading.Thread):
                 os.kill(process.pid, signal.SIGKILL)
 
     def read(self, index: int) -> Item:
-        with self.readers.among_others():
+        with self.readers.permits:
             item = self._attempt(index)
         if isinstance(item, int) and item == -signal.SIGKILL and not self.readers.closing.is_set():
             with self.readers.alone():
@@ -351,21 +305,20 @@ class _Reader(threading.Thread):
             answer = connection.recv_bytes()
         except (EOFError, OSError):
             return self.end()
-        return _unpacked(answer)
+        item = pickle.loads(answer)
+        return item | {"image": torch.from_numpy(item["image"])}
 
     def _connected(self) -> Connection:
-        """The connection to a process that is ready.
-
-        Raises:
-            ReaderStartError: no process can be started.
-        """
+        """The connection to a process that is ready; ReaderStartError when none can be started."""
         if self.connection is not None and self.connection.poll(0):  # nothing is due: it ended while it had no scan
             self.end()
         pauses = iter(START_PAUSES)
         while self.connection is None:
             code = self._launch()
-            if self.connection is not None or self.readers.closing.is_set():
+            if self.connection is not None:
                 break
+            if self.readers.closing.is_set():
+                raise ReaderStartError("the loader is closed")
             pause = next(pauses, None)
             if code == 1 or pause is None:  # 1: Python says why, and would say it again
                 raise ReaderStartError(
@@ -374,12 +327,10 @@ class _Reader(threading.Thread):
                 )
             logger.warning("a process that reads scans did not start (exit code %s); trying again", code)
             self.readers.closing.wait(pause)
-        if self.connection is None:
-            raise ReaderStartError("the loader is closed")
         return self.connection
 
     def _launch(self) -> int | None:
-        """Start a process and wait until it is ready; of one that does not get so, the exit code."""
+        """Start a process and wait until it is ready; else its exit code."""
         context = multiprocessing.get_context("forkserver")
         ours, theirs = context.Pipe()
         arguments = (theirs, self.readers.pickled, self.readers.timeout)

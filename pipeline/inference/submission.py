@@ -32,21 +32,14 @@ class Submission(NamedTuple):
 def submission_name(scan: str) -> str:
     """The name the challenge knows a scan by: its folder's name, or its file's without the suffix of a volume."""
     name = PurePosixPath(scan.replace(os.sep, "/")).name
-    suffix = max(
-        (s for s in (*NIFTI_SUFFIXES, *ITK_SUFFIXES, *DICOM_SUFFIXES) if name.casefold().endswith(s)),
-        key=len,
-        default="",
-    )
-    return name[: len(name) - len(suffix)]
+    suffixes = (s for s in (*NIFTI_SUFFIXES, *ITK_SUFFIXES, *DICOM_SUFFIXES) if name.casefold().endswith(s))
+    return name[: len(name) - len(max(suffixes, key=len, default=""))]
 
 
 def write_submission(
-    predictions: str | os.PathLike[str],
-    folder: str | os.PathLike[str],
-    *,
-    allow_missing: bool = False,
+    predictions: str | os.PathLike[str], folder: str | os.PathLike[str], *, allow_missing: bool = False,
     overwrite: bool = False,
-) -> Submission:
+) -> Submission:  # fmt: skip
     """Write ``A.csv``, ``G.csv``, ``covid.csv`` and ``normal.csv``: one scan name a line, no header.
 
     Every scan is in exactly one file, in the order of the table; a class without a scan gets an empty file.
@@ -54,9 +47,7 @@ def write_submission(
     Args:
         predictions: a table with columns ``scan`` and ``prediction``, as inference writes it. A row of ``status``
             ``skipped`` is no scan and in no file; another ``status`` than ``ok``, or no prediction, is a failed scan.
-        folder: where the files go; made if need be.
         allow_missing: leave failed scans out instead of stopping.
-        overwrite: replace files of an earlier submission.
 
     Raises:
         SubmissionError: scans failed, a class is none of the challenge's, two scans have one name, or the files exist.
@@ -71,10 +62,8 @@ def write_submission(
     if faults:
         raise SubmissionError(_listing(f"{predictions} cannot be submitted", faults))
     if failed and not allow_missing:
-        title = (
-            f"{predictions}: {len(failed)} of {len(table)} scans have no prediction (--allow-missing leaves them out)"
-        )
-        raise SubmissionError(_listing(title, failed, every=True))
+        title = f"{predictions}: {len(failed)} of {len(table)} scans have no prediction"
+        raise SubmissionError(_listing(f"{title} (--allow-missing leaves them out)", failed, len(failed)))
     files = {folder / FILES[label]: names for label, names in lines.items()}
     existing = [path.name for path in files if path.exists()]
     if existing and not overwrite:
@@ -114,7 +103,6 @@ def _sorted_scans(table: pd.DataFrame) -> tuple[dict[str, list[str]], list[str],
     return lines, faults, failed, skipped
 
 
-def _listing(title: str, lines: list[str], every: bool = False) -> str:
-    shown = lines if every else lines[:LISTED]
-    more = [f"and {len(lines) - len(shown)} more"] if len(lines) > len(shown) else []
-    return "\n  ".join([f"{title}:", *shown, *more])
+def _listing(title: str, lines: list[str], count: int = LISTED) -> str:
+    more = [f"and {len(lines) - count} more"] if len(lines) > count else []
+    return "\n  ".join([f"{title}:", *lines[:count], *more])

@@ -11,24 +11,22 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ignite.engine import Events
+from monai.engines import Evaluator
+
+from fairlung.transforms.checks import check_setting
 
 from ..common.errors import UserError
 from .prediction_writer import AppendingPredictionWriter, PredictionWriter
 
-if TYPE_CHECKING:
-    from monai.engines import Evaluator
-
-
 logger = logging.getLogger(__name__)
-
 
 Scan = Mapping[str, Any]
 Stamp = tuple[int, int, int]  # size in bytes, times of the last change of content and of the file, in nanoseconds
@@ -45,9 +43,9 @@ class WatchError(UserError, ValueError):
 
 
 def look(root: str | Path) -> dict[str, dict[str, Stamp]]:
-    """Files at and below a folder: for each of its entries the stamp of every file, by path relative to the folder.
+    """Stamps of all files at and below a folder, hidden ones too: {name of its entry: {relative path: stamp}}.
 
-    Hidden files count, as copying programs use them; what vanishes or may not be read meanwhile is left out.
+    What vanishes or may not be read meanwhile is left out.
     """
     found: dict[str, dict[str, Stamp]] = {}
     for path, stamp in _files(os.fspath(root), "", frozenset()):
@@ -59,19 +57,16 @@ def _files(folder: str, prefix: str, above: frozenset[str]) -> Iterator[tuple[st
     here = os.path.realpath(folder)
     if here in above:  # a link that leads back up
         return
-    try:
+    entries: list[os.DirEntry[str]] = []
+    with suppress(OSError):
         entries = list(os.scandir(folder))
-    except OSError:
-        return
     for entry in entries:
-        try:
+        with suppress(OSError):
             if entry.is_dir():
                 yield from _files(entry.path, f"{prefix}{entry.name}/", above | {here})
             else:
                 status = entry.stat()
                 yield prefix + entry.name, (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        except OSError:
-            continue
 
 
 @dataclass
@@ -91,14 +86,13 @@ class _Entry:
 
 
 class _Folder:
-    """The watched folder: what was seen, and since when it is so, by our own clock.
+    """The watched folder: what was seen, and since when it is so.
 
-    The times of the files cannot tell: programs that copy keep the times of the original.
+    Times are of our own clock: programs that copy keep the files' times of the original.
     """
 
     def __init__(self, root: Path, quiet_seconds: float, now: float) -> None:
-        self.root = root
-        self.quiet_seconds = quiet_seconds
+        self.root, self.quiet_seconds = root, quiet_seconds
         self.entries: dict[str, _Entry] = {}
         self.changed = now  # when anything last did
         self._by_stem: dict[str, set[str]] = {}
@@ -127,21 +121,12 @@ class _Folder:
         entry = self.entries[name]
         return now - entry.since >= self.quiet_seconds and entry.partial is None
 
-    def quiet(self, now: float) -> list[_Entry]:
-        return [entry for name, entry in self.entries.items() if self.is_quiet(name, now)]
-
     def tell_partial(self, now: float) -> None:
-        """Say once of each entry that an incomplete file in it, which does not grow, keeps its scans from an answer."""
+        """Say once of each entry that an incomplete file, which does not grow, keeps its scans from an answer."""
         for name, entry in self.entries.items():
             if entry.partial and not entry.told and now - entry.since >= self.quiet_seconds:
                 entry.told = True
                 logger.warning("%s waits for %s to be completed or removed", name, entry.partial)
-
-    def tell_waiting(self, now: float) -> None:
-        """Say what is left to another process."""
-        waiting = [name for name in self.entries if not self.is_quiet(name, now)]
-        if waiting:
-            logger.warning("not quiet yet, so left for the next time: %s", ", ".join(waiting))
 
     def entries_of(self, scan: Scan) -> set[str]:
         """Names of the entries that must be quiet before a scan is read; of a scan that lies elsewhere, all."""
@@ -168,9 +153,9 @@ class _Folder:
         }
 
     def _paths(self, scan: Scan) -> list[str]:
-        """Where a scan lies, relative to the folder: its path, and folders in which it goes on (``more`` of a source).
+        """A scan's path and the folders in which it goes on (``more`` of a source), relative to the folder.
 
-        A path that lies elsewhere, such as of what was in an archive, is replaced by the scan's name.
+        The scan's name stands for a path that lies elsewhere, such as of what was in an archive.
         """
         paths = [os.fspath(scan["image"]), *getattr(scan["image"], "more", ())]
         relative = [Path(os.path.relpath(path, self.root)).as_posix() for path in paths]
@@ -178,7 +163,7 @@ class _Folder:
 
 
 def _stem(name: str) -> str:
-    """A file's name up to the first dot; of a hidden one, as copying programs use them, of what follows the dot."""
+    """A file's name up to the first dot; a hidden one's, as copying programs use them, after its leading dot."""
     return name.lstrip(".").partition(".")[0]
 
 
@@ -200,31 +185,19 @@ def watch(
     A scan is answered when names, sizes and times of all files of its study have been the same for ``quiet_seconds``,
     and none of them has the name of an incomplete one. The study is the entry of ``root`` that the scan lies in, with
     everything below it; of a file that lies in ``root`` itself, the files of the same name up to the first dot.
-
     A scan that changes after it was answered keeps its answer; a warning says so once.
 
     Args:
-        root: the folder; it may not exist yet.
+        root: the folder; it may not exist yet, and a file is a WatchError.
         find: the scans in it, ``{"image": path or source, "scan": name}``; FileNotFoundError is none.
         answer: called with scans to be answered, one round at a time.
         answered: names of the scans that have an answer, from an earlier run as well.
-        quiet_seconds: how long nothing of a study may have changed.
-        poll_seconds: between two looks at the folder.
         idle_seconds: end when nothing has changed for so long, and nothing waits for its quiet time; None = never.
         stopped: whether to end; asked between rounds, and before each look.
-        clock: seconds.
-        sleep: waits so many seconds.
-
-    Raises:
-        ValueError: a time out of range.
-        WatchError: root is a file.
     """
-    if not quiet_seconds >= 0:
-        raise ValueError(f"quiet_seconds must be at least 0, got {quiet_seconds}")
-    if not poll_seconds > 0:
-        raise ValueError(f"poll_seconds must be positive, got {poll_seconds}")
-    if idle_seconds is not None and not idle_seconds >= 0:
-        raise ValueError(f"idle_seconds must be at least 0 or null, got {idle_seconds}")
+    check_setting("quiet_seconds", quiet_seconds, quiet_seconds >= 0, "at least 0")
+    check_setting("poll_seconds", poll_seconds, poll_seconds > 0, "positive")
+    check_setting("idle_seconds", idle_seconds, idle_seconds is None or idle_seconds >= 0, "at least 0 or null")
     root = Path(root).expanduser()
     if root.exists() and not root.is_dir():
         raise WatchError(f"only a folder can be watched, and {root} is a file")
@@ -245,7 +218,9 @@ def watch(
             logger.info("nothing new for %g s", idle_seconds)
             break
         sleep(max(poll_seconds, (LOOKING_SHARE - 1) * took))
-    folder.tell_waiting(clock())
+    now = clock()
+    if waiting := [name for name in folder.entries if not folder.is_quiet(name, now)]:
+        logger.warning("not quiet yet, so left for the next time: %s", ", ".join(waiting))
 
 
 @dataclass
@@ -258,18 +233,15 @@ class _Rounds:
     answered: Callable[[], Collection[str]]
     clock: Callable[[], float]
     done: set[str] = field(default_factory=set)  # by this run, whatever a table says
-    stamps: dict[str, dict[str, Stamp] | None] = field(
-        default_factory=dict
-    )  # of answered scans; None: a change was told
+    # stamps of answered scans; None: a change was told
+    stamps: dict[str, dict[str, Stamp] | None] = field(default_factory=dict)
 
     def run(self, now: float) -> int:
         """How many scans were given to be answered."""
-        fresh = [entry for entry in self.folder.quiet(now) if not entry.settled]
+        entries = self.folder.entries.items()
+        fresh = [entry for name, entry in entries if not entry.settled and self.folder.is_quiet(name, now)]
         self.folder.tell_partial(now)
-        if not fresh:
-            return 0
-        scans = self._found()
-        if scans is None:
+        if not fresh or (scans := self._found()) is None:
             return 0
         now = self.clock()
         self.folder.update(now)  # finding may take long, and a study may have gone on meanwhile
@@ -309,24 +281,16 @@ class _Rounds:
 
 
 def watch_scans(
-    evaluator: Evaluator,
-    predictions: PredictionWriter,
-    root: str | Path,
-    find: Callable[[Path], Sequence[Scan]],
-    quiet_seconds: float = 60.0,
-    poll_seconds: float = 5.0,
-    idle_seconds: float | None = None,
-) -> None:
+    evaluator: Evaluator, predictions: PredictionWriter, root: str | Path, find: Callable[[Path], Sequence[Scan]],
+    quiet_seconds: float = 60.0, poll_seconds: float = 5.0, idle_seconds: float | None = None,
+) -> None:  # fmt: skip
     """In place of ``evaluator.run()``: an epoch for each round of :func:`watch`, until a signal or idleness ends it.
 
     SIGINT and SIGTERM end it after the running batch, and at once while it waits for scans to come or to be read; what
     is not answered then, the next process answers. A second signal has its usual effect.
 
-    Args:
-        evaluator: its data loader is a :class:`~.ScanLoader`; its data are replaced.
-        predictions: a handler of the evaluator, an :class:`~.AppendingPredictionWriter`: it knows what earlier
-            processes answered.
-        root: the folder; ``find`` and the times: see :func:`watch`.
+    The evaluator's data loader is a :class:`~.ScanLoader`, whose data are replaced; among its handlers is
+    ``predictions``, an :class:`~.AppendingPredictionWriter`, which knows what earlier processes answered.
     """
     if not isinstance(predictions, AppendingPredictionWriter):
         raise ValueError("predictions must be written with append, or each round would begin the table anew")
@@ -337,8 +301,8 @@ def watch_scans(
     def answer(scans: list[Scan]) -> None:
         evaluator.data_loader = loader.with_data(scans)
         evaluator.state.epoch_length = len(evaluator.data_loader)
-        with stop.ends(evaluator.data_loader.stop):
-            evaluator.run()
+        stop.ends(evaluator.data_loader.stop)
+        evaluator.run()
 
     def end_if_stopped(engine: Evaluator) -> None:
         if stop.asked:
@@ -362,16 +326,11 @@ class _Stop:
         while not self.asked and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, WAKE_SECONDS))
 
-    @contextmanager
-    def ends(self, end: Callable[[], None]) -> Iterator[None]:
+    def ends(self, end: Callable[[], None]) -> None:
         """Have a signal call ``end``, and a signal that has come already."""
         self._end = end
         if self.asked:
             end()
-        try:
-            yield
-        finally:
-            self._end = lambda: None
 
     @contextmanager
     def by_signals(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fairlung.transforms.checks import check_whole
+from fairlung.transforms.checks import check_setting, check_whole
 
 from ..common.distributed import gather_batch, local_part, world_size
 from .cvar import cvar_weights, group_means, group_sums, nested_cvar_weights, published_cvar_weights
@@ -27,12 +27,10 @@ class RunningGroupLoss(nn.Module):
 
     Division by c removes the bias towards the start at 0, so the first batch alone gives its own mean. The share of a
     group is counted over all batches: batches are drawn in the same way throughout, and what an importance weight is
-    divided by must not be noisy. A loss that is not finite does not enter; the step's own loss shows it.
-
-    Part of the ``state_dict``, so that a resumed training goes on where it stood.
+    divided by must not be noisy. A loss that is not finite does not enter; the step's own loss shows it. All of it is
+    part of the ``state_dict``, so that a resumed training goes on where it stood.
 
     Args:
-        num_groups: G.
         momentum: m in [0, 1): the weight of the past. 0 keeps the last batch with the group alone.
     """
 
@@ -43,10 +41,8 @@ class RunningGroupLoss(nn.Module):
     def __init__(self, num_groups: int, momentum: float = 0.9) -> None:
         super().__init__()
         check_whole("num_groups", num_groups, least=1)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-        self.num_groups = num_groups
-        self.momentum = float(momentum)
+        check_setting("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
+        self.num_groups, self.momentum = num_groups, float(momentum)
         for name in ("loss_sum", "loss_mass", "samples"):
             self.register_buffer(name, torch.zeros(num_groups, dtype=torch.float64))
 
@@ -62,7 +58,7 @@ class RunningGroupLoss(nn.Module):
 
     @property
     def seen(self) -> Tensor:
-        """[G] bool, whether the group was in any batch."""
+        """[G] bool."""
         return self.loss_mass > 0
 
     @property
@@ -80,8 +76,8 @@ class Aggregation(nn.Module):
     """The outer level: a scalar loss out of sample losses [N] and groups [N], as a weighted sum.
 
     A subclass says what a sample weighs (:meth:`sample_weights`). One that remembers batches keeps that in buffers and
-    moves it in :meth:`observe`, once a training step and before the step is weighed: so :meth:`weights`, which moves
-    nothing, gives the weights of a step when it is asked after it.
+    moves it in :meth:`observe`, once a training step and before the step is weighed. :meth:`weights` moves nothing, so
+    that after a step it gives the weights of that step.
 
     Samples of unknown group (-1) have a class to learn from but no group to compare. Wherever groups count, they take
     part as in a plain mean, at their share of the batch: ``loss = (n_known L(known) + sum(unknown losses)) / n``.
@@ -149,21 +145,14 @@ class GroupCVaR(Aggregation):
     """
 
     def __init__(
-        self,
-        alpha: float = 0.8,
-        gradient: str = "exact",
-        estimator: str = "batch",
-        momentum: float = 0.9,
+        self, alpha: float = 0.8, gradient: str = "exact", estimator: str = "batch", momentum: float = 0.9,
         num_groups: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
-        _check_level("alpha", alpha)
-        if gradient not in ("exact", "published"):
-            raise ValueError(f"gradient must be 'exact' or 'published', got {gradient!r}")
-        if estimator not in ("batch", "running"):
-            raise ValueError(f"estimator must be 'batch' or 'running', got {estimator!r}")
-        self.alpha = float(alpha)
-        self.gradient = gradient
+        check_setting("alpha", alpha, 0 < alpha <= 1, "in (0, 1]")
+        check_setting("gradient", gradient, gradient in ("exact", "published"), "'exact' or 'published'")
+        check_setting("estimator", estimator, estimator in ("batch", "running"), "'batch' or 'running'")
+        self.alpha, self.gradient = float(alpha), gradient
         self.running: RunningGroupLoss | None = None
         if estimator == "running":
             if num_groups is None:
@@ -208,9 +197,7 @@ class GroupDRO(Aggregation):
 
     The algorithm draws groups uniformly. Where some groups come more often, their weights grow more; a sampler that
     puts every group into every batch prevents it. As in the authors' code the weights are not scaled up when groups are
-    missing.
-
-    The weights are part of the ``state_dict``, so that a resumed training goes on where it stood.
+    missing. They are part of the ``state_dict``, so that a resumed training goes on where it stood.
 
     Args:
         num_groups: G; group ids are below it.
@@ -222,10 +209,8 @@ class GroupDRO(Aggregation):
     def __init__(self, num_groups: int, eta: float = 0.01) -> None:
         super().__init__()
         check_whole("num_groups", num_groups, least=1)
-        if not 0 < eta < float("inf"):
-            raise ValueError(f"eta must be positive and finite, got {eta}")
-        self.num_groups = num_groups
-        self.eta = float(eta)
+        check_setting("eta", eta, 0 < eta < float("inf"), "positive and finite")
+        self.num_groups, self.eta = num_groups, float(eta)
         # logarithms: a weight that has shrunk to nothing can still come back
         self.register_buffer("log_weights", torch.zeros(num_groups, dtype=torch.float64).log_softmax(0))
 
@@ -261,10 +246,9 @@ class HierarchicalCVaR(Aggregation):
 
     def __init__(self, alpha: float = 0.5, alpha_inner: float = 0.9) -> None:
         super().__init__()
-        _check_level("alpha", alpha)
-        _check_level("alpha_inner", alpha_inner)
-        self.alpha = float(alpha)
-        self.alpha_inner = float(alpha_inner)
+        check_setting("alpha", alpha, 0 < alpha <= 1, "in (0, 1]")
+        check_setting("alpha_inner", alpha_inner, 0 < alpha_inner <= 1, "in (0, 1]")
+        self.alpha, self.alpha_inner = float(alpha), float(alpha_inner)
 
     def sample_weights(self, sample_losses: Tensor, group: Tensor) -> tuple[Tensor, float]:
         weights = nested_cvar_weights(sample_losses, group, self.alpha, self.alpha_inner, group >= 0)
@@ -276,23 +260,21 @@ class GroupTreeCVaR(Aggregation):
 
     Plain CVaR over intersections lets a parent with many children outvote one with few; here each parent counts once.
     The gradient is exact (:func:`nested_cvar_weights`). Groups and parents are those present in the batch.
+    ``alpha`` is the level over the parents, ``alpha_inner`` over the groups of a parent, both in (0, 1].
 
     Args:
         parents: [G] parent id (0 or more) of each group id: ``[0, 0, 1, 1]`` puts groups 0 and 1 under parent 0.
-        alpha: over the parents, in (0, 1].
-        alpha_inner: over the groups of a parent, in (0, 1].
     """
 
     parents: Tensor
 
     def __init__(self, parents: Sequence[int], alpha: float = 0.8, alpha_inner: float = 0.8) -> None:
         super().__init__()
-        _check_level("alpha", alpha)
-        _check_level("alpha_inner", alpha_inner)
+        check_setting("alpha", alpha, 0 < alpha <= 1, "in (0, 1]")
+        check_setting("alpha_inner", alpha_inner, 0 < alpha_inner <= 1, "in (0, 1]")
         if not parents or any(parent != int(parent) or parent < 0 for parent in parents):
             raise ValueError(f"parents must give each group the id, 0 or more, of its parent, got {list(parents)}")
-        self.alpha = float(alpha)
-        self.alpha_inner = float(alpha_inner)
+        self.alpha, self.alpha_inner = float(alpha), float(alpha_inner)
         self.register_buffer("parents", torch.tensor([int(parent) for parent in parents]), persistent=False)
 
     def sample_weights(self, sample_losses: Tensor, group: Tensor) -> tuple[Tensor, float]:
@@ -310,8 +292,3 @@ def _of_samples(of_groups: Tensor, group: Tensor) -> Tensor:
 def _with_unknown(weights: Tensor, known: Tensor) -> Tensor:
     """Weights of all samples: samples of unknown group take part at their share of the batch."""
     return weights * known.mean() + (1 - known) / len(known)
-
-
-def _check_level(name: str, alpha: float) -> None:
-    if not 0 < alpha <= 1:
-        raise ValueError(f"{name} must be in (0, 1], got {alpha}")

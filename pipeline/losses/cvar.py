@@ -22,12 +22,7 @@ class GroupMeans(NamedTuple):
 
 
 def group_means(sample_losses: Tensor, group: Tensor) -> GroupMeans:
-    """Mean loss over the samples of each group present in the batch (paper, Eq. 3).
-
-    Args:
-        sample_losses: [N].
-        group: [N] integer group ids; :data:`~.UNKNOWN_GROUP` (-1) belongs to no group.
-    """
+    """Mean loss over the samples of each group present in the batch (paper, Eq. 3); id -1 belongs to no group."""
     same = (group[:, None] == group[None, :]) & (group >= 0)[:, None]
     first = ~torch.tril(same, diagonal=-1).any(dim=1) & (group >= 0)
     share = same.to(sample_losses) / same.sum(dim=1, keepdim=True).clamp(min=1)
@@ -52,12 +47,7 @@ def cvar_weights(group_losses: Tensor, alpha: float, used: Tensor | None = None)
 
     The maximum fills the worst groups up to the cap until the weights sum to 1; tied groups share equally. As w is an
     optimum, the gradient of the loss is that of ``sum w_g L_g`` with w held constant. ``alpha = 1`` is the mean over
-    groups, ``alpha <= 1/G`` the worst group.
-
-    Args:
-        group_losses: [G].
-        alpha: in (0, 1].
-        used: [G] bool, which entries hold a group (default: all). Others get weight 0.
+    groups, ``alpha <= 1/G`` the worst group. ``used`` [G] tells which entries hold a group (default: all).
 
     Returns:
         [G] detached weights, summing to 1 (all 0 when no entry is used).
@@ -79,11 +69,6 @@ def published_cvar_weights(group_losses: Tensor, alpha: float, used: Tensor | No
     It finds lambda by bisection between the smallest and the largest group loss, detaches it and differentiates
     ``lambda + 1/(alpha G) sum [L_g - lambda]_+``. The gradient through lambda is lost: groups at or below lambda get
     none, those above get 1/(alpha G) each, so the weights do not sum to 1. Kept to reproduce published runs.
-
-    Args:
-        group_losses: [G].
-        alpha: in (0, 1]; 1 gives the mean over groups.
-        used: [G] bool, which entries hold a group.
 
     Returns:
         ([G] detached weights, scalar lambda). With one group, or ``alpha = 1``: equal weights and lambda 0.
@@ -121,9 +106,8 @@ def nested_cvar_weights(
     Args:
         losses: [N] of the children.
         parent: [N] integer id of each child's parent.
-        alpha: outer level in (0, 1], over the parents present.
-        alpha_inner: inner level in (0, 1], over the children of a parent.
-        used: [N] bool, which entries hold a child (default: all). Others get weight 0.
+        alpha: in (0, 1], over the parents present; ``alpha_inner`` is the level over the children of a parent.
+        used: [N] bool, which entries hold a child (default: all).
 
     Returns:
         [N] detached weights :math:`w_{p(i)} v_i`, summing to 1 (all 0 when no entry is used).

@@ -13,6 +13,9 @@ from monai.losses.focal_loss import softmax_focal_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fairlung.transforms.checks import check_setting
+
+# training scans of each class, in class order; a mapping gives the classes' names to error messages
 ClassCounts = Sequence[float] | Mapping[str, float]
 
 
@@ -29,13 +32,7 @@ def _counts(class_counts: ClassCounts) -> Tensor:
 
 
 def log_class_prior(class_counts: ClassCounts) -> Tensor:
-    """log pi_y, the logarithm of the empirical class frequencies.
-
-    Args:
-        class_counts: scans of each class, in class order; a mapping gives the classes' names to error messages.
-
-    Returns:
-        float64 tensor of shape [C].
+    """[C] float64 log pi_y, the logarithm of the empirical class frequencies.
 
     Raises:
         ValueError: fewer than two classes, or a count that is not positive (log 0 turns every loss into NaN).
@@ -45,19 +42,13 @@ def log_class_prior(class_counts: ClassCounts) -> Tensor:
 
 
 def inverse_frequency_weights(class_counts: ClassCounts) -> Tensor:
-    """n / (C n_y) for each class y, scikit-learn's ``balanced``: the mean weight of the n training scans is 1.
-
-    ``class_counts`` and the result [C] are as of :func:`log_class_prior`.
-    """
+    """[C] n / (C n_y) for each class y, scikit-learn's ``balanced``: the mean weight of the n training scans is 1."""
     counts = _counts(class_counts)
     return counts.sum() / (len(counts) * counts)
 
 
 def ldam_margins(class_counts: ClassCounts, max_margin: float = 0.5) -> Tensor:
-    """Margins C / n_y^(1/4), with C such that the rarest class has ``max_margin`` (Cao et al. 2019).
-
-    ``class_counts`` and the result [C] are as of :func:`log_class_prior`; margins are in units of a logit.
-    """
+    """[C] margins C / n_y^(1/4), with C such that the rarest class has ``max_margin`` logits (Cao et al. 2019)."""
     counts = _counts(class_counts)
     return max_margin * (counts.min() / counts) ** 0.25
 
@@ -86,10 +77,6 @@ def weighted_cross_entropy(logits: Tensor, label: Tensor, class_weights: Tensor)
     :func:`inverse_frequency_weights` the mean over batches is then the mean of the classes' losses. They change how
     much a class counts but not its margin, and a network that can separate its training set ends up much as without
     them (Byrd & Lipton 2019).
-
-    Args:
-        logits: [N, C].
-        class_weights: [C].
     """
     logits = promote(logits)
     return F.cross_entropy(logits, label.long(), weight=class_weights.to(logits), reduction="none")
@@ -100,9 +87,7 @@ def focal_loss(logits: Tensor, label: Tensor, gamma: float = 2.0) -> Tensor:
 
     .. math:: \ell(x, y) = -(1 - p_y(x))^\gamma \log p_y(x)
 
-    Args:
-        logits: [N, C].
-        gamma: 0 gives cross-entropy.
+    ``gamma`` 0 gives cross-entropy.
     """
     logits = promote(logits)
     return softmax_focal_loss(logits, _one_hot(label, logits), gamma).sum(dim=1)
@@ -123,9 +108,8 @@ def ldam_loss(logits: Tensor, label: Tensor, margins: Tensor, scale: float = 30.
             own probabilities, the softmax of f, are then less sure by this factor than what is trained; 1 keeps them.
     """
     logits = promote(logits)
-    return F.cross_entropy(
-        scale * (logits - margins.to(logits) * _one_hot(label, logits)), label.long(), reduction="none"
-    )
+    shifted = scale * (logits - margins.to(logits) * _one_hot(label, logits))
+    return F.cross_entropy(shifted, label.long(), reduction="none")
 
 
 def _one_hot(label: Tensor, like: Tensor) -> Tensor:
@@ -144,19 +128,13 @@ class CrossEntropy(nn.Module):
 
 
 class LogitAdjustedCrossEntropy(nn.Module):
-    """:func:`logit_adjusted_cross_entropy` with the class prior of the training split.
-
-    Args:
-        class_counts: training scans of each class, in class order (a mapping names them in errors).
-        tau: strength of the adjustment, at least 0; 1 is also the balanced softmax.
-    """
+    """:func:`logit_adjusted_cross_entropy` with the class prior of the training split; ``tau`` is at least 0."""
 
     log_prior: Tensor
 
     def __init__(self, class_counts: ClassCounts, tau: float = 1.0) -> None:
         super().__init__()
-        if not 0 <= tau < float("inf"):
-            raise ValueError(f"tau must be in [0, inf), got {tau}")
+        check_setting("tau", tau, 0 <= tau < float("inf"), "in [0, inf)")
         self.tau = float(tau)
         # not part of the state dict: a checkpoint of the network must not depend on the training prior
         self.register_buffer("log_prior", log_class_prior(class_counts), persistent=False)
@@ -167,11 +145,7 @@ class LogitAdjustedCrossEntropy(nn.Module):
 
 
 class WeightedCrossEntropy(nn.Module):
-    """:func:`weighted_cross_entropy` with the inverse class frequencies of the training split.
-
-    Args:
-        class_counts: training scans of each class, in class order (a mapping names them in errors).
-    """
+    """:func:`weighted_cross_entropy` with the inverse class frequencies of the training split."""
 
     class_weights: Tensor
 
@@ -185,16 +159,11 @@ class WeightedCrossEntropy(nn.Module):
 
 
 class FocalLoss(nn.Module):
-    """:func:`focal_loss`, one loss a sample.
-
-    Args:
-        gamma: 0, or at least 1: between them the gradient is not finite where the network is certain.
-    """
+    """:func:`focal_loss`, ``gamma`` 0 or at least 1: between them a certain network has no finite gradient."""
 
     def __init__(self, gamma: float = 2.0) -> None:
         super().__init__()
-        if not (gamma == 0 or 1 <= gamma < float("inf")):
-            raise ValueError(f"gamma must be 0 or in [1, inf), got {gamma}")
+        check_setting("gamma", gamma, gamma == 0 or 1 <= gamma < float("inf"), "0 or in [1, inf)")
         self.gamma = float(gamma)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -202,22 +171,14 @@ class FocalLoss(nn.Module):
 
 
 class LDAMLoss(nn.Module):
-    """:func:`ldam_loss` with the margins of the training split.
-
-    Args:
-        class_counts: training scans of each class, in class order (a mapping names them in errors).
-        max_margin: of the rarest class, at least 0.
-        scale: of the logits, positive.
-    """
+    """:func:`ldam_loss` with the margins of the training split, ``max_margin`` (at least 0) for the rarest class."""
 
     margins: Tensor
 
     def __init__(self, class_counts: ClassCounts, max_margin: float = 0.5, scale: float = 30.0) -> None:
         super().__init__()
-        if not 0 <= max_margin < float("inf"):
-            raise ValueError(f"max_margin must be in [0, inf), got {max_margin}")
-        if not 0 < scale < float("inf"):
-            raise ValueError(f"scale must be positive and finite, got {scale}")
+        check_setting("max_margin", max_margin, 0 <= max_margin < float("inf"), "in [0, inf)")
+        check_setting("scale", scale, 0 < scale < float("inf"), "positive and finite")
         self.scale = float(scale)
         self.register_buffer("margins", ldam_margins(class_counts, max_margin), persistent=False)
 

@@ -15,9 +15,8 @@ from .sample_losses import ClassCounts, LogitAdjustedCrossEntropy, promote
 def _full_precision(like: Tensor) -> AbstractContextManager:
     """Autocast off for a tensor's device."""
     kind = like.device.type
-    if not torch.amp.autocast_mode.is_autocast_available(kind):
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
+    available = torch.amp.autocast_mode.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if available else nullcontext()
 
 
 class TwoLevelLoss(nn.Module):
@@ -40,16 +39,10 @@ class TwoLevelLoss(nn.Module):
 
     def __init__(self, sample_loss: nn.Module, aggregation: Aggregation) -> None:
         super().__init__()
-        self.sample_loss = sample_loss
-        self.aggregation = aggregation
+        self.sample_loss, self.aggregation = sample_loss, aggregation
 
     def forward(self, logits: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """Scalar loss of a batch.
-
-        Args:
-            logits: [N, C] raw network outputs.
-            target: ``{"label": [N] class indices, "group": [N] group ids, -1 unknown}``.
-        """
+        """Scalar loss of raw outputs [N, C] for ``{"label": [N] classes, "group": [N] group ids, -1 unknown}``."""
         # autocast would compute the group weights in half precision, where close losses tie and gradients overflow
         with _full_precision(logits):
             return self.aggregation(self.sample_loss(promote(logits), target["label"]), target["group"])
@@ -70,12 +63,8 @@ class FairLACVaRLoss(TwoLevelLoss):
 
     Args:
         class_counts: training scans of each class, in class order (a mapping names them in errors).
-        alpha: CVaR level in (0, 1].
+        alpha: CVaR level in (0, 1]; for it and what follows ``tau`` see :class:`~.GroupCVaR`.
         tau: strength of the logit adjustment.
-        gradient: ``exact``, or ``published`` to reproduce the authors' code.
-        estimator: of the groups' losses: ``batch``, the paper's, or ``running`` (:class:`~.GroupCVaR`).
-        momentum: of the running estimate.
-        num_groups: which the running estimate needs.
 
     Example:
         A network that cannot tell the classes apart: the rarer class, here of group 1, has the larger loss, and the
@@ -90,14 +79,8 @@ class FairLACVaRLoss(TwoLevelLoss):
     """
 
     def __init__(
-        self,
-        class_counts: ClassCounts,
-        alpha: float = 0.8,
-        tau: float = 1.0,
-        gradient: str = "exact",
-        estimator: str = "batch",
-        momentum: float = 0.9,
-        num_groups: int | None = None,
-    ) -> None:
+        self, class_counts: ClassCounts, alpha: float = 0.8, tau: float = 1.0, gradient: str = "exact",
+        estimator: str = "batch", momentum: float = 0.9, num_groups: int | None = None,
+    ) -> None:  # fmt: skip
         cvar = GroupCVaR(alpha, gradient, estimator, momentum, num_groups)
         super().__init__(LogitAdjustedCrossEntropy(class_counts, tau), cvar)

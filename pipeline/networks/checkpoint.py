@@ -39,10 +39,9 @@ class ModelSettings:
 
     def __init__(self, **settings: Any) -> None:
         names = (*MODEL_SETTINGS, NETWORK)
-        missing = set(names) - set(settings)
-        unknown = set(settings) - set(names)
+        missing, unknown = sorted(set(names) - set(settings)), sorted(set(settings) - set(names))
         if missing or unknown:
-            raise ValueError(f"model settings: missing {sorted(missing)}, unknown {sorted(unknown)}")
+            raise ValueError(f"model settings: missing {missing}, unknown {unknown}")
         self.settings = {name: _plain(settings[name]) for name in names}
 
     def state_dict(self) -> dict[str, Any]:
@@ -56,11 +55,9 @@ class ModelSettings:
             if _plain(state.get(name)) != value
         ]
         if differing:
-            raise CheckpointError(
-                "the checkpoint was trained with other settings:\n  "
-                + "\n  ".join(differing)
-                + (_OTHER_NETWORK if state[NETWORK] != self.settings[NETWORK] else "")
-            )
+            listed = "\n  ".join(differing)
+            other = _OTHER_NETWORK if state[NETWORK] != self.settings[NETWORK] else ""
+            raise CheckpointError(f"the checkpoint was trained with other settings:\n  {listed}{other}")
 
 
 def _plain(value: Any) -> Any:
@@ -74,15 +71,10 @@ def require_checkpoint(path: str | Path) -> None:
 
 
 def model_settings(checkpoint: str | Path, train_config: str | Path) -> dict[str, Any]:
-    """The settings a checkpoint was trained with.
+    """The settings a checkpoint was trained with: :data:`MODEL_SETTINGS`, and of a checkpoint also ``network``.
 
-    Args:
-        checkpoint: file written by train.yaml.
-        train_config: path of train.yaml. Where there is no checkpoint yet, its values describe the untrained network
-            (for tools that only build it); running anything still needs the checkpoint.
-
-    Returns:
-        a value for each of :data:`MODEL_SETTINGS`, and of a checkpoint also ``network``.
+    Where there is no checkpoint yet, the values of ``train_config``, the path of train.yaml, describe the untrained
+    network for tools that only build it.
 
     Raises:
         CheckpointError: the file is not a checkpoint of this bundle.

@@ -8,6 +8,7 @@ engine, sampler or metric works as for the other networks.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,14 +18,13 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import ResNet50_Weights, resnet50
 
-from fairlung.transforms.checks import check_whole
+from fairlung.transforms.checks import check_setting, check_whole
 
 from ..common.distributed import is_primary
 from ..common.volumes import slice_counts
 from .pretrained import load_published_weights, refuse_unused_weights
 
 logger = logging.getLogger(__name__)
-
 
 ENCODER_MODES = ("freeze", "recompute", "full")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -41,7 +41,7 @@ def imagenet_input(slices: Tensor) -> Tensor:
 class CNNRNNClassifier(nn.Module):
     """ResNet-50 a slice, unidirectional GRU over the slices, linear head on the state after the last real slice.
 
-    Slices are encoded ``chunk`` at a time. What that costs is a matter of ``encoder_mode``:
+    Slices are encoded ``chunk`` at a time, with ``encoder_mode``:
 
     - ``freeze``: the encoder is not trained; nothing of it is kept for a backward pass.
     - ``recompute``: the encoder is trained; a chunk's activations are computed again in the backward pass
@@ -55,13 +55,8 @@ class CNNRNNClassifier(nn.Module):
     each residual branch then starts at scale 0 (Goyal et al. 2017), so that the signal still keeps its size.
 
     Args:
-        num_classes: C, at least 2.
-        pretrained: start the encoder from ImageNet weights (IMAGENET1K_V1). Evaluation builds the network with
-            ``False`` and loads a checkpoint.
+        pretrained: start from ImageNet weights (IMAGENET1K_V1), which a network that loads a checkpoint does not need.
         weights: local file with torchvision's ResNet-50 state dict; None lets torchvision find or download it.
-        encoder_mode: ``freeze``, ``recompute`` or ``full``.
-        chunk: slices encoded at a time.
-        hidden: units of the GRU.
         dropout: probability before the head, in [0, 1).
 
     Raises:
@@ -71,27 +66,17 @@ class CNNRNNClassifier(nn.Module):
     explained_layer = "last_stage"  # where Grad-CAM looks
 
     def __init__(
-        self,
-        num_classes: int,
-        pretrained: bool = False,
-        weights: str | Path | None = None,
-        encoder_mode: str = "recompute",
-        chunk: int = 16,
-        hidden: int = 128,
-        dropout: float = 0.5,
-    ) -> None:
+        self, num_classes: int, pretrained: bool = False, weights: str | Path | None = None,
+        encoder_mode: str = "recompute", chunk: int = 16, hidden: int = 128, dropout: float = 0.5,
+    ) -> None:  # fmt: skip
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-        if hidden < 1:
-            raise ValueError(f"hidden must be at least 1, got {hidden}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        _check_encoding(encoder_mode, chunk)
+        check_setting("num_classes", num_classes, num_classes >= 2, "at least 2")
+        check_setting("hidden", hidden, hidden >= 1, "at least 1")
+        check_setting("dropout", dropout, 0 <= dropout < 1, "in [0, 1)")
+        check_setting("encoder_mode", encoder_mode, encoder_mode in ENCODER_MODES, f"one of {', '.join(ENCODER_MODES)}")
+        check_whole("chunk", chunk, least=1)
         refuse_unused_weights(pretrained, weights)
-        self.encoder_mode = encoder_mode
-        self.chunk = chunk
-        self.pretrained = pretrained
+        self.encoder_mode, self.chunk, self.pretrained = encoder_mode, chunk, pretrained
         self.encoder = _encoder(pretrained, weights)
         self.encoder.requires_grad_(encoder_mode != "freeze")
         self.last_stage = nn.Identity()  # sees the encoder's maps of whole volumes when a prediction is explained
@@ -111,9 +96,6 @@ class CNNRNNClassifier(nn.Module):
 
         Padding and the other volumes of a batch change nothing. In evaluation mode with gradient enabled, as Grad-CAM
         runs it, the maps of all slices exist at once: :attr:`last_stage` receives them as [N, 2048, D, h, w].
-
-        Raises:
-            ValueError: see :func:`slice_counts`.
         """
         counts = slice_counts(image)
         volumes = [volume[:count] for volume, count in zip(image[:, 0], counts, strict=True)]
@@ -133,13 +115,11 @@ class CNNRNNClassifier(nn.Module):
         return torch.cat([self._encode_chunk(part) for part in slices.split(self.chunk)])
 
     def _encode_chunk(self, slices: Tensor) -> Tensor:
-        if self.encoder_mode == "freeze":
-            with torch.no_grad():
-                return _features(self.encoder, slices)
         if self.encoder_mode == "recompute" and torch.is_grad_enabled():
             # nothing in the encoder is random: no state of a generator needs to be kept
             return checkpoint(_features, self.encoder, slices, use_reentrant=False, preserve_rng_state=False)
-        return _features(self.encoder, slices)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_mode != "freeze"):
+            return _features(self.encoder, slices)
 
     def _explained(self, volumes: Sequence[Tensor], depth: int) -> list[Tensor]:
         padded = []
@@ -155,18 +135,9 @@ def _encoder(pretrained: bool, weights: str | Path | None) -> nn.Sequential:
     resnet = resnet50(weights=None, zero_init_residual=True)
     if pretrained:
         load_published_weights(resnet, ResNet50_Weights.IMAGENET1K_V1, "ResNet-50", "ImageNet", weights)
-    encoder = nn.Sequential()
-    for name, module in resnet.named_children():
-        if name not in ("avgpool", "fc"):
-            encoder.add_module(name, module)
-    return encoder
+    stages = {name: module for name, module in resnet.named_children() if name not in ("avgpool", "fc")}
+    return nn.Sequential(OrderedDict(stages))
 
 
 def _features(encoder: nn.Module, slices: Tensor) -> Tensor:
     return encoder(imagenet_input(slices)).mean((2, 3))
-
-
-def _check_encoding(encoder_mode: str, chunk: int) -> None:
-    if encoder_mode not in ENCODER_MODES:
-        raise ValueError(f"encoder_mode must be one of {', '.join(ENCODER_MODES)}, got {encoder_mode!r}")
-    check_whole("chunk", chunk, least=1)

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fairlung.transforms.checks import check_setting
+
 
 class Ensemble(nn.Module):
     """M networks as one module: logits [N, M, C] of volumes [N, 1, D, H, W]; with M = 1 plain logits [N, C].
 
     The logits are not combined here: a mean of logits is another answer than the mean of probabilities.
-
-    Args:
-        networks: M classifiers with logits [N, C].
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
@@ -30,15 +29,8 @@ class Ensemble(nn.Module):
 
 
 def ensemble_of(network: nn.Module, members: int) -> nn.Module:
-    """A network with place for ``members`` checkpoints: the network itself for one, else an :class:`Ensemble` of it.
-
-    The network is the first member, and the others are copies, for :func:`load_members` to fill.
-
-    Raises:
-        ValueError: ``members`` is below 1.
-    """
-    if members < 1:
-        raise ValueError(f"members must be at least 1, got {members}")
+    """The network for one checkpoint, else an :class:`Ensemble` of it and copies that :func:`load_members` fills."""
+    check_setting("members", members, members >= 1, "at least 1")
     if members == 1:
         return network
     return Ensemble([network, *(copy.deepcopy(network) for _ in range(members - 1))])

@@ -27,10 +27,7 @@ def load_published_weights(
     """Load torchvision's weights into its own network.
 
     Args:
-        network: as torchvision builds it for ``published``, in place.
-        published: what is downloaded where there is no file.
-        architecture: name of the network in errors.
-        data: name of what it was trained on in errors.
+        data: what it was trained on, as errors name it; ``architecture`` likewise.
         file: state dict of that network on this machine; None lets torchvision find or download it.
 
     Raises:
@@ -40,18 +37,16 @@ def load_published_weights(
         f"Download {published.url} on a machine with internet access and pass it with "
         "`--weights FILE`, or train from scratch with `--pretrained False`."
     )
-    if file is None:
-        try:
+    if file is not None and not Path(file).is_file():
+        raise PretrainedWeightsError(f"no weights file at {file}. {how_to_get}")
+    try:
+        if file is None:
             state = published.get_state_dict(progress=True, check_hash=True)
-        except Exception as error:
-            raise PretrainedWeightsError(f"{data} weights cannot be downloaded ({error}). {how_to_get}") from error
-    else:
-        if not Path(file).is_file():
-            raise PretrainedWeightsError(f"no weights file at {file}. {how_to_get}")
-        try:
+        else:
             state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise PretrainedWeightsError(f"{file} cannot be read as a state dict ({error}). {how_to_get}") from error
+    except Exception as error:
+        what = f"{data} weights cannot be downloaded" if file is None else f"{file} cannot be read as a state dict"
+        raise PretrainedWeightsError(f"{what} ({error}). {how_to_get}") from error
     try:
         network.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:

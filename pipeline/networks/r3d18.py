@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.video import R3D_18_Weights, r3d_18
 
+from fairlung.transforms.checks import check_setting
+
 from .pretrained import load_published_weights, refuse_unused_weights
 
 KINETICS_CLASSES = 400
@@ -22,12 +24,9 @@ class R3D18Classifier(nn.Module):
     """R3D-18 for one-channel volumes, with the head 512-256-ReLU-dropout-classes (paper, Sec. 3.3).
 
     Args:
-        num_classes: C, at least 2.
-        pretrained: start from Kinetics-400 weights. Evaluation and inference build the network with ``False`` and load
-            a checkpoint.
+        pretrained: start from Kinetics-400 weights, which a network that loads a checkpoint does not need.
         weights: local file with torchvision's R3D-18 state dict; None lets torchvision find or download it.
         dropout: probability in the head, in [0, 1).
-        hidden: units of the head's hidden layer.
 
     Raises:
         PretrainedWeightsError: ``pretrained`` and the weights cannot be had or do not fit.
@@ -41,18 +40,12 @@ class R3D18Classifier(nn.Module):
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        pretrained: bool = False,
-        weights: str | Path | None = None,
-        dropout: float = 0.5,
+        self, num_classes: int, pretrained: bool = False, weights: str | Path | None = None, dropout: float = 0.5,
         hidden: int = 256,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        check_setting("num_classes", num_classes, num_classes >= 2, "at least 2")
+        check_setting("dropout", dropout, 0 <= dropout < 1, "in [0, 1)")
         refuse_unused_weights(pretrained, weights)
         backbone = r3d_18(weights=None, num_classes=KINETICS_CLASSES)
         if pretrained:

@@ -8,8 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "accumulation": ["MicroBatchInferer", "whole_batch"],
-        "batches": ["PrepareGroupBatch"],
-        "group_loss": ["GroupLoss"],
+        "group_loss": ["GroupLoss", "PrepareGroupBatch"],
         "history": ["EpochLog", "MetricHistory"],
         "output_dir": ["begin", "check_run", "publish"],
         "resume": ["ResumePoint", "made_for"],

@@ -32,18 +32,15 @@ def in_micro_batches(network: nn.Module, image: Tensor, batch_size: int) -> Tens
     usual; ``loss.backward()`` runs the second, which computes each micro-batch again, with the same dropout masks, and
     passes back the gradient that the loss has given its outputs. It costs one more forward pass a step.
 
-    The gradient is that of the whole batch in one piece. Not so with batch normalisation in training: a micro-batch is
-    normalised by its own statistics, and its running statistics move once a micro-batch, as in training with that
-    batch size (the second pass does not move them again).
+    The gradient is that of the whole batch in one piece. Batch normalisation is the exception: in training a
+    micro-batch is normalised by its own statistics, and the running ones move once a micro-batch (the second pass does
+    not move them again).
 
     Args:
         network: maps [n, ...] to [n, ...], each sample by itself (but for batch normalisation). A
             ``DistributedDataParallel`` sees one forward pass, and averages the gradients once.
         image: [N, ...] the whole batch.
         batch_size: samples of a micro-batch; the last one may have fewer.
-
-    Returns:
-        [N, ...]. Where no gradient is recorded, the plain outputs.
     """
     if len(image) <= batch_size or not torch.is_grad_enabled():
         return network(image)
@@ -63,8 +60,8 @@ def _checkpointed(network: nn.Module, forward: Callable[[Tensor], Tensor], image
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         return nullcontext(), statistics_kept(network)
 
-    parts = [checkpoint(forward, part, use_reentrant=False, context_fn=contexts) for part in image.split(batch_size)]
-    return torch.cat(parts)
+    parts = image.split(batch_size)
+    return torch.cat([checkpoint(forward, part, use_reentrant=False, context_fn=contexts) for part in parts])
 
 
 @contextmanager
@@ -87,9 +84,6 @@ class MicroBatchInferer(Inferer):
 
     The trainer's batch is the whole one: loader and sampler are given :func:`whole_batch`. So every group of a batch
     (``every_group``), group losses and what a loss remembers are those of the optimiser step, and so is an iteration.
-
-    Args:
-        batch_size: scans of a micro-batch.
     """
 
     def __init__(self, batch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""The training's loss and the weight of each group, as metrics."""
+"""Batches with groups, and the training's loss and the weight of each group as metrics."""
 
 from __future__ import annotations
 
@@ -8,23 +8,42 @@ from typing import Any
 import torch
 from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
+from monai.engines import PrepareBatch
 from torch import Tensor
 
 from ..common.names import LEFT_OUT
+from ..common.volumes import unit_range
 from ..losses.two_level import TwoLevelLoss
+
+
+class PrepareGroupBatch(PrepareBatch):
+    """``(image, {"label", "group"})`` on the engine's device: the loss and the metric take the pair as the target.
+
+    Volumes of 8 bits are moved as such, and become :func:`unit_range` there, with their ``brightness`` if there is one.
+    """
+
+    def __call__(
+        self, batchdata: dict[str, Any], device: str | torch.device | None = None, non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+        def move(value: Any) -> Tensor:
+            return torch.as_tensor(value).to(device=device, non_blocking=non_blocking, **kwargs)
+
+        brightness = move(batchdata["brightness"]) if "brightness" in batchdata else None
+        image = unit_range(move(batchdata["image"]), brightness)
+        return image, {name: move(batchdata[name]) for name in ("label", "group")}
 
 
 class GroupLoss(Metric):
     """Mean loss and mean CVaR weight of each group over a training epoch.
 
     ``train_loss`` is the mean of the batches' losses, ``train_loss_<group>`` the mean loss of the group's scans, and
-    ``train_cvar_weight_<group>`` the share of the objective that the group had, averaged over batches; the shares of
-    all groups (and of ``left_out``, the scans of no group) sum to 1 with the exact gradient; with a running estimate on
-    average.
+    ``train_cvar_weight_<group>`` the share of the objective that the group had, averaged over batches. The shares of
+    all groups (and of ``left_out``, the scans of no group) sum to 1 with the exact gradient, on average with a running
+    estimate.
 
     Args:
         loss: the objective in training; its parts are evaluated again, on the outputs of the step, without gradient.
-        group_names: G names.
         output_transform: engine output -> ``(logits [N, C], {"label": [N], "group": [N]}, loss)``.
     """
 
@@ -37,11 +56,8 @@ class GroupLoss(Metric):
     ) -> None:
         if LEFT_OUT in group_names:
             raise ValueError(f"group_names: {LEFT_OUT!r} is reserved for the scans of no group")
-        self.loss = loss
-        self.group_names = tuple(group_names)
-        super().__init__(
-            output_transform=output_transform, device=device, skip_unrolling=True, metrics_result_mode="flatten"
-        )
+        self.loss, self.group_names = loss, tuple(group_names)
+        super().__init__(output_transform, device=device, skip_unrolling=True, metrics_result_mode="flatten")
 
     @reinit__is_reduced
     def reset(self) -> None:

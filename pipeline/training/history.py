@@ -36,20 +36,18 @@ class EpochLog:
 class MetricHistory:
     """Handler of the trainer: every number of every epoch in a CSV of columns ``epoch``, ``metric``, ``value``.
 
-    The trainer gives its metrics and ``lr``, the rate that the epoch was trained with; the evaluator, if there is one,
-    its metrics and ``best_<key metric>``, the best value so far. A training that is resumed at epoch k keeps the rows
-    of earlier epochs. The file is never half written; one that cannot be written is a warning, given once.
+    The trainer gives its metrics and ``lr``, the rate that the epoch was trained with; the evaluator, if any, its
+    metrics and ``best_<key metric>``, the best value so far. A training that is resumed at epoch k keeps the rows of
+    earlier epochs. The file is never half written; one that cannot be written is a warning, given once.
     """
 
     COLUMNS = ("epoch", "metric", "value")
 
     def __init__(self, path: str | Path, evaluator: Engine | None = None) -> None:
-        self.path = Path(path)
-        self.evaluator = evaluator
+        self.path, self.evaluator = Path(path), evaluator
         self._rows: list[tuple[int, str, float]] = []
-        self._started = False
+        self._started = self._warned = False
         self._rate: float | None = None
-        self._warned = False
 
     def attach(self, engine: SupervisedTrainer) -> None:
         engine.add_event_handler(Events.STARTED, self._expect_start)

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fairlung.transforms.checks import check_setting
+
 from ..common.config import resolved_config, resolved_settings, write_settings
 from ..common.distributed import barrier, is_primary
 from ..common.run_folder import EVALUATION_FILES, REVIEW_FILES, SETTINGS, best_checkpoint, is_resumed, resume_point
@@ -18,14 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 def check_run(epochs: int, val_interval: int, output_dir: str | Path, overwrite: bool, resume: bool) -> None:
-    """What can be refused before anything is built.
-
-    Raises:
-        ValueError: a training that would end without a validation, and so without a best checkpoint.
-        CheckpointError: see :func:`require_new`.
-    """
-    if not 1 <= val_interval <= epochs:
-        raise ValueError(f"val_interval must be in [1, epochs = {epochs}], got {val_interval}")
+    """Refuse, before anything is built, a training without a validation or into a used folder (:func:`require_new`)."""
+    check_setting("val_interval", val_interval, 1 <= val_interval <= epochs, f"in [1, epochs = {epochs}]")
     require_new(output_dir, overwrite, resume)
 
 
@@ -47,16 +43,12 @@ def require_new(output_dir: str | Path, overwrite: bool, resume: bool = False) -
         state, also = "a training that was interrupted", "--resume True to go on with it, or "
     else:
         state, also = "a training that is complete" if resume else "a training", ""
-    raise CheckpointError(
-        f"{output_dir} already holds {state}; choose another --output_dir, or pass {also}--overwrite True"
-    )
+    other = f"choose another --output_dir, or pass {also}--overwrite True"
+    raise CheckpointError(f"{output_dir} already holds {state}; {other}")
 
 
 def discard_previous(output_dir: str | Path, resume: bool = False) -> None:
-    """Remove the files that an earlier training and its evaluations wrote: results of two models must not mix.
-
-    Only files by the names we give them; the folder may hold anything else. What is resumed stays.
-    """
+    """Remove an earlier training's files, by their names: two models' results must not mix. What is resumed stays."""
     if is_primary() and not is_resumed(output_dir, resume):
         patterns = ["models/checkpoint_epoch=*.pt", "models/best.pt", "val/latest.csv"]
         for folder in ("val", *(f"{split}/evaluation" for split in SPLITS)):

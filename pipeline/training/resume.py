@@ -41,28 +41,19 @@ class ResumePoint:
     It has to come last among the trainer's handlers: what others do at the end of an epoch belongs to the epoch.
 
     Args:
-        path: of the file; never half written.
         parts: what has a ``state_dict``: network, optimizer, scheduler, loss.
-        evaluator: whose best metric is kept.
         savers: of checkpoints, which know the files they keep and the best score.
         resume: go on from the file, where there is one.
         made_for: settings and data of the training; going on under others is an error.
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        parts: Mapping[str, Any],
-        evaluator: Engine,
-        savers: Sequence[CheckpointSaver] = (),
-        resume: bool = False,
-        made_for: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.path = Path(path)
-        self.parts = {name: _bare(part) for name, part in parts.items()}
-        self.evaluator = evaluator
-        self.savers = tuple(savers)
-        self.resume = resume
+        self, path: str | Path, parts: Mapping[str, Any], evaluator: Engine, savers: Sequence[CheckpointSaver] = (),
+        resume: bool = False, made_for: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.path, self.evaluator, self.savers, self.resume = Path(path), evaluator, tuple(savers), resume
+        wrapper = DistributedDataParallel
+        self.parts = {name: part.module if isinstance(part, wrapper) else part for name, part in parts.items()}
         self.made_for = dict(made_for or {})
         self._content: dict[str, Any] | None = None  # read and not restored yet
         for kept in self._kept():
@@ -126,10 +117,8 @@ class ResumePoint:
 
     def _kept(self) -> list[Any]:
         """Ignite's checkpoint handlers in MONAI's, which shows only how to load the state of one of them."""
-        handlers = [
-            getattr(s, name) for s in self.savers for name in ("_key_metric_checkpoint", "_interval_checkpoint")
-        ]
-        return [handler for handler in handlers if handler is not None]
+        names = ("_key_metric_checkpoint", "_interval_checkpoint")
+        return [kept for saver in self.savers for name in names if (kept := getattr(saver, name)) is not None]
 
     def remove(self) -> None:
         """Remove the file when the training is complete."""
@@ -140,8 +129,8 @@ class ResumePoint:
 def _survive_kills(saver: Any) -> None:
     """Let a saver of files write one as a whole, and forget one that is gone.
 
-    Ignite removes a checkpoint before it writes the next one. A process that is killed in between leaves neither, and
-    the resumed one would fail on removing it once more.
+    Ignite removes a checkpoint before it writes the next one: a process killed in between leaves neither, and the
+    resumed one would fail on removing it once more.
     """
     saver._atomic = True
     remove, fixed = saver.remove, saver.filename is not None
@@ -152,7 +141,3 @@ def _survive_kills(saver: Any) -> None:
                 remove(filename)
 
     saver.remove = forgiving
-
-
-def _bare(part: Any) -> Any:
-    return part.module if isinstance(part, DistributedDataParallel) else part

@@ -42,7 +42,7 @@ from fairlung.pipeline.data.dataset import ScanDataset, UnreadableScansError, sc
 from fairlung.pipeline.data.intake_records import failure_reason
 from fairlung.pipeline.data.new_scans import NewScanDataset
 from fairlung.pipeline.data.sampling import Draw
-from fairlung.pipeline.training.batches import PrepareGroupBatch
+from fairlung.pipeline.training.group_loss import PrepareGroupBatch
 from fairlung.transforms import LoadScan, LoadScand, SampleSlices, TrimSlices, to_grey_levels
 
 SMALL = {"num_slices": 8, "image_size": 32, "crop_size": 24, "min_slices": 1}

@@ -31,8 +31,7 @@ from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian, JPEG2000
 from fairlung.pipeline.common.errors import UserError
 from fairlung.pipeline.common.names import CLASS_NAMES
 from fairlung.pipeline.inference.answers import Answer
-from fairlung.pipeline.inference.dicom_codes import class_code, probability_code
-from fairlung.pipeline.inference.dicom_objects import Model
+from fairlung.pipeline.inference.dicom_objects import Model, class_code, probability_code
 from fairlung.pipeline.inference.dicom_report import write_dicom_answers
 from fairlung.pipeline.inference.dicom_sources import DicomReportError
 from fairlung.pipeline.phantoms.writers import write_dicom_series

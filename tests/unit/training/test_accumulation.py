@@ -16,8 +16,7 @@ from workflows import SMALL_NETWORK, Start, group_objectives, run
 
 from fairlung.pipeline.losses.two_level import TwoLevelLoss
 from fairlung.pipeline.training.accumulation import MicroBatchInferer, in_micro_batches, whole_batch
-from fairlung.pipeline.training.batches import PrepareGroupBatch
-from fairlung.pipeline.training.group_loss import GroupLoss
+from fairlung.pipeline.training.group_loss import GroupLoss, PrepareGroupBatch
 
 COUNTS = [250, 84, 200, 200]
 SCANS = 7  # in micro-batches of 2, 2, 2 and 1

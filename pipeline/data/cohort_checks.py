@@ -8,36 +8,69 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from ..common.errors import UserError
-from ..common.names import CLASS_ALIASES, SEXES, UNKNOWN
+from ..common.names import CLASS_ALIASES, JOIN, SEXES, UNKNOWN
 from ..common.text import hint_at, nearest
-from .groups import AGE, AGE_BAND, JOIN, MAX_AGE, UnknownGroups, age_bands, group_values, joined, occurring_groups
+from .groups import AGE, AGE_BAND, UnknownGroups, age_bands, group_columns, group_values, joined, occurring_groups
 
 SPLITS = ("train", "val", "test")
 UNSPLIT = "all"  # what a file without a split column is called as a whole
 KNOWN_COLUMNS = ("scan", "label", "sex", "split", "patient", "site", "age")
 MAX_PROBLEMS = 50
 MAX_GROUPS = 100  # that a cohort may give by itself; more are no groups but a mistaken column
-MAX_LINES_NAMED = 10
-MAX_CELLS_NAMED = 12
 MAX_VALUE_LENGTH = 120
+MAX_AGE = 130
+# no groups: they say something else, are patients' own, or are what predictions.csv says beside the groups
+NO_GROUPS = ("", "scan", "label", "split", "patient", AGE, "prediction", "synthetic", "postprocess")
 
 
 class CohortError(UserError, ValueError):
     """The cohort cannot be used; the message lists everything that is wrong with it."""
 
 
-def listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_CELLS_NAMED} more" if len(names) > MAX_CELLS_NAMED else ""
-    return ", ".join(names[:MAX_CELLS_NAMED]) + more
-
-
 Problem = tuple[int, str]  # line of the file, text
+
+
+def listed(names: Sequence[Any], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
+
+
+def _at(line: int, text: str) -> Problem:
+    return line, f"line {line}: {text}"
+
+
+def check_one_of(argument: str, value: str, choices: Any) -> None:
+    """ValueError when a value is none of those of a Literal type."""
+    if value not in get_args(choices):
+        raise ValueError(f"{argument} must be one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def check_age_bands(edges: Sequence[int]) -> tuple[int, ...]:
+    """The edges of age bands, in whole years; ValueError when they are no increasing positive numbers."""
+    whole = isinstance(edges, Sequence) and all(isinstance(edge, int) and not isinstance(edge, bool) for edge in edges)
+    if not whole or not edges or edges[0] <= 0 or any(a >= b for a, b in pairwise(edges)):
+        raise ValueError(f"age_bands must be increasing whole years above 0, such as [65] or [50, 65], got {edges!r}")
+    if edges[-1] > MAX_AGE:
+        raise ValueError(f"age_bands must be at most {MAX_AGE} years, got {edges[-1]}")
+    return tuple(edges)
+
+
+def checked_columns(group_by: str | Sequence[str]) -> tuple[str, ...]:
+    columns = group_columns(group_by)
+    for column in columns:
+        if column == AGE:
+            raise ValueError("group_by: ages are no groups; set age_bands, such as [65], and group by age_band")
+        if column in NO_GROUPS or column.startswith("prob_"):
+            raise ValueError(f"group_by: {column!r} cannot hold the group")
+    return columns
 
 
 def checked_names(names: Sequence[str], argument: str) -> tuple[str, ...]:
@@ -77,9 +110,8 @@ def read_table_lines(path: Path) -> tuple[pd.DataFrame, list[int], list[Problem]
     except FileNotFoundError:
         raise CohortError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        raise CohortError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as CSV UTF-8"
-        ) from None
+        place = f"{error.reason} at byte {error.start}"
+        raise CohortError(f"{path}: not UTF-8 text ({place}); save it as CSV UTF-8") from None
     except OSError as error:
         raise CohortError(f"{path}: cannot be read: {error.strerror}") from None
     if "\0" in text:
@@ -98,45 +130,35 @@ def read_table_lines(path: Path) -> tuple[pd.DataFrame, list[int], list[Problem]
     except csv.Error as error:
         raise CohortError(f"{path}: not a CSV file: line {line}: {error}") from None
 
-    _, header = records[0]
-    repeated = [name for name, count in Counter(header).items() if count > 1]
-    if repeated:
+    (_, header), *rows = records
+    if repeated := [name for name, count in Counter(header).items() if count > 1]:
         # the line may be no header but a row of patients: show names of ours alone
         shown = [name for name in repeated if name in KNOWN_COLUMNS]
         raise CohortError(f"{path}: columns named twice{': ' if shown else ''}{', '.join(map(repr, shown))}")
-    if len(records) == 1:
+    if not rows:
         raise CohortError(f"{path}: a header and no rows")
     # What stands in a row that does not fit is not shown: which of it is a patient id is anybody's guess.
-    ragged = [
-        (line, f"line {line}: {len(record)} values, but the header has {len(header)}")
-        for line, record in records[1:]
-        if len(record) != len(header)
-    ]
-    fitting = [(line, record) for line, record in records[1:] if len(record) == len(header)]
-    table = pd.DataFrame([record for _, record in fitting], columns=header, dtype=str)
-    return table, [line for line, _ in fitting], ragged
+    ends = f"values, but the header has {len(header)}"
+    ragged = [_at(line, f"{len(record)} {ends}") for line, record in rows if len(record) != len(header)]
+    fitting = {line: record for line, record in rows if len(record) == len(header)}
+    return pd.DataFrame(list(fitting.values()), columns=header, dtype=str), list(fitting), ragged
 
 
 def column_problems(table: pd.DataFrame, columns: tuple[str, ...], edges: tuple[int, ...] | None) -> list[str]:
     problems = []
     if edges is not None and AGE_BAND in table:
         problems.append(f"there is a column {AGE_BAND!r} already; leave out age_bands, or the column")
-    derived = () if edges is None else (AGE_BAND,)
     for name in ("scan", "label", *columns, *(() if edges is None else (AGE,))):
-        if name not in table and name not in derived:
-            hint = _near_column(name, list(table.columns))
+        if name not in table and (name != AGE_BAND or edges is None):
+            # a misspelt column, if one is near; others are not shown: without a header, they are a patient's row
+            near = nearest(name, [column for column in table.columns if column not in KNOWN_COLUMNS])
+            hint = f" (is it {shown_value(near[0])}?)" if near else ""
             if name == AGE_BAND and AGE in table:
                 hint = "; age_bands, such as [65], makes it of the column 'age'"
             problems.append(f"no column {name!r} in the first line{hint}")
     if problems and len(table.columns) == 1 and re.search(r"[;\t|]", table.columns[0]):
         problems.append("the header is one single column: separate the columns with commas")
     return problems
-
-
-def _near_column(name: str, columns: list[str]) -> str:
-    """A misspelt column, if one is near. Others are not shown: without a header, they are a patient's row."""
-    near = nearest(name, [column for column in columns if column not in KNOWN_COLUMNS])
-    return f" (is it {shown_value(near[0])}?)" if near else ""
 
 
 def value_problems(
@@ -146,10 +168,10 @@ def value_problems(
         if value in valid or (may_be_empty and not value):
             continue
         if not value:
-            yield line, f"line {line}: {column} is empty"
+            yield _at(line, f"{column} is empty")
         else:
             hint = _did_you_mean(value, valid)
-            yield line, f"line {line}: {column} {shown_value(value)} is unknown{hint}; valid: {', '.join(valid)}"
+            yield _at(line, f"{column} {shown_value(value)} is unknown{hint}; valid: {', '.join(valid)}")
 
 
 def add_age_bands(table: pd.DataFrame, lines: list[int], edges: tuple[int, ...]) -> list[Problem]:
@@ -159,17 +181,16 @@ def add_age_bands(table: pd.DataFrame, lines: list[int], edges: tuple[int, ...])
     wrong = (written != "").to_numpy() & ~((years >= 0) & (years <= MAX_AGE))
     table[AGE_BAND] = age_bands(np.where(wrong, np.nan, years), edges)
     said = f"age is not a number from 0 to {MAX_AGE}; leave it empty where it is unknown"
-    return [(lines[i], f"line {lines[i]}: {said}") for i in np.flatnonzero(wrong)]
+    return [_at(lines[i], said) for i in np.flatnonzero(wrong)]
 
 
 def group_problems(values: pd.DataFrame, lines: list[int], names: tuple[str, ...] | None) -> Iterator[Problem]:
     columns = list(values.columns)
-    if names is None:
-        for column in columns:
-            if column == "sex":
-                yield from value_problems(values, lines, column, SEXES, may_be_empty=True)
-            else:
-                yield from _spelling_problems(values[column], lines)
+    for column in columns if names is None else []:
+        if column == "sex":
+            yield from value_problems(values, lines, column, SEXES, may_be_empty=True)
+        else:
+            yield from _spelling_problems(values[column], lines)
     if len(columns) == 1:
         if names is not None:
             yield from value_problems(values, lines, columns[0], names, may_be_empty=True)
@@ -177,10 +198,7 @@ def group_problems(values: pd.DataFrame, lines: list[int], names: tuple[str, ...
     for column in columns:
         for line, value in zip(lines, values[column], strict=True):
             if JOIN in value:
-                yield (
-                    line,
-                    f"line {line}: {column} {shown_value(value)} holds {JOIN!r}, which joins the values of a group",
-                )
+                yield _at(line, f"{column} {shown_value(value)} holds {JOIN!r}, which joins the values of a group")
     if names is not None:
         group = JOIN.join(columns)
         yield from value_problems(joined(values).to_frame(group), lines, group, names, may_be_empty=True)
@@ -192,10 +210,7 @@ def _spelling_problems(values: pd.Series, lines: list[int]) -> Iterator[Problem]
     for line, value in zip(lines, values, strict=True):
         other, there = first.setdefault(value.casefold(), (value, line))
         if other != value:
-            yield (
-                line,
-                f"line {line}: {values.name} {shown_value(value)} is written {shown_value(other)} in line {there}",
-            )
+            yield _at(line, f"{values.name} {shown_value(value)} is written {shown_value(other)} in line {there}")
 
 
 def resolved_groups(
@@ -215,10 +230,8 @@ def number_problems(found: tuple[str, ...], names: tuple[str, ...] | None, colum
     if not set(found) - {UNKNOWN}:
         return [f"no scan has a group by {', '.join(columns)}: a value is missing in every row"]
     if names is None and len(found) > MAX_GROUPS:
-        return [
-            f"{len(found)} groups by {', '.join(columns)}: is it the right column? More than {MAX_GROUPS} must "
-            "be listed in group_names"
-        ]
+        many = f"{len(found)} groups by {', '.join(columns)}: is it the right column?"
+        return [f"{many} More than {MAX_GROUPS} must be listed in group_names"]
     return []
 
 
@@ -226,24 +239,19 @@ def row_problems(table: pd.DataFrame, lines: list[int], root: Path) -> Iterator[
     """What is wrong with splits, scans and patients."""
     if "split" in table:
         yield from value_problems(table, lines, "split", SPLITS)
-    yield from scan_problems(table, lines, root)
-    if {"patient", "split"} <= set(table):
-        yield from patient_problems(table, lines)
-
-
-def scan_problems(table: pd.DataFrame, lines: list[int], root: Path) -> Iterator[Problem]:
     first_line: dict[str, int] = {}
     for line, scan in zip(lines, table["scan"], strict=True):
         if not scan:
-            yield line, f"line {line}: scan is empty"
+            yield _at(line, "scan is empty")
             continue
         # Resolved, so that the same scan under two spellings or links cannot lie in train and in val.
         place = os.path.realpath(root / scan)
         if not os.path.exists(place):
-            yield line, f"line {line}: scan {shown_value(scan)} does not exist ({shown_value(place)})"
-        if place in first_line:
-            yield line, f"line {line}: scan {shown_value(scan)} is the scan of line {first_line[place]} again"
-        first_line.setdefault(place, line)
+            yield _at(line, f"scan {shown_value(scan)} does not exist ({shown_value(place)})")
+        if first_line.setdefault(place, line) != line:
+            yield _at(line, f"scan {shown_value(scan)} is the scan of line {first_line[place]} again")
+    if {"patient", "split"} <= set(table):
+        yield from patient_problems(table, lines)
 
 
 def patient_problems(table: pd.DataFrame, lines: list[int]) -> Iterator[Problem]:
@@ -253,7 +261,8 @@ def patient_problems(table: pd.DataFrame, lines: list[int]) -> Iterator[Problem]
             lines_of[patient][split].append(line)
     for by_split in lines_of.values():
         if len(by_split) > 1:
-            where = " and in ".join(f"{split} ({_named_lines(rows)})" for split, rows in by_split.items())
+            named = ((split, "s" * (len(rows) > 1), listed(rows, most=10)) for split, rows in by_split.items())
+            where = " and in ".join(f"{split} (line{plural} {places})" for split, plural, places in named)
             yield min(min(rows) for rows in by_split.values()), f"one patient is in {where}"
 
 
@@ -276,7 +285,7 @@ def cell_problems(
     classes_of = {split: {label for its, label, _ in filled if its == split} for split in splits}
     groups_known = any(group in group_names for _, _, group in filled)
     problems = []
-    for split in [split for split in (*SPLITS, UNSPLIT) if split in classes_of]:
+    for split in filter(classes_of.__contains__, (*SPLITS, UNSPLIT)):
         empty = []
         for label in class_names:
             if split == "train" and label not in classes_of[split]:
@@ -308,14 +317,7 @@ def shown_value(value: str) -> str:
     return repr(value if len(value) <= MAX_VALUE_LENGTH else value[: MAX_VALUE_LENGTH - 3] + "...")
 
 
-def _named_lines(lines: list[int]) -> str:
-    named = ", ".join(map(str, lines[:MAX_LINES_NAMED]))
-    more = f" and {len(lines) - MAX_LINES_NAMED} more" if len(lines) > MAX_LINES_NAMED else ""
-    return f"line{'s' if len(lines) > 1 else ''} {named}{more}"
-
-
 def problem_report(path: Path, problems: list[str]) -> str:
-    listed = [f"  - {problem}" for problem in problems[:MAX_PROBLEMS]]
-    if len(problems) > MAX_PROBLEMS:
-        listed.append(f"  ... and {len(problems) - MAX_PROBLEMS} more")
-    return "\n".join([f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", *listed])
+    more = [f"  ... and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+    head = f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return "\n".join([head, *(f"  - {problem}" for problem in problems[:MAX_PROBLEMS]), *more])

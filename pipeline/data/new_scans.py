@@ -1,4 +1,4 @@
-"""New scans for inference: one that cannot be read becomes an item that says why."""
+"""New scans for inference."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class NewScanDataset(Dataset):
     """Unlabelled scans for inference: one that cannot be read becomes an item that says why, not an exception.
 
     Items have ``image``, ``scan``, ``reason`` (empty when all went well) and ``intake``, the record of how the scan was
-    read: what the transform puts under that key or, of a scan that is refused, what the exception carries as its
-    attribute ``record``. A scan whose record has the status ``skipped`` is no failure; its reason says what it is.
+    read: from the transform or, of a scan that is refused, the exception's attribute ``record``. A scan whose record
+    has the status ``skipped`` is no failure; its reason says what it is.
 
     Args:
         data: ``{"image": path or source, "scan": name}`` a scan.
         transform: the bundle's preprocessing.
-        image_shape: shape [1, D, H, W] of the volume that stands in for a failed scan (its output is discarded).
+        image_shape: [1, D, H, W] of the volume that stands in for a failed scan.
     """
 
     def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable, image_shape: Sequence[int]) -> None:
@@ -42,13 +42,7 @@ class NewScanDataset(Dataset):
         return type(self)(data, self.transform, self.image_shape)
 
     def failed(self, index: int, reason: str, record: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The item of a scan that has no volume.
-
-        Args:
-            index: of the scan.
-            reason: why, in one line.
-            record: the intake record as far as it is known.
-        """
+        """The item of a scan that has no volume, with the intake record as far as it is known."""
         intake = new_record(status="refused", reason=reason) | dict(record or {})
         if intake["status"] == "skipped":
             reason = intake["reason"] or reason

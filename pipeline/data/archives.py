@@ -18,6 +18,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,11 +118,8 @@ def build_with_archives(
     archives = [source] if single else archives_in(source) if source.is_dir() else []
     plain: BuiltCohort | None = None
     if not single:
-        try:
+        with suppress(CohortError) if archives else nullcontext():
             plain = build_cohort(source, layout=layout, class_names=class_names)
-        except CohortError:
-            if not archives:
-                raise
         if plain is not None and (unpack_to is None or not archives):
             return Intake(plain, source, [], archives)
     stem = archive_stem(source) if single else source.name
@@ -219,9 +217,8 @@ def _reuse(archive: Path, target: Path) -> Unpacked:
     try:
         record = json.loads((target / MARKER).read_text())
     except (OSError, ValueError):
-        raise ArchiveError(
-            f"{target}: not empty, and not unpacked from {archive.name}; choose another folder"
-        ) from None
+        not_ours = f"{target}: not empty, and not unpacked from {archive.name}"
+        raise ArchiveError(f"{not_ours}; choose another folder") from None
     volumes = [archive, *(archive.with_name(volume["name"]) for volume in record["volumes"][1:])]
     if not all(map(Path.is_file, volumes)) or list(map(_identity, volumes)) != record["volumes"]:
         raise ArchiveError(f"{target}: unpacked from another state of {archive.name}; remove it to unpack anew")
@@ -247,19 +244,16 @@ def _unpack_nested(archive: Path, content: Path, limits: Limits) -> tuple[list[P
 
 def _unpack_one(archive: Path, folder: Path, budget: Budget) -> list[Path]:
     """Unpack one archive into an empty folder, check what is on the disk then, and return its volumes."""
-    volumes = [archive]
     budget.folders.clear()  # those of another archive
-    if archive.name.casefold().endswith(".rar"):
-        volumes = unpack_rar(archive, folder, budget)
-    else:
-        (_unpack_zip if archive.name.casefold().endswith(".zip") else _unpack_tar)(archive, folder, budget)
+    name = archive.name.casefold()
+    unpack_it = _unpack_zip if name.endswith(".zip") else unpack_rar if name.endswith(".rar") else _unpack_tar
+    volumes = unpack_it(archive, folder, budget) or [archive]
     found = examine(folder)
     budget.check(found.files + found.folders, found.bytes)
     inside = visible(folder)
     if len(inside) == 1 and inside[0].is_dir() and inside[0].name.casefold() == archive_stem(archive).casefold():
         with tempfile.TemporaryDirectory(dir=folder) as aside:
-            top = inside[0].rename(Path(aside, "top"))
-            for entry in list(top.iterdir()):
+            for entry in list(inside[0].rename(Path(aside, "top")).iterdir()):
                 entry.rename(folder / entry.name)
     return volumes
 

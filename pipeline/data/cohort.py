@@ -185,24 +185,24 @@ def load_cohort(
     if isinstance(require_splits, str) or not set(require_splits) <= set(SPLITS):
         raise ValueError(f"require_splits: {require_splits!r} is not a list of {', '.join(SPLITS)}")
     path = Path(os.path.abspath(path))
-    table, lines, in_rows = checks.read_table_lines(path)
+    table, in_rows = checks.read_table(path)
     resolved: tuple[str, ...] = ()
     problems = checks.column_problems(table, columns, edges)
     if not problems:
-        in_rows += checks.value_problems(table, lines, "label", class_names)
-        in_rows += [] if edges is None else checks.add_age_bands(table, lines, edges)
+        in_rows += checks.value_problems(table["label"], class_names)
+        in_rows += [] if edges is None else checks.add_age_bands(table, edges)
         values = group_values(table, columns)
-        in_rows += checks.group_problems(values, lines, names)
-        in_rows += checks.row_problems(table, lines, path.parent)
+        in_rows += checks.group_problems(values, names)
+        in_rows += checks.row_problems(table, path.parent)
         resolved = checks.resolved_groups(values, names, unknown_groups)
         problems += checks.number_problems(resolved, names, columns)
         problems += checks.split_problems(table, require_splits)
         counted = resolved if names or len(resolved) <= checks.MAX_GROUPS else ()
-        problems += checks.cell_problems(table, joined(values), class_names, counted, len(columns), allow_empty_cells)
+        problems += checks.cell_problems(table, values, class_names, counted, allow_empty_cells)
     problems += [text for _, text in sorted(in_rows, key=lambda problem: problem[0])]
     if problems:
         raise CohortError(checks.problem_report(path, problems))
-    return Cohort(table, path.parent, class_names, resolved, columns)
+    return Cohort(table.reset_index(drop=True), path.parent, class_names, resolved, columns)
 
 
 def warn_of_small_cells(cohort: Cohort, min_cell: int = MIN_CELL, small_groups: SmallGroups = "keep") -> None:

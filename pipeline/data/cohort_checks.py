@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -31,11 +31,12 @@ MAX_AGE = 130
 NO_GROUPS = ("", "scan", "label", "split", "patient", AGE, "prediction", "synthetic", "postprocess")
 
 
+Names = tuple[str, ...]
+Problem = tuple[int, str]  # line of the file, text
+
+
 class CohortError(UserError, ValueError):
     """The cohort cannot be used; the message lists everything that is wrong with it."""
-
-
-Problem = tuple[int, str]  # line of the file, text
 
 
 def listed(names: Sequence[Any], most: int = 12) -> str:
@@ -84,9 +85,7 @@ def checked_names(names: Sequence[str], argument: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def checked_group_names(
-    names: Sequence[str], columns: tuple[str, ...], unknown_groups: UnknownGroups
-) -> tuple[str, ...]:
+def checked_group_names(names: Sequence[str], columns: Names, unknown_groups: UnknownGroups) -> Names:
     names = checked_names(names, "group_names")
     if UNKNOWN in names and unknown_groups != "own_group":
         raise ValueError(
@@ -100,8 +99,8 @@ def checked_group_names(
     return names
 
 
-def read_table_lines(path: Path) -> tuple[pd.DataFrame, list[int], list[Problem]]:
-    """The rows as stripped text, the line on which each starts, and the rows that do not fit the header (left out).
+def read_table(path: Path) -> tuple[pd.DataFrame, list[Problem]]:
+    """The rows as stripped text by the line on which they start, and those left out that do not fit the header.
 
     The csv module, not pandas: pandas neither tells lines nor refuses an unclosed quote or a short row.
     """
@@ -141,10 +140,10 @@ def read_table_lines(path: Path) -> tuple[pd.DataFrame, list[int], list[Problem]
     ends = f"values, but the header has {len(header)}"
     ragged = [_at(line, f"{len(record)} {ends}") for line, record in rows if len(record) != len(header)]
     fitting = {line: record for line, record in rows if len(record) == len(header)}
-    return pd.DataFrame(list(fitting.values()), columns=header, dtype=str), list(fitting), ragged
+    return pd.DataFrame(list(fitting.values()), index=list(fitting), columns=header, dtype=str), ragged
 
 
-def column_problems(table: pd.DataFrame, columns: tuple[str, ...], edges: tuple[int, ...] | None) -> list[str]:
+def column_problems(table: pd.DataFrame, columns: Names, edges: tuple[int, ...] | None) -> list[str]:
     problems = []
     if edges is not None and AGE_BAND in table:
         problems.append(f"there is a column {AGE_BAND!r} already; leave out age_bands, or the column")
@@ -161,61 +160,50 @@ def column_problems(table: pd.DataFrame, columns: tuple[str, ...], edges: tuple[
     return problems
 
 
-def value_problems(
-    table: pd.DataFrame, lines: list[int], column: str, valid: Sequence[str], *, may_be_empty: bool = False
-) -> Iterator[Problem]:
-    for line, value in zip(lines, table[column], strict=True):
-        if value in valid or (may_be_empty and not value):
-            continue
-        if not value:
-            yield _at(line, f"{column} is empty")
-        else:
+def value_problems(values: pd.Series, valid: Sequence[str], *, may_be_empty: bool = False) -> Iterator[Problem]:
+    for line, value in values.items():
+        if value and value not in valid:
             hint = _did_you_mean(value, valid)
-            yield _at(line, f"{column} {shown_value(value)} is unknown{hint}; valid: {', '.join(valid)}")
+            yield _at(line, f"{values.name} {shown_value(value)} is unknown{hint}; valid: {', '.join(valid)}")
+        elif not value and not may_be_empty:
+            yield _at(line, f"{values.name} is empty")
 
 
-def add_age_bands(table: pd.DataFrame, lines: list[int], edges: tuple[int, ...]) -> list[Problem]:
+def add_age_bands(table: pd.DataFrame, edges: tuple[int, ...]) -> list[Problem]:
     """Add the column age_band; what is no age is a problem, and is not shown: it may be anything of a patient."""
     written = group_values(table, [AGE])[AGE]
     years = pd.to_numeric(written, errors="coerce").to_numpy(dtype=float)
     wrong = (written != "").to_numpy() & ~((years >= 0) & (years <= MAX_AGE))
     table[AGE_BAND] = age_bands(np.where(wrong, np.nan, years), edges)
     said = f"age is not a number from 0 to {MAX_AGE}; leave it empty where it is unknown"
-    return [_at(lines[i], said) for i in np.flatnonzero(wrong)]
+    return [_at(line, said) for line in table.index[wrong]]
 
 
-def group_problems(values: pd.DataFrame, lines: list[int], names: tuple[str, ...] | None) -> Iterator[Problem]:
+def group_problems(values: pd.DataFrame, names: Names | None) -> Iterator[Problem]:
     columns = list(values.columns)
     for column in columns if names is None else []:
         if column == "sex":
-            yield from value_problems(values, lines, column, SEXES, may_be_empty=True)
+            yield from value_problems(values[column], SEXES, may_be_empty=True)
         else:
-            yield from _spelling_problems(values[column], lines)
-    if len(columns) == 1:
-        if names is not None:
-            yield from value_problems(values, lines, columns[0], names, may_be_empty=True)
-        return
-    for column in columns:
-        for line, value in zip(lines, values[column], strict=True):
+            yield from _spelling_problems(values[column])
+    for column in columns if len(columns) > 1 else []:
+        for line, value in values[column].items():
             if JOIN in value:
                 yield _at(line, f"{column} {shown_value(value)} holds {JOIN!r}, which joins the values of a group")
     if names is not None:
-        group = JOIN.join(columns)
-        yield from value_problems(joined(values).to_frame(group), lines, group, names, may_be_empty=True)
+        yield from value_problems(joined(values).rename(JOIN.join(columns)), names, may_be_empty=True)
 
 
-def _spelling_problems(values: pd.Series, lines: list[int]) -> Iterator[Problem]:
+def _spelling_problems(values: pd.Series) -> Iterator[Problem]:
     """Values that differ in case alone: most likely one group."""
     first: dict[str, tuple[str, int]] = {}
-    for line, value in zip(lines, values, strict=True):
+    for line, value in values.items():
         other, there = first.setdefault(value.casefold(), (value, line))
         if other != value:
             yield _at(line, f"{values.name} {shown_value(value)} is written {shown_value(other)} in line {there}")
 
 
-def resolved_groups(
-    values: pd.DataFrame, names: tuple[str, ...] | None, unknown_groups: UnknownGroups
-) -> tuple[str, ...]:
+def resolved_groups(values: pd.DataFrame, names: Names | None, unknown_groups: UnknownGroups) -> Names:
     found = names
     if found is None:
         valid = values.assign(sex=values["sex"].where(values["sex"].isin(SEXES), "")) if "sex" in values else values
@@ -225,7 +213,7 @@ def resolved_groups(
     return (*found, UNKNOWN) if unknown and unknown_groups == "own_group" and UNKNOWN not in found else found
 
 
-def number_problems(found: tuple[str, ...], names: tuple[str, ...] | None, columns: tuple[str, ...]) -> list[str]:
+def number_problems(found: Names, names: Names | None, columns: Names) -> list[str]:
     """Whether there are any groups, and not so many that the column is most likely mistaken."""
     if not set(found) - {UNKNOWN}:
         return [f"no scan has a group by {', '.join(columns)}: a value is missing in every row"]
@@ -235,12 +223,12 @@ def number_problems(found: tuple[str, ...], names: tuple[str, ...] | None, colum
     return []
 
 
-def row_problems(table: pd.DataFrame, lines: list[int], root: Path) -> Iterator[Problem]:
+def row_problems(table: pd.DataFrame, root: Path) -> Iterator[Problem]:
     """What is wrong with splits, scans and patients."""
     if "split" in table:
-        yield from value_problems(table, lines, "split", SPLITS)
+        yield from value_problems(table["split"], SPLITS)
     first_line: dict[str, int] = {}
-    for line, scan in zip(lines, table["scan"], strict=True):
+    for line, scan in table["scan"].items():
         if not scan:
             yield _at(line, "scan is empty")
             continue
@@ -251,19 +239,12 @@ def row_problems(table: pd.DataFrame, lines: list[int], root: Path) -> Iterator[
         if first_line.setdefault(place, line) != line:
             yield _at(line, f"scan {shown_value(scan)} is the scan of line {first_line[place]} again")
     if {"patient", "split"} <= set(table):
-        yield from patient_problems(table, lines)
-
-
-def patient_problems(table: pd.DataFrame, lines: list[int]) -> Iterator[Problem]:
-    lines_of: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for line, patient, split in zip(lines, table["patient"], table["split"], strict=True):
-        if patient and split in SPLITS:
-            lines_of[patient][split].append(line)
-    for by_split in lines_of.values():
-        if len(by_split) > 1:
-            named = ((split, "s" * (len(rows) > 1), listed(rows, most=10)) for split, rows in by_split.items())
-            where = " and in ".join(f"{split} (line{plural} {places})" for split, plural, places in named)
-            yield min(min(rows) for rows in by_split.values()), f"one patient is in {where}"
+        rows = table[(table["patient"] != "") & table["split"].isin(SPLITS)]
+        for _, of_patient in rows.groupby("patient", sort=False):
+            lines = {split: list(of_split.index) for split, of_split in of_patient.groupby("split", sort=False)}
+            named = (f"{split} (line{'s' * (len(its) > 1)} {listed(its, most=10)})" for split, its in lines.items())
+            if len(lines) > 1:
+                yield of_patient.index[0], f"one patient is in {' and in '.join(named)}"
 
 
 def split_problems(table: pd.DataFrame, require_splits: Sequence[str]) -> list[str]:
@@ -273,15 +254,10 @@ def split_problems(table: pd.DataFrame, require_splits: Sequence[str]) -> list[s
 
 
 def cell_problems(
-    table: pd.DataFrame,
-    groups: pd.Series,
-    class_names: tuple[str, ...],
-    group_names: tuple[str, ...],
-    num_columns: int,
-    allow_empty_cells: bool,
+    table: pd.DataFrame, values: pd.DataFrame, class_names: Names, group_names: Names, allow_empty_cells: bool
 ) -> list[str]:
     splits = table["split"].tolist() if "split" in table else [UNSPLIT] * len(table)
-    filled = set(zip(splits, table["label"], groups.replace("", UNKNOWN), strict=True))
+    filled = set(zip(splits, table["label"], joined(values).replace("", UNKNOWN), strict=True))
     classes_of = {split: {label for its, label, _ in filled if its == split} for split in splits}
     groups_known = any(group in group_names for _, _, group in filled)
     problems = []
@@ -292,7 +268,7 @@ def cell_problems(
                 problems.append(f"{split}: no {label} scan at all")
             elif groups_known and not allow_empty_cells:
                 empty += [f"{group} {label}" for group in group_names if (split, label, group) not in filled]
-        if num_columns == 1:
+        if len(values.columns) == 1:
             problems += [f"{split}: no {cell} scan" for cell in empty]
         elif empty:
             problems.append(
@@ -306,9 +282,8 @@ def cell_problems(
 def _did_you_mean(value: str, valid: Sequence[str]) -> str:
     """A hint at the nearest valid name: by spelling, else what is short or long for it, else nothing."""
     key = value.casefold()
-    near = nearest(value, valid) or [
-        name for name in valid if name.casefold().startswith(key) or key.startswith(name.casefold())
-    ]
+    begun = [name for name in valid if name.casefold().startswith(key) or key.startswith(name.casefold())]
+    near = nearest(value, valid) or begun
     alias = CLASS_ALIASES.get(key, "")
     return hint_at(near if len(near) == 1 else [alias] if alias in valid else [])
 

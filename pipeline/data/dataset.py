@@ -1,4 +1,4 @@
-"""Cached volumes: the deterministic part of the transforms once a scan, the random part at every access."""
+"""Scans as data sets: of a cohort, with a cache of the deterministic transforms; and new ones, for inference."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from monai.data import CacheDataset, Dataset
 from monai.transforms import Compose, Lambda
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+
+from fairlung.transforms import find_scans
+from fairlung.transforms.scan import new_record
 
 from .. import __version__
 from ..common.distributed import barrier, is_first_here, is_primary
@@ -228,6 +231,56 @@ def _listed(transforms: Sequence[Callable] | Callable) -> Sequence[Callable]:
 def without_paths(item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
     """An item whose intake record names no files: paths may name patients, and the item is cached."""
     return {**item, "intake": {**item["intake"], "files": []}} if "intake" in item else dict(item)
+
+
+def scan_finder(all_series: bool = False) -> Callable[..., Sequence[Mapping[str, Any]]]:
+    """:func:`~.find_scans` with ``all_series`` chosen, to be called with a root, or several."""
+    return functools.partial(find_scans, all_series=all_series)
+
+
+class NewScanDataset(Dataset):
+    """Unlabelled scans for inference: one that cannot be read becomes an item that says why, not an exception.
+
+    Items have ``image``, ``scan``, ``reason`` (empty when all went well) and ``intake``, the record of how the scan was
+    read: from the transform or, of a scan that is refused, the exception's attribute ``record``. A scan whose record
+    has the status ``skipped`` is no failure; its reason says what it is.
+
+    Args:
+        data: ``{"image": path or source, "scan": name}`` a scan.
+        transform: the bundle's preprocessing.
+        image_shape: [1, D, H, W] of the volume that stands in for a failed scan.
+    """
+
+    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable, image_shape: Sequence[int]) -> None:
+        super().__init__(data=data, transform=transform)
+        self.image_shape = tuple(image_shape)
+
+    def with_data(self, data: Sequence[Mapping[str, Any]]) -> NewScanDataset:
+        """The same for other scans."""
+        return type(self)(data, self.transform, self.image_shape)
+
+    def failed(self, index: int, reason: str, record: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The item of a scan that has no volume, with the intake record as far as it is known."""
+        intake = new_record(status="refused", reason=reason) | dict(record or {})
+        if intake["status"] == "skipped":
+            reason = intake["reason"] or reason
+        elif intake["status"] == "ok":  # it was read, and failed later
+            intake |= {"status": "refused", "reason": reason}
+        image = torch.zeros(self.image_shape)
+        return {"image": image, "scan": self.data[index]["scan"], "reason": reason, "intake": intake}
+
+    def _transform(self, index: int) -> Any:
+        item = self.data[index]
+        record: Mapping[str, Any] | None = None
+        try:
+            read = self.transform({"image": item["image"]})
+            record = read.get("intake")
+            image = torch.as_tensor(read["image"])
+            if tuple(image.shape) != self.image_shape:
+                raise ValueError(f"{item['image']}: preprocessing gave {tuple(image.shape)}, not {self.image_shape}")
+        except Exception as error:
+            return self.failed(index, failure_reason(error), record_of(error) or record)
+        return {"image": image, "scan": item["scan"], "reason": "", "intake": record or new_record()}
 
 
 def default_num_workers() -> int:

@@ -81,6 +81,9 @@ def fold_tables(
         codes = np.empty(len(table), dtype=object)
         codes[order] = patient.astype(str)
         table["patient"] = np.where(known, codes, "")
+    # the columns that a training needs: any other may name patients
+    groups = [AGE if column == AGE_BAND else column for column in cohort.group_by]
+    kept = table[[name for name in table if name in ("scan", "label", "split", "patient", "synthetic", *groups)]]
     result = []
     for repeat in range(repeats):
         for fold, (rest, test) in enumerate(_split(stratum, patient, folds, (seed, repeat))):
@@ -94,8 +97,9 @@ def fold_tables(
                     count = _plural(patients, "patient or single scan", "patients or single scans")
                     least = f"take fewer folds than the {count} it has"
                     raise FoldsError(f"{place}: no {label} scan is left to train on; {least}")
-            missing = tuple(f"{place}: {text}" for text in _missing(cells, split))
-            result.append(Fold(repeat, fold, _written(cohort, table.assign(split=split)), missing))
+            empty = [(cell, part) for part in SPLITS for cell in sorted(set(cells) - set(cells[split == part]))]
+            missing = tuple(f"{place}: no {cell} scan in {part}" for cell, part in empty)
+            result.append(Fold(repeat, fold, kept.assign(split=split), missing))
     return result
 
 
@@ -154,13 +158,6 @@ def _table(cohort: Cohort) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def _written(cohort: Cohort, table: pd.DataFrame) -> pd.DataFrame:
-    """The columns that a training needs: any other may name patients."""
-    groups = [AGE if column == AGE_BAND else column for column in cohort.group_by]
-    kept = {"scan", "label", "split", "patient", "synthetic", *groups}
-    return table[[column for column in table if column in kept]]
-
-
 def _cells(cohort: Cohort, table: pd.DataFrame) -> pd.Series:
     return joined(group_values(table, cohort.group_by)).replace("", UNKNOWN) + " " + table["label"]
 
@@ -194,10 +191,6 @@ def _validation(stratum: Ints, patient: Ints, parts: int, seed: tuple[int, ...])
     """The inner part that leaves the fewest strata empty, in itself or in the others; the first of equals."""
     found = _split(stratum, patient, parts, seed)
     return max(found, key=lambda part: len(set(stratum[part[0]])) + len(set(stratum[part[1]])))[1]
-
-
-def _missing(cells: pd.Series, split: NDArray[np.object_]) -> list[str]:
-    return [f"no {cell} scan in {part}" for part in SPLITS for cell in sorted(set(cells) - set(cells[split == part]))]
 
 
 def _plural(count: int, one: str, many: str = "") -> str:

@@ -104,13 +104,14 @@ def examine(folder: Path) -> Content:
         with os.scandir(waiting.pop()) as found:
             for entry in found:
                 status = entry.stat(follow_symlinks=False)
-                if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+                is_folder = stat.S_ISDIR(status.st_mode)
+                if not (is_folder or stat.S_ISREG(status.st_mode)):
                     raise ArchiveError(f"{entry.path}: {what_it_is(status.st_mode)}; pack without links and devices")
-                if entry.is_dir(follow_symlinks=False):
-                    needed, folders = stat.S_IRWXU, folders + 1
-                    waiting.append(Path(entry.path))
-                else:
-                    needed, files, size = stat.S_IRUSR | stat.S_IWUSR, files + 1, size + status.st_size
+                waiting += [Path(entry.path)] if is_folder else []
+                folders += is_folder
+                files += not is_folder
+                size += 0 if is_folder else status.st_size
+                needed = stat.S_IRWXU if is_folder else stat.S_IRUSR | stat.S_IWUSR
                 if status.st_mode & needed != needed:
                     os.chmod(entry.path, stat.S_IMODE(status.st_mode) | needed)
     return Content(files, folders, size)

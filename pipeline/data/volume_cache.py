@@ -120,7 +120,9 @@ class VolumeCache(PersistentDataset):
 
     def path(self, index: int) -> Path | None:
         """Where the volume of a scan is, or would be; None without a folder."""
-        return None if self.cache_dir is None else self._path(self._item(index))
+        if self.cache_dir is None:
+            return None
+        return self.cache_dir / f"{self.hash_func(self._item(index)).decode()}{self.transform_hash}.pt"
 
     def record(self, index: int) -> Mapping[str, Any]:
         """What an item has beside tensors. The voxels of one that is in the cache are not read."""
@@ -132,23 +134,16 @@ class VolumeCache(PersistentDataset):
     def _item(self, index: int) -> dict[str, Any]:
         return {**self.data[index], "fingerprint": self.fingerprint(index)}
 
-    def _path(self, item: Mapping[str, Any]) -> Path:
-        assert self.cache_dir is not None
-        return self.cache_dir / f"{self.hash_func(item).decode()}{self.transform_hash}.pt"
-
     def _transform(self, index: int) -> Any:
-        if self.cache_dir is None:
+        path = self.path(index)
+        if path is None:
             return self.transform(deepcopy(self.data[index]))
-        return self._post_transform(self._cachecheck(self._item(index)))
-
-    def _cachecheck(self, item_transformed: dict[str, Any]) -> Any:
-        path = self._path(item_transformed)
         item = self._read(path, self.mapped)
         if item is None:
-            computed = self._pre_transform(deepcopy(item_transformed))
+            computed = self._pre_transform(deepcopy(self._item(index)))
             item = convert_to_tensor(computed, convert_numeric=False, track_meta=False)
             self._write(path, item)
-        return item
+        return self._post_transform(item)
 
     def _read(self, path: Path, mapped: bool) -> Any:
         """The content of a file; None when there is none that can be read."""

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 
 from ..common.errors import UserError
+from ..data.dataset import NewScanDataset
 from ..data.intake_records import failure_reason
-from ..data.new_scans import NewScanDataset
 
 logger = logging.getLogger(__name__)
 

@@ -50,14 +50,14 @@ def dicom_files(folder: Path) -> list[Path]:
 
 
 def is_volume(path: Path) -> bool:
-    """Whether a file is a scan by itself by its name: NIfTI, NRRD, MetaImage."""
+    """Whether a file's name says that it holds a whole volume: NIfTI, NRRD, MetaImage."""
     return has_suffix(path, (*NIFTI_SUFFIXES, *ITK_SUFFIXES))
 
 
 def scan_kind(path: Path) -> str | None:
     """``slices``, ``dicom``, ``nifti`` or ``itk`` for a path that holds a scan, else None.
 
-    ``mixed`` is a folder with many pictures beside DICOM files: which of them is the scan cannot be told.
+    ``mixed`` is a folder with many pictures beside DICOM files: nobody can tell which of them is the scan.
     """
     if path.is_dir():
         return _kind_of_folder(visible_files(path))
@@ -78,7 +78,7 @@ def _kind_of_folder(files: Sequence[Path]) -> str | None:
 
 
 def scans_below(path: Path) -> list[Path]:
-    """The scans at or below a path, in natural order, told by their files alone: what a scan is, for every command.
+    """The scans at or below a path, in natural order; every command takes the same files for scans.
 
     A folder with slices or DICOM files in it is one scan; every NIfTI, NRRD, MHA file is one. Links are followed.
     """
@@ -109,10 +109,10 @@ def _walk(folder: Path, above: frozenset[str] = frozenset()) -> list[Path]:
 
 
 def find_scans(roots: str | os.PathLike[str] | Sequence[tuple[str, str, str]], all_series: bool = False) -> list[Item]:
-    """Every scan at or below a path, in natural order.
+    """Every scan at or below a path (:func:`scans_below`), in natural order.
 
-    Those of :func:`scans_below`. Pictures in a folder that has scans below it are no scan (a preview, most likely): a
-    warning says so. A DICOM series that goes on in further folders is one scan, named by the first.
+    Pictures in a folder that has scans below it are taken for a preview, with a warning. A DICOM series that goes on in
+    further folders is one scan, named by the first.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -124,9 +124,9 @@ def find_scans(roots: str | os.PathLike[str] | Sequence[tuple[str, str, str]], a
         ['ct.nii.gz', 'patient2', 'patient10']
 
     Args:
-        roots: a folder tree, one scan, or a CSV with a column ``scan`` of paths, absolute or from the CSV on. Or
-            several of them: (prefix of the names, path, problem); of one with a problem the problem is the answer.
-        all_series: answer every series of a DICOM folder, named ``folder#1``, ``folder#2``; else the chest CT among
+        roots: a folder tree, one scan, or a CSV with a column ``scan`` of paths, absolute or relative to the CSV. Or
+            several roots as (prefix of the names, path, problem); a root with a problem becomes an item that tells it.
+        all_series: list every series of a DICOM folder, named ``folder#1``, ``folder#2``; else the chest CT among
             them is chosen when the folder is read.
 
     Returns:
@@ -165,12 +165,12 @@ def _found(root: Path) -> list[Item]:
 
 
 def _below(prefix: str, root: Path, item: Item) -> str:
-    """The name of a scan of a root with a prefix, which is the name of a scan that is all of the root."""
+    """A scan's name below a prefix; the prefix itself where the scan is the whole root."""
     return prefix if str(item["image"]) == str(root) else f"{prefix}/{item['scan']}"
 
 
 def _listed(file: Path) -> list[Item]:
-    """The scans that a CSV names; what cannot be found is an item that says so."""
+    """The scans that a CSV names; a path without a scan becomes an item that says so."""
     try:
         text = file.read_text(encoding="utf-8-sig")
         rows = list(csv.DictReader(text.splitlines(), delimiter="\t" if file.suffix.lower() == ".tsv" else ","))
@@ -213,7 +213,7 @@ def _headers(files: Iterable[Path]) -> Iterator[SliceHeader]:
 
 
 def _end_series(folder: Path) -> set[SeriesKey]:
-    """The series of a folder's first and last readable file: what goes on in another folder is one of them."""
+    """The series of a folder's first and last readable file; only these can go on in another folder."""
     files = dicom_files(folder)
     ends = (next(_headers(order), None) for order in (files, reversed(files)))
     return {series_key(header) for header in ends if header is not None and header.series}
@@ -228,7 +228,7 @@ def _places(folder: Path) -> set[Hashable]:
 
 
 def _continued(items: list[Item]) -> list[Item]:
-    """Put folders in which a DICOM series goes on together; copies of a series stay scans of their own."""
+    """Join the folders over which one DICOM series is spread; copies of a series stay scans of their own."""
     whole: list[Item] = []
     by_series: dict[SeriesKey, Item] = {}  # the scan to which a folder that begins or ends with it is added
     places: dict[str, set[Hashable]] = {}
@@ -253,7 +253,7 @@ def _continued(items: list[Item]) -> list[Item]:
 
 
 def parts_of_scans(paths: Iterable[Path]) -> set[Path]:
-    """The DICOM folders among scans that hold each but a part of one series."""
+    """The DICOM folders among scans that hold only a part of a series."""
     found = _continued([{"image": str(path), "scan": str(path)} for path in paths])
     sources = [item["image"] for item in found if isinstance(item["image"], ScanSource)]
     return {Path(part) for source in sources for part in (source.path, *source.more)}

@@ -21,16 +21,12 @@ RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class Turn(NamedTuple):
-    """How stored axes become (x, y, z) that grow to the left, posterior, superior.
+    """How stored axes become (x, y, z) that grow to the left, posterior, superior."""
 
-    ``ornt`` is nibabel's: a row a stored axis, (axis it becomes, 1 or -1). ``affine`` is of (x, y, z), ``shape`` is
-    (D, H, W), ``orientation`` of the stored axes.
-    """
-
-    ornt: np.ndarray
-    affine: np.ndarray
-    shape: tuple[int, int, int]
-    orientation: str
+    ornt: np.ndarray  # nibabel's: for each stored axis, the axis it becomes and 1 or -1
+    affine: np.ndarray  # of (x, y, z)
+    shape: tuple[int, int, int]  # (D, H, W)
+    orientation: str  # of the stored axes
 
     @property
     def slice_axis(self) -> int:

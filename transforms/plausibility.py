@@ -33,16 +33,12 @@ def thinned(volume: np.ndarray) -> np.ndarray:
 
 
 def check_hu(hu: np.ndarray) -> list[str]:
-    """Whether values can be HU of a CT: air and soft tissue are there, and few values lie outside the range.
+    """Whether values can be HU of a CT, with warnings: air and soft tissue are there, and few values out of range.
 
-    Padding counts for nothing: what is marked as such, and a lowest value below the range, which scanners leave in the
-    corners without saying so.
+    Marked padding counts for nothing, nor does a lowest value below the range, which scanners leave in the corners.
 
     Args:
         hu: [n, H, W], padding is :data:`PADDING_HU`.
-
-    Returns:
-        warnings.
 
     Raises:
         Refusal: values are not finite, all the same, or have neither air nor soft tissue where HU have them.
@@ -72,7 +68,7 @@ def _blank(slices: int) -> list[str]:
 
 
 def hu_of(hu: np.ndarray) -> np.ndarray:
-    """The values [k] that are no padding: none that is marked, none of one level below the range, blurred or not."""
+    """The values [k] without padding, marked or of one (perhaps blurred) level below the range."""
     known = hu[hu > PADDING_HU]
     low = known[known < RANGE_HU[0]]
     if low.size and low.std() <= PADDING_SPREAD_HU:
@@ -81,17 +77,7 @@ def hu_of(hu: np.ndarray) -> np.ndarray:
 
 
 def check_grey(counts: np.ndarray) -> list[str]:
-    """Whether 8-bit slices show anything.
-
-    Args:
-        counts: [n, 256], see :func:`grey_counts`.
-
-    Returns:
-        warnings.
-
-    Raises:
-        Refusal: they are all but one grey.
-    """
+    """Whether 8-bit slices ([n, 256], :func:`grey_counts`) show anything, with warnings; Refusal of one grey."""
     low, high = grey_percentiles(counts.sum(axis=0), [1, 99])
     if high - low < MIN_CONTRAST:
         raise Refusal(f"its slices are all but one grey (levels {low:g} to {high:g})")

@@ -18,11 +18,10 @@ class ScanSource:
     """Where a scan lies; a plain path stands for one with defaults.
 
     Args:
-        path: file or folder, which messages name.
         more: further folders in which the same DICOM series goes on.
         series: which series of the folder, from 1 in the order of :func:`~.read_folder`; None chooses.
-        problem: why there is nothing to read, found out before (an archive that could not be unpacked).
-        expected: nothing is wrong with that (an archive of other things): the scan is skipped, not refused.
+        problem: why there is nothing to read, such as an archive that could not be unpacked.
+        expected: the problem is none (an archive of other things): the scan is skipped, not refused.
     """
 
     path: str
@@ -46,8 +45,7 @@ def as_source(scan: str | os.PathLike[str] | ScanSource) -> ScanSource:
 class ScanError(ValueError):
     """A scan cannot be turned into a volume; the message names the scan's path and the cause.
 
-    Attributes:
-        record: the intake record as far as it was known, with status ``refused`` (or ``skipped``) and the reason.
+    ``record`` is the intake record as far as it was known, with status ``refused`` (or ``skipped``) and the reason.
     """
 
     def __init__(self, message: str, record: Record | None = None) -> None:
@@ -62,7 +60,7 @@ class Refusal(Exception):
 
 
 class Skipped(Refusal):
-    """By what it says of itself it is no chest CT, such as a localizer: nobody expects an answer."""
+    """The file says itself that it is no chest CT, such as a localizer: nobody expects an answer."""
 
     status = "skipped"
 

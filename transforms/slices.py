@@ -19,15 +19,10 @@ MIN_SLICES_TO_TRIM = 6
 
 
 def trim_indices(depth: int, fraction: float) -> np.ndarray:
-    """Indices left when ``fraction`` of the slices is dropped at each end (paper, Sec. 3.2).
+    """Indices left when ``fraction`` (in [0, 0.5)) of D slices is dropped at each end (paper, Sec. 3.2).
 
-    Args:
-        depth: number of slices D, at least 1.
-        fraction: in [0, 0.5).
-
-    Returns:
-        int64 indices ``[int(fraction D), int((1 - fraction) D))``; all of them when D <= 5, the middle one where the
-        rule would leave none.
+    They are int64 ``[int(fraction D), int((1 - fraction) D))``; all when D <= 5, the middle one where the rule would
+    leave none.
     """
     if depth < MIN_SLICES_TO_TRIM:
         return np.arange(depth)
@@ -36,15 +31,7 @@ def trim_indices(depth: int, fraction: float) -> np.ndarray:
 
 
 def sample_indices(depth: int, num_slices: int) -> np.ndarray:
-    """``num_slices`` indices spread evenly over ``depth`` slices, truncated to integers; repeats when D is smaller.
-
-    Args:
-        depth: number of slices D, at least 1.
-        num_slices: at least 1.
-
-    Returns:
-        int64 [num_slices], first index 0, last index D - 1 (when num_slices > 1).
-    """
+    """int64 [num_slices] indices spread evenly from 0 to ``depth`` - 1, truncated; they repeat when D is smaller."""
     return np.linspace(0, depth - 1, num_slices).astype(np.int64)
 
 
@@ -87,9 +74,6 @@ class TrimSlices(SliceSelector):
 class SampleSlices(SliceSelector):
     """Sample a fixed number of slices, evenly spread.
 
-    Args:
-        num_slices: at least 1.
-
     Example:
         >>> SampleSlices(4).indices(10)
         array([0, 3, 6, 9])
@@ -104,13 +88,10 @@ class SampleSlices(SliceSelector):
 
 
 class FirstSlices(SliceSelector):
-    """Keep a scan as it is, up to a number of slices; of a longer one, what comes after them is cut.
+    """Keep the first ``max_slices`` slices, all of a shorter scan.
 
-    Cut is the superior end of a volume with a geometry (LPS: the first slice is the most inferior), and the last files
-    of a slice folder.
-
-    Args:
-        max_slices: at least 1.
+    A longer volume with a geometry loses its superior end (LPS: the first slice is the most inferior), a slice folder
+    its last files.
 
     Example:
         >>> FirstSlices(4).indices(10)

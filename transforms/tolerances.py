@@ -1,4 +1,4 @@
-"""What a scan may differ by and still be answered: every tolerance of the intake has its name and unit here."""
+"""Every tolerance of the intake with its unit: how far a scan may be from the ideal and still get an answer."""
 
 from __future__ import annotations
 

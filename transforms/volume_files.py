@@ -20,7 +20,7 @@ NRRD_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-poster
 def open_nifti(path: Path) -> OpenScan:
     """A NIfTI volume; slices along its last stored axis are read one by one.
 
-    A compressed file is read to its end nevertheless, where the checksum of all of it is.
+    A compressed file is read to its end, because the checksum is there.
 
     Raises:
         Refusal: no single 3-D volume of numbers, or nothing says how it is oriented.

@@ -33,11 +33,7 @@ class VoxelBytes(NamedTuple):
 
 
 def check_metaimage_header(path: Path) -> None:
-    """Whether a MetaImage header says as much as it announces; where it does not, ITK can end the process.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """ValueError where a MetaImage header lacks values that it announces: ITK can end the process then."""
     fields, _ = _metaimage_fields(path)
     sizes = fields.get("dimsize", "").split()
     if not sizes or not all(size.isdecimal() and int(size) for size in sizes):
@@ -53,15 +49,7 @@ def check_metaimage_header(path: Path) -> None:
 
 
 def check_voxel_bytes(path: Path, nbytes: int) -> None:
-    """Whether an NRRD or MetaImage has the voxels that its header describes.
-
-    Args:
-        path: of the header.
-        nbytes: of the unpacked voxels.
-
-    Raises:
-        ValueError: there are more or fewer, or their checksum is wrong.
-    """
+    """ValueError where the voxels of an NRRD or MetaImage are not ``nbytes`` unpacked, or fail their checksum."""
     found = (_of_nrrd if path.name.lower().endswith((".nrrd", ".nhdr")) else _of_metaimage)(path)
     if found is not None:
         check_number(_unpacked(found) if found.packed else found.file.stat().st_size - found.offset, nbytes)
@@ -148,7 +136,7 @@ def _of_metaimage(path: Path) -> VoxelBytes | None:
 
 
 def _check_text(line: bytes) -> None:
-    """Refusal where a header's line holds what no text does: readers stop at it and go on with what they have."""
+    """Refusal where a header's line holds a zero byte: readers would stop there and use the part before it."""
     if b"\0" in line:
         raise Refusal("its header is damaged")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,6 @@ RUN_SETTINGS = (
     "cache_limit", "cache_in_memory",
 )  # fmt: skip
 
-
 Running = TypeVar("Running", ConfigParser, ConfigWorkflow)
 
 
@@ -31,34 +31,19 @@ class UnknownSettingError(UserError, ValueError):
     """An override or config entry that nothing reads; says the nearest valid name."""
 
 
-def running_workflow() -> ConfigWorkflow:
-    """The workflow whose expression is being evaluated."""
-    return _running(ConfigWorkflow)
-
-
 def _running(kind: type[Running]) -> Running:
-    """The parser or workflow whose expression is being evaluated.
-
-    MONAI gives expressions no access to the config they belong to, so this looks for it among the callers.
-    """
-    frame = sys._getframe()
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, kind):
+    """The parser or workflow whose expression is being evaluated: MONAI tells it to none, so look among the callers."""
+    for frame, _ in traceback.walk_stack(sys._getframe()):
+        if isinstance(owner := frame.f_locals.get("self"), kind):
             return owner
-        frame = frame.f_back  # type: ignore[assignment]
     raise RuntimeError(f"no {kind.__name__} is evaluating an expression")
 
 
 def run_name(system: str, **settings: Any) -> str:
     """A run in a line, ``LA+CVaR alpha 0.8 tau 1.0 exact seed 42``; what its loss does not read is left out."""
     unread = unread_by_objective(_running(ConfigParser).config)
-    shown = [
-        str(value) if name == "gradient" else f"{name} {value}"
-        for name, value in settings.items()
-        if value is not None and name not in unread
-    ]
-    return " ".join([system, *shown])
+    shown = {name: value for name, value in settings.items() if value is not None and name not in unread}
+    return " ".join([system, *(str(v) if name == "gradient" else f"{name} {v}" for name, v in shown.items())])
 
 
 def check_settings() -> None:
@@ -69,20 +54,15 @@ def check_settings() -> None:
     by one of the merged config files (not every overlay uses all of train.yaml). A setting of an objective that the
     chosen one does not read must be as train.yaml has it: plain cross-entropy with ``--alpha 0.7`` is refused.
 
-    Also makes the process end on a user error with its message alone (:func:`~.show_user_errors`).
-
     Raises:
-        UnknownSettingError: lists all of them.
+        UnknownSettingError: lists all such entries.
     """
-    show_user_errors()
-    workflow = running_workflow()
+    show_user_errors()  # from now on the process ends on one with its message alone
+    workflow = _running(ConfigWorkflow)
     config = resolved_config()
-    instructions = _instructions(workflow)
     referenced = set(references(config))
-    declared = _declared_entries(workflow.config_root_path, config)
-    unread = [
-        entry for entry in _entries(config) if entry not in instructions | declared and not _is_read(entry, referenced)
-    ]
+    passed = _instructions(workflow) | _declared_entries(workflow.config_root_path, config)
+    unread = [entry for entry in _entries(config) if entry not in passed and not _is_read(entry, referenced)]
     if unread:
         listed = ", ".join(f"{entry!r}{_nearest(entry, config, unread)}" for entry in unread)
         raise UnknownSettingError(f"unknown setting, nothing in the config reads it: {listed}")
@@ -91,7 +71,7 @@ def check_settings() -> None:
 
 
 def _refuse_unread_settings(config: dict[str, Any], defaults: Path) -> None:
-    """UnknownSettingError when a setting that the objective does not read was changed: the run would not have it."""
+    """UnknownSettingError when a setting was changed that the objective does not read."""
     default = ConfigParser.load_config_file(defaults) if defaults.is_file() else {}
     changed = [name for name in unread_by_objective(config) if config.get(name) not in (None, default.get(name))]
     if changed:
@@ -109,20 +89,13 @@ def _instructions(workflow: ConfigWorkflow) -> set[str]:
 
 def _nearest(entry: str, config: dict[str, Any], unread: list[str]) -> str:
     """A hint at the most similar name of a plain setting, or, for an id inside a section, of any entry."""
-    nested = ID_SEP_KEY in entry
-    valid = [
-        name
-        for name in _entries(config)
-        if name not in unread and (nested or not isinstance(config.get(name, {}), dict))
-    ]
-    return did_you_mean(entry, valid, cutoff=0)
+    valid = [name for name in _entries(config) if name not in unread]
+    plain = [name for name in valid if not isinstance(config.get(name, {}), dict)]
+    return did_you_mean(entry, valid if ID_SEP_KEY in entry else plain, cutoff=0)
 
 
 def _declared_entries(folder: Path, config: dict[str, Any]) -> set[str]:
-    """Entries of the folder's config files that went into ``config``; an overlay may leave some of them unread.
-
-    Nothing records which files were merged: a file counts when all its top-level entries are there.
-    """
+    """Entries of the folder's config files that were merged: of each file whose top-level entries are all there."""
     declared: set[str] = set()
     for path in folder.glob("*.yaml"):
         content = ConfigParser.load_config_file(path)
@@ -131,15 +104,12 @@ def _declared_entries(folder: Path, config: dict[str, Any]) -> set[str]:
     return declared
 
 
-def _is_section(value: Any) -> bool:
-    return isinstance(value, dict) and "_target_" not in value
-
-
 def _entries(config: dict, prefix: str = "") -> Iterator[str]:
     """Ids of all entries down to the first value that is no plain section."""
     for key, value in config.items():
         entry = f"{prefix}{key}"
-        if _is_section(value) and any(_is_section(v) or isinstance(v, (list, dict)) for v in value.values()):
+        section = isinstance(value, dict) and "_target_" not in value
+        if section and any(isinstance(item, (list, dict)) for item in value.values()):
             yield from _entries(value, entry + ID_SEP_KEY)
         else:
             yield entry
@@ -153,14 +123,14 @@ def _is_read(entry: str, referenced: set[str]) -> bool:
 
 def resolved_config() -> dict[str, Any]:
     """The running config as merged: files, overlays and overrides, expressions unevaluated."""
-    parser = running_workflow().parser
+    parser = _running(ConfigWorkflow).parser
     return {key: value for key, value in parser.config.items() if key != parser.meta_key}
 
 
 def training_config() -> dict[str, str]:
     """Every entry of the running config that a training's numbers depend on, as JSON text, and how many processes."""
     config = resolved_config()
-    instructions = _instructions(running_workflow())
+    instructions = _instructions(_running(ConfigWorkflow))
     return {"processes": str(world_size())} | {
         key: json.dumps(value, sort_keys=True, default=str)
         for key, value in config.items()
@@ -169,25 +139,17 @@ def training_config() -> dict[str, str]:
 
 
 def resolved_settings() -> dict[str, Any]:
-    """Every plain top-level setting of the running config with its value: what a user can override by name.
-
-    Of the settings of objectives (:data:`~.OBJECTIVE_SETTINGS`) those that the loss reads.
-    """
-    workflow = running_workflow()
+    """Every plain top-level setting that is read, with its value: what a user can override by name."""
+    workflow = _running(ConfigWorkflow)
     config = resolved_config()
     passed_over = _instructions(workflow) | set(unread_by_objective(config))
-    settings = {}
-    for key, value in config.items():
-        if key in passed_over or isinstance(value, dict):
-            continue
-        content = workflow.parser.get_parsed_content(key)
-        if _is_plain(content):
-            settings[key] = content
-    return settings
+    names = [key for key, value in config.items() if key not in passed_over and not isinstance(value, dict)]
+    settings = {name: workflow.parser.get_parsed_content(name) for name in names}
+    return {name: content for name, content in settings.items() if _is_plain(content)}
 
 
 def write_settings(path: str | Path) -> None:
-    """Write :func:`resolved_settings` as JSON, logins of addresses left out: what a training was, tracked or not."""
+    """Write :func:`resolved_settings` as JSON, logins of addresses left out."""
     if is_primary():
         settings = {k: without_login(v) if isinstance(v, str) else v for k, v in resolved_settings().items()}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -195,8 +157,6 @@ def write_settings(path: str | Path) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(_is_plain(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(item) for item in value)
+    if isinstance(value, (dict, list, tuple)):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
     return value is None or isinstance(value, (str, int, float, bool))

@@ -1,4 +1,4 @@
-"""One process or many: ignite's answers to the few questions that differ; all is a no-op without a process group."""
+"""One process or many: ignite's answers, and those of a single process where there is no process group."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def start_processes(backend: str) -> None:
     """Join the process group that torchrun describes.
 
     torchrun keeps its key-value store when it restarts the processes (``--max_restarts``), and with it the addresses of
-    those that have died: the new ones would wait for them (pytorch issue 135712). On one host they get keys of their
-    own. Several hosts do not count restarts alike; there torchrun has to make a new store.
+    dead ones, for which the new ones would wait (pytorch issue 135712). On one host they get keys of their own. Several
+    hosts do not count restarts alike; there torchrun has to make a new store.
 
     Raises:
         RestartError: several hosts are to be restarted and share the store.
@@ -81,10 +81,7 @@ def barrier() -> None:
 
 
 def gather_batch(values: Tensor) -> Tensor:
-    """[W N] the detached values [N] of all processes, in order of rank; every process must bring as many.
-
-    Stays on the device: the group losses of a global batch cost no synchronisation with the host.
-    """
+    """[W N] the detached values [N] of all processes in order of rank, as many of each; they stay on the device."""
     values = values.detach()
     return values if world_size() == 1 else idist.all_gather(values.contiguous())
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from types import TracebackType
+
+EXIT_SOME_FAILED = 3  # exit code of an inference in which some scans failed, or none was answered
 
 
 class UserError(Exception):
@@ -14,8 +17,8 @@ class UserError(Exception):
 def user_error(error: BaseException | None) -> BaseException | None:
     """What the user can mend in a chain of causes, or None: MONAI wraps what a config raises.
 
-    That is a :class:`UserError`, or a ValueError or missing file that fairlung's own code raised, such as a setting out
-    of range; the same from within a library is a bug until shown otherwise.
+    That is a :class:`UserError`, or a ValueError or missing file that fairlung's own code raised: from within a library
+    they are bugs until shown otherwise.
     """
     while error is not None:
         if isinstance(error, UserError) or (isinstance(error, (ValueError, FileNotFoundError)) and _is_ours(error)):
@@ -25,10 +28,8 @@ def user_error(error: BaseException | None) -> BaseException | None:
 
 
 def _is_ours(error: BaseException) -> bool:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("fairlung.")
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__", "")).startswith("fairlung.")
 
 
 def show_user_errors() -> None:
@@ -38,11 +39,7 @@ def show_user_errors() -> None:
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    found = user_error(error)
-    if found is None:
-        sys.__excepthook__(kind, error, trace)
-    else:
+    if found := user_error(error):
         print(f"error: {found}", file=sys.stderr)
-
-
-EXIT_SOME_FAILED = 3  # exit code of an inference in which some scans failed, or none was answered
+    else:
+        sys.__excepthook__(kind, error, trace)

@@ -14,14 +14,10 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path, name: str = "") -> Iterator[Path]:
-    """Write a file so that whoever reads it finds the old content or the new, never a part.
+    """Write a file so that a reader finds the old content or the new, never a part.
 
-    Yields a hidden path beside it to write to, which becomes ``path`` when the block ends, and is gone when it fails.
-
-    Args:
-        path: the file.
-        name: of the hidden path, where several processes may write the file at once; else that of the file, with the
-            suffix that says the format.
+    Yields a hidden path beside it, which becomes ``path`` when the block ends, and is gone when it fails. Where several
+    processes may write the file at once, each needs its own ``name`` for it; the file's has the suffix of the format.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -42,10 +38,7 @@ TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "backslash
 
 
 def whole_records(content: bytes) -> int:
-    """Length of the part of a CSV file that ends with its last whole record.
-
-    A record ends at a line feed outside quotes; what comes after the last one was cut off while it was written.
-    """
+    """Length of a CSV file up to the end of its last whole record: a line feed outside quotes."""
     end = position = quotes = 0
     for line in io.BytesIO(content):
         position += len(line)
@@ -56,7 +49,7 @@ def whole_records(content: bytes) -> int:
 
 
 def append_durably(path: Path, content: bytes) -> None:
-    """Add bytes to a file, on the disk when this returns; all of them, or (where the disk is full) none."""
+    """Add bytes to a file, on the disk when this returns; all, or (where the disk is full) none."""
     with path.open("ab", buffering=0) as file:
         size = file.seek(0, io.SEEK_END)
         try:
@@ -70,7 +63,7 @@ def append_durably(path: Path, content: bytes) -> None:
 
 
 def replace_durably(path: Path, content: bytes) -> None:
-    """Write a file anew, on the disk when this returns: the old content or the new, never a part."""
+    """:func:`replacing`, on the disk when this returns."""
     with replacing(path) as part, part.open("wb") as file:
         file.write(content)
         file.flush()

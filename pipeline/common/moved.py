@@ -12,35 +12,21 @@ from typing import Any
 PACKAGE = "fairlung.pipeline"
 # module of 0.1 -> the modules that hold today what a config could name of it
 HOMES = {
-    "accumulation": ("training.accumulation",),
-    "aggregation": ("losses.aggregation",),
-    "audit": ("evaluation.audit",),
-    "bootstrap": ("evaluation.resampling",),
+    "accumulation": ("training.accumulation",), "aggregation": ("losses.aggregation",),
+    "audit": ("evaluation.audit",), "bootstrap": ("evaluation.resampling",),
     "bundle": ("common.config", "common.moved", "training.output_dir"),
     "checkpoint": ("networks.checkpoint", "common.run_folder", "training.output_dir"),
-    "cnn_rnn": ("networks.cnn_rnn", "common.volumes"),
-    "cohort": ("data.cohort",),
-    "dicom_out": ("inference.dicom_writer",),
-    "distributed": ("common.distributed",),
+    "cnn_rnn": ("networks.cnn_rnn", "common.volumes"), "cohort": ("data.cohort",),
+    "dicom_out": ("inference.dicom_writer",), "distributed": ("common.distributed",),
     "engine": ("training.group_loss", "training.history", "common.volumes"),
     "ensemble": ("inference.members", "inference.runtimes", "networks.ensemble"),
-    "error_gallery": ("explain.error_gallery",),
-    "intake_report": ("reports.intake_page", "cli.data_commands"),
-    "memory": ("inference.memory",),
-    "metrics": ("evaluation.metrics",),
-    "mlflow_model": ("tracking.registry",),
-    "network": ("networks.r3d18",),
-    "overlay": ("explain.overlays",),
-    "predictions": ("inference.prediction_writer",),
-    "prevalence": ("postprocessing.prevalence",),
-    "report": ("reports.evaluation_report",),
-    "resume": ("training.resume",),
-    "runtimes": ("inference.runtimes",),
-    "sampling": ("data.sampling",),
-    "scan_loader": ("inference.scan_readers",),
-    "scan_roots": ("data.archives",),
-    "watch": ("inference.watch",),
-}
+    "error_gallery": ("explain.error_gallery",), "intake_report": ("reports.intake_page", "cli.data_commands"),
+    "memory": ("inference.memory",), "metrics": ("evaluation.metrics",), "mlflow_model": ("tracking.registry",),
+    "network": ("networks.r3d18",), "overlay": ("explain.overlays",), "predictions": ("inference.prediction_writer",),
+    "prevalence": ("postprocessing.prevalence",), "report": ("reports.evaluation_report",),
+    "resume": ("training.resume",), "runtimes": ("inference.runtimes",), "sampling": ("data.sampling",),
+    "scan_loader": ("inference.scan_readers",), "scan_roots": ("data.archives",), "watch": ("inference.watch",),
+}  # fmt: skip
 RENAMED = {
     "distributed.start": "start_processes",
     "intake_report.report": "report_intake",
@@ -50,7 +36,7 @@ RENAMED = {
 
 
 def defined_above(entry: Any) -> Any:
-    """The entry itself: 0.1's configs list handlers that they define elsewhere in this way."""
+    """The entry itself: 0.1's configs list handlers in this way."""
     return entry
 
 
@@ -69,11 +55,9 @@ class _MovedModules(MetaPathFinder, Loader):
 
         def found(name: str) -> Any:
             new = RENAMED.get(f"{old}.{name}", name)
-            for home in HOMES[old]:
-                try:
-                    return getattr(import_module(f"{PACKAGE}.{home}"), new)
-                except AttributeError:
-                    continue
+            for home in map(import_module, (f"{PACKAGE}.{home}" for home in HOMES[old])):
+                if hasattr(home, new):
+                    return getattr(home, new)
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
 
         module.__dict__["__getattr__"] = found

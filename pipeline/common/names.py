@@ -7,10 +7,8 @@ from __future__ import annotations
 
 CLASS_NAMES = ("adenocarcinoma", "squamous_cell", "covid19", "normal")
 SEXES = ("male", "female")
-# settings that say in a line what was trained
-TRAINING_SETTINGS = ("system", "alpha", "tau", "gradient", "seed", "fold")
-# those among them that an objective may be without: null in its config
-OBJECTIVE_SETTINGS = ("alpha", "tau", "gradient")
+TRAINING_SETTINGS = ("system", "alpha", "tau", "gradient", "seed", "fold")  # they say in a line what was trained
+OBJECTIVE_SETTINGS = ("alpha", "tau", "gradient")  # an objective may be without them: null in its config
 JOIN = " x "  # between the values of several columns in the name of a group
 UNKNOWN = "unknown"  # what scans of unknown group are called
 LEFT_OUT = "left_out"  # what a training calls scans that take no part in the aggregation over groups

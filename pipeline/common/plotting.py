@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINE = 0.17  # inches of a line of text
 GREY = "#555555"
@@ -38,15 +37,13 @@ def set_heading(figure: Figure, text: str) -> None:
 
 def wrapped(name: str) -> str:
     """A name on lines of at most NAME_WIDTH characters, broken after ``_``, ``-``, ``/`` or a space if it has them."""
-    pieces = re.findall(r"[^_\-/ ]*[_\-/ ]?", name)
     lines = [""]
-    for piece in filter(None, pieces):
+    for piece in filter(None, re.findall(r"[^_\-/ ]*[_\-/ ]?", name)):
         if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > NAME_WIDTH:
             lines.append("")
         lines[-1] += piece
     # A word of one or two letters more is left whole: better a slightly wider label than "adenocarcinom-a".
-    whole = [textwrap.wrap(line, NAME_WIDTH + 3) or [""] for line in lines]
-    return plain("\n".join(part for parts in whole for part in parts))
+    return plain("\n".join(part for line in lines for part in textwrap.wrap(line, NAME_WIDTH + 3) or [""]))
 
 
 def plain(text: str) -> str:

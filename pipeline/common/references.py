@@ -15,8 +15,8 @@ REFERENCE = re.compile(r"@(\w+(?:(?:::|#)\w+)*)")
 def references(value: Any) -> Iterator[str]:
     """Ids of the entries that a value of a config refers to: ``"@x::y"``, or an expression that holds it."""
     if isinstance(value, str):
-        found = REFERENCE.findall(value) if value.startswith("$") else REFERENCE.fullmatch(value)
-        named = found if isinstance(found, list) else [found[1]] if found else []
+        whole = value.startswith("$") or REFERENCE.fullmatch(value)
+        named = REFERENCE.findall(value) if whole else []
         yield from (name.replace("#", SEPARATOR) for name in named)
     elif isinstance(value, (Mapping, list)):
         for item in value.values() if isinstance(value, Mapping) else value:
@@ -29,17 +29,15 @@ def read_by(entry: str, config: Mapping[str, Any]) -> set[str]:
     unvisited = [entry]
     while unvisited:
         name = unvisited.pop()
-        if name in found:
-            continue
         found.add(name)
         value: Any = config
         for part in name.split(SEPARATOR):
             value = value[int(part)] if isinstance(value, list) else (value or {}).get(part)
-        unvisited.extend(references(value))
+        unvisited += set(references(value)) - found
     return found
 
 
 def unread_by_objective(config: Mapping[str, Any]) -> list[str]:
-    """Those of :data:`OBJECTIVE_SETTINGS` that the loss of a config does not read, all of them where it has no loss."""
+    """The :data:`OBJECTIVE_SETTINGS` that the loss of a config does not read; all of them where it has no loss."""
     read = read_by("loss", config) if config.get("loss") is not None else set()
     return [name for name in OBJECTIVE_SETTINGS if name not in read]

@@ -21,12 +21,12 @@ def best_checkpoint(output_dir: str | Path) -> Path:
 
 
 def resume_point(output_dir: str | Path) -> Path:
-    """Where a training that is going on keeps what it needs to be resumed (:class:`~.ResumePoint`)."""
+    """Where an unfinished training keeps its state (:class:`~.ResumePoint`)."""
     return Path(output_dir, "models", "resume.pt")
 
 
 def is_resumed(output_dir: str | Path, resume: bool) -> bool:
-    """Whether a training goes on with one that was interrupted in its folder."""
+    """Whether a training continues an interrupted one in its folder."""
     return resume and resume_point(output_dir).is_file()
 
 
@@ -36,16 +36,11 @@ def is_complete(output_dir: str | Path) -> bool:
 
 
 def training_dir(checkpoint: str | Path | None, output_dir: Path) -> Path | None:
-    """The output_dir of the training that a checkpoint is from; None when the checkpoint's place does not say.
+    """The output_dir of the training that a checkpoint is from; None when it lies in no folder ``models``.
 
-    Args:
-        checkpoint: in the folder ``models`` of its training; None or empty stands for the training in ``output_dir``.
-        output_dir: of the evaluation; its own training counts when the checkpoint is no longer where it was, as after
-            a move of the whole folder.
+    It is the evaluation's own ``output_dir`` when there is no checkpoint, or when the checkpoint is no longer where it
+    was, as after a move of the whole folder.
     """
-    if not checkpoint:
-        return output_dir
-    path = Path(checkpoint)
-    if path.parent.name != "models":
+    if checkpoint and Path(checkpoint).parent.name != "models":
         return None
-    return path.parent.parent if path.exists() else output_dir
+    return Path(checkpoint).parents[1] if checkpoint and Path(checkpoint).exists() else output_dir

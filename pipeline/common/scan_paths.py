@@ -15,8 +15,8 @@ NAME_BYTES = 160  # of one part of a path; file systems take 255, and suffixes a
 class ScanPaths:
     """A relative path for each scan's files: like the scan's name, inside the folder, and no other scan's.
 
-    A name that every file system takes stays as it is. Any other is mended and marked by a digest of the name, as is
-    one that differs from an earlier one in upper and lower case alone.
+    A name that every file system takes stays as it is. Any other is mended and marked by a digest of the name, as is a
+    name that differs from an earlier one in case alone.
     """
 
     def __init__(self) -> None:
@@ -32,8 +32,8 @@ class ScanPaths:
             ('a/b/0001', '_/x.nii.gz-77eff4a9', 'study#2')
         """
         if scan not in self._paths:
-            parts = scan.split("/")
-            path = "/".join([*map(_safe_folder, parts[:-1]), _safe_part(parts[-1])])
+            *folders, name = map(_safe_part, scan.split("/"))
+            path = "/".join([*(f"{part}_" if part.lower().endswith(OURS) else part for part in folders), name])
             digest = hashlib.sha256(scan.encode("utf-8", "surrogatepass")).hexdigest()
             if path != scan or _key(path) in self._taken:
                 path += f"-{digest[:8]}"
@@ -53,8 +53,3 @@ def _safe_part(part: str) -> str:
     safe = FORBIDDEN.sub("_", part).strip(" .") or "_"
     safe = f"_{safe}" if DEVICES.fullmatch(safe) else safe
     return safe.encode()[:NAME_BYTES].decode(errors="ignore").rstrip(" .")
-
-
-def _safe_folder(part: str) -> str:
-    safe = _safe_part(part)
-    return f"{safe}_" if safe.lower().endswith(OURS) else safe

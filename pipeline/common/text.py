@@ -15,14 +15,7 @@ if TYPE_CHECKING:
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
-    """The names most like a misspelt one, the best first, whatever the case of their letters.
-
-    Args:
-        name: as it was written.
-        known: the names that there are.
-        count: how many at most.
-        cutoff: how like they must be, from 0 (anything) to 1 (equal).
-    """
+    """At most ``count`` names like a misspelt one in any case, the best first; cutoff: 0 (anything) to 1 (equal)."""
     by_key = {each.casefold(): each for each in reversed(list(known))}
     return [by_key[key] for key in difflib.get_close_matches(name.casefold(), by_key, n=count, cutoff=cutoff)]
 
@@ -48,14 +41,13 @@ def device_name(device: torch.device) -> str:
 
         return torch.cuda.get_device_name(device)
     with suppress(OSError):
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if found:
+        if found := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
             return found[1].strip()
     return platform.processor() or platform.machine()
 
 
 def without_login(text: str) -> str:
-    """Text with the user and password of every address in it left out, also where they stand in its query."""
+    """Text without the user and password of every address in it, in its query too."""
     # a password may hold / and @, so up to the last @; what follows a port is a path
     text = re.sub(r"(?<=://)([^/@:\s]+:(?!\d+/)[^\s'\"]*@|[^/@\s]+@)", "", text)
     return re.sub(r"(?<=[?&])(user|username|password|passwd|token)=[^&\s'\"]*", r"\1=", text)

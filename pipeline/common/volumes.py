@@ -9,7 +9,7 @@ PADDING = -1.0  # value of the slices that fill a volume up; any negative value 
 
 
 def slice_counts(image: Tensor) -> list[int]:
-    """How many slices of each volume are real: those that are not padding.
+    """How many slices of each volume are real, not padding.
 
     Args:
         image: [N, 1, D, H, W], real slices in [0, 1], then slices of negative values (:data:`PADDING`).
@@ -34,11 +34,8 @@ def unit_range(image: Tensor, brightness: Tensor | None = None) -> Tensor:
     """Volumes as a network takes them: grey levels divided by 255, times a factor a volume, cut off at 1.
 
     Args:
-        image: [N, 1, D, H, W] or [1, D, H, W], uint8; or float in [0, 1] already.
+        image: [N, 1, D, H, W] or [1, D, H, W], uint8; or float in [0, 1] already, whose type stays.
         brightness: N factors in any shape; None = 1.
-
-    Returns:
-        [N, 1, D, H, W] in [0, 1], float32 or the float type of ``image``.
     """
     if not image.is_floating_point():
         image = image.float().div_(255)

@@ -9,8 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "archives": ["scan_roots"],
         "cohort": ["load_cohort"],
-        "dataset": ["ScanDataset", "default_num_workers", "read_scans"],
-        "new_scans": ["NewScanDataset", "scan_finder"],
+        "dataset": ["NewScanDataset", "ScanDataset", "default_num_workers", "read_scans", "scan_finder"],
         "preprocessing": ["center_crop", "pad_slices", "to_unit_range", "volume_transforms"],
         "sampling": ["EpochSampler", "SeedEpochs", "class_counts", "training_items"],
     },

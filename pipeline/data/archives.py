@@ -1,8 +1,7 @@
 """Archives of scans, as challenges hand them out, unpacked safely: zip, tar, RAR.
 
-Whatever an archive says, nothing is written outside the target folder, no more than the limits allow, and the target
-is there only when it is complete. Zip and tar are unpacked by the standard library, RAR by the first of
-:data:`~.RAR_PROGRAMS` that is installed and can.
+Nothing is written outside the target folder or beyond the limits, and the target exists only when it is complete.
+The standard library unpacks zip and tar; RAR takes the first of :data:`~.RAR_PROGRAMS` that is installed and can.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,29 +33,34 @@ from .unpack_limits import ArchiveError, Budget, Limits, broken, check_name, enc
 
 logger = logging.getLogger(__name__)
 
-
 MAX_TAR_HEADER = 10 << 20  # bytes of a long name or of extended attributes, which are read into memory
 MARKER = ".fairlung-unpacked.json"
 SUFFIXES = (".zip", ".rar", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-APPLE_JUNK = "__MACOSX"
 ORPHAN = "a volume of an archive, but part 1 is not beside it"
+DAMAGE = (EOFError, zlib.error, lzma.LZMAError, ValueError)  # what the libraries raise beside errors of their own
+TAR_EXTENSIONS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+
+Root = tuple[str, str, str]
 
 
 class Unpacked(NamedTuple):
-    """What :func:`unpack` did: ``files`` and ``bytes`` in ``folder``; ``left_packed`` names archives left inside."""
+    """What :func:`unpack` did."""
 
     archive: Path
     folder: Path
     files: int
     bytes: int
     reused: bool
-    left_packed: tuple[str, ...]
+    left_packed: tuple[str, ...]  # archives left inside
 
 
 class Intake(NamedTuple):
-    """What :func:`build_with_archives` found; ``built.table`` has scans relative to ``root``."""
+    """What :func:`build_with_archives` found."""
 
-    built: BuiltCohort
+    built: BuiltCohort  # its scans are relative to root
     root: Path
     unpacked: list[Unpacked]
     left_packed: list[Path]
@@ -63,33 +68,29 @@ class Intake(NamedTuple):
 
 def is_archive(path: Path) -> bool:
     """Whether a file is an archive by its name; of a multi-volume RAR only the first volume is."""
-    if not path.name.casefold().endswith(SUFFIXES) or path.name.startswith(".") or not path.is_file():
-        return False
+    named = path.name.casefold().endswith(SUFFIXES) and not path.name.startswith(".")
+    return named and path.is_file() and not _is_later_volume(path)
+
+
+def _is_later_volume(path: Path) -> bool:
     part = PART.fullmatch(path.name)
-    return part is None or int(part["number"]) == 1
+    return part is not None and int(part["number"]) != 1
 
 
 def archive_stem(path: Path) -> str:
     """The name of an archive without its suffix (``train1.tar.gz`` and ``train1.part1.rar``: ``train1``)."""
-    part = PART.fullmatch(path.name)
-    if part:
+    if part := PART.fullmatch(path.name):
         return part["stem"]
     suffix = max((s for s in SUFFIXES if path.name.casefold().endswith(s)), key=len, default="")
     return path.name[: len(path.name) - len(suffix)]
 
 
 def archives_in(folder: Path) -> list[Path]:
-    """The archives in a folder tree, in the order of their paths, without hidden ones and linked folders.
-
-    Raises:
-        ArchiveError: a volume of a RAR lies there without the first.
-    """
-    found = []
-    for path in _files(folder):
-        if _is_orphan(path):
-            raise ArchiveError(f"{path}: {ORPHAN}")
-        found += [path] if is_archive(path) else []
-    return sorted(found)
+    """The archives of a folder tree, sorted, without hidden ones; ArchiveError for a RAR volume without the first."""
+    files = list(_files(folder))
+    if orphan := next(filter(_is_orphan, files), None):
+        raise ArchiveError(f"{orphan}: {ORPHAN}")
+    return sorted(filter(is_archive, files))
 
 
 def build_with_archives(
@@ -103,13 +104,10 @@ def build_with_archives(
     """:func:`~.build_cohort` of a folder, of an archive, or of a folder with archives in it.
 
     Archives are unpacked when ``source`` is one, when ``unpack_to`` is given, or when the folder holds no usable scan
-    beside them; else they are left and named in the result.
+    beside them; else they stay packed and the result names them. ``limits`` hold for each archive.
 
     Args:
-        source: folder or archive.
-        unpack_to: the folder for what is unpacked, one folder an archive; by default ``<name>_unpacked`` beside it.
-        layout, class_names: as in :func:`~.build_cohort`.
-        limits: of each archive.
+        unpack_to: gets one folder an archive; by default ``<name>_unpacked`` beside ``source``.
 
     Raises:
         ArchiveError: as :func:`unpack`; or ``unpack_to`` holds something else.
@@ -120,11 +118,8 @@ def build_with_archives(
     archives = [source] if single else archives_in(source) if source.is_dir() else []
     plain: BuiltCohort | None = None
     if not single:
-        try:
+        with suppress(CohortError) if archives else nullcontext():
             plain = build_cohort(source, layout=layout, class_names=class_names)
-        except CohortError:
-            if not archives:
-                raise
         if plain is not None and (unpack_to is None or not archives):
             return Intake(plain, source, [], archives)
     stem = archive_stem(source) if single else source.name
@@ -145,12 +140,11 @@ def unpack(archive: str | os.PathLike[str], target: str | os.PathLike[str], limi
 
     An archive inside becomes a folder of its name in its place; archives inside that one are left as they are. A single
     top folder of the archive's own name is left out: ``train1.rar`` with ``train1/A/...`` gives ``target/A/...``.
-    A target that was unpacked from the same archive (sizes and times unchanged) is kept as it is.
 
     Args:
         archive: zip, tar (plain, gz, bz2, xz) or RAR; of a multi-volume RAR the first volume.
-        target: the folder; must not exist, be empty, or be the result of an earlier call.
-        limits: what it may unpack to; by default :class:`Limits`.
+        target: must not exist, or be empty; the result of an earlier call with the same archive (sizes and times
+            unchanged) is kept as it is.
 
     Raises:
         ArchiveError: no such archive, damaged, truncated, encrypted, beyond the limits; a path out of the target, a
@@ -161,8 +155,7 @@ def unpack(archive: str | os.PathLike[str], target: str | os.PathLike[str], limi
         raise ArchiveError(f"{archive}: no such file")
     if not archive.name.casefold().endswith(SUFFIXES):
         raise ArchiveError(f"{archive}: neither a folder nor an archive; archives end in {', '.join(SUFFIXES)}")
-    part = PART.fullmatch(archive.name)
-    if part and int(part["number"]) != 1:
+    if _is_later_volume(archive):
         raise ArchiveError(f"{archive}: not the first volume; give part 1")
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -182,12 +175,8 @@ def unpack(archive: str | os.PathLike[str], target: str | os.PathLike[str], limi
                 raise ArchiveError(f"{archive}: holds no file")
             if _identity(archive) != begun:
                 raise ArchiveError(f"{archive}: changed while it was unpacked; wait until it is whole")
-            record = {
-                "volumes": [_identity(volume) for volume in volumes],
-                "files": found.files,
-                "bytes": found.bytes,
-                "left_packed": left_packed,
-            }
+            states = list(map(_identity, volumes))
+            record = {"volumes": states, "files": found.files, "bytes": found.bytes, "left_packed": left_packed}
             (content / MARKER).write_text(json.dumps(record) + "\n")
             content.rename(target)
             return Unpacked(archive, target, found.files, found.bytes, False, left_packed)
@@ -228,15 +217,13 @@ def _reuse(archive: Path, target: Path) -> Unpacked:
     try:
         record = json.loads((target / MARKER).read_text())
     except (OSError, ValueError):
-        raise ArchiveError(
-            f"{target}: not empty, and not unpacked from {archive.name}; choose another folder"
-        ) from None
+        not_ours = f"{target}: not empty, and not unpacked from {archive.name}"
+        raise ArchiveError(f"{not_ours}; choose another folder") from None
     volumes = [archive, *(archive.with_name(volume["name"]) for volume in record["volumes"][1:])]
-    if not all(map(Path.is_file, volumes)) or [_identity(volume) for volume in volumes] != record["volumes"]:
+    if not all(map(Path.is_file, volumes)) or list(map(_identity, volumes)) != record["volumes"]:
         raise ArchiveError(f"{target}: unpacked from another state of {archive.name}; remove it to unpack anew")
     found = examine(target)
-    marker = (target / MARKER).stat().st_size
-    if found.files - 1 < record["files"] or found.bytes - marker < record["bytes"]:
+    if found.files - 1 < record["files"] or found.bytes - (target / MARKER).stat().st_size < record["bytes"]:
         raise ArchiveError(f"{target}: part of what {archive.name} held is gone; remove it to unpack anew")
     return Unpacked(archive, target, record["files"], record["bytes"], True, tuple(record["left_packed"]))
 
@@ -257,22 +244,16 @@ def _unpack_nested(archive: Path, content: Path, limits: Limits) -> tuple[list[P
 
 def _unpack_one(archive: Path, folder: Path, budget: Budget) -> list[Path]:
     """Unpack one archive into an empty folder, check what is on the disk then, and return its volumes."""
-    name = archive.name.casefold()
-    volumes = [archive]
     budget.folders.clear()  # those of another archive
-    if name.endswith(".zip"):
-        _unpack_zip(archive, folder, budget)
-    elif name.endswith(".rar"):
-        volumes = unpack_rar(archive, folder, budget)
-    else:
-        _unpack_tar(archive, folder, budget)
+    name = archive.name.casefold()
+    unpack_it = _unpack_zip if name.endswith(".zip") else unpack_rar if name.endswith(".rar") else _unpack_tar
+    volumes = unpack_it(archive, folder, budget) or [archive]
     found = examine(folder)
     budget.check(found.files + found.folders, found.bytes)
     inside = visible(folder)
     if len(inside) == 1 and inside[0].is_dir() and inside[0].name.casefold() == archive_stem(archive).casefold():
         with tempfile.TemporaryDirectory(dir=folder) as aside:
-            top = inside[0].rename(Path(aside, "top"))
-            for entry in list(top.iterdir()):
+            for entry in list(inside[0].rename(Path(aside, "top")).iterdir()):
                 entry.rename(folder / entry.name)
     return volumes
 
@@ -280,14 +261,13 @@ def _unpack_one(archive: Path, folder: Path, budget: Budget) -> list[Path]:
 def _unpack_zip(archive: Path, folder: Path, budget: Budget) -> None:
     try:
         with zipfile.ZipFile(archive) as file:
-            members = [info for info in file.infolist() if info.filename.split("/")[0] != APPLE_JUNK]
+            members = [info for info in file.infolist() if info.filename.split("/")[0] != "__MACOSX"]
             for info in members:
                 check_name(archive, info.filename)
                 mode = info.external_attr >> 16
                 if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                    raise ArchiveError(
-                        f"{archive}: {info.filename!r} is {what_it_is(mode)}; pack without links and devices"
-                    )
+                    kind = what_it_is(mode)
+                    raise ArchiveError(f"{archive}: {info.filename!r} is {kind}; pack without links and devices")
                 if info.flag_bits & 1:
                     raise encrypted(archive)
                 budget.add(info.filename, info.file_size)
@@ -296,21 +276,12 @@ def _unpack_zip(archive: Path, folder: Path, budget: Budget) -> None:
                 file.extract(info, folder)
     except NotImplementedError as error:
         raise ArchiveError(f"{archive}: packed in a way that is not known here: {error}") from error
-    except (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+    except (zipfile.BadZipFile, *DAMAGE) as error:
         raise broken(archive, error) from error
 
 
-TAR_EXTENSIONS = (
-    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
-    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
-)
-
-
 class _StrictTarInfo(tarfile.TarInfo):
-    """A header that is cut off or damaged is an error; tarfile takes it for the end of the archive.
-
-    So is a size that leads back, which tarfile follows for ever, or fills the memory.
-    """
+    """Headers that tarfile takes for the end of the archive (cut off, damaged) or follows for ever are errors here."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
@@ -347,25 +318,15 @@ def _unpack_tar(archive: Path, folder: Path, budget: Budget) -> None:
                 file.extract(member, folder, filter="data")
             while file.fileobj.read(1 << 20):  # type: ignore[union-attr]  # the checksum comes at the very end
                 pass
-    except (
-        *(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError),
-        *(KeyError, ValueError, OverflowError, RecursionError),  # tarfile's own, from headers without sense
-    ) as error:
+    except (tarfile.TarError, KeyError, OverflowError, RecursionError, *DAMAGE) as error:  # of headers without sense
         raise broken(archive, error) from error
-
-
-Root = tuple[str, str, str]
 
 
 def scan_roots(scans: str | Path, limits: Limits | None = None) -> list[Root]:
     """A path and the archives at or below it, unpacked, as roots to look for scans in.
 
-    What is unpacked may name patients, as the archive does: it lies in a temporary folder and is removed when the
-    process ends.
-
-    Args:
-        scans: a folder, an archive, or anything else, which is left as it is.
-        limits: of each archive.
+    What is unpacked may name patients: it lies in a temporary folder, which goes when the process ends. ``limits`` hold
+    for each archive.
 
     Returns:
         (prefix of the names of its scans, path, problem) a root. The prefix of an archive is its path relative to
@@ -393,12 +354,11 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _is_orphan(path: Path) -> bool:
-    part = PART.fullmatch(path.name)
-    if part is None or int(part["number"]) == 1:
+    if not _is_later_volume(path):
         return False
-    beside = filter(None, map(PART.fullmatch, os.listdir(path.parent)))
-    stem = part["stem"].casefold()
-    return not any(other["stem"].casefold() == stem and int(other["number"]) == 1 for other in beside)
+    parts = filter(None, map(PART.fullmatch, os.listdir(path.parent)))
+    stems = {part["stem"].casefold() for part in parts if int(part["number"]) == 1}
+    return archive_stem(path).casefold() not in stems
 
 
 def _unpacked(archive: Path, name: str, limits: Limits | None) -> Root:
@@ -408,8 +368,7 @@ def _unpacked(archive: Path, name: str, limits: Limits | None) -> Root:
     try:
         done = unpack(archive, folder / "scans", limits)
     except (ArchiveError, OSError) as error:
-        said = str(error).splitlines()[0].replace(f"{archive}: ", "")
-        return name, str(archive), said.rstrip(":")
+        return name, str(archive), str(error).splitlines()[0].replace(f"{archive}: ", "").rstrip(":")
     for left in done.left_packed:
         logger.warning("%s: %s is an archive in an archive in an archive, and left packed", name, left)
     return name, str(done.folder), ""

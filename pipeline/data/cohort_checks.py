@@ -6,38 +6,72 @@ import csv
 import io
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from ..common.errors import UserError
-from ..common.names import CLASS_ALIASES, SEXES, UNKNOWN
+from ..common.names import CLASS_ALIASES, JOIN, SEXES, UNKNOWN
 from ..common.text import hint_at, nearest
-from .groups import AGE, AGE_BAND, JOIN, MAX_AGE, UnknownGroups, age_bands, group_values, joined, occurring_groups
+from .groups import AGE, AGE_BAND, UnknownGroups, age_bands, group_columns, group_values, joined, occurring_groups
 
 SPLITS = ("train", "val", "test")
 UNSPLIT = "all"  # what a file without a split column is called as a whole
 KNOWN_COLUMNS = ("scan", "label", "sex", "split", "patient", "site", "age")
 MAX_PROBLEMS = 50
 MAX_GROUPS = 100  # that a cohort may give by itself; more are no groups but a mistaken column
-MAX_LINES_NAMED = 10
-MAX_CELLS_NAMED = 12
 MAX_VALUE_LENGTH = 120
+MAX_AGE = 130
+# no groups: they say something else, are patients' own, or are what predictions.csv says beside the groups
+NO_GROUPS = ("", "scan", "label", "split", "patient", AGE, "prediction", "synthetic", "postprocess")
+
+
+Names = tuple[str, ...]
+Problem = tuple[int, str]  # line of the file, text
 
 
 class CohortError(UserError, ValueError):
     """The cohort cannot be used; the message lists everything that is wrong with it."""
 
 
-def listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_CELLS_NAMED} more" if len(names) > MAX_CELLS_NAMED else ""
-    return ", ".join(names[:MAX_CELLS_NAMED]) + more
+def listed(names: Sequence[Any], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
 
 
-Problem = tuple[int, str]  # line of the file, text
+def _at(line: int, text: str) -> Problem:
+    return line, f"line {line}: {text}"
+
+
+def check_one_of(argument: str, value: str, choices: Any) -> None:
+    """ValueError when a value is none of those of a Literal type."""
+    if value not in get_args(choices):
+        raise ValueError(f"{argument} must be one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def check_age_bands(edges: Sequence[int]) -> tuple[int, ...]:
+    """The edges of age bands, in whole years; ValueError when they are no increasing positive numbers."""
+    whole = isinstance(edges, Sequence) and all(isinstance(edge, int) and not isinstance(edge, bool) for edge in edges)
+    if not whole or not edges or edges[0] <= 0 or any(a >= b for a, b in pairwise(edges)):
+        raise ValueError(f"age_bands must be increasing whole years above 0, such as [65] or [50, 65], got {edges!r}")
+    if edges[-1] > MAX_AGE:
+        raise ValueError(f"age_bands must be at most {MAX_AGE} years, got {edges[-1]}")
+    return tuple(edges)
+
+
+def checked_columns(group_by: str | Sequence[str]) -> tuple[str, ...]:
+    columns = group_columns(group_by)
+    for column in columns:
+        if column == AGE:
+            raise ValueError("group_by: ages are no groups; set age_bands, such as [65], and group by age_band")
+        if column in NO_GROUPS or column.startswith("prob_"):
+            raise ValueError(f"group_by: {column!r} cannot hold the group")
+    return columns
 
 
 def checked_names(names: Sequence[str], argument: str) -> tuple[str, ...]:
@@ -51,9 +85,7 @@ def checked_names(names: Sequence[str], argument: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def checked_group_names(
-    names: Sequence[str], columns: tuple[str, ...], unknown_groups: UnknownGroups
-) -> tuple[str, ...]:
+def checked_group_names(names: Sequence[str], columns: Names, unknown_groups: UnknownGroups) -> Names:
     names = checked_names(names, "group_names")
     if UNKNOWN in names and unknown_groups != "own_group":
         raise ValueError(
@@ -67,8 +99,8 @@ def checked_group_names(
     return names
 
 
-def read_table_lines(path: Path) -> tuple[pd.DataFrame, list[int], list[Problem]]:
-    """The rows as stripped text, the line on which each starts, and the rows that do not fit the header (left out).
+def read_table(path: Path) -> tuple[pd.DataFrame, list[Problem]]:
+    """The rows as stripped text by the line on which they start, and those left out that do not fit the header.
 
     The csv module, not pandas: pandas neither tells lines nor refuses an unclosed quote or a short row.
     """
@@ -77,9 +109,8 @@ def read_table_lines(path: Path) -> tuple[pd.DataFrame, list[int], list[Problem]
     except FileNotFoundError:
         raise CohortError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        raise CohortError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as CSV UTF-8"
-        ) from None
+        place = f"{error.reason} at byte {error.start}"
+        raise CohortError(f"{path}: not UTF-8 text ({place}); save it as CSV UTF-8") from None
     except OSError as error:
         raise CohortError(f"{path}: cannot be read: {error.strerror}") from None
     if "\0" in text:
@@ -98,33 +129,29 @@ def read_table_lines(path: Path) -> tuple[pd.DataFrame, list[int], list[Problem]
     except csv.Error as error:
         raise CohortError(f"{path}: not a CSV file: line {line}: {error}") from None
 
-    _, header = records[0]
-    repeated = [name for name, count in Counter(header).items() if count > 1]
-    if repeated:
+    (_, header), *rows = records
+    if repeated := [name for name, count in Counter(header).items() if count > 1]:
         # the line may be no header but a row of patients: show names of ours alone
         shown = [name for name in repeated if name in KNOWN_COLUMNS]
         raise CohortError(f"{path}: columns named twice{': ' if shown else ''}{', '.join(map(repr, shown))}")
-    if len(records) == 1:
+    if not rows:
         raise CohortError(f"{path}: a header and no rows")
     # What stands in a row that does not fit is not shown: which of it is a patient id is anybody's guess.
-    ragged = [
-        (line, f"line {line}: {len(record)} values, but the header has {len(header)}")
-        for line, record in records[1:]
-        if len(record) != len(header)
-    ]
-    fitting = [(line, record) for line, record in records[1:] if len(record) == len(header)]
-    table = pd.DataFrame([record for _, record in fitting], columns=header, dtype=str)
-    return table, [line for line, _ in fitting], ragged
+    ends = f"values, but the header has {len(header)}"
+    ragged = [_at(line, f"{len(record)} {ends}") for line, record in rows if len(record) != len(header)]
+    fitting = {line: record for line, record in rows if len(record) == len(header)}
+    return pd.DataFrame(list(fitting.values()), index=list(fitting), columns=header, dtype=str), ragged
 
 
-def column_problems(table: pd.DataFrame, columns: tuple[str, ...], edges: tuple[int, ...] | None) -> list[str]:
+def column_problems(table: pd.DataFrame, columns: Names, edges: tuple[int, ...] | None) -> list[str]:
     problems = []
     if edges is not None and AGE_BAND in table:
         problems.append(f"there is a column {AGE_BAND!r} already; leave out age_bands, or the column")
-    derived = () if edges is None else (AGE_BAND,)
     for name in ("scan", "label", *columns, *(() if edges is None else (AGE,))):
-        if name not in table and name not in derived:
-            hint = _near_column(name, list(table.columns))
+        if name not in table and (name != AGE_BAND or edges is None):
+            # a misspelt column, if one is near; others are not shown: without a header, they are a patient's row
+            near = nearest(name, [column for column in table.columns if column not in KNOWN_COLUMNS])
+            hint = f" (is it {shown_value(near[0])}?)" if near else ""
             if name == AGE_BAND and AGE in table:
                 hint = "; age_bands, such as [65], makes it of the column 'age'"
             problems.append(f"no column {name!r} in the first line{hint}")
@@ -133,74 +160,50 @@ def column_problems(table: pd.DataFrame, columns: tuple[str, ...], edges: tuple[
     return problems
 
 
-def _near_column(name: str, columns: list[str]) -> str:
-    """A misspelt column, if one is near. Others are not shown: without a header, they are a patient's row."""
-    near = nearest(name, [column for column in columns if column not in KNOWN_COLUMNS])
-    return f" (is it {shown_value(near[0])}?)" if near else ""
-
-
-def value_problems(
-    table: pd.DataFrame, lines: list[int], column: str, valid: Sequence[str], *, may_be_empty: bool = False
-) -> Iterator[Problem]:
-    for line, value in zip(lines, table[column], strict=True):
-        if value in valid or (may_be_empty and not value):
-            continue
-        if not value:
-            yield line, f"line {line}: {column} is empty"
-        else:
+def value_problems(values: pd.Series, valid: Sequence[str], *, may_be_empty: bool = False) -> Iterator[Problem]:
+    for line, value in values.items():
+        if value and value not in valid:
             hint = _did_you_mean(value, valid)
-            yield line, f"line {line}: {column} {shown_value(value)} is unknown{hint}; valid: {', '.join(valid)}"
+            yield _at(line, f"{values.name} {shown_value(value)} is unknown{hint}; valid: {', '.join(valid)}")
+        elif not value and not may_be_empty:
+            yield _at(line, f"{values.name} is empty")
 
 
-def add_age_bands(table: pd.DataFrame, lines: list[int], edges: tuple[int, ...]) -> list[Problem]:
+def add_age_bands(table: pd.DataFrame, edges: tuple[int, ...]) -> list[Problem]:
     """Add the column age_band; what is no age is a problem, and is not shown: it may be anything of a patient."""
     written = group_values(table, [AGE])[AGE]
     years = pd.to_numeric(written, errors="coerce").to_numpy(dtype=float)
     wrong = (written != "").to_numpy() & ~((years >= 0) & (years <= MAX_AGE))
     table[AGE_BAND] = age_bands(np.where(wrong, np.nan, years), edges)
     said = f"age is not a number from 0 to {MAX_AGE}; leave it empty where it is unknown"
-    return [(lines[i], f"line {lines[i]}: {said}") for i in np.flatnonzero(wrong)]
+    return [_at(line, said) for line in table.index[wrong]]
 
 
-def group_problems(values: pd.DataFrame, lines: list[int], names: tuple[str, ...] | None) -> Iterator[Problem]:
+def group_problems(values: pd.DataFrame, names: Names | None) -> Iterator[Problem]:
     columns = list(values.columns)
-    if names is None:
-        for column in columns:
-            if column == "sex":
-                yield from value_problems(values, lines, column, SEXES, may_be_empty=True)
-            else:
-                yield from _spelling_problems(values[column], lines)
-    if len(columns) == 1:
-        if names is not None:
-            yield from value_problems(values, lines, columns[0], names, may_be_empty=True)
-        return
-    for column in columns:
-        for line, value in zip(lines, values[column], strict=True):
+    for column in columns if names is None else []:
+        if column == "sex":
+            yield from value_problems(values[column], SEXES, may_be_empty=True)
+        else:
+            yield from _spelling_problems(values[column])
+    for column in columns if len(columns) > 1 else []:
+        for line, value in values[column].items():
             if JOIN in value:
-                yield (
-                    line,
-                    f"line {line}: {column} {shown_value(value)} holds {JOIN!r}, which joins the values of a group",
-                )
+                yield _at(line, f"{column} {shown_value(value)} holds {JOIN!r}, which joins the values of a group")
     if names is not None:
-        group = JOIN.join(columns)
-        yield from value_problems(joined(values).to_frame(group), lines, group, names, may_be_empty=True)
+        yield from value_problems(joined(values).rename(JOIN.join(columns)), names, may_be_empty=True)
 
 
-def _spelling_problems(values: pd.Series, lines: list[int]) -> Iterator[Problem]:
+def _spelling_problems(values: pd.Series) -> Iterator[Problem]:
     """Values that differ in case alone: most likely one group."""
     first: dict[str, tuple[str, int]] = {}
-    for line, value in zip(lines, values, strict=True):
+    for line, value in values.items():
         other, there = first.setdefault(value.casefold(), (value, line))
         if other != value:
-            yield (
-                line,
-                f"line {line}: {values.name} {shown_value(value)} is written {shown_value(other)} in line {there}",
-            )
+            yield _at(line, f"{values.name} {shown_value(value)} is written {shown_value(other)} in line {there}")
 
 
-def resolved_groups(
-    values: pd.DataFrame, names: tuple[str, ...] | None, unknown_groups: UnknownGroups
-) -> tuple[str, ...]:
+def resolved_groups(values: pd.DataFrame, names: Names | None, unknown_groups: UnknownGroups) -> Names:
     found = names
     if found is None:
         valid = values.assign(sex=values["sex"].where(values["sex"].isin(SEXES), "")) if "sex" in values else values
@@ -210,51 +213,38 @@ def resolved_groups(
     return (*found, UNKNOWN) if unknown and unknown_groups == "own_group" and UNKNOWN not in found else found
 
 
-def number_problems(found: tuple[str, ...], names: tuple[str, ...] | None, columns: tuple[str, ...]) -> list[str]:
+def number_problems(found: Names, names: Names | None, columns: Names) -> list[str]:
     """Whether there are any groups, and not so many that the column is most likely mistaken."""
     if not set(found) - {UNKNOWN}:
         return [f"no scan has a group by {', '.join(columns)}: a value is missing in every row"]
     if names is None and len(found) > MAX_GROUPS:
-        return [
-            f"{len(found)} groups by {', '.join(columns)}: is it the right column? More than {MAX_GROUPS} must "
-            "be listed in group_names"
-        ]
+        many = f"{len(found)} groups by {', '.join(columns)}: is it the right column?"
+        return [f"{many} More than {MAX_GROUPS} must be listed in group_names"]
     return []
 
 
-def row_problems(table: pd.DataFrame, lines: list[int], root: Path) -> Iterator[Problem]:
+def row_problems(table: pd.DataFrame, root: Path) -> Iterator[Problem]:
     """What is wrong with splits, scans and patients."""
     if "split" in table:
-        yield from value_problems(table, lines, "split", SPLITS)
-    yield from scan_problems(table, lines, root)
-    if {"patient", "split"} <= set(table):
-        yield from patient_problems(table, lines)
-
-
-def scan_problems(table: pd.DataFrame, lines: list[int], root: Path) -> Iterator[Problem]:
+        yield from value_problems(table["split"], SPLITS)
     first_line: dict[str, int] = {}
-    for line, scan in zip(lines, table["scan"], strict=True):
+    for line, scan in table["scan"].items():
         if not scan:
-            yield line, f"line {line}: scan is empty"
+            yield _at(line, "scan is empty")
             continue
         # Resolved, so that the same scan under two spellings or links cannot lie in train and in val.
         place = os.path.realpath(root / scan)
         if not os.path.exists(place):
-            yield line, f"line {line}: scan {shown_value(scan)} does not exist ({shown_value(place)})"
-        if place in first_line:
-            yield line, f"line {line}: scan {shown_value(scan)} is the scan of line {first_line[place]} again"
-        first_line.setdefault(place, line)
-
-
-def patient_problems(table: pd.DataFrame, lines: list[int]) -> Iterator[Problem]:
-    lines_of: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for line, patient, split in zip(lines, table["patient"], table["split"], strict=True):
-        if patient and split in SPLITS:
-            lines_of[patient][split].append(line)
-    for by_split in lines_of.values():
-        if len(by_split) > 1:
-            where = " and in ".join(f"{split} ({_named_lines(rows)})" for split, rows in by_split.items())
-            yield min(min(rows) for rows in by_split.values()), f"one patient is in {where}"
+            yield _at(line, f"scan {shown_value(scan)} does not exist ({shown_value(place)})")
+        if first_line.setdefault(place, line) != line:
+            yield _at(line, f"scan {shown_value(scan)} is the scan of line {first_line[place]} again")
+    if {"patient", "split"} <= set(table):
+        rows = table[(table["patient"] != "") & table["split"].isin(SPLITS)]
+        for _, of_patient in rows.groupby("patient", sort=False):
+            lines = {split: list(of_split.index) for split, of_split in of_patient.groupby("split", sort=False)}
+            named = (f"{split} (line{'s' * (len(its) > 1)} {listed(its, most=10)})" for split, its in lines.items())
+            if len(lines) > 1:
+                yield of_patient.index[0], f"one patient is in {' and in '.join(named)}"
 
 
 def split_problems(table: pd.DataFrame, require_splits: Sequence[str]) -> list[str]:
@@ -264,26 +254,21 @@ def split_problems(table: pd.DataFrame, require_splits: Sequence[str]) -> list[s
 
 
 def cell_problems(
-    table: pd.DataFrame,
-    groups: pd.Series,
-    class_names: tuple[str, ...],
-    group_names: tuple[str, ...],
-    num_columns: int,
-    allow_empty_cells: bool,
+    table: pd.DataFrame, values: pd.DataFrame, class_names: Names, group_names: Names, allow_empty_cells: bool
 ) -> list[str]:
     splits = table["split"].tolist() if "split" in table else [UNSPLIT] * len(table)
-    filled = set(zip(splits, table["label"], groups.replace("", UNKNOWN), strict=True))
+    filled = set(zip(splits, table["label"], joined(values).replace("", UNKNOWN), strict=True))
     classes_of = {split: {label for its, label, _ in filled if its == split} for split in splits}
     groups_known = any(group in group_names for _, _, group in filled)
     problems = []
-    for split in [split for split in (*SPLITS, UNSPLIT) if split in classes_of]:
+    for split in filter(classes_of.__contains__, (*SPLITS, UNSPLIT)):
         empty = []
         for label in class_names:
             if split == "train" and label not in classes_of[split]:
                 problems.append(f"{split}: no {label} scan at all")
             elif groups_known and not allow_empty_cells:
                 empty += [f"{group} {label}" for group in group_names if (split, label, group) not in filled]
-        if num_columns == 1:
+        if len(values.columns) == 1:
             problems += [f"{split}: no {cell} scan" for cell in empty]
         elif empty:
             problems.append(
@@ -297,9 +282,8 @@ def cell_problems(
 def _did_you_mean(value: str, valid: Sequence[str]) -> str:
     """A hint at the nearest valid name: by spelling, else what is short or long for it, else nothing."""
     key = value.casefold()
-    near = nearest(value, valid) or [
-        name for name in valid if name.casefold().startswith(key) or key.startswith(name.casefold())
-    ]
+    begun = [name for name in valid if name.casefold().startswith(key) or key.startswith(name.casefold())]
+    near = nearest(value, valid) or begun
     alias = CLASS_ALIASES.get(key, "")
     return hint_at(near if len(near) == 1 else [alias] if alias in valid else [])
 
@@ -308,14 +292,7 @@ def shown_value(value: str) -> str:
     return repr(value if len(value) <= MAX_VALUE_LENGTH else value[: MAX_VALUE_LENGTH - 3] + "...")
 
 
-def _named_lines(lines: list[int]) -> str:
-    named = ", ".join(map(str, lines[:MAX_LINES_NAMED]))
-    more = f" and {len(lines) - MAX_LINES_NAMED} more" if len(lines) > MAX_LINES_NAMED else ""
-    return f"line{'s' if len(lines) > 1 else ''} {named}{more}"
-
-
 def problem_report(path: Path, problems: list[str]) -> str:
-    listed = [f"  - {problem}" for problem in problems[:MAX_PROBLEMS]]
-    if len(problems) > MAX_PROBLEMS:
-        listed.append(f"  ... and {len(problems) - MAX_PROBLEMS} more")
-    return "\n".join([f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", *listed])
+    more = [f"  ... and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+    head = f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return "\n".join([head, *(f"  - {problem}" for problem in problems[:MAX_PROBLEMS]), *more])

@@ -27,12 +27,9 @@ class Skipped(NamedTuple):
 
 
 class BuiltCohort(NamedTuple):
-    """What :func:`build_cohort` found.
+    """What :func:`build_cohort` found."""
 
-    ``table`` has the columns ``scan`` (relative to the folder), ``label``, ``sex``, ``split``; ``skipped`` is the rest.
-    """
-
-    table: pd.DataFrame
+    table: pd.DataFrame  # scan (relative to the folder), label, sex, split
     skipped: list[Skipped]
 
 
@@ -41,24 +38,21 @@ def build_cohort(
 ) -> BuiltCohort:
     """Describe a folder tree ``.../<split>.../<class>/<male|female>/<scan>`` as a cohort table.
 
-    A scan is what inference takes for one (:func:`~.scans_below`): a folder of slices or DICOM files, a volume file, a
-    single DICOM file. It lies in a sex folder, a volume file also in a folder of its own. The split is the nearest
-    folder above the class whose name starts with train, val or test, in any case, below ``folder``. Hidden files
-    (``._*`` too) are ignored.
+    A scan is what inference takes for one (:func:`~.scans_below`). It lies in a sex folder, a volume file also in a
+    folder of its own. The split is the nearest folder above the class whose name starts with train, val or test, in any
+    case, below ``folder``. Hidden files (``._*`` too) are ignored.
 
     Args:
-        folder: the root of the tree.
         layout: ``paper``: exactly ``<train|val|test>/<class>/<sex>/<scan>``, class folders named as the classes;
             ``challenge``: class folders A, G, covid, normal at any depth; ``auto``: both, and other spellings.
         class_names: the classes to take. When None: the paper's four, and with ``auto`` any folder that holds
             ``male`` or ``female`` counts as a class under its own name.
 
     Returns:
-        The table, rows in natural order of their paths whatever the file system's order; and what was left out and why.
+        The table, rows in natural order of their paths; and what was left out and why.
 
     Raises:
         CohortError: ``folder`` is not a folder, or holds no scan that can be used (with the reasons).
-        ValueError: an argument makes no sense.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout: {layout!r} is not one of {', '.join(LAYOUTS)}")
@@ -82,10 +76,8 @@ def build_cohort(
             for scan, problem in found:
                 path = scan.relative_to(root).as_posix()
                 problem = problem or (PART if scan in parts else _unwritable(path))
-                if problem:
-                    skipped.append(Skipped(path, problem))
-                else:
-                    rows.append((path, label, sex, split))
+                skipped += [Skipped(path, problem)] if problem else []
+                rows += [] if problem else [(path, label, sex, split)]
         elif scan_kind(place) or any(map(is_volume, visible_files(place))):
             skipped.append(Skipped("/".join(here) or ".", "images that lie in no <class>/<male|female>/ folder"))
 
@@ -102,16 +94,12 @@ def build_cohort(
 def write_cohort(
     table: pd.DataFrame, path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Write a cohort file, with scans relative to its own folder.
+    """Write a cohort file, with scans relative to its own folder, and return its absolute path.
 
     Args:
         table: at least the columns ``scan`` and ``label``.
-        path: the CSV file to write; its folder must exist.
-        root: the folder that the table's relative scans start from, e.g. the one given to :func:`build_cohort`;
-            when None: the folder of ``path``.
-
-    Returns:
-        ``path``, absolute.
+        path: the CSV file; its folder must exist.
+        root: the folder that the table's relative scans start from; by default that of ``path``.
 
     Raises:
         CohortError: a column is missing, or a scan does not exist (most likely ``root`` is not right).
@@ -125,10 +113,8 @@ def write_cohort(
     target = os.path.realpath(path.parent)
     scans = []
     for scan in table["scan"]:
-        if Path(scan).is_absolute():
-            scans.append(scan)
-        else:
-            scans.append(Path(os.path.relpath(os.path.join(start, scan), target)).as_posix())
+        away = Path(os.path.relpath(os.path.join(start, scan), target)).as_posix()
+        scans.append(scan if Path(scan).is_absolute() else away)
         if not os.path.exists(path.parent / scans[-1]):
             problems.append(f"scan {shown_value(scan)} does not exist under {start}")
     if problems:
@@ -151,7 +137,6 @@ def _walk(folder: Path, ancestors: frozenset[str] = frozenset()) -> Iterator[Pat
 
 
 def _path_key(path: str) -> list[list[tuple[int, int, str]]]:
-    """Sort key: folder by folder in natural order."""
     return [natural_key(part) for part in path.split("/")]
 
 
@@ -163,7 +148,8 @@ def _class_and_split(above: tuple[str, ...], layout: str, names: tuple[str, ...]
     if label is None:
         valid = names or (tuple(CHALLENGE_CLASSES) if layout == "challenge" else CLASS_NAMES)
         return "", "", f"class folder {above[-1]!r} is not one of {', '.join(valid)}"
-    split = next(filter(None, map(_split_of, reversed(above[:-1]))), None)
+    folders = [folder.casefold() for folder in reversed(above[:-1])]
+    split = next((split for folder in folders for split in SPLITS if folder.startswith(split)), None)
     if split is None:
         return "", "", "no folder above the class starts with train, val or test; give the folder that holds the splits"
     if layout == "paper" and (len(above) != 2 or above[0].casefold() not in SPLITS):
@@ -181,17 +167,11 @@ def _class_of(folder: str, layout: str, names: tuple[str, ...] | None) -> str | 
     if layout == "paper" or key in literal:
         return literal.get(key)
     alias = CLASS_ALIASES.get(key)
-    if names is None:
-        return alias or folder
-    return alias if alias in names else None
-
-
-def _split_of(folder: str) -> str | None:
-    return next((split for split in SPLITS if folder.casefold().startswith(split)), None)
+    return (alias or folder) if names is None else alias if alias in names else None
 
 
 def _scans_in(sex_folder: Path) -> Iterator[tuple[Path, str]]:
-    """Each scan of a sex folder, or what stands in a scan's place with the reason why it is none (empty: it is one)."""
+    """Each scan of a sex folder with "", and anything else in a scan's place with the reason why it is none."""
     for entry in visible(sex_folder):
         found = scans_below(entry)
         if entry in found:
@@ -218,8 +198,4 @@ def _unwritable(path: str) -> str:
     """Why a path cannot be written to a cohort file and read back; empty when it can."""
     if path != path.strip():
         return "its name begins or ends with a space"
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return "its name is not UTF-8"
-    return ""
+    return "" if path.encode(errors="replace").decode() == path else "its name is not UTF-8"

@@ -1,4 +1,4 @@
-"""Cached volumes: the deterministic part of the transforms once a scan, the random part at every access."""
+"""Scans as data sets: of a cohort, with a cache of the deterministic transforms; and new ones, for inference."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ from monai.transforms import Compose, Lambda
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from fairlung.transforms import find_scans
+from fairlung.transforms.scan import new_record
+
 from .. import __version__
 from ..common.distributed import barrier, is_first_here, is_primary
 from ..common.errors import UserError
-from .intake_records import failure_reason, record_of
+from .intake_records import failure_reason, record_of, warning_counts, write_intake
 from .sampling import Draw
 from .volume_cache import GIGABYTE, VolumeCache
 
@@ -42,10 +45,9 @@ def scan_fingerprint(path: str | Path) -> str:
     if path.is_dir():
         with os.scandir(path) as entries:  # not Path.iterdir: three times as fast, and a scan may have 1,000 files
             found = sorted((entry.name, entry.stat()) for entry in entries)
-    elif path.name.lower().endswith((".mhd", ".nhdr")):
-        found = [(file.name, file.stat()) for file in (path, *_voxel_files(path))]
     else:
-        found = [(path.name, path.stat())]
+        voxels = _voxel_files(path) if path.name.lower().endswith((".mhd", ".nhdr")) else []
+        found = [(file.name, file.stat()) for file in (path, *voxels)]
     digest = hashlib.sha256()
     for name, status in found:
         digest.update(os.fsencode(name) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
@@ -61,18 +63,12 @@ def _voxel_files(header: Path) -> list[Path]:
 
 
 def transform_digest(transforms: Sequence[Callable]) -> bytes:
-    """Digest of the settings of deterministic transforms, for ``PersistentDataset(hash_transform=...)``.
+    """Digest of the attributes of deterministic transforms and of fairlung's and MONAI's versions.
 
-    Walks every transform's attributes: any changed argument gives another digest, the same settings give the same one
-    in every process. The versions of fairlung and MONAI count as settings.
+    The same settings give the same digest in every process. For ``PersistentDataset(hash_transform=...)``.
     """
     described = repr((__version__, monai.__version__, [_describe(transform, ()) for transform in transforms]))
     return hashlib.sha256(described.encode()).hexdigest().encode()
-
-
-def _state(value: Any) -> dict[str, Any]:
-    # MONAI adds a thread-local to a transform when it is first used
-    return {name: item for name, item in vars(value).items() if not isinstance(item, threading.local)}
 
 
 def _describe(value: Any, parents: tuple[int, ...]) -> Any:
@@ -99,23 +95,26 @@ def _describe(value: Any, parents: tuple[int, ...]) -> Any:
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
         return f"{value.__module__}.{value.__qualname__}"
     name = f"{type(value).__module__}.{type(value).__qualname__}"
-    return (name, _describe(_state(value), parents)) if hasattr(value, "__dict__") else (name, repr(value))
+    if not hasattr(value, "__dict__"):
+        return (name, repr(value))
+    # MONAI adds a thread-local to a transform when it is first used
+    return (name, _describe({k: v for k, v in vars(value).items() if not isinstance(v, threading.local)}, parents))
 
 
 class ScanDataset(Dataset):
     """Items of a split with their volumes: cached preprocessing, then augmentation.
 
-    Only the volume is cached, under a key of the scan's path and fingerprint and the preprocessing's settings: labels,
-    groups and augmentation may change freely, and splits, folds and runs share one ``cache_dir``. An item that is
-    indexed by a :class:`~.Draw` is augmented by the draw's seed, else by the random state of the process.
+    Only the volume is cached, by the scan's path and fingerprint and the preprocessing's settings: labels, groups and
+    augmentation may change freely, and splits, folds and runs share one ``cache_dir``. An item that is indexed by a
+    :class:`~.Draw` is augmented by the draw's seed, else by the random state of the process.
 
     Args:
         data: items with ``image`` (path) and anything else that should reach the batch.
         preprocessing: deterministic dictionary transforms of ``image``, cached.
-        augmentation: dictionary transforms applied at every access (random ones in training, the crop in validation).
+        augmentation: dictionary transforms applied at every access.
         cache_dir: folder of the :class:`~.VolumeCache`; None or "" keeps no cache on disk.
-        in_memory: also hold the volumes in memory (MONAI's ``CacheDataset``), from :meth:`prepare` on.
-        cache_limit: size of the folder in GB above which the least recently used volumes go; None = none.
+        in_memory: also hold the volumes in memory, from :meth:`prepare` on.
+        cache_limit: GB of the folder above which the least recently used volumes go.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class ScanDataset(Dataset):
         self.in_memory = in_memory
         self.cached = VolumeCache(
             data=[{"image": str(item["image"])} for item in data],
-            # as a transform of MONAI's: a plain function would run after what is cached
+            # as a transform of MONAI's: a plain function would run after the cached part
             transform=Compose([*_listed(preprocessing), Lambda(without_paths)]),
             cache_dir=cache_dir or None,
             fingerprint=scan_fingerprint,
@@ -144,12 +143,9 @@ class ScanDataset(Dataset):
     def prepare(self, num_workers: int = 0, description: str = "reading scans", intake: str | Path = "") -> None:
         """Read every scan once, with a progress bar, so that a broken one shows before training starts.
 
-        Of a scan that is in the cache only the record is read, not the voxels.
-
         Args:
-            num_workers: processes that read; the cache on disk carries their work over.
-            intake: table for the intake records of all scans (:func:`~.write_intake`), whose warnings
-                are also counted in the log; "" = none.
+            num_workers: processes that read into the cache on disk.
+            intake: table of all intake records (:func:`~.write_intake`); the log then counts their warnings.
 
         Raises:
             UnreadableScansError: lists all scans that fail.
@@ -164,12 +160,10 @@ class ScanDataset(Dataset):
         for index, (item, attempt) in enumerate(zip(self.data, progress, strict=True)):
             failed += [attempt.failure] if attempt.failure else []
             records += [{"scan": item.get("scan", item["image"]), **attempt.record}] if attempt.record else []
-            # loader processes to come need not look at the scan's files again
+            # so that later loader processes need not look at the scan's files again
             self.cached.fingerprints[index] = attempt.fingerprint
             size += attempt.size
         if intake and records and is_primary():
-            from .intake_records import warning_counts, write_intake
-
             write_intake(records, Path(intake))
             if counts := warning_counts(records):
                 told = ", ".join(f"{count} {code}" for code, count in counts.items())
@@ -189,8 +183,7 @@ class ScanDataset(Dataset):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, Draw):
             self.transform.set_random_state(seed=index.seed)
-            index = index.index
-        return super().__getitem__(index)
+        return super().__getitem__(index.index if isinstance(index, Draw) else index)
 
     def _transform(self, index: int) -> Any:
         return self.transform({**self.data[index], "image": self.volumes[index]["image"]})
@@ -223,13 +216,10 @@ class _Attempts(torch.utils.data.Dataset):
             record = self.volumes.record(index).get("intake") or {}
         except Exception as error:
             return _Attempt(failure_reason(error), record_of(error) or {}, None, 0)
-        path = self.volumes.path(index)
-        if path is None:
-            return _Attempt("", record, None, 0)
-        size = 0
+        path, size = self.volumes.path(index), 0
         with suppress(OSError):  # evicted, or the folder cannot be written
-            size = path.stat().st_size
-        return _Attempt("", record, self.volumes.fingerprint(index), size)
+            size = path.stat().st_size if path else 0
+        return _Attempt("", record, self.volumes.fingerprint(index) if path else None, size)
 
 
 def _listed(transforms: Sequence[Callable] | Callable) -> Sequence[Callable]:
@@ -240,9 +230,57 @@ def _listed(transforms: Sequence[Callable] | Callable) -> Sequence[Callable]:
 
 def without_paths(item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
     """An item whose intake record names no files: paths may name patients, and the item is cached."""
-    if "intake" not in item:
-        return dict(item)
-    return {**item, "intake": {**item["intake"], "files": []}}
+    return {**item, "intake": {**item["intake"], "files": []}} if "intake" in item else dict(item)
+
+
+def scan_finder(all_series: bool = False) -> Callable[..., Sequence[Mapping[str, Any]]]:
+    """:func:`~.find_scans` with ``all_series`` chosen, to be called with a root, or several."""
+    return functools.partial(find_scans, all_series=all_series)
+
+
+class NewScanDataset(Dataset):
+    """Unlabelled scans for inference: one that cannot be read becomes an item that says why, not an exception.
+
+    Items have ``image``, ``scan``, ``reason`` (empty when all went well) and ``intake``, the record of how the scan was
+    read: from the transform or, of a scan that is refused, the exception's attribute ``record``. A scan whose record
+    has the status ``skipped`` is no failure; its reason says what it is.
+
+    Args:
+        data: ``{"image": path or source, "scan": name}`` a scan.
+        transform: the bundle's preprocessing.
+        image_shape: [1, D, H, W] of the volume that stands in for a failed scan.
+    """
+
+    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable, image_shape: Sequence[int]) -> None:
+        super().__init__(data=data, transform=transform)
+        self.image_shape = tuple(image_shape)
+
+    def with_data(self, data: Sequence[Mapping[str, Any]]) -> NewScanDataset:
+        """The same for other scans."""
+        return type(self)(data, self.transform, self.image_shape)
+
+    def failed(self, index: int, reason: str, record: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The item of a scan that has no volume, with the intake record as far as it is known."""
+        intake = new_record(status="refused", reason=reason) | dict(record or {})
+        if intake["status"] == "skipped":
+            reason = intake["reason"] or reason
+        elif intake["status"] == "ok":  # it was read, and failed later
+            intake |= {"status": "refused", "reason": reason}
+        image = torch.zeros(self.image_shape)
+        return {"image": image, "scan": self.data[index]["scan"], "reason": reason, "intake": intake}
+
+    def _transform(self, index: int) -> Any:
+        item = self.data[index]
+        record: Mapping[str, Any] | None = None
+        try:
+            read = self.transform({"image": item["image"]})
+            record = read.get("intake")
+            image = torch.as_tensor(read["image"])
+            if tuple(image.shape) != self.image_shape:
+                raise ValueError(f"{item['image']}: preprocessing gave {tuple(image.shape)}, not {self.image_shape}")
+        except Exception as error:
+            return self.failed(index, failure_reason(error), record_of(error) or record)
+        return {"image": image, "scan": item["scan"], "reason": "", "intake": record or new_record()}
 
 
 def default_num_workers() -> int:

@@ -27,6 +27,7 @@ from .cohort_checks import SPLITS
 from .cohort_folders import write_cohort
 from .groups import AGE, AGE_BAND, group_values, joined
 
+Ints = NDArray[np.int64]
 HELD_OUT = "test"  # the split of a cohort that no fold has
 
 
@@ -37,18 +38,13 @@ class FoldsError(UserError, ValueError):
 class Fold(NamedTuple):
     """A split of a cohort.
 
-    Attributes:
-        repeat: 0 ... repeats - 1.
-        fold: 0 ... folds - 1 within the repeat; the outer fold that is ``test``.
-        table: the cohort's rows but those held out, in its order, with ``split`` as train, val or test. Of its columns
-            those that a training needs; ``patient`` holds numbers: ids and names stay in the cohort.
-        warnings: cells of the cohort that have no scan in a part of this fold.
+    Its table has the columns that a training needs, and numbers for patients: ids and names stay in the cohort.
     """
 
     repeat: int
-    fold: int
-    table: pd.DataFrame
-    warnings: tuple[str, ...]
+    fold: int  # within the repeat; the outer fold that is test
+    table: pd.DataFrame  # the cohort's rows but those held out, in its order
+    warnings: tuple[str, ...]  # cells of the cohort that have no scan in a part of this fold
 
 
 def fold_tables(
@@ -56,31 +52,23 @@ def fold_tables(
 ) -> list[Fold]:
     """Split a cohort ``repeats`` times into ``folds``, each with a validation part of its own.
 
-    Strata are class and group, an unknown group being one of its own. Without patients that have several scans, the
-    folds of a repeat differ by at most one scan in every cell; with them, a patient comes first and cells are as even
-    as :class:`sklearn.model_selection.StratifiedGroupKFold` makes them. Each scan that is not held out is in ``test``
-    exactly once a repeat.
-
-    The same seed gives the same folds, in whatever order the rows stand.
+    Strata are class and group, an unknown group being one of its own. Where each patient has one scan, the folds of a
+    repeat differ by at most one scan in every cell; else cells are as even as
+    :class:`sklearn.model_selection.StratifiedGroupKFold` makes them. Each scan that is not held out is in ``test``
+    exactly once a repeat. The same seed gives the same folds, in whatever order the rows stand.
 
     Args:
-        cohort: a cohort; scans of its split ``test`` are in no table.
-        folds: outer folds, at least 2.
-        repeats: at least 1; each with another shuffle.
-        seed: at least 0.
         inner_folds: the rest of an outer fold is split into this many parts, and the one with the fewest cells empty
-            in it or in what it leaves is ``val``. None: ``folds - 1``, at least 2; then val is as large as test, and
-            with three folds and more a cell of at least ``folds`` scans is in all three parts.
+            in it or in the others is ``val``. None: ``folds - 1``, at least 2; then val is as large as test, and with
+            three folds and more a cell of at least ``folds`` scans is in all three parts.
 
     Returns:
         ``repeats`` x ``folds`` folds, repeat by repeat.
 
     Raises:
         FoldsError: too few scans or patients, or a class would not be in a train part.
-        ValueError: an argument makes no sense.
     """
-    inner_folds = max(2, folds - 1) if inner_folds is None else inner_folds
-    _check(folds, repeats, seed, inner_folds)
+    inner_folds = _checked(folds, repeats, seed, inner_folds)
     table = _table(cohort)
     # in the order of the paths: sklearn's folds depend on the order of rows
     places = [os.path.normpath(cohort.root / scan) for scan in table["scan"]]
@@ -93,6 +81,9 @@ def fold_tables(
         codes = np.empty(len(table), dtype=object)
         codes[order] = patient.astype(str)
         table["patient"] = np.where(known, codes, "")
+    # the columns that a training needs: any other may name patients
+    groups = [AGE if column == AGE_BAND else column for column in cohort.group_by]
+    kept = table[[name for name in table if name in ("scan", "label", "split", "patient", "synthetic", *groups)]]
     result = []
     for repeat in range(repeats):
         for fold, (rest, test) in enumerate(_split(stratum, patient, folds, (seed, repeat))):
@@ -102,21 +93,23 @@ def fold_tables(
             place = f"repeat {repeat}, fold {fold}"
             for label in cohort.class_names:
                 if label not in set(table["label"][split == "train"]):
-                    count = _counted(cohort, label)
-                    raise FoldsError(f"{place}: no {label} scan is left to train on; take fewer folds than the {count}")
-            missing = tuple(f"{place}: {text}" for text in _missing(cells, split))
-            result.append(Fold(repeat, fold, _written(cohort, table.assign(split=split)), missing))
+                    patients = len(set(_patients(table)[(table["label"] == label).to_numpy()]))
+                    count = _plural(patients, "patient or single scan", "patients or single scans")
+                    least = f"take fewer folds than the {count} it has"
+                    raise FoldsError(f"{place}: no {label} scan is left to train on; {least}")
+            empty = [(cell, part) for part in SPLITS for cell in sorted(set(cells) - set(cells[split == part]))]
+            missing = tuple(f"{place}: no {cell} scan in {part}" for cell, part in empty)
+            result.append(Fold(repeat, fold, kept.assign(split=split), missing))
     return result
 
 
 def fold_warnings(cohort: Cohort, folds: int = 5, inner_folds: int | None = None) -> list[str]:
-    """What no split into so many folds can give: a text for each cell that is too small, before any is made.
+    """A text for each cell that is too small for so many folds, before any is made.
 
     A cell of n patients (scans, where patients are unknown) is in the test part of at most n folds of a repeat, and a
     fold that tests it needs two more of them for validation and training.
     """
-    inner_folds = max(2, folds - 1) if inner_folds is None else inner_folds
-    _check(folds, 1, 0, inner_folds)
+    inner_folds = _checked(folds, 1, 0, inner_folds)
     table = _table(cohort)
     cells, patient = _cells(cohort, table), _patients(table)
     texts = []
@@ -124,10 +117,8 @@ def fold_warnings(cohort: Cohort, folds: int = 5, inner_folds: int | None = None
         for group in (*cohort.group_names, UNKNOWN):
             inside = (cells == f"{group} {label}").to_numpy()
             scans, units = int(inside.sum()), len(set(patient[inside]))
-            if group == UNKNOWN and not scans:
-                continue
             if not scans:
-                texts.append(f"{group} {label}: no scan at all; nothing can be said of it")
+                texts += [f"{group} {label}: no scan at all; nothing can be said of it"] if group != UNKNOWN else []
                 continue
             has = f"{group} {label}: {_plural(scans, 'scan')}"
             has += f" of {_plural(units, 'patient')}" if units < scans else ""
@@ -136,75 +127,54 @@ def fold_warnings(cohort: Cohort, folds: int = 5, inner_folds: int | None = None
                 none = folds - units
                 texts.append(f"{has} for {folds} folds: {none if units > 1 else 'all but one'} test none of it")
             if left < 2:
-                texts.append(
-                    f"{has}: a fold that tests it lacks it in validation {'or' if left else 'and'} in training"
-                )
+                both = "or" if left else "and"
+                texts.append(f"{has}: a fold that tests it lacks it in validation {both} in training")
             elif left < inner_folds:
                 texts.append(f"{has} for {inner_folds} inner parts: validation may hold none of it")
     return texts
 
 
 def write_folds(cohort: Cohort, folds: Sequence[Fold], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write each fold as a cohort file ``repeat<R>_fold<F>.csv``, with the scans relative to ``folder``.
-
-    Args:
-        cohort: the cohort that the folds are of.
-        folds: from :func:`fold_tables`.
-        folder: made if need be; files of these names are replaced.
-
-    Returns:
-        The files, in the order of ``folds``.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return [
-        write_cohort(fold.table, folder / f"repeat{fold.repeat}_fold{fold.fold}.csv", root=cohort.root)
-        for fold in folds
-    ]
+    """Write each fold as a cohort file ``repeat<R>_fold<F>.csv``, with the scans relative to ``folder``."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    paths = [Path(folder, f"repeat{fold.repeat}_fold{fold.fold}.csv") for fold in folds]
+    return [write_cohort(fold.table, path, root=cohort.root) for fold, path in zip(folds, paths, strict=True)]
 
 
-def _check(folds: int, repeats: int, seed: int, inner_folds: int) -> None:
+def _checked(folds: int, repeats: int, seed: int, inner_folds: int | None) -> int:
+    """The number of inner folds, after a check of all settings."""
     check_whole("folds", folds, least=2)
+    inner_folds = max(2, folds - 1) if inner_folds is None else inner_folds
     check_whole("repeats", repeats, least=1)
     check_whole("seed", seed, least=0)
     check_whole("inner_folds", inner_folds, least=2)
+    return inner_folds
 
 
 def _table(cohort: Cohort) -> pd.DataFrame:
-    table = cohort.table
-    if "split" in table:
-        table = table[table["split"] != HELD_OUT]
+    table = cohort.table[cohort.table["split"] != HELD_OUT] if "split" in cohort.table else cohort.table
     if table.empty:
         raise FoldsError(f"every scan is in the split {HELD_OUT!r}, which is held out: nothing is left to split")
     return table.reset_index(drop=True)
-
-
-def _written(cohort: Cohort, table: pd.DataFrame) -> pd.DataFrame:
-    """The columns that a training needs: any other may name patients."""
-    groups = [AGE if column == AGE_BAND else column for column in cohort.group_by]
-    kept = {"scan", "label", "split", "patient", "synthetic", *groups}
-    return table[[column for column in table if column in kept]]
 
 
 def _cells(cohort: Cohort, table: pd.DataFrame) -> pd.Series:
     return joined(group_values(table, cohort.group_by)).replace("", UNKNOWN) + " " + table["label"]
 
 
-def _patients(table: pd.DataFrame) -> NDArray[np.int64]:
+def _patients(table: pd.DataFrame) -> Ints:
     """A number for each scan's patient; a scan without an id is its own patient."""
-    ids = table["patient"] if "patient" in table else pd.Series([""] * len(table))
+    ids = table["patient"] if "patient" in table else [""] * len(table)
     keys = [("patient", name) if name else ("scan", str(i)) for i, name in enumerate(ids)]
     return pd.factorize(pd.Index(keys, tupleize_cols=False))[0]
 
 
-def _split(
-    stratum: NDArray[np.int64], patient: NDArray[np.int64], parts: int, seed: tuple[int, ...]
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _split(stratum: Ints, patient: Ints, parts: int, seed: tuple[int, ...]) -> list[tuple[Ints, Ints]]:
     """Stratified parts, no patient in two: for each part the rows outside and inside it."""
     state = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    grouped = len(set(patient)) < len(patient)
-    splitter = (StratifiedGroupKFold if grouped else StratifiedKFold)(parts, shuffle=True, random_state=state)
     units = len(set(patient))
+    grouped = units < len(patient)
+    splitter = (StratifiedGroupKFold if grouped else StratifiedKFold)(parts, shuffle=True, random_state=state)
     what = "patients" if grouped else "scans"
     largest = max(Counter(stratum).values())
     if units < parts or largest < parts:
@@ -217,27 +187,10 @@ def _split(
     return found
 
 
-def _validation(
-    stratum: NDArray[np.int64], patient: NDArray[np.int64], parts: int, seed: tuple[int, ...]
-) -> NDArray[np.int64]:
+def _validation(stratum: Ints, patient: Ints, parts: int, seed: tuple[int, ...]) -> Ints:
     """The inner part that leaves the fewest strata empty, in itself or in the others; the first of equals."""
     found = _split(stratum, patient, parts, seed)
     return max(found, key=lambda part: len(set(stratum[part[0]])) + len(set(stratum[part[1]])))[1]
-
-
-def _missing(cells: pd.Series, split: NDArray[np.object_]) -> list[str]:
-    return [
-        f"no {cell} scan in {part}"
-        for part in SPLITS
-        for cell in sorted(set(cells))
-        if not ((cells == cell).to_numpy() & (split == part)).any()
-    ]
-
-
-def _counted(cohort: Cohort, label: str) -> str:
-    table = _table(cohort)
-    inside = (table["label"] == label).to_numpy()
-    return f"{_plural(len(set(_patients(table)[inside])), 'patient or single scan', 'patients or single scans')} it has"
 
 
 def _plural(count: int, one: str, many: str = "") -> str:

@@ -1,7 +1,7 @@
 """Groups of scans from the columns of a table: one column, several crossed, bands of age.
 
-The one definition of a group: the cohort, predictions.csv, the metrics and every audit take it from here. A value that
-is empty or says "unknown" is unknown, and so is a combination with an unknown part.
+The cohort, predictions.csv, the metrics and every audit take groups from here. A value that is empty or says "unknown"
+is unknown, and so is a combination with an unknown part.
 """
 
 from __future__ import annotations
@@ -21,18 +21,13 @@ from ..common.names import JOIN, SEXES, UNKNOWN, UNKNOWN_GROUP
 MIN_CELL = 10  # scans of a class and group below which no statement about the cell is made
 AGE = "age"  # column, years
 AGE_BAND = "age_band"  # column that age bands make of it
-MAX_AGE = 130
 
 UnknownGroups = Literal["leave_out", "own_group"]
 SmallGroups = Literal["keep", "leave_out"]
 
 
 def group_columns(group_by: str | Sequence[str]) -> tuple[str, ...]:
-    """The columns of a ``group_by``, which names one or lists several.
-
-    Raises:
-        ValueError: no column, something that is no name, or a column twice.
-    """
+    """The columns of a ``group_by``, which names one or lists several different ones."""
     columns = (group_by,) if isinstance(group_by, str) else tuple(group_by)
     for column in columns:
         if not isinstance(column, str) or not column:
@@ -49,58 +44,35 @@ def group_values(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def joined(values: pd.DataFrame) -> pd.Series:
-    """The name of each row's group; "" where any part of it is unknown.
-
-    Args:
-        values: of :func:`group_values`.
-    """
+    """The name of each row's group, from :func:`group_values`; "" where any part of it is unknown."""
     names = values.agg(JOIN.join, axis=1) if len(values) else pd.Series(dtype=str)
     return names.mask((values == "").any(axis=1), "")
 
 
 def occurring_groups(values: pd.DataFrame) -> tuple[str, ...]:
-    """The groups that occur: the combinations of the columns' values, male before female, others in natural order.
+    """The groups that occur in :func:`group_values`: combinations, male before female, others in natural order.
 
     A single column of no other values than the two sexes has both of them, so that a gap keeps its sign.
-
-    Args:
-        values: of :func:`group_values`.
     """
     occurring = values[(values != "").all(axis=1)].drop_duplicates()
-    orders = [_in_order(set(occurring[column])) for column in occurring]
+    found = [set(occurring[column]) for column in occurring]
+    orders = [[*SEXES] if values <= set(SEXES) else sorted(values, key=natural_order) for values in found]
     if len(orders) == 1:
         return tuple(orders[0]) if len(occurring) else ()
-    parts = sorted(
-        occurring.itertuples(index=False, name=None),
-        key=lambda parts: [order.index(part) for order, part in zip(orders, parts, strict=True)],
-    )
-    return tuple(map(JOIN.join, parts))
-
-
-def _in_order(values: set[str]) -> list[str]:
-    return [*SEXES] if values <= set(SEXES) else sorted(values, key=natural_order)
+    rows = occurring.itertuples(index=False, name=None)
+    return tuple(map(JOIN.join, sorted(rows, key=lambda parts: [*map(list.index, orders, parts)])))
 
 
 def natural_order(name: str) -> tuple[int, list[tuple[int, int, str]]]:
-    """Sort key: numbers by value, what is below a number ("<65") first, what is above one (">=65") last.
-
-    Ties ("1" and "01") by the exact text: ids of groups and the sign of a gap hang on the order.
-    """
+    """Sort key: "<65" first, numbers by value, ">=65" last, ties ("1" and "01") by the exact text."""
     return {"<": -1, ">": 1}.get(name[:1], 0), natural_key(name, ignore_case=False)
 
 
 def group_ids(names: pd.Series, group_names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The id of each row's group, and which rows are of a group that is none of ``group_names``.
+    """[N] the id of each row's group, and [N] whether its group is none of ``group_names``; names of :func:`joined`.
 
-    Scans of unknown group have an id of their own when one of the groups is called "unknown"; else, and where the
-    group is none, it is -1.
-
-    Args:
-        names: [N] of :func:`joined`.
-        group_names: G names.
-
-    Returns:
-        [N] ids, [N] mask.
+    Scans of unknown group have the id of the group "unknown" where there is one; else, and where the group is none of
+    the names, it is -1.
     """
     known = names.where(names != "", UNKNOWN)
     ids = pd.Index(group_names).get_indexer(pd.Index(known)).astype(np.int64)
@@ -117,18 +89,6 @@ def parent_groups(group_names: Sequence[str], columns: Sequence[str]) -> list[in
     return [order.index(first) for first in firsts]
 
 
-def check_age_bands(edges: Sequence[int]) -> tuple[int, ...]:
-    """The edges of age bands, in whole years; ValueError when they are no increasing positive numbers."""
-    valid = not isinstance(edges, str) and isinstance(edges, Sequence) and len(edges) > 0
-    if valid and any(isinstance(edge, bool) or not isinstance(edge, int) for edge in edges):
-        valid = False
-    if not valid or edges[0] <= 0 or any(a >= b for a, b in pairwise(edges)):
-        raise ValueError(f"age_bands must be increasing whole years above 0, such as [65] or [50, 65], got {edges!r}")
-    if edges[-1] > MAX_AGE:
-        raise ValueError(f"age_bands must be at most {MAX_AGE} years, got {edges[-1]}")
-    return tuple(edges)
-
-
 def age_band_names(edges: Sequence[int]) -> tuple[str, ...]:
     """The bands between edges: [50, 65] gives "<50", "50-64" (completed years), ">=65"."""
     between = [str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in pairwise(edges)]
@@ -136,12 +96,7 @@ def age_band_names(edges: Sequence[int]) -> tuple[str, ...]:
 
 
 def age_bands(ages: ArrayLike, edges: Sequence[int]) -> list[str]:
-    """The band of each age; "" for an age that is NaN.
-
-    Args:
-        ages: [N] years.
-        edges: K increasing edges; a band holds its lower edge.
-    """
+    """The band of each age in years, which holds its lower edge; "" for NaN."""
     names = np.array([*age_band_names(edges), ""])
     years = np.asarray(ages, dtype=float)
     index = np.where(np.isnan(years), len(edges) + 1, np.searchsorted(edges, years, side="right"))

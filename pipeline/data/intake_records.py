@@ -35,15 +35,15 @@ COLUMNS = (
     "scan", "kind", "status", "reason", "warnings", "series", "slices_found", "slices_used", "depth", "height", "width",
     "spacing_z", "spacing_y", "spacing_x", "orientation", "value_low", "value_high", "tilt_degrees", "decoder",
 )  # fmt: skip
+LENGTHS = {"shape": ("depth", "height", "width"), "spacing": ("spacing_z", "spacing_y", "spacing_x")}
+SEPARATOR = "; "  # between the warnings of a scan in the table
 # what is said of a scan, the most urgent first
 GROUPS = {"refused": "Refused", "warnings": "With warnings", "fine": "Fine", "skipped": "Skipped"}
 
 
 def group_of(record: Mapping[str, Any]) -> str:
     """Key of :data:`GROUPS` for a record."""
-    if record["status"] != "ok":
-        return str(record["status"])
-    return "warnings" if record["warnings"] else "fine"
+    return str(record["status"]) if record["status"] != "ok" else "warnings" if record["warnings"] else "fine"
 
 
 def group_counts(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
@@ -59,12 +59,9 @@ def warning_counts(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def write_intake(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Write intake records as a table, and in full as a JSON list beside it.
+    """Write intake records with their ``scan`` as a table, and in full as a JSON list beside it (``.json``).
 
-    Args:
-        records: intake records, each with the scan's name as ``scan``.
-        path: of the CSV (:data:`COLUMNS`, empty where nothing is known); the JSON has the suffix ``.json``. Lengths
-            are mm, values HU (of slice folders: grey levels).
+    The columns are :data:`COLUMNS`, empty where nothing is known. Lengths are mm, values HU or grey levels of slices.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,11 +79,7 @@ def _row(record: Mapping[str, Any]) -> list[Any]:
     values = dict(record)
     values["reason"] = " ".join(record["reason"].split())
     values["warnings"] = SEPARATOR.join(" ".join(warning.split()) for warning in record["warnings"])
-    for names, key in (
-        (("depth", "height", "width"), "shape"),
-        (("spacing_z", "spacing_y", "spacing_x"), "spacing"),
-        (("value_low", "value_high"), "value_range"),
-    ):
+    for key, names in (*LENGTHS.items(), ("value_range", ("value_low", "value_high"))):
         values |= dict.fromkeys(names) if record[key] is None else dict(zip(names, record[key], strict=True))
     return [values[name] for name in COLUMNS]  # csv writes None as an empty cell
 
@@ -105,6 +98,3 @@ def scan_facts(intake: Mapping[str, Any]) -> str:
 def spacing_text(spacing: Sequence[float]) -> str:
     """Millimetres along D, H and W: ``1.25 x 0.703 x 0.703``."""
     return " x ".join(f"{length:.3g}" for length in spacing)
-
-
-SEPARATOR = "; "  # between the warnings of a scan in the table

@@ -29,7 +29,6 @@ def volume_transforms(
 
     Args:
         window: HU that become 0 and 255.
-        image_size: rows and columns.
         num_slices: D.
         trim_fraction: of the slices, left out at each end.
         min_slices: a scan of fewer slices is refused.
@@ -38,25 +37,18 @@ def volume_transforms(
         further: deterministic transforms that follow, cached too.
     """
     chosen = FirstSlices(num_slices) if every_slice else SampleSlices(num_slices)
+    select = [TrimSlices(trim_fraction), chosen]
     load = LoadScand(
-        "image",
-        window=window,
-        size=image_size,
-        min_slices=min_slices,
-        fast_decode=fast_decode,
-        select=[TrimSlices(trim_fraction), chosen],
+        "image", window=window, size=image_size, min_slices=min_slices, fast_decode=fast_decode, select=select
     )
     resize = Resized("image", [-1 if every_slice else num_slices, image_size, image_size], mode="area")
     return [load, resize, Lambdad("image", to_grey_levels, track_meta=False), *further]
 
 
 def center_crop(num_slices: int, crop_size: int, padded: bool = False) -> Transforms:
-    """The central ``crop_size`` rows and columns as a plain tensor, the type unchanged.
+    """The central ``crop_size`` rows and columns as a plain tensor of the same type.
 
-    Args:
-        num_slices: D.
-        crop_size: rows and columns.
-        padded: the volumes have up to D slices: they become [0, 1] in float32 and are filled up (:func:`pad_slices`).
+    ``padded``: volumes of up to ``num_slices`` slices become [0, 1] in float32 and are filled up (:func:`pad_slices`).
     """
     crop = CenterSpatialCropd("image", [-1 if padded else num_slices, crop_size, crop_size])
     filled = [to_unit_range(), pad_slices(num_slices)] if padded else []

@@ -12,6 +12,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,26 +41,19 @@ INSTALL = (
 
 
 class RarMember(NamedTuple):
-    """An entry of a RAR archive: ``size`` in bytes, unpacked; ``checksum`` its CRC-32, None where that is not told."""
-
     name: str
-    size: int
+    size: int  # bytes, unpacked
     directory: bool
     link: bool
     encrypted: bool
-    checksum: int | None
+    checksum: int | None  # CRC-32, None where the archive does not tell it
 
 
 def read_rar(path: Path, most: int = MAX_ENTRIES) -> tuple[list[RarMember], list[Path]]:
-    """The entries of a RAR archive, one that spans volumes once, and the files that it consists of.
+    """At most ``most`` entries of a RAR archive, one that spans volumes once, and the volumes beside ``path``.
 
-    rarfile reads the headers. What it lets pass is an error here: data that ends beyond the file, a volume without its
+    rarfile reads the headers. It lets pass what is an error here: data that ends beyond the file, a volume without its
     last block, an archive inside another file.
-
-    Args:
-        path: the archive, or its first volume; the others lie beside it, named as RAR names them
-            (``x.part2.rar``, or ``x.r00`` after ``x.rar``).
-        most: entries; of more no list is made, which would fill the memory.
 
     Raises:
         ArchiveError: not RAR, damaged, truncated, encrypted as a whole, or a volume is missing.
@@ -70,9 +64,7 @@ def read_rar(path: Path, most: int = MAX_ENTRIES) -> tuple[list[RarMember], list
 
     def see(block: Any) -> None:
         file = block.volume_file
-        if file not in sizes:
-            sizes[file] = os.path.getsize(file)
-        if block.data_offset + block.add_size > sizes[file]:
+        if block.data_offset + block.add_size > sizes.setdefault(file, os.path.getsize(file)):
             raise ArchiveError(f"{file}: truncated: it ends in the middle; get it again")
         if block.type == rarfile.RAR_BLOCK_ENDARC:
             ended.add(file)
@@ -94,11 +86,10 @@ def read_rar(path: Path, most: int = MAX_ENTRIES) -> tuple[list[RarMember], list
         if str(error).startswith("Cannot open next volume"):
             raise ArchiveError(f"{list(sizes)[-1]}: the volume after this one is missing") from None
         raise broken(path, error) from error
-    for volume in archive.volumelist():
-        if volume not in ended:
-            if archive.needs_password():
-                raise encrypted(path)
-            raise ArchiveError(f"{volume}: truncated (no mark of its end), or written by a RAR older than 3.0")
+    if cut := next((volume for volume in archive.volumelist() if volume not in ended), None):
+        if archive.needs_password():
+            raise encrypted(path)
+        raise ArchiveError(f"{cut}: truncated (no mark of its end), or written by a RAR older than 3.0")
     return members, [Path(volume) for volume in archive.volumelist()]
 
 
@@ -108,20 +99,14 @@ def _member(block: Any) -> RarMember:
     copied = redirected and block.file_redir[0] == rarfile.RAR5_XREDIR_FILE_COPY
     # the checksum of a file that goes on in the next volume is that of a part
     told = not (redirected or block.flags & rarfile.RAR_FILE_SPLIT_AFTER)
-    return RarMember(
-        block.filename.rstrip("/"),
-        block.file_size,
-        block.is_dir(),
-        unix_link or (redirected and not copied),
-        block.needs_password(),
-        block.CRC if told else None,
-    )
+    link, checksum = unix_link or (redirected and not copied), block.CRC if told else None
+    name = block.filename.rstrip("/")
+    return RarMember(name, block.file_size, block.is_dir(), link, block.needs_password(), checksum)
 
 
 def unpack_rar(archive: Path, folder: Path, budget: Budget) -> list[Path]:
     members, volumes = read_rar(archive, budget.limits.entries)
     budget.packed += sum(volume.stat().st_size for volume in volumes[1:])
-    listed: dict[str, RarMember] = {}
     for member in members:
         check_name(archive, member.name)
         if member.link:
@@ -129,44 +114,36 @@ def unpack_rar(archive: Path, folder: Path, budget: Budget) -> list[Path]:
         if member.encrypted:
             raise encrypted(archive)
         budget.add(f"{member.name}/" if member.directory else member.name, member.size)
-        if not member.directory:
-            listed[member.name] = member
+    listed = {member.name: member for member in members if not member.directory}
     budget.check_disk(folder)
     programs = {name: found for name in RAR_PROGRAMS if (found := shutil.which(name))}
     if not programs:
         raise ArchiveError(f"{archive}: no program for RAR here ({', '.join(RAR_PROGRAMS)}): {INSTALL}")
     failures = []
     for name, program in programs.items():
-        failure = _run(program, RAR_PROGRAMS[name], volumes, folder, budget)
-        failure = failure or _difference(folder, listed)
+        failure = _run(program, RAR_PROGRAMS[name], volumes, folder, budget) or _difference(folder, listed)
         if not failure:
             return volumes
         failures.append(f"{name}: {failure}")
         for entry in folder.iterdir():
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    raise ArchiveError(
-        f"{archive}: damaged, or of a kind that no program here can unpack:\n  "
-        + "\n  ".join(failures)
-        + f"\n{INSTALL}"
-    )
+    said = "\n  ".join(failures)
+    raise ArchiveError(f"{archive}: damaged, or of a kind that no program here can unpack:\n  {said}\n{INSTALL}")
 
 
 def _difference(folder: Path, listed: dict[str, RarMember]) -> str:
-    """How the files on the disk differ from the archive's list; empty where they do not.
+    """How the files on the disk differ from the archive's list, in sizes and checksums; empty where they do not.
 
-    Sizes and checksums are compared, not names: those of old archives are in no known encoding. The programs' word is
-    not enough: bsdtar and others that use libarchive do not look at the checksums.
+    Names of old archives have no known encoding. Programs that use libarchive, as bsdtar, do not check checksums.
     """
     try:
         examine(folder)
     except ArchiveError as error:
         return str(error)
     files = [Path(here, name) for here, _, names in os.walk(folder) for name in names]
-    expected = Counter(member.size for member in listed.values())
-    if Counter(path.stat().st_size for path in files) != expected:
-        return (
-            f"unpacked {len(files)} files, but the archive lists {len(listed)}, or their sizes are not as it lists them"
-        )
+    if Counter(path.stat().st_size for path in files) != Counter(member.size for member in listed.values()):
+        count = f"unpacked {len(files)} files, but the archive lists {len(listed)}"
+        return f"{count}, or their sizes are not as it lists them"
     wanted = Counter((member.size, member.checksum) for member in listed.values() if member.checksum is not None)
     if wanted - Counter((path.stat().st_size, _checksum(path)) for path in files):
         return "the checksum of what it unpacked is wrong"
@@ -186,40 +163,33 @@ def _run(
 ) -> str:
     """Unpack with a program, stop it beyond the limits, and return what it said when it failed.
 
-    It is given links of plain names in a folder of their own: some programs take ``train1.rar`` and ``train2.rar`` for
+    It gets links of plain names in a folder of their own: some programs take ``train1.rar`` and ``train2.rar`` for
     volumes of one archive, or a name that begins with a dash for an option.
     """
     with tempfile.TemporaryDirectory() as links, tempfile.TemporaryFile() as said:
-        paths = []
-        for volume in volumes:
+        for volume in reversed(volumes):
             part = PART.fullmatch(volume.name)
-            paths.append(
-                Path(links, f"archive.part{part['number']}.rar" if part else f"archive{volume.suffix.lower()}")
-            )
-            paths[-1].symlink_to(volume)
-        process = subprocess.Popen(
-            [program, *command(str(paths[0]), str(folder))],
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"LC_ALL": "C.UTF-8"},  # names are Unicode
-        )
+            path = Path(links, f"archive.part{part['number']}.rar" if part else f"archive{volume.suffix.lower()}")
+            path.symlink_to(volume)
+        call = [program, *command(str(path), str(folder))]  # of the first volume
+        unicode = os.environ | {"LC_ALL": "C.UTF-8"}  # for names
+        process = subprocess.Popen(call, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, env=unicode)
         pause = WATCH_SECONDS
         try:
-            while True:
-                try:
-                    code = process.wait(pause)
+            while process.returncode is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(pause)
                     break
-                except subprocess.TimeoutExpired:
-                    started = time.monotonic()
-                    budget.check(*_written(folder))
-                    pause = max(WATCH_SECONDS, 20 * (time.monotonic() - started))
+                started = time.monotonic()
+                budget.check(*_written(folder))
+                pause = max(WATCH_SECONDS, 20 * (time.monotonic() - started))
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
         said.seek(0)
         lines = [line.strip() for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+    code = process.returncode
     return "" if code == 0 else f"exit code {code}: {'; '.join(lines[-LISTED:]) or 'no message'}"
 
 
@@ -229,8 +199,6 @@ def _written(folder: Path) -> tuple[int, int]:
     for here, folders, files in os.walk(folder):
         entries += len(folders) + len(files)
         for name in files:
-            try:
+            with suppress(FileNotFoundError):  # a temporary name of the program's
                 size += os.lstat(os.path.join(here, name)).st_size
-            except FileNotFoundError:  # a temporary name of the program's
-                continue
     return entries, size

@@ -25,23 +25,22 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One access to a scan: the index of its item, and the seed of its augmentation."""
+    """One access to a scan."""
 
     index: int
-    seed: int
+    seed: int  # of its augmentation
 
 
 def balanced_order(group: Sequence[int], batch_size: int, rng: np.random.Generator) -> Ints:
     """Indices of an epoch whose every batch holds every group, all groups equally often.
 
-    A small group is repeated, shuffled anew each time. Places that are left over when the batch is no multiple of the
-    groups go to the groups in turn. Scans of unknown group get their share of all places, taken from the groups that
-    have more than one in a batch.
+    A small group is repeated, shuffled anew each time. When the batch is no multiple of the groups, the places left
+    over go to the groups in turn. Scans of unknown group get their share of all places, taken from the groups that have
+    more than one in a batch.
 
     Args:
         group: [N] group ids, -1 unknown.
         batch_size: at least the number of groups, and the share of unknown scans on top.
-        rng: of the shuffles.
 
     Returns:
         [ceil(N / batch_size) * batch_size] indices; consecutive ``batch_size`` of them are a batch.
@@ -55,11 +54,10 @@ def balanced_order(group: Sequence[int], batch_size: int, rng: np.random.Generat
     if batch_size < least:
         also = f" and {unknown / len(ids):.0%} of scans of unknown group" if unknown else ""
         raise ValueError(f"batch_size must be at least {least} to hold {len(known)} groups{also}, got {batch_size}")
-    batches = -(-len(ids) // batch_size)
     pools = {g: _endless(np.flatnonzero(ids == g), rng) for g in (*known, *([UNKNOWN_GROUP] if unknown else []))}
     order: list[int] = []
     turn = due = 0
-    for _ in range(batches):
+    for _ in range(-(-len(ids) // batch_size)):
         due += unknown * batch_size
         of_unknown = min(due // len(ids), batch_size - len(known))
         due -= of_unknown * len(ids)
@@ -76,23 +74,15 @@ def _endless(indices: Ints, rng: np.random.Generator) -> Iterator[int]:
 
 
 def balanced_class_counts(items: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> dict[str, float]:
-    """How often each class is drawn by :func:`balanced_order`, in scans: what logit adjustment must then adjust for.
+    """How often :func:`balanced_order` draws each class, in scans (N pi_y): logit adjustment adjusts for these.
 
     .. math:: \\pi_y = (1 - u) \\frac{1}{G} \\sum_g \\frac{n_{gy}}{n_g} + u \\frac{n_{uy}}{n_u}
 
-    with u the share of scans of unknown group.
-
-    Args:
-        items: of the training split, with ``label`` and ``group`` (:meth:`~.Cohort.items`).
-        class_names: C names.
-
-    Returns:
-        name -> N pi_y; the plain counts where all groups have the classes in the same proportions.
+    with u the share of scans of unknown group; ``items`` are the training split's (:meth:`~.Cohort.items`).
     """
     label, group = (np.array([item[name] for item in items], dtype=np.int64) for name in ("label", "group"))
-    share = {
-        g: np.bincount(label[group == g], minlength=len(class_names)) / (group == g).sum() for g in np.unique(group)
-    }
+    counts = {g: np.bincount(label[group == g], minlength=len(class_names)) for g in np.unique(group)}
+    share = {g: count / count.sum() for g, count in counts.items()}
     unknown = float((group == UNKNOWN_GROUP).mean())
     known = [of_class for g, of_class in share.items() if g != UNKNOWN_GROUP]
     prior = (1 - unknown) * np.mean(known, axis=0) if known else np.zeros(len(class_names))
@@ -118,7 +108,6 @@ class EpochSampler(Sampler[Draw]):
     Args:
         items: of the training split, with ``group``.
         batch_size: scans of a process's batch.
-        seed: same seed, same draws in the same epoch.
         every_group: put every group into every (global) batch, equally often (:func:`balanced_order`); else each scan
             is drawn once.
     """
@@ -127,10 +116,7 @@ class EpochSampler(Sampler[Draw]):
         self, items: Sequence[Mapping[str, Any]], batch_size: int, seed: int = 0, every_group: bool = False
     ) -> None:
         self.group = [int(item["group"]) for item in items]
-        self.batch_size = batch_size
-        self.seed = seed
-        self.every_group = every_group
-        self.epoch = 1
+        self.batch_size, self.seed, self.every_group, self.epoch = batch_size, seed, every_group, 1
         if every_group:
             balanced_order(self.group, batch_size * world_size(), np.random.default_rng(0))  # can it be done at all
 
@@ -156,10 +142,7 @@ class EpochSampler(Sampler[Draw]):
 
 
 class SeedEpochs:
-    """Handler of the trainer that makes what an epoch draws a function of seed and epoch.
-
-    It tells the loader's sampler which epoch it is, and seeds torch's generators (dropout), each process otherwise.
-    """
+    """Handler of the trainer: tells the sampler its epoch, and seeds torch (dropout) by seed, epoch and process."""
 
     def __init__(self, sampler: EpochSampler, seed: int) -> None:
         self.sampler, self.seed = sampler, seed

@@ -1,4 +1,4 @@
-"""What keeps unpacking safe, whatever an archive says: limits, names, and a look at what is on the disk in the end."""
+"""What keeps unpacking safe: limits, checks of names, and a look at what is on the disk in the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from ..common.errors import UserError
 
 MAX_ENTRIES = 2_000_000
 MAX_BYTES = 500 << 30
-MAX_RATIO = 200.0
 HARMLESS_BYTES = 100 << 20  # up to here the ratio is not looked at: empty slices compress well
 LISTED = 5  # of what a message lists
 MAX_DEPTH = 100  # folders one in another; walking through a thousand of them is beyond Python's recursion
@@ -37,17 +36,11 @@ def broken(archive: Path, error: Exception | str) -> ArchiveError:
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive may unpack to, the archives inside it included.
+    """What an archive may unpack to, the archives inside it included."""
 
-    Args:
-        entries: number of files and folders.
-        bytes: size of all files.
-        ratio: size unpacked over size of the archive, from :data:`HARMLESS_BYTES` on.
-    """
-
-    entries: int = MAX_ENTRIES
+    entries: int = MAX_ENTRIES  # files and folders
     bytes: int = MAX_BYTES
-    ratio: float = MAX_RATIO
+    ratio: float = 200.0  # size unpacked over size of the archive, from HARMLESS_BYTES on
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -98,31 +91,27 @@ class Budget:
             )
 
     def check_disk(self, folder: Path) -> None:
-        free = shutil.disk_usage(folder).free
-        if self.bytes > free:
-            raise ArchiveError(
-                f"{self.archive}: unpacks to {readable_size(self.bytes)}, but only {readable_size(free)} are free"
-            )
+        if self.bytes > (free := shutil.disk_usage(folder).free):
+            needed = f"{self.archive}: unpacks to {readable_size(self.bytes)}"
+            raise ArchiveError(f"{needed}, but only {readable_size(free)} are free")
 
 
 def examine(folder: Path) -> Content:
-    """Count what is on the disk. A link or device is an error, whatever the archive said; modes are made usable."""
+    """Count what is on the disk. A link or device is an error; modes are made usable."""
     files = folders = size = 0
     waiting = [folder]
     while waiting:
         with os.scandir(waiting.pop()) as found:
             for entry in found:
                 status = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    needed = stat.S_IRWXU
-                    folders += 1
-                    waiting.append(Path(entry.path))
-                elif stat.S_ISREG(status.st_mode):
-                    needed = stat.S_IRUSR | stat.S_IWUSR
-                    files += 1
-                    size += status.st_size
-                else:
+                is_folder = stat.S_ISDIR(status.st_mode)
+                if not (is_folder or stat.S_ISREG(status.st_mode)):
                     raise ArchiveError(f"{entry.path}: {what_it_is(status.st_mode)}; pack without links and devices")
+                waiting += [Path(entry.path)] if is_folder else []
+                folders += is_folder
+                files += not is_folder
+                size += 0 if is_folder else status.st_size
+                needed = stat.S_IRWXU if is_folder else stat.S_IRUSR | stat.S_IWUSR
                 if status.st_mode & needed != needed:
                     os.chmod(entry.path, stat.S_IMODE(status.st_mode) | needed)
     return Content(files, folders, size)
@@ -133,15 +122,14 @@ def what_it_is(mode: int) -> str:
 
 
 def check_name(archive: Path, name: str) -> None:
-    parts = name.split("/")
     reason = ""
     if not name.strip("/") or not all(sign.isprintable() or unicodedata.category(sign) == "Zs" for sign in name):
         reason = "cannot be the name of a file"
     elif name.startswith("/") or re.match("[A-Za-z]:", name):
         reason = "an absolute path, outside the target folder"
-    elif ".." in parts:
+    elif ".." in name.split("/"):
         reason = "leads outside the target folder"
-    elif len(parts) > MAX_DEPTH:
+    elif name.count("/") >= MAX_DEPTH:
         reason = f"lies more than {MAX_DEPTH} folders deep"
     elif "\\" in name:
         reason = "has backslashes: folders or not? Pack it again with another program"

@@ -21,11 +21,9 @@ from ..common.files import replacing
 
 logger = logging.getLogger(__name__)
 
-
 GIGABYTE = 10**9
-# of the limit, from which volumes go: a folder that is nearly full would be looked at at every write
-_FULL_SHARE = 0.95
-_KEPT_SHARE = 0.9  # of the limit, what eviction leaves
+# of the limit: when eviction starts (below 1, else every write to a nearly full folder would look at it), and ends
+_FULL_SHARE, _KEPT_SHARE = 0.95, 0.9
 _LOOKS = 16  # a writer looks at the folder again when it has written this part of the room it saw
 _ABANDONED = 3600.0  # seconds after which an unfinished file is one of a process that was killed
 
@@ -38,9 +36,8 @@ def evict(folder: str | Path, limit: float, keep: Path | None = None) -> int:
     reader that finds its volume gone computes it.
 
     Args:
-        folder: of the cache.
         limit: in bytes.
-        keep: the one that was just written.
+        keep: the volume that was just written.
 
     Returns:
         Bytes of the volumes that are left.
@@ -75,24 +72,23 @@ class VolumeCache(PersistentDataset):
 
     The differences:
 
-    - A volume is written under another name in the same folder and renamed, so it is there as a whole or not at all.
-      Processes that compute the same one at once write the same; the last one stays.
-    - A file that cannot be read, for whatever reason, is computed anew with a warning. A cache that cannot be written
-      (full, read-only) is a warning too, given once.
-    - With ``limit``, the least recently used volumes of the folder go when it gets larger. The time of use is the
-      file's modification time, set when it is read. No epoch and no reading lists the folder: writers do, once in a
-      while, so that it may exceed the limit for a moment where more than 16 processes fill it.
+    - A volume is written under another name and renamed, so it is there as a whole or not at all. Processes that
+      compute the same one at once write the same; the last one stays.
+    - A file that cannot be read is computed anew with a warning. A cache that cannot be written (full, read-only) is a
+      warning too, given once.
+    - With ``limit``, the least recently used volumes of the folder go; a read sets the file's modification time. Only
+      writers list the folder, once in a while: more than 16 of them may exceed the limit for a moment.
     - Scans are looked at (:meth:`fingerprint`) when they are first used, not all of them at construction.
-    - A volume is mapped into memory, not copied, unless it is to be held there (``mapped``) or may be evicted: its file
-      must not go while it is in use, which a network file system would answer by killing the process.
+    - A volume is mapped into memory, not copied, unless it is to be held there (``mapped``) or may be evicted: when a
+      mapped file goes, a network file system kills the process.
 
     Args:
         data: items with ``image``, the path of the scan.
         transform: deterministic dictionary transforms.
-        cache_dir: folder; None keeps nothing.
+        cache_dir: None keeps nothing.
         fingerprint: of a path: what changes when the scan does.
         hash_transform: digest of the transforms' settings.
-        limit: of the folder in GB (10^9 bytes); None = none.
+        limit: of the folder in GB (10^9 bytes).
         mapped: map volumes into memory where there is no limit; False reads them.
     """
 
@@ -118,43 +114,36 @@ class VolumeCache(PersistentDataset):
 
     def fingerprint(self, index: int) -> str:
         """Of the scan as it was when it was first used."""
-        known = self.fingerprints[index]
-        if known is None:
+        if (known := self.fingerprints[index]) is None:
             known = self.fingerprints[index] = self._fingerprint(self.data[index]["image"])
         return known
 
     def path(self, index: int) -> Path | None:
         """Where the volume of a scan is, or would be; None without a folder."""
-        return None if self.cache_dir is None else self._path(self._item(index))
+        if self.cache_dir is None:
+            return None
+        return self.cache_dir / f"{self.hash_func(self._item(index)).decode()}{self.transform_hash}.pt"
 
     def record(self, index: int) -> Mapping[str, Any]:
         """What an item has beside tensors. The voxels of one that is in the cache are not read."""
         path = self.path(index)
         item = None if path is None else self._read(path, mapped=True)
-        if item is None:
-            item = self[index]
+        item = self[index] if item is None else item
         return {name: value for name, value in item.items() if not isinstance(value, torch.Tensor)}
 
     def _item(self, index: int) -> dict[str, Any]:
         return {**self.data[index], "fingerprint": self.fingerprint(index)}
 
-    def _path(self, item: Mapping[str, Any]) -> Path:
-        assert self.cache_dir is not None
-        return self.cache_dir / f"{self.hash_func(item).decode()}{self.transform_hash}.pt"
-
     def _transform(self, index: int) -> Any:
-        if self.cache_dir is None:
+        path = self.path(index)
+        if path is None:
             return self.transform(deepcopy(self.data[index]))
-        return self._post_transform(self._cachecheck(self._item(index)))
-
-    def _cachecheck(self, item_transformed: dict[str, Any]) -> Any:
-        path = self._path(item_transformed)
         item = self._read(path, self.mapped)
         if item is None:
-            computed = self._pre_transform(deepcopy(item_transformed))
+            computed = self._pre_transform(deepcopy(self._item(index)))
             item = convert_to_tensor(computed, convert_numeric=False, track_meta=False)
             self._write(path, item)
-        return item
+        return self._post_transform(item)
 
     def _read(self, path: Path, mapped: bool) -> Any:
         """The content of a file; None when there is none that can be read."""
@@ -163,8 +152,8 @@ class VolumeCache(PersistentDataset):
         except FileNotFoundError:
             return None
         except Exception as error:  # torch raises many kinds for files that were cut short or are none of its own
-            reason = str(error).partition("\n")[0]
-            logger.warning("%s in the cache cannot be read and is made anew: %s", path.name, reason)
+            said = "%s in the cache cannot be read and is made anew: %s"
+            logger.warning(said, path.name, str(error).partition("\n")[0])
             return None
         if self.limit is not None:
             with suppress(OSError):  # another process evicted it, or the file is another user's
@@ -180,15 +169,13 @@ class VolumeCache(PersistentDataset):
             self._make_room(path, content.getbuffer().nbytes)
         except OSError as error:
             if not self._warned:
-                self._warned = True
                 logger.warning(
                     "the cache %s cannot be written, the training goes on without it: %s", path.parent, error
                 )
+            self._warned = True
 
     def _make_room(self, path: Path, written: int) -> None:
-        if self.limit is None:
-            return
         self._until_look -= written
-        if self._until_look <= 0:
+        if self.limit is not None and self._until_look <= 0:
             left = evict(path.parent, self.limit, keep=path)
             self._until_look = (self.limit - left) / _LOOKS

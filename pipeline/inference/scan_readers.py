@@ -29,8 +29,8 @@ import torch
 from fairlung.transforms.checks import check_setting
 
 from ..common.errors import UserError
+from ..data.dataset import NewScanDataset
 from ..data.intake_records import failure_reason
-from ..data.new_scans import NewScanDataset
 
 logger = logging.getLogger(__name__)
 

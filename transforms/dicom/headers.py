@@ -112,8 +112,7 @@ def looks_like_dicom(path: Path) -> bool:
 
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Let pydicom take odd values as they are and say nothing: it quotes them, in a warning and again in its log. What
-    is made of a value tells of it."""
+    """Let pydicom take odd values without warnings and log entries, which quote them: they may name a patient."""
     import pydicom
 
     logger = logging.getLogger("pydicom")
@@ -297,7 +296,7 @@ def series_order(number: int | None) -> tuple[bool, int]:
 
 
 def no_ct_slice(header: SliceHeader) -> str:
-    """Why an image is by its own account no slice of a CT; "" for one that is."""
+    """Why an image says that it is no slice of a CT; "" for a slice."""
     beyond = header.image_type[2:]
     if header.modality and header.modality != "CT":
         return f"modality {plain_code(header.modality)}, not CT"

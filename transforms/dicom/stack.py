@@ -160,7 +160,7 @@ def _close(one: Sequence[float] | None, other: Sequence[float] | None, absolute:
 
 
 def _drop_copies(series: Series) -> None:
-    """Of files that are one SOP instance keep one; where slices lie apart the same UID makes no copies of them."""
+    """Keep one of several files with one SOP instance UID, unless they lie at different places."""
     unique = {
         (header.instance or str(header.path), header.frame, header.position): header
         for header in reversed(series.slices)
@@ -181,7 +181,7 @@ def _check_plane(series: Series, normal: np.ndarray) -> None:
 
 
 def _split_acquisitions(series: Series, normal: np.ndarray) -> None:
-    """Where several slices lie at one position, keep one acquisition, or one of slices that are equal."""
+    """Where several slices lie at one position, keep one acquisition, or one of several equal slices."""
     acquisitions: dict[Any, list[SliceHeader]] = defaultdict(list)
     for header in series.slices:
         acquisitions[header.acquisition].append(header)

@@ -38,9 +38,14 @@ from fairlung.pipeline.common.errors import UserError
 from fairlung.pipeline.common.names import CLASS_NAMES, SEXES
 from fairlung.pipeline.common.volumes import unit_range
 from fairlung.pipeline.data.cohort import load_cohort
-from fairlung.pipeline.data.dataset import ScanDataset, UnreadableScansError, scan_fingerprint, transform_digest
+from fairlung.pipeline.data.dataset import (
+    NewScanDataset,
+    ScanDataset,
+    UnreadableScansError,
+    scan_fingerprint,
+    transform_digest,
+)
 from fairlung.pipeline.data.intake_records import failure_reason
-from fairlung.pipeline.data.new_scans import NewScanDataset
 from fairlung.pipeline.data.sampling import Draw
 from fairlung.pipeline.training.group_loss import PrepareGroupBatch
 from fairlung.transforms import LoadScan, LoadScand, SampleSlices, TrimSlices, to_grey_levels

@@ -19,12 +19,11 @@ from torch.nn.functional import cross_entropy
 
 from fairlung.pipeline.common.names import SEXES
 from fairlung.pipeline.data.cohort import Cohort, load_cohort, warn_of_small_cells
-from fairlung.pipeline.data.cohort_checks import CohortError
+from fairlung.pipeline.data.cohort_checks import CohortError, check_age_bands
 from fairlung.pipeline.data.groups import (
     MIN_CELL,
     age_band_names,
     age_bands,
-    check_age_bands,
     group_columns,
     natural_order,
     parent_groups,

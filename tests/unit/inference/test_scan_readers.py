@@ -19,7 +19,7 @@ import torch
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose
 
-from fairlung.pipeline.data.new_scans import NewScanDataset
+from fairlung.pipeline.data.dataset import NewScanDataset
 from fairlung.pipeline.inference.scan_readers import ReaderStartError, ScanLoader, collate
 from fairlung.transforms.scan import new_record
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 
-from fairlung.pipeline.data.new_scans import NewScanDataset
+from fairlung.pipeline.data.dataset import NewScanDataset
 from fairlung.pipeline.inference import watch as watch_module
 from fairlung.pipeline.inference.prediction_writer import AppendingPredictionWriter, PredictionWriter
 from fairlung.pipeline.inference.scan_readers import ScanLoader, collate

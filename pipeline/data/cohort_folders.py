@@ -113,8 +113,7 @@ def write_cohort(
     target = os.path.realpath(path.parent)
     scans = []
     for scan in table["scan"]:
-        away = Path(os.path.relpath(os.path.join(start, scan), target)).as_posix()
-        scans.append(scan if Path(scan).is_absolute() else away)
+        scans.append(scan if Path(scan).is_absolute() else Path(os.path.relpath(Path(start, scan), target)).as_posix())
         if not os.path.exists(path.parent / scans[-1]):
             problems.append(f"scan {shown_value(scan)} does not exist under {start}")
     if problems:

@@ -111,8 +111,9 @@ def openvino_network(network: nn.Module, example: Tensor, precision: str = "f32"
     try:
         with torch.no_grad():
             program = torch.export.export(network, (two,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        decoder = TorchFXPythonDecoder.from_exported_program(program)  # a name: it must outlive the conversion
         reader = FrontEndManager().load_by_framework("pytorch")
-        model = reader.convert(reader.load(TorchFXPythonDecoder.from_exported_program(program)))
+        model = reader.convert(reader.load(decoder))
     finally:
         logging.disable(before)
     model.reshape([-1, *example.shape[1:]])

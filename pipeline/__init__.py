@@ -3,8 +3,6 @@
 Importing it loads nothing heavy: each name is imported when it is first used.
 """
 
-from __future__ import annotations
-
 import lazy_loader
 
 from .common.moved import find_moved_modules

@@ -1,7 +1,5 @@
 """``python -m fairlung.pipeline`` is the console program ``fairlung``."""
 
-from __future__ import annotations
-
 from .cli.app import app
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 Each name is imported when it is first used: listing scans needs neither torch nor MONAI.
 """
 
-from __future__ import annotations
-
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(

@@ -1,7 +1,5 @@
 """Checks of settings, for transforms and for the pipeline."""
 
-from __future__ import annotations
-
 from numbers import Integral
 from typing import Any
 

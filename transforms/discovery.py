@@ -1,7 +1,5 @@
 """What lies where: every scan of a folder tree, a file or a CSV of paths."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import logging

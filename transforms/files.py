@@ -1,7 +1,5 @@
 """Files of a folder: visible ones, by suffix, in natural order; and what each kind of scan is called."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

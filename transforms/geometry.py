@@ -1,7 +1,5 @@
 """Stored axes turned to the one orientation of all volumes: D superior, H posterior, W left (LPS, slowest first)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

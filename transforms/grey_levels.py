@@ -1,7 +1,5 @@
 """Volumes as 8-bit grey levels, and their brightness as a number beside them until they are in float again."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping
 from typing import Any
 

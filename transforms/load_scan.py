@@ -7,8 +7,6 @@ geometry: its slices are taken in natural order of their names, as they are.
 Beside the volume stands the intake record: what was found, used, and is doubtful about it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Hashable, Mapping, Sequence

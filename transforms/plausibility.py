@@ -1,7 +1,5 @@
 """Are these values HU, and is this a chest: checks of the slices that were read."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A scan that has been opened, what is recorded about it, and the errors that refuse it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

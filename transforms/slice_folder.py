@@ -1,7 +1,5 @@
 """A folder of JPEG or PNG slices: grey, 8 bits, in natural order of their names."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

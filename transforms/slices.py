@@ -3,8 +3,6 @@
 Trimming and sampling are the published loader's rules, to the index.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from typing import Any

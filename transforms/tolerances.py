@@ -1,7 +1,5 @@
 """Every tolerance of the intake with its unit: how far a scan may be from the ideal and still get an answer."""
 
-from __future__ import annotations
-
 MIN_SLICES = 10  # fewer are refused (the setting min_slices)
 FEW_SLICES = 32  # fewer are warned of: of 64 sampled ones each would stand in twice
 MIN_EXTENT_MM = 150.0  # a chest shorter than this from end to end is warned of

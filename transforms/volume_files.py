@@ -1,7 +1,5 @@
 """NIfTI, NRRD, MetaImage: one file (or header and voxels) that holds a volume and its geometry."""
 
-from __future__ import annotations
-
 import gzip
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ A damaged stream is then read as a volume of which a part is right. zlib and gzi
 they hold; voxels that are not compressed have none, and of them only the number can be compared with the header.
 """
 
-from __future__ import annotations
-
 import gzip
 import re
 import zlib

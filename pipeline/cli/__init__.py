@@ -1,7 +1,5 @@
 """The console program ``fairlung``."""
 
-from __future__ import annotations
-
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={"data_commands": ["report_intake"]})

@@ -1,7 +1,5 @@
 """The console program ``fairlung``: data sets in, tables out. Training and inference run through ``monai.bundle``."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """Where tables of labelled predictions lie: a CSV, a glob pattern, the output_dir of a job, an MLflow run."""
 
-from __future__ import annotations
-
 import atexit
 import glob
 import re

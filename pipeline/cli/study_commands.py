@@ -1,7 +1,5 @@
 """Commands for studies and for MLflow: study, tables, mlflow-sync, register."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """How far a study is, as a table that is kept up to date on a terminal, and as a line for each change elsewhere."""
 
-from __future__ import annotations
-
 import csv
 import time
 from collections.abc import Callable, Iterator

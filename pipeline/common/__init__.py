@@ -1,7 +1,5 @@
 """What every room may use: errors, files, names, settings of the running config, several processes."""
 
-from __future__ import annotations
-
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(

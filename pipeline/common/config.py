@@ -1,7 +1,5 @@
 """What the bundle's configs call to look at themselves: the settings in force, and overrides nobody reads."""
 
-from __future__ import annotations
-
 import json
 import sys
 import traceback

@@ -1,7 +1,5 @@
 """One process or many: ignite's answers, and those of a single process where there is no process group."""
 
-from __future__ import annotations
-
 import os
 from datetime import timedelta
 from itertools import chain, zip_longest

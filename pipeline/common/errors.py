@@ -1,7 +1,5 @@
 """Errors that the user can mend, shown without the stack of libraries they travelled through."""
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback

@@ -1,7 +1,5 @@
 """Files that survive a kill: written as a whole, appended durably."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

@@ -1,7 +1,5 @@
 """Modules of version 0.1 under the names they had then: its registered models and its users' overlays name them."""
 
-from __future__ import annotations
-
 import sys
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder

@@ -3,8 +3,6 @@
 These are defaults for building and synthesising the benchmark; training takes classes and groups from its config.
 """
 
-from __future__ import annotations
-
 CLASS_NAMES = ("adenocarcinoma", "squamous_cell", "covid19", "normal")
 SEXES = ("male", "female")
 TRAINING_SETTINGS = ("system", "alpha", "tau", "gradient", "seed", "fold")  # they say in a line what was trained

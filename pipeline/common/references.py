@@ -1,7 +1,5 @@
 """Which entries of a bundle's config refer to which; a config is read as plain data, without MONAI."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any

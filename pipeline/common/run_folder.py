@@ -1,7 +1,5 @@
 """Where things lie in the folder of a run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 PREDICTIONS, METRICS, AUDIT, CONFUSION = "predictions.csv", "metrics.json", "audit.json", "confusion.png"

@@ -1,7 +1,5 @@
 """File names for scans: safe on every system, one a scan, never outside the folder."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata

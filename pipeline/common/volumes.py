@@ -1,7 +1,5 @@
 """Facts about volumes that several rooms share: padding, their range."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

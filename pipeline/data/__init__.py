@@ -1,7 +1,5 @@
 """Data sets: the cohort, its groups and folds, cached volumes, the order in which scans are drawn."""
 
-from __future__ import annotations
-
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(

@@ -7,8 +7,6 @@ name), one or several group columns (``sex`` by default; empty or "unknown" mean
 Patient ids and ages never reach a message, a log or a repr.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

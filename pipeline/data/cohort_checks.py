@@ -1,7 +1,5 @@
 """What can be wrong with a cohort file, found all at once."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os

@@ -1,7 +1,5 @@
 """A cohort file made from a folder tree."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ The outer fold judges (``test``). Of the rest, one inner part chooses epoch and 
 (``train``): what chooses has not seen what judges. A cohort's own ``test`` split is held out of all of it.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections import Counter

@@ -4,8 +4,6 @@ The cohort, predictions.csv, the metrics and every audit take groups from here. 
 is unknown, and so is a combination with an unknown part.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal

@@ -1,7 +1,5 @@
 """The records of how scans were read, as tables."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

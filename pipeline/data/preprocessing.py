@@ -1,7 +1,5 @@
 """The deterministic transforms of a volume, built in one place: training, validation and inference see the same."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from monai.transforms import CenterSpatialCropd, EnsureTyped, Lambdad, Resized, SpatialPadd

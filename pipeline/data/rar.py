@@ -1,7 +1,5 @@
 """RAR archives: listed by rarfile, unpacked by a program that is installed, compared with the list."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -4,8 +4,6 @@ A draw carries the seed of its augmentation. So an epoch is the same whatever th
 training that is resumed draws what it would have drawn.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What keeps unpacking safe: limits, checks of names, and a look at what is on the disk in the end."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Preprocessed volumes on disk: shared by processes and runs, bounded in size, never a reason to fail."""
 
-from __future__ import annotations
-
 import io
 import logging
 import os

@@ -3,8 +3,6 @@
 The numbers of scans of each class and group are the design, not chance: resampling is stratified by class and group.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What an audit says in words: its verdicts."""
 
-from __future__ import annotations
-
 from .records import Audit, FairModel
 from .wording import POWER, Verdict, in_percent, planned, span, span_text
 

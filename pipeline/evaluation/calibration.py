@@ -1,7 +1,5 @@
 """Are the probabilities right, group by group: reliability, expected calibration error, Brier score, and ROC AUC."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

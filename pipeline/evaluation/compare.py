@@ -4,8 +4,6 @@ A system is a way of training, given by the predictions of its runs (seeds). Wit
 these two trained models; with several it is about the ways of training, and chance is in the scans and in the seeds.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What a comparison says in words: its verdicts."""
 
-from __future__ import annotations
-
 from .paired import TESTED, TIE, smallest_p
 from .records import Comparison, PairComparison
 from .resampling import Estimate

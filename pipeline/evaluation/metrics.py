@@ -4,8 +4,6 @@ Conventions are scikit-learn's with ``zero_division=0``: a class that is never p
 without a scan in the group has recall 0, and both count in the macro mean over all classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ A field of a record is a key of the JSON. A field that is None is written as nul
 default. An :class:`~.Estimate` is ``{"value", "low", "high"}``.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass

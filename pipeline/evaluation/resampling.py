@@ -1,7 +1,5 @@
 """What every interval here is made of: resamples, their percentiles, and the range of its settings."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Pictures of what an answer looked at."""
 
-from __future__ import annotations
-
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(

@@ -5,8 +5,6 @@ the stage, weighted by the mean gradient of the class's logit, summed, negative 
 raised the logit, coarsely (a voxel of the R3D-18's stage is 8 slices by 16 by 16 pixels), not that it is diseased.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import logging

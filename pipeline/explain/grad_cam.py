@@ -1,7 +1,5 @@
 """Grad-CAM: where in a volume the network found evidence for a class."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

@@ -4,8 +4,6 @@ Both are Grad-CAM of the predicted class (:mod:`.error_gallery` says what it is 
 of what preprocessing did to the geometry (slices chosen, each resized, the middle cut out).
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A map of the network's view, put back into the space of the scan."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path

@@ -1,7 +1,5 @@
 """New scans in, answers out: reading that survives a crash, prediction tables, DICOM objects."""
 
-from __future__ import annotations
-
 import lazy_loader
 
 WRITERS = ["AppendingPredictionWriter", "LabelledPredictionWriter", "PredictionWriter", "prediction_writer_of"]

@@ -1,7 +1,5 @@
 """The answer to a new scan, made of the network's output."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

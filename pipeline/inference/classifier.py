@@ -1,7 +1,5 @@
 """A trained classifier in Python: paths of scans in, a table out, by the bundle's inference.yaml."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterable, Sequence

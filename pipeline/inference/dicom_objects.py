@@ -1,7 +1,5 @@
 """The two DICOM objects of an answer: the structured report and the montage as a secondary capture; their concepts."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a DICOM answer takes over from the scan's own files: references and geometry, and nothing that names anybody."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from itertools import pairwise

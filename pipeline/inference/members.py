@@ -6,8 +6,6 @@ Lakshminarayanan et al. 2017, Sec. 2.4). MONAI's ``EnsembleEvaluator`` would giv
 own; with one tensor, one writer, one engine and its other handlers serve one network and many.
 """
 
-from __future__ import annotations
-
 import glob
 import logging
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Memory of a network on a CPU: what its layers free serves the next layer and the next batch."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import os

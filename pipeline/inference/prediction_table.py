@@ -1,7 +1,5 @@
 """The bytes of prediction tables: rows of a CSV, objects of the JSON beside it, and how both are read back."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Engine handlers that write prediction tables, a row a scan: of labelled scans, of new ones, and added to a table."""
 
-from __future__ import annotations
-
 import csv
 import json
 import logging

@@ -1,7 +1,5 @@
 """What computes the network: PyTorch or OpenVINO, and each volume once or also mirrored."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import logging

@@ -1,7 +1,5 @@
 """The challenge's submission: the names of the unlabelled test scans, one file a class, from a table of predictions."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple

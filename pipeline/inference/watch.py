@@ -3,8 +3,6 @@
 Files are watched by looking, again and again: what a file server reports of changes is not to be relied on.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -1,7 +1,5 @@
 """The objective in two levels: a loss a sample, an aggregation over groups."""
 
-from __future__ import annotations
-
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(

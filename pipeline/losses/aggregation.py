@@ -4,8 +4,6 @@ The maths are pure functions; the modules only hold settings and, where batches 
 reads a value back from the device, so a training step never waits for the loss.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

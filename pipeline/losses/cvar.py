@@ -1,7 +1,5 @@
 """The maths of CVaR over groups: means of groups, and the exact, published and nested weights."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

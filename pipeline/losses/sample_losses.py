@@ -4,8 +4,6 @@ The maths are pure functions of logits [N, C] and class indices [N] that return 
 settings and call them. Nothing here reads a value back from the device, so a training step never waits for the loss.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The objective: a loss a sample, then an aggregation over groups; FairLACVaRLoss is the paper's."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 

@@ -1,7 +1,5 @@
 """Networks and their checkpoints."""
 
-from __future__ import annotations
-
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(

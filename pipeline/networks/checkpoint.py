@@ -1,7 +1,5 @@
 """Checkpoints carry the settings that a network's input and output depend on, and refuse to be loaded under others."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

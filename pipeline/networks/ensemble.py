@@ -1,7 +1,5 @@
 """Several networks that answer together as one."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 

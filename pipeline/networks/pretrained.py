@@ -1,7 +1,5 @@
 """Weights that others published: read, checked, and refused where they do not fit."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """The paper's network, a video R3D-18 turned into a single-channel CT classifier; loading of published weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -3,8 +3,6 @@
 No patient is behind it, and it says nothing on how a model will do on patients; docs/phantom.md lists what it models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The healthy chest: what is drawn once per patient, and how it is painted."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

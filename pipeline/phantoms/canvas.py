@@ -5,8 +5,6 @@ Arrays are (D, H, W) = (z, y, x). A shape is an implicit function, positive insi
 :meth:`Canvas.cover` turns it into partial-volume coverage in [0, 1].
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Cohorts of synthetic scans on disk: which scans, in which cells, sites and formats, and the files themselves."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor

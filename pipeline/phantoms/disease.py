@@ -1,7 +1,5 @@
 """Tumours and pneumonia: what is drawn of them, and how they are painted into the lungs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What post-processing changes: each number before and after, with intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple

@@ -9,8 +9,6 @@ a scan: different thresholds for men and women would treat two patients with the
 their sex, and would need the sex of every patient.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

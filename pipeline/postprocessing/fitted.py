@@ -1,7 +1,5 @@
 """A fitted post-processing of probabilities, and how it is saved."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Class offsets that raise P or lower the gap on the fitted scans."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, get_args
 
 import numpy as np

@@ -6,8 +6,6 @@ answers under pi^(1 - tau): even classes for tau = 1, pi itself for plain cross-
 nor pi. The training's settings.json, where the checkpoint still lies in its folder, tells tau.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping, Sequence

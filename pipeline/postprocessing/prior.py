@@ -1,7 +1,5 @@
 """Probabilities moved from one class prior to another."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 

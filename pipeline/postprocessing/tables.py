@@ -1,7 +1,5 @@
 """Tables of predictions that post-processing reads and writes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

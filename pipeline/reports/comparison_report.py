@@ -1,7 +1,5 @@
 """The report of a comparison of systems."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ..evaluation.records import Comparison, NoRecordError, read_record

@@ -1,7 +1,5 @@
 """The report of an evaluation, and of a comparison: verdicts first, then every number with its interval."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

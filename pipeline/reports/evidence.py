@@ -1,7 +1,5 @@
 """What an evaluation leaves behind: its summary, written here, and all of it, read for its report and model card."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """The model card of an evaluated checkpoint, and the performance section of a bundle's README."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Pieces that several reports share."""
 
-from __future__ import annotations
-
 from importlib.metadata import version
 from typing import Any
 

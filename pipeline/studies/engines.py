@@ -3,8 +3,6 @@
 Each run is a process of its own: one that crashes, even in native code, is a failed run, and the others go on.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The folder of a study: its runs, what is done and what is left."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Sequence

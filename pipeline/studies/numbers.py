@@ -1,7 +1,5 @@
 """What the finished part of a study says: means and intervals, the best, differences between devices."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ In the folder of a study, ``study.json`` says what there is to run and how far i
 each fold, and ``runs/<id>/`` is the output_dir of a run. Files say what is finished, so a killed study goes on.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The records of a study: ``study.json`` says what there is to run and how far it is, ``run.json`` what one run is."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping

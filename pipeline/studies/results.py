@@ -1,7 +1,5 @@
 """The finished part of a study: the predictions of each seed as one table, its numbers, its learning curves."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Alpha chosen on the scans that chose the epoch, and what that gives on the scans that judge."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

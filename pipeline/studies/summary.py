@@ -1,7 +1,5 @@
 """All the numbers of a study, for its tables and its page, and the paper's printed ones beside them."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The tables and the page of a study: the numbers of :class:`~.StudyTables` as words, tables, pictures and files."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

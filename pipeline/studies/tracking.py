@@ -1,7 +1,5 @@
 """The MLflow run of a study, under which its runs are nested. A study goes on without it."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

@@ -5,8 +5,6 @@
 It runs the bundle as ``python -m monai.bundle run`` does, and ends when the process that started it does.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import signal

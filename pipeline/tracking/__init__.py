@@ -1,7 +1,5 @@
 """MLflow: runs, the journal that outlives its server, registered models."""
 
-from __future__ import annotations
-
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(

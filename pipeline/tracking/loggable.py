@@ -1,7 +1,5 @@
 """Names, values and notes as MLflow takes them, and as a person may read them: short, plain, without logins."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

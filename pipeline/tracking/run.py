@@ -6,8 +6,6 @@ its disk is full, the run goes on and ``fairlung mlflow-sync OUTPUT_DIR`` sends 
 run is tracked.
 """
 
-from __future__ import annotations
-
 import atexit
 import json
 import logging

@@ -1,7 +1,5 @@
 """The MLflow store: connecting, finding and making runs."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """Sends to MLflow what it did not take while it was away."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from contextlib import suppress

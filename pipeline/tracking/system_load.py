@@ -1,7 +1,5 @@
 """The load of CPU, memory and GPU, read by MLflow's own monitors."""
 
-from __future__ import annotations
-
 import logging
 import os
 import threading

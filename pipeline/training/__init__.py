@@ -1,7 +1,5 @@
 """What MONAI's trainer needs beyond stock: groups, steps over several batches, resuming."""
 
-from __future__ import annotations
-
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(

@@ -1,7 +1,5 @@
 """A batch larger than the memory: one optimiser step over several micro-batches, weighed as one batch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any

@@ -1,7 +1,5 @@
 """Batches with groups, and the training's loss and the weight of each group as metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

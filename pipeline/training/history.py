@@ -1,7 +1,5 @@
 """The record of a training's epochs: a line in the log, and history.csv with every number."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path

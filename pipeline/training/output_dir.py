@@ -1,7 +1,5 @@
 """The begin and the end of a training: its output folder refused or emptied, its best checkpoint published."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from pathlib import Path

@@ -4,8 +4,6 @@ An epoch draws what seed and epoch say (:mod:`~.data.sampling`), so no state of 
 machine a training that is resumed gives the same numbers, to the bit, as one that was never interrupted.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Which series of a DICOM folder is the chest CT."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

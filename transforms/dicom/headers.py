@@ -1,7 +1,5 @@
 """DICOM headers: which files are slices of which series, without their pixels."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re

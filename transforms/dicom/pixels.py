@@ -1,7 +1,5 @@
 """Pixels of DICOM slices as HU: decoded by pydicom's decoders, by SimpleITK where pydicom has none."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Slices belong together by orientation, matrix and pixel spacing; they are ordere
 Headers say so; pixels are compared only where several slices lie at one position.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..data.cohort import Cohort
     from ..evaluation.records import Audit, Comparison
     from ..evaluation.wording import Verdict
-    from ..postprocessing.before_after import BeforeAfter, Change
+    from ..postprocessing.before_after import BeforeAfter
     from ..reports import document
 
 console = Console()
@@ -43,9 +43,8 @@ def _show_table(
     """A table whose first ``names`` columns are names, on one line with ``no_wrap``; the others are numbers."""
     table = Table(title=escape(title))
     for index, heading in enumerate(columns):
-        table.add_column(
-            escape(heading), justify="right" if index >= names else "left", no_wrap=no_wrap and index < names
-        )
+        name = index < names
+        table.add_column(escape(heading), justify="left" if name else "right", no_wrap=no_wrap and name)
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)
@@ -76,39 +75,21 @@ def show_intake(intake: Intake) -> None:
 def show_audit(result: Audit) -> None:
     _show_verdicts(result.verdicts)
     numbers = result.overall.numbers()
-    _show_table(
-        f"{_scans(result)}, {percent(result.settings.confidence)} intervals",
-        [number_name(key, result.group_names) for key in numbers],
-        [[span_text(estimate, key == "gap") for key, estimate in numbers.items()]],
-        names=0,
-    )
-    of_group = {
-        group: {"f1": group.f1, "accuracy": group.accuracy}
-        | ({key: getattr(group.calibration, key) for key in ("auc", "ece", "brier")} if group.calibration else {})
-        for group in result.groups
+    title = f"{_scans(result)}, {percent(result.settings.confidence)} intervals"
+    values = [span_text(estimate, key == "gap") for key, estimate in numbers.items()]
+    _show_table(title, [number_name(key, result.group_names) for key in numbers], [values], names=0)
+    found = {
+        key: [getattr(group, key, None) or getattr(group.calibration, key, None) for group in result.groups]
+        for key in ("f1", "accuracy", "auc", "ece", "brier")
     }
-    shown = [
-        key for key in ("f1", "accuracy", "auc", "ece", "brier") if any(found.get(key) for found in of_group.values())
-    ]
-    _show_table(
-        "Groups",
-        ["group", "scans", *map(number_name, shown)],
-        [
-            [group.group, str(group.n), *(span_text(found[key]) if found.get(key) else "-" for key in shown)]
-            for group, found in of_group.items()
-        ],
-        no_wrap=True,
-    )
-    _show_table(
-        "Cells",
-        ["class", "group", "scans", *map(number_name, ("precision", "recall", "f1"))],
-        [
-            [cell.class_name, cell.group, str(cell.n), *map(span_text, (cell.precision, cell.recall, cell.f1))]
-            for cell in sorted(result.cells, key=lambda cell: result.class_names.index(cell.class_name))
-        ],
-        names=2,
-        no_wrap=True,
-    )
+    shown = {key: estimates for key, estimates in found.items() if any(estimates)}
+    of_groups = zip(*([span_text(one) if one else "-" for one in each] for each in shown.values()), strict=True)
+    rows = [[group.group, str(group.n), *texts] for group, texts in zip(result.groups, of_groups, strict=True)]
+    _show_table("Groups", ["group", "scans", *map(number_name, shown)], rows, no_wrap=True)
+    columns = ["class", "group", "scans", *map(number_name, ("precision", "recall", "f1"))]
+    cells = sorted(result.cells, key=lambda cell: result.class_names.index(cell.class_name))
+    rows = [[c.class_name, c.group, str(c.n), *map(span_text, (c.precision, c.recall, c.f1))] for c in cells]
+    _show_table("Cells", columns, rows, names=2, no_wrap=True)
 
 
 def show_comparison(result: Comparison) -> None:
@@ -117,14 +98,11 @@ def show_comparison(result: Comparison) -> None:
     groups = [f"f1_{group}" for group in result.group_names]
     order = ("score", "gap", "abs_gap", *groups, "worst_cell_f1", "f1_macro")
     shown = {key: number_name(key, result.group_names) for key in order if key in first.values}
-    rows = [
-        [system.name, str(len(system.runs))]
-        + [
-            value_text(system.values[key], key == "gap") + (f" ({system.sd[key]:.3f})" if system.sd else "")
-            for key in shown
-        ]
-        for system in result.systems
-    ]
+    rows = []
+    for system in result.systems:
+        sds = {key: f" ({system.sd[key]:.3f})" for key in shown if system.sd}
+        values = (value_text(system.values[key], key == "gap") + sds.get(key, "") for key in shown)
+        rows.append([system.name, str(len(system.runs)), *values])
     title = f"{_scans(result)}, mean (standard deviation over runs)"
     _show_table(title, ["system", "runs", *shown.values()], rows)
     differences = [
@@ -134,8 +112,7 @@ def show_comparison(result: Comparison) -> None:
         shares = (value_text(other.probability_better[key]) for other in others)
         differences.append([f"{way} {number_name(key)}, share of resamples", *shares])
     for key in ("score", "abs_gap"):
-        tests = (other.tests[key] for other in others)
-        p = (f"{test.p_value:.3g} ({test.p_holm:.3g})" for test in tests)
+        p = (f"{other.tests[key].p_value:.3g} ({other.tests[key].p_holm:.3g})" for other in others)
         differences.append([f"p of {number_name(key)} (after Holm)", *p])
     title = f"Difference from {result.reference}, {percent(result.settings.confidence)} intervals"
     _show_table(title, ["", *(other.system for other in others)], differences)
@@ -143,25 +120,20 @@ def show_comparison(result: Comparison) -> None:
 
 def show_before_after(result: BeforeAfter) -> None:
     rows = []
-
-    def add(key: str, number: Change, group: str = "") -> None:
-        values = (value_text(value, key == "gap") for value in (number.before, number.after))
-        name = f"{number_name(key, result.group_names)} {group}".strip()
-        rows.append([name, *values, span_text(number.change, signed=True)])
-
+    of_parts = [("", result.numbers), *((group.group, group.numbers) for group in result.groups)]
     for key in ("score", "gap", "abs_gap", "f1", "nll", "brier", "ece"):
-        if key in result.numbers:
-            add(key, result.numbers[key])
-        for group in result.groups:
-            if key in group.numbers:
-                add(key, group.numbers[key], group.group)
+        for part, numbers in of_parts:
+            if number := numbers.get(key):
+                values = (value_text(value, key == "gap") for value in (number.before, number.after))
+                name = f"{number_name(key, result.group_names)} {part}".strip()
+                rows.append([name, *values, span_text(number.change, signed=True)])
     columns = ("", "before", "after", f"change ({percent(result.confidence)} interval)")
     _show_table(f"Before and after, {_scans(result)}", columns, rows)
     parts = [f"{group.moved.changed} of {group.n} {group.group}" for group in result.groups]
-    console.print(escape(f"Predictions that changed: {', '.join(parts)}."), highlight=False, soft_wrap=True)
+    say(f"Predictions that changed: {', '.join(parts)}.")
     console.print("[yellow]cost[/]")
     for sentence in result.cost:
-        console.print(escape(f"  {sentence}"), highlight=False, soft_wrap=True)
+        say(f"  {sentence}")
     console.print()
 
 
@@ -191,16 +163,13 @@ def show_study(found: document.Table, verdicts: Sequence[Verdict]) -> None:
 def drawn(table: document.Table, left_out: Sequence[str] = (), colours: Mapping[str, str] | None = None) -> Table:
     """A report's table for the console: names and sentences on the left, numbers on the right.
 
-    Args:
-        table: a row that is bold in every column closes a part of the table.
-        left_out: columns that are not shown.
-        colours: style of the values that begin with a word, in the column ``status``.
+    A row that is bold in every column closes a part of the table. ``colours`` are the styles of values that begin with
+    a word, in the column ``status``.
     """
     out = Table(title=escape(printable(table.caption)))
-    shown = [index for index, heading in enumerate(table.columns) if heading not in left_out]
+    shown = {index: heading for index, heading in enumerate(table.columns) if heading not in left_out}
     sentences = len(table.columns) - 1 if table.ends_in_text else None
-    for index in shown:
-        heading = table.columns[index]
+    for index, heading in shown.items():
         word = index == 0 or heading in WORDS
         whole = word and max((len(row[index]) for row in table.rows), default=0) <= WHOLE
         justify: Literal["left", "right"] = "left" if word or index == sentences else "right"

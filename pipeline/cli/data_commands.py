@@ -20,13 +20,8 @@ COLOURS = {"refused": "red", "with warnings": "yellow", "fine": "green", "skippe
 
 
 def cohort(
-    source: Annotated[
-        Path,
-        Argument(
-            metavar="FOLDER_OR_ARCHIVE",
-            help="Root of the data, e.g. with Train/ and Val/ in it; a zip, tar or RAR archive; or a folder of them.",
-        ),
-    ],
+    source: Annotated[Path, Argument(metavar="FOLDER_OR_ARCHIVE",
+        help="Root of the data, e.g. with Train/ and Val/ in it; a zip, tar or RAR archive; or a folder of them.")],
     output: Annotated[Path, Option("-o", "--output", help="The cohort file to write.")] = Path("cohort.csv"),
     layout: Annotated[Literal["auto", "paper", "challenge"], Option(help="Folder layout.")] = "auto",
     class_name: Annotated[list[str] | None,
@@ -57,8 +52,7 @@ def cohort(
     except CohortError as error:
         stop(ValueError(f"wrote {path}, which is not ready to train on: {error}"))
     console.print(drawn(cells_table(loaded)))
-    empty = [f"{r.group} {r.label} in {r.split}" for r in loaded.cells().itertuples() if r.n == 0]
-    if empty:
+    if empty := [f"{r.group} {r.label} in {r.split}" for r in loaded.cells().itertuples() if r.n == 0]:
         say(", ".join(empty), "no scan of")
     say(f"wrote {path}")
     if chart is not None:
@@ -90,9 +84,8 @@ def check(
     settings |= {"all_series": all_series, "min_slices": min_slices, "num_workers": workers}
     settings = {name: value for name, value in settings.items() if value is not None}
     try:
-        for config in configs:
-            if not Path(config).is_file():
-                raise FileNotFoundError(f"no {config}: name the bundle's folder with --bundle-root")
+        if absent := [config for config in configs if not Path(config).is_file()]:
+            raise FileNotFoundError(f"no {absent[0]}: name the bundle's folder with --bundle-root")
         workflow = ConfigWorkflow(configs, workflow_type="infer", **settings)
         workflow.initialize()
         workflow.run()
@@ -110,14 +103,12 @@ def show_check(records: Sequence[Mapping[str, Any]], fine: int = 30) -> None:
     from ..reports.intake_page import scans_table
 
     counts = group_counts(records)
-    # all doubtful scans are shown, and some of the others
-    limits = {"fine": fine, "skipped": fine}
+    limits = {"fine": fine, "skipped": fine}  # all doubtful scans are shown
     members = {group: [record for record in records if group_of(record) == group] for group in GROUPS}
     shown = [record for group, found in members.items() for record in found[: limits.get(group)]]
     table = replace(scans_table(shown), caption=f"{len(records)} scans")
     console.print(drawn(table, ("kind", "voxel (mm)"), COLOURS))
-    left = [f"{counts[group] - fine} {group}" for group in limits if counts[group] > fine]
-    if left:
+    if left := [f"{counts[group] - fine} {group}" for group in limits if counts[group] > fine]:
         say(f"not shown: {', '.join(left)}")
     if codes := warning_counts(records):
         say(f"Warnings: {', '.join(f'{count} {code}' for code, count in codes.items())}.")
@@ -153,15 +144,8 @@ def phantom(
     with stops((FileExistsError, ValueError)):
         if new_scans:
             cells = cycle((label, sex) for sex, label in product(SEXES, CLASS_NAMES))
-            write_phantom_scans(
-                out,
-                list(islice(cells, new_scans)),
-                preset=preset,
-                fmt=format,
-                seed=seed,
-                workers=workers,
-                progress=True,
-            )
+            chosen = list(islice(cells, new_scans))
+            write_phantom_scans(out, chosen, preset=preset, fmt=format, seed=seed, workers=workers, progress=True)
             say(f"wrote {new_scans} synthetic scans to {out}")
             return
         path = write_phantom_cohort(out, preset, format, seed, workers=workers)

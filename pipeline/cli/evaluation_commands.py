@@ -64,14 +64,9 @@ def audit(
 
 
 def compare(
-    sources: Annotated[
-        list[str],
-        Argument(
-            metavar="[NAME=]SOURCE...",
-            help="Systems, the reference first: a table of predictions, a quoted pattern of several (its runs), the "
-            "output_dir of an evaluation, or an MLflow run (runs:/ID). Repeat a NAME to give it more runs.",
-        ),
-    ],
+    sources: Annotated[list[str], Argument(metavar="[NAME=]SOURCE...",
+        help="Systems, the reference first: a table of predictions, a quoted pattern of several (its runs), the "
+        "output_dir of an evaluation, or an MLflow run (runs:/ID). Repeat a NAME to give it more runs.")],
     output: Annotated[Path | None,
         Option("-o", "--output", help="Also write the comparison to this JSON file.")] = None,
     group_by: GroupBy = None, group_name: GroupName = None, class_name: ClassName = None, split: Split = None,
@@ -86,14 +81,10 @@ def compare(
     from .sources import find_predictions, named_sources
 
     with stops():
-        systems = {
-            name: [
-                load_predictions(path, class_name, group_name, group_by)
-                for source in given
-                for path in find_predictions(source, split, tracking_uri)
-            ]
-            for name, given in named_sources(sources).items()
-        }
+        systems = {}
+        for name, given in named_sources(sources).items():
+            paths = [path for source in given for path in find_predictions(source, split, tracking_uri)]
+            systems[name] = [load_predictions(path, class_name, group_name, group_by) for path in paths]
         result = compare_systems(systems, resamples, resamples, confidence, seed)
     _write(result, output)
     show_comparison(result)
@@ -104,10 +95,8 @@ def report(
         Argument(help="The output_dir of an evaluation, a table of predictions, or an MLflow run (runs:/ID).")] = None,
     comparison: Annotated[Path | None,
         Option("--compare", help="Report on the file of fairlung compare -o instead.")] = None,
-    output: Annotated[
-        Path | None,
-        Option("-o", "--output", help="The HTML file; else report.html, of an output_dir beside its evaluation."),
-    ] = None,
+    output: Annotated[Path | None, Option("-o", "--output",
+        help="The HTML file; else report.html, of an output_dir beside its evaluation.")] = None,
     split: Split = None, group_by: GroupBy = None, group_name: GroupName = None, class_name: ClassName = None,
     tracking_uri: TrackingUri = None,
 ) -> None:  # fmt: skip
@@ -154,18 +143,13 @@ def postprocess(
         Option("--fit", help="Table of predictions to fit on, of other scans: the validation split.")] = None,
     load: Annotated[Path | None, Option(help="A saved fit to apply instead.")] = None,
     save: Annotated[Path | None, Option(help="Also save the fit to this JSON file.")] = None,
-    objective: Annotated[
-        Literal["score", "gap"] | None, Option(help="offsets: largest P (score, the default), or smallest gap.")
-    ] = None,
+    objective: Annotated[Literal["score", "gap"] | None,
+        Option(help="offsets: largest P (score, the default), or smallest gap.")] = None,
     max_loss: Annotated[float | None,
         Option(help="offsets for the gap: how much P may fall on the fitted scans, by default 0.01.")] = None,
-    target: Annotated[
-        list[str] | None,
-        Option(
-            help="prior: CLASS=FREQUENCY or CLASS=COUNT of the target population, for each class; or labels (the "
-            "default) or em, to count the labels of --fit or to estimate from its probabilities alone."
-        ),
-    ] = None,
+    target: Annotated[list[str] | None,
+        Option(help="prior: CLASS=FREQUENCY or CLASS=COUNT of the target population, for each class; or labels (the "
+            "default) or em, to count the labels of --fit or to estimate from its probabilities alone.")] = None,
     source: Annotated[list[str] | None,
         Option(help="prior: CLASS=FREQUENCY under which the model answers, for each class; by default even.")] = None,
     group_by: GroupBy = None,
@@ -179,12 +163,9 @@ def postprocess(
 
     outputs = list(filter(None, (output, save)))
     with stops():
-        given: dict[str, Any] = {
-            "objective": objective,
-            "max_loss": max_loss,
-            "target": None if target is None else prior.read_target(target),
-            "source": None if source is None else prior.read_frequencies(source, "source"),
-        }
+        given: dict[str, Any] = {"objective": objective, "max_loss": max_loss}
+        given["target"] = None if target is None else prior.read_target(target)
+        given["source"] = None if source is None else prior.read_frequencies(source, "source")
         settings = {name: value for name, value in given.items() if value is not None}
         tables.refuse_overwriting(filter(None, (judged, fit_on, load)), outputs)
         if load is not None:

@@ -25,10 +25,8 @@ def named_sources(arguments: Sequence[str]) -> dict[str, list[str]]:
     """``NAME=SOURCE`` arguments by name, in their order; a name that is repeated gets more runs.
 
     Without a name, a source is called by the last part of its path, or by the whole where that is taken. Before the
-    first ``=`` stands a name unless it holds a slash or the whole is a path that exists.
-
-    Raises:
-        PredictionsError: an empty name or source, or a source that is given twice.
+    first ``=`` stands a name unless it holds a slash or the whole is a path that exists. PredictionsError for an empty
+    name or source, or a source that is given twice.
     """
     found: dict[str, list[str]] = {}
     for text in arguments:
@@ -56,18 +54,15 @@ def _short_name(source: str) -> str:
 def find_predictions(source: str, split: str | None = None, tracking_uri: str | None = None) -> list[Path]:
     """The tables that a source stands for: one, or one a run for a glob pattern that matches several.
 
+    PredictionsError when nothing is there, or several splits and no choice; the message says what there is.
+
     Args:
         source: a CSV; a glob pattern (``**`` goes through folders) of CSVs or folders, taken in sorted order; the
-            output_dir of a training or an evaluation; an MLflow run (``runs:/ID``, or its 32 hex digits), whose
-        table is
-            downloaded to a folder that is removed when the process ends.
-        split: of an output_dir or a run. None takes the only one that was evaluated, or without an evaluation the
-        val table
-            of the training's best epoch.
+            output_dir of a training or an evaluation; an MLflow run (``runs:/ID``, or its 32 hex digits), whose table
+            is downloaded to a folder that is removed when the process ends.
+        split: of an output_dir or a run. None takes the only one that was evaluated, or without an evaluation the val
+            table of the training's best epoch.
         tracking_uri: MLflow's store; None takes MLflow's own choice (``MLFLOW_TRACKING_URI``).
-
-    Raises:
-        PredictionsError: nothing there, or several splits and no choice; the message says what there is.
     """
     path = Path(source)
     if path.is_file():
@@ -106,10 +101,8 @@ def _of_folder(folder: Path, split: str | None) -> Path:
     best = folder / "val" / TABLE  # written by the training
     if split is None and len(evaluated) > 1:
         raise PredictionsError(f"{folder} has evaluations of {', '.join(evaluated)}: choose one with --split")
-    if split is None and evaluated:
-        return next(iter(evaluated.values()))
-    if split in evaluated:
-        return evaluated[split]
+    if found := evaluated.get(next(iter(evaluated), "") if split is None else split):
+        return found
     if split in (None, "val") and best.is_file():
         return best
     splits = [*evaluated, *(["val"] if best.is_file() and "val" not in evaluated else [])]
@@ -155,10 +148,8 @@ def _split_of_run(client: Any, run: Any, split: str | None) -> str:
     name = f"MLflow run {run.info.run_name} ({run_id})"
     if split is None and len(splits) > 1:
         raise PredictionsError(f"{name} has evaluations of {', '.join(splits)}: choose one with --split")
-    if split is None and splits:
-        return splits[0]
-    if split is not None and split in splits:
-        return split
+    if splits and split in (None, *splits):
+        return split or splits[0]
     nested = f"tags.`mlflow.parentRunId` = '{run_id}'"
     children = client.search_runs([run.info.experiment_id], nested, max_results=LISTED)
     below = ", ".join(f"{child.info.run_name} (runs:/{child.info.run_id})" for child in children)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from rich.markup import escape
 from typer import Argument, Option
 
+from ..common.errors import UserError
 from .console import console, say, show_study, stop, stops
 
 
@@ -37,16 +38,13 @@ def study(
     address: Annotated[str | None, Option(help="ray: of the cluster; else one is started here.")] = None,
     cpus: Annotated[float, Option(help="ray: CPUs of a run.")] = 1,
     gpus: Annotated[float, Option(help="ray: GPUs of a run.")] = 0,
-    final: Annotated[
-        str | None,
-        Option(help="Once the study is finished: judge this configuration on the cohort's held-out test split."),
-    ] = None,
+    final: Annotated[str | None, Option(
+        help="Once the study is finished: judge this configuration on the cohort's held-out test split.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be run.")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Train and judge a grid of systems, seeds and folds; what is finished stays, what was killed goes on."""
     from filelock import FileLock, Timeout
 
-    from ..common.errors import UserError
     from ..studies import engines, tracking
     from ..studies.folder import StudyFolder
     from ..studies.plan import final_study, plan, read_study
@@ -89,7 +87,6 @@ def study(
 
 def _tables_of(place: Path) -> Path | None:
     """A study's tables, written; None, with a word why, where nothing can be said yet."""
-    from ..common.errors import UserError
     from ..studies.tables import write_tables
 
     try:
@@ -130,7 +127,6 @@ def register(
     bundle_root: Annotated[Path, Option(help="Folder of the bundle.")] = Path("bundles/fair_lung_ct"),
 ) -> None:
     """Register an evaluated checkpoint in MLflow; it becomes `champion` when its P is higher and its gap not worse."""
-    from ..common.errors import UserError
     from ..tracking.registry import register_output
 
     with stops((UserError,)):

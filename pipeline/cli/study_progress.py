@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.live import Live
+from rich.table import Table as RichTable
 
 from ..common import run_folder
 from ..reports.document import Table
@@ -47,15 +48,11 @@ def show_progress(folder: StudyFolder) -> Iterator[tuple[Callable[[Path], None],
     if not console.is_terminal:
         yield begins, ends
         return
-    with Live(
-        get_renderable=lambda: drawn(_table(folder, began, took), colours=COLOURS),
-        console=console,
-        refresh_per_second=1,
-    ):
+    with Live(get_renderable=lambda: _table(folder, began, took), console=console, refresh_per_second=1):
         yield begins, ends
 
 
-def _table(folder: StudyFolder, began: dict[str, float], took: dict[str, float]) -> Table:
+def _table(folder: StudyFolder, began: dict[str, float], took: dict[str, float]) -> RichTable:
     rows = []
     for run in _shown(folder):
         epoch, score = _progress(folder.run_file(run.id).with_name(run_folder.HISTORY))
@@ -65,13 +62,11 @@ def _table(folder: StudyFolder, began: dict[str, float], took: dict[str, float])
         minutes = "" if seconds is None else f"{seconds / 60:.1f}"
         rows.append((run.label, str(run.seed), fold, status, epoch, score, minutes))
     title = ", ".join(f"{n} {status}" for status, n in folder.counts().items() if n)
-    return Table(f"{folder.study.name}: {title}", COLUMNS, tuple(rows))
+    return drawn(Table(f"{folder.study.name}: {title}", COLUMNS, tuple(rows)), colours=COLOURS)
 
 
 def _shown(folder: StudyFolder) -> list[PlannedRun]:
     runs = list(folder.planned.values())
-    if len(runs) <= SHOWN:
-        return runs
     rank = {"running": 0, "failed": 1, "finished": 2, "pending": 3}
     chosen = sorted(runs, key=lambda run: rank[folder.status(run.id)])[:SHOWN]
     return [run for run in runs if run in chosen]

@@ -47,13 +47,10 @@ def run_name(system: str, **settings: Any) -> str:
 def check_settings() -> None:
     """Stop on any entry of the running config that nothing reads, such as a mistyped override.
 
-    MONAI accepts ``--lrr 1e-3``, adds an entry ``lrr`` and ignores it. Here every top-level entry, and every entry of
-    the sections below it, must be referenced by another entry, be an instruction list of the workflow, or be declared
-    by one of the merged config files (not every overlay uses all of train.yaml). A setting of an objective that the
-    chosen one does not read must be as train.yaml has it: plain cross-entropy with ``--alpha 0.7`` is refused.
-
-    Raises:
-        UnknownSettingError: lists all such entries.
+    MONAI accepts ``--lrr 1e-3``, adds an entry ``lrr`` and ignores it. Here every entry, of sections too, must be
+    referenced by another one, be an instruction list, or be declared by one of the merged config files (not every
+    overlay uses all of train.yaml). A setting that the objective does not read must be as train.yaml has it: plain
+    cross-entropy with ``--alpha 0.7`` is refused. UnknownSettingError lists all such entries.
     """
     show_user_errors()  # from now on the process ends on one with its message alone
     workflow = _running(ConfigWorkflow)
@@ -74,10 +71,8 @@ def _refuse_unread_settings(config: dict[str, Any], defaults: Path) -> None:
     changed = [name for name in unread_by_objective(config) if config.get(name) not in (None, default.get(name))]
     if changed:
         listed = ", ".join(f"{name} is {config[name]}" for name in changed)
-        raise UnknownSettingError(
-            f"the objective ({config.get('system', 'loss_function')}) reads no such setting: {listed}; leave it out, "
-            "or make it null"
-        )
+        objective = f"the objective ({config.get('system', 'loss_function')})"
+        raise UnknownSettingError(f"{objective} reads no such setting: {listed}; leave it out, or make it null")
 
 
 def _instructions(workflow: ConfigWorkflow) -> set[str]:
@@ -142,8 +137,8 @@ def resolved_settings() -> dict[str, Any]:
     config = resolved_config()
     passed_over = _instructions(workflow) | set(unread_by_objective(config))
     names = [key for key, value in config.items() if key not in passed_over and not isinstance(value, dict)]
-    settings = {name: workflow.parser.get_parsed_content(name) for name in names}
-    return {name: content for name, content in settings.items() if _is_plain(content)}
+    settings = zip(names, map(workflow.parser.get_parsed_content, names), strict=True)
+    return {name: content for name, content in settings if _is_plain(content)}
 
 
 def write_settings(path: str | Path) -> None:

@@ -24,10 +24,7 @@ def start_processes(backend: str) -> None:
 
     torchrun keeps its key-value store when it restarts the processes (``--max_restarts``), and with it the addresses of
     dead ones, for which the new ones would wait (pytorch issue 135712). On one host they get keys of their own. Several
-    hosts do not count restarts alike; there torchrun has to make a new store.
-
-    Raises:
-        RestartError: several hosts are to be restarted and share the store.
+    hosts do not count restarts alike: RestartError where they share the store; there torchrun has to make a new one.
     """
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not shared or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":

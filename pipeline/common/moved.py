@@ -10,9 +10,8 @@ from typing import Any
 PACKAGE = "fairlung.pipeline"
 # module of 0.1 -> the modules that hold today what a config could name of it
 HOMES = {
-    "accumulation": ("training.accumulation",), "aggregation": ("losses.aggregation",),
-    "audit": ("evaluation.audit",), "bootstrap": ("evaluation.resampling",),
-    "bundle": ("common.config", "common.moved", "training.output_dir"),
+    "accumulation": ("training.accumulation",), "aggregation": ("losses.aggregation",), "audit": ("evaluation.audit",),
+    "bootstrap": ("evaluation.resampling",), "bundle": ("common.config", "common.moved", "training.output_dir"),
     "checkpoint": ("networks.checkpoint", "common.run_folder", "training.output_dir"),
     "cnn_rnn": ("networks.cnn_rnn", "common.volumes"), "cohort": ("data.cohort",),
     "dicom_out": ("inference.dicom_writer",), "distributed": ("common.distributed",),
@@ -26,11 +25,9 @@ HOMES = {
     "scan_loader": ("inference.scan_readers",), "scan_roots": ("data.archives",), "watch": ("inference.watch",),
 }  # fmt: skip
 RENAMED = {
-    "distributed.start": "start_processes",
-    "intake_report.report": "report_intake",
-    "predictions.PredictionWriter": "prediction_writer_of",
-    "watch.run": "watch_scans",
-}
+    "distributed.start": "start_processes", "intake_report.report": "report_intake",
+    "predictions.PredictionWriter": "prediction_writer_of", "watch.run": "watch_scans",
+}  # fmt: skip
 
 
 def defined_above(entry: Any) -> Any:

@@ -7,8 +7,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "archives": ["scan_roots"],
         "cohort": ["load_cohort"],
-        "dataset": ["NewScanDataset", "ScanDataset", "default_num_workers", "read_scans", "scan_finder"],
-        "preprocessing": ["center_crop", "pad_slices", "to_unit_range", "volume_transforms"],
+        "dataset": [
+            "NewScanDataset", "ScanDataset", "center_crop", "default_num_workers", "pad_slices", "read_scans",
+            "scan_finder", "to_unit_range", "volume_transforms",
+        ],
         "sampling": ["EpochSampler", "SeedEpochs", "class_counts", "training_items"],
     },
-)
+)  # fmt: skip

@@ -38,10 +38,7 @@ MARKER = ".fairlung-unpacked.json"
 SUFFIXES = (".zip", ".rar", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 ORPHAN = "a volume of an archive, but part 1 is not beside it"
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError, ValueError)  # what the libraries raise beside errors of their own
-TAR_EXTENSIONS = (
-    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
-    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
-)
+TAR_EXTENSIONS = (b"L", b"K", b"x", b"g", b"X")  # long names and links (GNU), attributes (POSIX, Solaris)
 
 Root = tuple[str, str, str]
 
@@ -73,8 +70,7 @@ def is_archive(path: Path) -> bool:
 
 
 def _is_later_volume(path: Path) -> bool:
-    part = PART.fullmatch(path.name)
-    return part is not None and int(part["number"]) != 1
+    return (part := PART.fullmatch(path.name)) is not None and int(part["number"]) != 1
 
 
 def archive_stem(path: Path) -> str:
@@ -104,14 +100,9 @@ def build_with_archives(
     """:func:`~.build_cohort` of a folder, of an archive, or of a folder with archives in it.
 
     Archives are unpacked when ``source`` is one, when ``unpack_to`` is given, or when the folder holds no usable scan
-    beside them; else they stay packed and the result names them. ``limits`` hold for each archive.
-
-    Args:
-        unpack_to: gets one folder an archive; by default ``<name>_unpacked`` beside ``source``.
-
-    Raises:
-        ArchiveError: as :func:`unpack`; or ``unpack_to`` holds something else.
-        CohortError, ValueError: as :func:`~.build_cohort`.
+    beside them; else they stay packed and the result names them. ``unpack_to``, by default ``<name>_unpacked`` beside
+    ``source``, gets one folder an archive. ``limits`` hold for each archive. Raises as :func:`unpack` and
+    :func:`~.build_cohort` do, and ArchiveError where ``unpack_to`` holds something else.
     """
     source = Path(os.path.abspath(source))
     single = source.is_file()
@@ -217,8 +208,8 @@ def _reuse(archive: Path, target: Path) -> Unpacked:
     try:
         record = json.loads((target / MARKER).read_text())
     except (OSError, ValueError):
-        not_ours = f"{target}: not empty, and not unpacked from {archive.name}"
-        raise ArchiveError(f"{not_ours}; choose another folder") from None
+        why = f"not empty, and not unpacked from {archive.name}; choose another folder"
+        raise ArchiveError(f"{target}: {why}") from None
     volumes = [archive, *(archive.with_name(volume["name"]) for volume in record["volumes"][1:])]
     if not all(map(Path.is_file, volumes)) or list(map(_identity, volumes)) != record["volumes"]:
         raise ArchiveError(f"{target}: unpacked from another state of {archive.name}; remove it to unpack anew")
@@ -266,8 +257,8 @@ def _unpack_zip(archive: Path, folder: Path, budget: Budget) -> None:
                 check_name(archive, info.filename)
                 mode = info.external_attr >> 16
                 if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                    kind = what_it_is(mode)
-                    raise ArchiveError(f"{archive}: {info.filename!r} is {kind}; pack without links and devices")
+                    what = f"{info.filename!r} is {what_it_is(mode)}"
+                    raise ArchiveError(f"{archive}: {what}; pack without links and devices")
                 if info.flag_bits & 1:
                     raise encrypted(archive)
                 budget.add(info.filename, info.file_size)
@@ -326,23 +317,19 @@ def scan_roots(scans: str | Path, limits: Limits | None = None) -> list[Root]:
     """A path and the archives at or below it, unpacked, as roots to look for scans in.
 
     What is unpacked may name patients: it lies in a temporary folder, which goes when the process ends. ``limits`` hold
-    for each archive.
-
-    Returns:
-        (prefix of the names of its scans, path, problem) a root. The prefix of an archive is its path relative to
-        ``scans``; the problem says why it could not be unpacked, else it is "".
+    for each archive. A root is (prefix of the names of its scans, path, problem). The prefix of an archive is its path
+    relative to ``scans``; the problem says why it could not be unpacked, else it is "".
     """
     root = Path(scans).expanduser()
     if root.is_file() and is_archive(root):
         return [_unpacked(root, root.name, limits)]
     roots = [("", str(root), "")]
-    if root.is_dir():
-        for path in _files(root):
-            name = path.relative_to(root).as_posix()
-            if is_archive(path):
-                roots.append(_unpacked(path, name, limits))
-            elif _is_orphan(path):
-                roots.append((name, str(path), ORPHAN))
+    for path in _files(root):
+        name = path.relative_to(root).as_posix()
+        if is_archive(path):
+            roots.append(_unpacked(path, name, limits))
+        elif _is_orphan(path):
+            roots.append((name, str(path), ORPHAN))
     return roots
 
 

@@ -63,17 +63,12 @@ class Cohort:
         return [dict(zip(columns, item, strict=True)) for item in zip(*columns.values(), strict=True)]
 
     def training_items(self, min_cell: int = MIN_CELL, small_groups: SmallGroups = "keep") -> list[dict[str, Any]]:
-        """:meth:`items` of the training split; with ``leave_out`` scans of a group of :meth:`small_groups` have none.
-
-        Raises:
-            CohortError: no group is left.
-        """
+        """:meth:`items` of the training split; ``leave_out`` gives small groups -1. CohortError if no group is left."""
         small = self._left_out(min_cell, small_groups)
         items = self.items("train")
         if small and not {item["group"] for item in items} - {UNKNOWN_GROUP, *small}:
-            raise CohortError(
-                f"small_groups leave_out leaves no group: every one has fewer than min_cell = {min_cell} training scans"
-            )
+            few = f"every one has fewer than min_cell = {min_cell} training scans"
+            raise CohortError(f"small_groups leave_out leaves no group: {few}")
         return [item | {"group": UNKNOWN_GROUP} if item["group"] in small else item for item in items]
 
     def small_groups(self, min_cell: int = MIN_CELL) -> dict[str, int]:
@@ -170,7 +165,6 @@ def load_cohort(
             any, are one more group, "unknown"; of several columns one unknown part is enough.
         age_bands: edges in years that make the column ``age_band`` of the column ``age``.
         allow_empty_cells: accept a class and group without a scan in some split; a class needs scans in train even so.
-        require_splits: splits that must have at least one scan.
 
     Raises:
         CohortError: the file is unusable; one message with every problem, by line (the first 50, and how many more).

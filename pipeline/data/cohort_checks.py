@@ -28,7 +28,6 @@ MAX_AGE = 130
 # no groups: they say something else, are patients' own, or are what predictions.csv says beside the groups
 NO_GROUPS = ("", "scan", "label", "split", "patient", AGE, "prediction", "synthetic", "postprocess")
 
-
 Names = tuple[str, ...]
 Problem = tuple[int, str]  # line of the file, text
 
@@ -104,13 +103,12 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[Problem]]:
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise CohortError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        place = f"{error.reason} at byte {error.start}"
-        raise CohortError(f"{path}: not UTF-8 text ({place}); save it as CSV UTF-8") from None
+        why = f"not UTF-8 text ({error.reason} at byte {error.start}); save it as CSV UTF-8"
+        raise CohortError(f"{path}: {why}") from None
     except OSError as error:
-        raise CohortError(f"{path}: cannot be read: {error.strerror}") from None
+        why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise CohortError(f"{path}: {why}") from None
     if "\0" in text:
         raise CohortError(f"{path}: not a CSV file (it holds binary data)")
     if not text.strip():
@@ -178,18 +176,15 @@ def add_age_bands(table: pd.DataFrame, edges: tuple[int, ...]) -> list[Problem]:
 
 
 def group_problems(values: pd.DataFrame, names: Names | None) -> Iterator[Problem]:
-    columns = list(values.columns)
-    for column in columns if names is None else []:
-        if column == "sex":
-            yield from value_problems(values[column], SEXES, may_be_empty=True)
-        else:
-            yield from _spelling_problems(values[column])
-    for column in columns if len(columns) > 1 else []:
-        for line, value in values[column].items():
+    for name, column in values.items():
+        if names is None:
+            yield from value_problems(column, SEXES, may_be_empty=True) if name == "sex" else _spelling_problems(column)
+    for name, column in values.items() if len(values.columns) > 1 else ():
+        for line, value in column.items():
             if JOIN in value:
-                yield _at(line, f"{column} {shown_value(value)} holds {JOIN!r}, which joins the values of a group")
+                yield _at(line, f"{name} {shown_value(value)} holds {JOIN!r}, which joins the values of a group")
     if names is not None:
-        yield from value_problems(joined(values).rename(JOIN.join(columns)), names, may_be_empty=True)
+        yield from value_problems(joined(values).rename(JOIN.join(values.columns)), names, may_be_empty=True)
 
 
 def _spelling_problems(values: pd.Series) -> Iterator[Problem]:

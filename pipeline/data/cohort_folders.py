@@ -38,16 +38,13 @@ def build_cohort(
 
     A scan is what inference takes for one (:func:`~.scans_below`). It lies in a sex folder, a volume file also in a
     folder of its own. The split is the nearest folder above the class whose name starts with train, val or test, in any
-    case, below ``folder``. Hidden files (``._*`` too) are ignored.
+    case, below ``folder``. Hidden files (``._*`` too) are ignored. The rows are in natural order of their paths.
 
     Args:
         layout: ``paper``: exactly ``<train|val|test>/<class>/<sex>/<scan>``, class folders named as the classes;
             ``challenge``: class folders A, G, covid, normal at any depth; ``auto``: both, and other spellings.
         class_names: the classes to take. When None: the paper's four, and with ``auto`` any folder that holds
             ``male`` or ``female`` counts as a class under its own name.
-
-    Returns:
-        The table, rows in natural order of their paths; and what was left out and why.
 
     Raises:
         CohortError: ``folder`` is not a folder, or holds no scan that can be used (with the reasons).
@@ -92,15 +89,10 @@ def build_cohort(
 def write_cohort(
     table: pd.DataFrame, path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Write a cohort file, with scans relative to its own folder, and return its absolute path.
+    """Write a cohort file, with scans relative to its own folder, which must exist, and return its absolute path.
 
-    Args:
-        table: at least the columns ``scan`` and ``label``.
-        path: the CSV file; its folder must exist.
-        root: the folder that the table's relative scans start from; by default that of ``path``.
-
-    Raises:
-        CohortError: a column is missing, or a scan does not exist (most likely ``root`` is not right).
+    ``root`` is the folder that the table's relative scans start from; by default that of ``path``. CohortError when a
+    column is missing, or a scan does not exist (most likely ``root`` is not right).
     """
     path = Path(os.path.abspath(path))
     problems = [f"no column {name!r}" for name in ("scan", "label") if name not in table]

@@ -1,4 +1,7 @@
-"""Scans as data sets: of a cohort, with a cache of the deterministic transforms; and new ones, for inference."""
+"""Scans as data sets: of a cohort, with a cache of the deterministic transforms; and new ones, for inference.
+
+Their deterministic transforms are built here alone: training, validation and inference see the same volumes.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,17 @@ import monai
 import numpy as np
 import torch
 from monai.data import CacheDataset, Dataset
-from monai.transforms import Compose, Lambda
+from monai.transforms import CenterSpatialCropd, Compose, EnsureTyped, Lambda, Lambdad, Resized, SpatialPadd
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fairlung.transforms import find_scans
+from fairlung.transforms import FirstSlices, LoadScand, SampleSlices, TrimSlices, find_scans, to_grey_levels
 from fairlung.transforms.scan import new_record
 
 from .. import __version__
 from ..common.distributed import barrier, is_first_here, is_primary
 from ..common.errors import UserError
+from ..common.volumes import PADDING, unit_range
 from .intake_records import failure_reason, record_of, warning_counts, write_intake
 from .sampling import Draw
 from .volume_cache import GIGABYTE, VolumeCache
@@ -111,7 +115,6 @@ class ScanDataset(Dataset):
     Args:
         data: items with ``image`` (path) and anything else that should reach the batch.
         preprocessing: deterministic dictionary transforms of ``image``, cached.
-        augmentation: dictionary transforms applied at every access.
         cache_dir: folder of the :class:`~.VolumeCache`; None or "" keeps no cache on disk.
         in_memory: also hold the volumes in memory, from :meth:`prepare` on.
         cache_limit: GB of the folder above which the least recently used volumes go.
@@ -143,12 +146,8 @@ class ScanDataset(Dataset):
     def prepare(self, num_workers: int = 0, description: str = "reading scans", intake: str | Path = "") -> None:
         """Read every scan once, with a progress bar, so that a broken one shows before training starts.
 
-        Args:
-            num_workers: processes that read into the cache on disk.
-            intake: table of all intake records (:func:`~.write_intake`); the log then counts their warnings.
-
-        Raises:
-            UnreadableScansError: lists all scans that fail.
+        UnreadableScansError lists all scans that fail. ``intake`` is the file of all intake records
+        (:func:`~.write_intake`); the log then counts their warnings.
         """
         if not self.in_memory and self.cached.cache_dir is None:
             return  # nothing would be kept
@@ -247,7 +246,6 @@ class NewScanDataset(Dataset):
 
     Args:
         data: ``{"image": path or source, "scan": name}`` a scan.
-        transform: the bundle's preprocessing.
         image_shape: [1, D, H, W] of the volume that stands in for a failed scan.
     """
 
@@ -286,3 +284,54 @@ class NewScanDataset(Dataset):
 def default_num_workers() -> int:
     """Loader processes that fit this machine: one a core, at most 8."""
     return min(8, os.cpu_count() or 1)
+
+
+def volume_transforms(
+    window: Sequence[float],
+    image_size: int,
+    num_slices: int,
+    trim_fraction: float = 0.0,
+    min_slices: int = 1,
+    fast_decode: bool = False,
+    every_slice: bool = False,
+    further: Sequence[Callable] = (),
+) -> list[Callable]:
+    """From a scan's path to a volume of grey levels, uint8 [1, D, image_size, image_size]; this part is cached.
+
+    8 bits lose nothing of 8-bit slices, and half a grey level (0.2 % of the window) at most of HU.
+
+    Args:
+        window: HU that become 0 and 255.
+        num_slices: D.
+        trim_fraction: of the slices, left out at each end.
+        min_slices: a scan of fewer slices is refused.
+        fast_decode: JPEG slices are shrunk while they are decoded; grey levels differ a little.
+        every_slice: take every slice in order, at most ``num_slices`` (D differs); else sample ``num_slices`` evenly.
+        further: deterministic transforms that follow, cached too.
+    """
+    select = [TrimSlices(trim_fraction), FirstSlices(num_slices) if every_slice else SampleSlices(num_slices)]
+    load = LoadScand(
+        "image", window=window, size=image_size, min_slices=min_slices, fast_decode=fast_decode, select=select
+    )
+    resize = Resized("image", [-1 if every_slice else num_slices, image_size, image_size], mode="area")
+    return [load, resize, Lambdad("image", to_grey_levels, track_meta=False), *further]
+
+
+def center_crop(num_slices: int, crop_size: int, padded: bool = False) -> list[Callable]:
+    """The central ``crop_size`` rows and columns as a plain tensor of the same type.
+
+    ``padded``: volumes of up to ``num_slices`` slices become [0, 1] in float32 and are filled up (:func:`pad_slices`).
+    """
+    crop = CenterSpatialCropd("image", [-1 if padded else num_slices, crop_size, crop_size])
+    filled = [to_unit_range(), pad_slices(num_slices)] if padded else []
+    return [crop, *filled, EnsureTyped("image", track_meta=False)]
+
+
+def to_unit_range() -> Callable:
+    """Grey levels become [0, 1] in float32 (:func:`~.unit_range`)."""
+    return Lambdad("image", unit_range, track_meta=False)
+
+
+def pad_slices(num_slices: int) -> Callable:
+    """Fill a volume in [0, 1] up to ``num_slices`` with slices of :data:`~.PADDING`, which no real voxel has."""
+    return SpatialPadd("image", [num_slices, -1, -1], method="end", mode="constant", value=PADDING)

@@ -34,10 +34,7 @@ class FoldsError(UserError, ValueError):
 
 
 class Fold(NamedTuple):
-    """A split of a cohort.
-
-    Its table has the columns that a training needs, and numbers for patients: ids and names stay in the cohort.
-    """
+    """A split of a cohort; its table has what a training needs, patients as numbers: ids stay in the cohort."""
 
     repeat: int
     fold: int  # within the repeat; the outer fold that is test
@@ -48,23 +45,17 @@ class Fold(NamedTuple):
 def fold_tables(
     cohort: Cohort, folds: int = 5, repeats: int = 1, seed: int = 0, inner_folds: int | None = None
 ) -> list[Fold]:
-    """Split a cohort ``repeats`` times into ``folds``, each with a validation part of its own.
+    """Split a cohort ``repeats`` times into ``folds``, each with its own validation part; listed repeat by repeat.
 
     Strata are class and group, an unknown group being one of its own. Where each patient has one scan, the folds of a
     repeat differ by at most one scan in every cell; else cells are as even as
     :class:`sklearn.model_selection.StratifiedGroupKFold` makes them. Each scan that is not held out is in ``test``
     exactly once a repeat. The same seed gives the same folds, in whatever order the rows stand.
 
-    Args:
-        inner_folds: the rest of an outer fold is split into this many parts, and the one with the fewest cells empty
-            in it or in the others is ``val``. None: ``folds - 1``, at least 2; then val is as large as test, and with
-            three folds and more a cell of at least ``folds`` scans is in all three parts.
-
-    Returns:
-        ``repeats`` x ``folds`` folds, repeat by repeat.
-
-    Raises:
-        FoldsError: too few scans or patients, or a class would not be in a train part.
+    The rest of an outer fold is split into ``inner_folds`` parts, and the one with the fewest cells empty in it or in
+    the others is ``val``. None: ``folds - 1``, at least 2; then val is as large as test, and with three folds and more
+    a cell of at least ``folds`` scans is in all three parts. FoldsError when scans or patients are too few, or a class
+    would not be in a train part.
     """
     inner_folds = _checked(folds, repeats, seed, inner_folds)
     table = _table(cohort)
@@ -143,9 +134,8 @@ def _checked(folds: int, repeats: int, seed: int, inner_folds: int | None) -> in
     """The number of inner folds, after a check of all settings."""
     check_whole("folds", folds, least=2)
     inner_folds = max(2, folds - 1) if inner_folds is None else inner_folds
-    check_whole("repeats", repeats, least=1)
-    check_whole("seed", seed, least=0)
-    check_whole("inner_folds", inner_folds, least=2)
+    for name, value, least in (("repeats", repeats, 1), ("seed", seed, 0), ("inner_folds", inner_folds, 2)):
+        check_whole(name, value, least=least)
     return inner_folds
 
 

@@ -20,7 +20,6 @@ from .unpack_limits import LISTED, MAX_ENTRIES, ArchiveError, Budget, broken, ch
 
 rarfile.RAR_MAX_COMMENT = -1  # comments are not read: those of old archives are unpacked by running a program
 rarfile.TRY_ENCODINGS = ("utf8",)  # of its guesses at old names, UTF-16 would hide one that leads out of the folder
-SIGNATURES = (rarfile.RAR_ID, rarfile.RAR5_ID)
 PART = re.compile(r"(?P<stem>.*)\.part(?P<number>\d+)\.rar", re.IGNORECASE | re.DOTALL)
 WATCH_SECONDS = 1.0  # between two looks at what a program has written
 
@@ -72,7 +71,7 @@ def read_rar(path: Path, most: int = MAX_ENTRIES) -> tuple[list[RarMember], list
             raise ArchiveError(f"{path}: more than {most:,} files and folders, the limit")
 
     with path.open("rb") as start:
-        if not start.read(len(rarfile.RAR5_ID)).startswith(SIGNATURES):
+        if not start.read(len(rarfile.RAR5_ID)).startswith((rarfile.RAR_ID, rarfile.RAR5_ID)):
             raise ArchiveError(f"{path}: not a RAR archive")
     try:
         archive = rarfile.RarFile(str(path), errors="strict", info_callback=see)

@@ -19,6 +19,7 @@ from ..common.names import UNKNOWN_GROUP
 from .cohort import Cohort, SmallGroups, warn_of_small_cells
 
 Ints = NDArray[np.int64]
+Items = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,8 @@ def balanced_order(group: Sequence[int], batch_size: int, rng: np.random.Generat
 
     Args:
         group: [N] group ids, -1 unknown.
-        batch_size: at least the number of groups, and the share of unknown scans on top.
-
-    Returns:
-        [ceil(N / batch_size) * batch_size] indices; consecutive ``batch_size`` of them are a batch.
+        batch_size: at least the number of groups, and the share of unknown scans on top. Consecutive ``batch_size`` of
+            the [ceil(N / batch_size) * batch_size] indices are a batch.
     """
     ids = np.asarray(group, dtype=np.int64)
     known = [g for g in np.unique(ids) if g != UNKNOWN_GROUP]
@@ -71,7 +70,7 @@ def _endless(indices: Ints, rng: np.random.Generator) -> Iterator[int]:
         yield from rng.permutation(indices).tolist()
 
 
-def balanced_class_counts(items: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> dict[str, float]:
+def balanced_class_counts(items: Items, class_names: Sequence[str]) -> dict[str, float]:
     """How often :func:`balanced_order` draws each class, in scans (N pi_y): logit adjustment adjusts for these.
 
     .. math:: \\pi_y = (1 - u) \\frac{1}{G} \\sum_g \\frac{n_{gy}}{n_g} + u \\frac{n_{uy}}{n_u}
@@ -84,17 +83,16 @@ def balanced_class_counts(items: Sequence[Mapping[str, Any]], class_names: Seque
     unknown = float((group == UNKNOWN_GROUP).mean())
     known = [of_class for g, of_class in share.items() if g != UNKNOWN_GROUP]
     prior = (1 - unknown) * np.mean(known, axis=0) if known else np.zeros(len(class_names))
-    if unknown:
-        prior = prior + unknown * share[UNKNOWN_GROUP]
+    prior = prior + unknown * share.get(UNKNOWN_GROUP, 0)
     return {name: float(len(items) * p) for name, p in zip(class_names, prior, strict=True)}
 
 
-def class_counts(cohort: Cohort, items: Sequence[Mapping[str, Any]], every_group: bool) -> Mapping[str, float]:
+def class_counts(cohort: Cohort, items: Items, every_group: bool) -> Mapping[str, float]:
     """Training scans of each class as they are drawn: the cohort's counts or, under ``every_group``, balanced ones."""
     return balanced_class_counts(items, cohort.class_names) if every_group else cohort.class_counts("train")
 
 
-def training_items(cohort: Cohort, min_cell: int, small_groups: SmallGroups) -> Sequence[Mapping[str, Any]]:
+def training_items(cohort: Cohort, min_cell: int, small_groups: SmallGroups) -> Items:
     """:meth:`~.Cohort.training_items`, with a warning that names the groups and cells of few scans."""
     warn_of_small_cells(cohort, min_cell, small_groups)
     return cohort.training_items(min_cell, small_groups)
@@ -103,16 +101,11 @@ def training_items(cohort: Cohort, min_cell: int, small_groups: SmallGroups) -> 
 class EpochSampler(Sampler[Draw]):
     """The draws of an epoch, shuffled by seed and epoch, dealt out to the processes of a group.
 
-    Args:
-        items: of the training split, with ``group``.
-        batch_size: scans of a process's batch.
-        every_group: put every group into every (global) batch, equally often (:func:`balanced_order`); else each scan
-            is drawn once.
+    ``items`` are those of the training split, ``batch_size`` is that of a process. With ``every_group`` every (global)
+    batch holds every group, equally often (:func:`balanced_order`); else each scan is drawn once.
     """
 
-    def __init__(
-        self, items: Sequence[Mapping[str, Any]], batch_size: int, seed: int = 0, every_group: bool = False
-    ) -> None:
+    def __init__(self, items: Items, batch_size: int, seed: int = 0, every_group: bool = False) -> None:
         self.group = [int(item["group"]) for item in items]
         self.batch_size, self.seed, self.every_group, self.epoch = batch_size, seed, every_group, 1
         if every_group:

@@ -83,10 +83,9 @@ class Budget:
         if size > limits.bytes:
             raise ArchiveError(f"{self.archive}: unpacks to more than {readable_size(limits.bytes)}, the limit")
         if size > max(HARMLESS_BYTES, limits.ratio * self.packed):
-            raise ArchiveError(
-                f"{self.archive}: its {readable_size(self.packed)} unpack to more than {limits.ratio:g} times as "
-                "much, the limit: it is made to fill the disk, or its files are all but empty"
-            )
+            times = f"its {readable_size(self.packed)} unpack to more than {limits.ratio:g} times as much, the limit"
+            why = "it is made to fill the disk, or its files are all but empty"
+            raise ArchiveError(f"{self.archive}: {times}: {why}")
 
     def check_disk(self, folder: Path) -> None:
         if self.bytes > (free := shutil.disk_usage(folder).free):

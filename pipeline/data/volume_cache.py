@@ -31,17 +31,10 @@ def evict(folder: str | Path, limit: float, keep: Path | None = None) -> int:
 
     Any number of processes may evict, read and write at once: each removes the same oldest files, one that was used
     meanwhile stays, and whoever has a file open reads it to its end (POSIX; other systems refuse to remove it). A
-    reader that finds its volume gone computes it.
-
-    Args:
-        limit: in bytes.
-        keep: the volume that was just written.
-
-    Returns:
-        Bytes of the volumes that are left.
+    reader that finds its volume gone computes it. ``keep`` is the volume that was just written. Both ``limit`` and the
+    returned size of the volumes that are left are in bytes.
     """
-    volumes = []
-    now = time.time()
+    volumes, now = [], time.time()
     with os.scandir(folder) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):
@@ -56,19 +49,15 @@ def evict(folder: str | Path, limit: float, keep: Path | None = None) -> int:
     for used, size, path in sorted(volumes):
         if total <= _KEPT_SHARE * limit:
             break
-        if keep is not None and path == str(keep):
-            continue
         with suppress(OSError):
-            if os.stat(path).st_mtime_ns == used:
+            if path != str(keep) and os.stat(path).st_mtime_ns == used:
                 os.unlink(path)
                 total -= size
     return total
 
 
 class VolumeCache(PersistentDataset):
-    """MONAI's ``PersistentDataset`` for cohorts larger than memory and for many processes at once.
-
-    The differences:
+    """MONAI's ``PersistentDataset`` for cohorts larger than memory and for many processes at once. The differences:
 
     - A volume is written under another name and renamed, so it is there as a whole or not at all. Processes that
       compute the same one at once write the same; the last one stays.
@@ -82,10 +71,9 @@ class VolumeCache(PersistentDataset):
 
     Args:
         data: items with ``image``, the path of the scan.
-        transform: deterministic dictionary transforms.
+        transform: deterministic; ``hash_transform`` gives the digest of its settings.
         cache_dir: None keeps nothing.
         fingerprint: of a path: what changes when the scan does.
-        hash_transform: digest of the transforms' settings.
         limit: of the folder in GB (10^9 bytes).
         mapped: map volumes into memory where there is no limit; False reads them.
     """
@@ -167,9 +155,8 @@ class VolumeCache(PersistentDataset):
             self._make_room(path, content.getbuffer().nbytes)
         except OSError as error:
             if not self._warned:
-                logger.warning(
-                    "the cache %s cannot be written, the training goes on without it: %s", path.parent, error
-                )
+                said = "the cache %s cannot be written, the training goes on without it: %s"
+                logger.warning(said, path.parent, error)
             self._warned = True
 
     def _make_room(self, path: Path, written: int) -> None:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from fairlung.transforms.checks import check_whole
 
-from ..common.files import replacing
-from ..common.scan_paths import ScanPaths
+from ..common.files import ScanPaths, replacing
 from ..common.volumes import slice_counts
 from ..inference.answers import Answer
 from ..networks.ensemble import Ensemble

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ignite.engine import Engine, Events
 
 from .. import __version__
-from ..common.scan_paths import ScanPaths
+from ..common.files import ScanPaths
 from .dicom_report import write_dicom_answers
 
 if TYPE_CHECKING:

@@ -20,8 +20,7 @@ from tqdm import tqdm
 from fairlung.transforms.checks import check_whole
 
 from ..common import run_folder
-from ..common.files import encoded, replace_durably
-from ..common.scan_paths import ScanPaths
+from ..common.files import ScanPaths, encoded, replace_durably
 from ..common.volumes import slice_counts
 from ..data.intake_records import GROUPS, group_counts, group_of, scan_facts, spacing_text, warning_counts, write_intake
 from .document import Document, Paragraph, Picture, Pictures, Section, Table, render_html

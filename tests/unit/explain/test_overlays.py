@@ -25,7 +25,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from PIL import Image
 from torch import Tensor, nn
 
-from fairlung.pipeline.common.scan_paths import FORBIDDEN, ScanPaths
+from fairlung.pipeline.common.files import FORBIDDEN, ScanPaths
 from fairlung.pipeline.explain.grad_cam import GAP
 from fairlung.pipeline.explain.montage import DPI, MARGIN, NOTICE, montage_figure
 from fairlung.pipeline.explain.overlays import OverlayWriter

@@ -137,8 +137,8 @@ def resolved_settings() -> dict[str, Any]:
     config = resolved_config()
     passed_over = _instructions(workflow) | set(unread_by_objective(config))
     names = [key for key, value in config.items() if key not in passed_over and not isinstance(value, dict)]
-    settings = zip(names, map(workflow.parser.get_parsed_content, names), strict=True)
-    return {name: content for name, content in settings if _is_plain(content)}
+    settings = {name: workflow.parser.get_parsed_content(name) for name in names}
+    return {name: content for name, content in settings.items() if _is_plain(content)}
 
 
 def write_settings(path: str | Path) -> None:

@@ -18,11 +18,11 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from fairlung.pipeline.inference.memory import kept_memory
 from fairlung.pipeline.inference.runtimes import (
     OPENVINO_PRECISIONS,
     RuntimeUnavailableError,
     import_openvino,
+    kept_memory,
     openvino_network,
 )
 

@@ -52,7 +52,8 @@ def write_error_gallery(
     The files are ``0001.png``, ... (:func:`error_picture`) and ``errors.json``, a list of ``scan``, ``label``,
     ``group``, ``prediction``, ``confidence`` (probability of the predicted class), ``image`` (file name), ``slice``
     (the slice shown, from 0), ``num_slices`` and ``peak_slice`` (the slice of the highest activation), worst first.
-    An earlier gallery is removed. ``network`` stays as it is: a copy is explained.
+    An earlier gallery is removed. ``network`` stays as it is: a copy is explained. The content of errors.json is
+    returned, empty where nothing was written.
 
     An evaluation must not be lost by its pictures: what fails after the check of ``count`` is a warning.
 
@@ -61,9 +62,6 @@ def write_error_gallery(
         dataset: the scans of the table, as the network sees them: items with ``image`` [1, D, H, W] in [0, 1].
         count: pictures at most, at least 0 (ValueError); 0 makes none.
         target_layer: module whose output [N, F, d, h, w] is explained; None is :func:`~.explained_layer`.
-
-    Returns:
-        the content of errors.json; empty where nothing was written.
     """
     check_error_images(count)
     if not is_primary():
@@ -100,10 +98,7 @@ def worst_errors(predictions: Predictions, count: int) -> NDArray[np.int64]:
 
 
 def encode_picture(picture: Image) -> bytes:
-    """A picture as PNG: exact, or with the most colours of :data:`PALETTES` that keep it under :data:`MAX_BYTES`.
-
-    A noisy slice may still be larger with the fewest colours.
-    """
+    """A picture as PNG: exact, or in the most colours of :data:`PALETTES` within :data:`MAX_BYTES`, else the fewest."""
 
     def png(picture: Image) -> bytes:
         buffer = io.BytesIO()
@@ -112,10 +107,8 @@ def encode_picture(picture: Image) -> bytes:
 
     content = png(picture)
     for colours in PALETTES:
-        if len(content) <= MAX_BYTES:
-            break
-        # median cut, refined by k-means: most colours are greys, as most pixels are
-        content = png(picture.quantize(colours, kmeans=1, dither=Dither.NONE))
+        if len(content) > MAX_BYTES:  # median cut, refined by k-means: most colours are greys, as most pixels are
+            content = png(picture.quantize(colours, kmeans=1, dither=Dither.NONE))
     return content
 
 
@@ -139,13 +132,10 @@ def _write(
         picture = error_picture(image[0, middle].cpu().numpy(), activation[middle])
         (folder / name).write_bytes(encode_picture(picture))
         entry = {
-            "scan": scan,
-            "label": table.class_names[table.label[row]],
+            "scan": scan, "label": table.class_names[table.label[row]],
             "group": UNKNOWN if group == UNKNOWN_GROUP else table.group_names[group],
-            "prediction": table.class_names[prediction],
-            "confidence": float(table.probabilities[row, prediction]),
-            "image": name, "slice": middle, "num_slices": depth,
-            "peak_slice": int(activation.max((1, 2)).argmax()),
+            "prediction": table.class_names[prediction], "confidence": float(table.probabilities[row, prediction]),
+            "image": name, "slice": middle, "num_slices": depth, "peak_slice": int(activation.max((1, 2)).argmax()),
         }  # fmt: skip
         entries.append(entry)
     (folder / INDEX).write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -38,11 +38,8 @@ def class_activation(
 
     Args:
         network: from :func:`explained_copy`, with logits [1, C].
-        image: volume [1, D, H, W] with values in [0, 1].
+        image: volume [1, D, H, W] with values in [0, 1]; the result is [D, H, W], all 0 where nothing raises the logit.
         target_layer: module whose output [1, F, d, h, w] is explained; None is :func:`explained_layer`.
-
-    Returns:
-        [D, H, W] in [0, 1]; all 0 where nothing raises the class's logit.
     """
     kept: list[Tensor] = []
 

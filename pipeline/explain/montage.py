@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOTICE = "Research software, not for diagnosis"
-
 SLICES = 8
 COLUMNS = 2  # of pairs: a slice, and the same under the activation
 DPI = 100
@@ -37,6 +36,7 @@ BAR = 9
 MAX_TEXT = 400  # characters of a warning or name that are shown
 MAX_WARNINGS = 12
 GREY, BLUE, ORANGE = "#555555", "#0072B2", "#D55E00"
+_Measure = Callable[[str, float, bool], float]
 
 
 @contextmanager
@@ -53,13 +53,9 @@ def montage_figure(
 ) -> Figure:
     """Slices spread evenly over a scan, each also under the activation, with the answer and the scan's warnings.
 
-    Slices are those that the network saw, their pixels untouched (:func:`~.error_picture`), each at most once.
-
-    Args:
-        pixels: [D', h, w] in [0, 1], the network's volume without padding; ``activation`` likewise.
-
-    Returns:
-        Figure of :data:`DPI`, 1400 by 1000 pixels for slices of 224; higher where there is much to say.
+    ``pixels`` [D', h, w] in [0, 1] are the network's volume without padding, ``activation`` likewise. Each slice is
+    shown at most once, its pixels untouched (:func:`~.error_picture`). The figure, of :data:`DPI`, has 1400 by 1000
+    pixels for slices of 224, and is higher where there is much to say.
     """
     intake = answer.intake
     distinct, first = np.unique(intake["indices"], return_index=True)
@@ -69,11 +65,9 @@ def montage_figure(
     height, width = pairs[0].shape[:2]
     rows = -(-SLICES // COLUMNS)  # of a short scan too: the text beside them has the same room
     grid = (COLUMNS * width + (COLUMNS - 1) * SPACE, rows * height + (rows - 1) * SPACE)
-
     total_width = 3 * MARGIN + grid[0] + SIDE
     measure = _measure()
-    lines = _wrapped(title, 13, total_width - 2 * MARGIN, measure, bold=True)
-    head = [_line(line, 13, bold=True) for line in lines]
+    head = [_line(line, 13, bold=True) for line in _wrapped(title, 13, total_width - 2 * MARGIN, measure, bold=True)]
     head += [_line(NOTICE, 10, bold=True, colour=ORANGE), _gap(6)]
     side = _answered(answer, measure)
     peak = np.unravel_index(activation.argmax(), activation.shape)[0] if activation.max() > 0 else None
@@ -91,13 +85,12 @@ def montage_figure(
         for item in items:
             item.draw(axes, x, y)
             y += item.height
-    sides = intake["affine"] is not None
     for number, (pair, index) in enumerate(zip(pairs, distinct[chosen], strict=True)):
         x = MARGIN + number % COLUMNS * (width + SPACE)
         y = top + number // COLUMNS * (height + SPACE)
         figure.figimage(pair, x, total_height - y - height, origin="upper")
         _on_picture(axes, x + 4, y + 4, f"slice {index + 1}", ha="left", va="top")
-        if sides and not number:
+        if intake["affine"] is not None and not number:
             _on_picture(axes, x + 4, y + height / 2, "R", ha="left", va="center")
     return figure
 
@@ -107,9 +100,6 @@ class _Item(NamedTuple):
 
     height: int
     draw: Callable[[Axes, int, int], object]
-
-
-_Measure = Callable[[str, float, bool], float]
 
 
 def _line(text: str, size: float = 9, **style: Any) -> _Item:
@@ -182,10 +172,9 @@ def _reading(answer: Answer, peak: int | None, measure: _Measure) -> list[_Item]
     if peak is not None:
         where = f"Share of its maximum, which is in slice {peak + 1}. Coarse: a region that mattered, not a lesion."
     items += text(where, colour=GREY)
+    order = "Slices count from 1 at the feet. R: the patient's right."
     if intake["affine"] is None:
         order = "Slices count from 1 in the order of the files. Their orientation is not known."
-    else:
-        order = "Slices count from 1 at the feet. R: the patient's right."
     items += [*text(order, colour=GREY), _gap(10), _line("Scan", bold=True), *text(scan_facts(intake)), _gap(10)]
     items.append(_line(f"Quality warnings: {len(said) or 'none'}", bold=True, colour=ORANGE if said else "black"))
     for warning in said[:MAX_WARNINGS]:

@@ -43,8 +43,7 @@ class OverlayWriter:
         mirror: whether mirrored volumes (left and right exchanged) took part in the answer.
         named: whether a montage shows the scan's name; a picture that leaves the project may have to do without.
 
-    Raises:
-        ValueError: a size is not positive, there is no network, or a network has no module ``target_layer``.
+    A size that is not positive, no network, or one without a module ``target_layer`` is a ValueError.
     """
 
     def __init__(
@@ -76,11 +75,9 @@ class OverlayWriter:
         engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: self._explained.clear())
 
     def montage_path(self, scan: str) -> Path | None:
-        """None where none was written."""
         return self._montages.get(scan)
 
     def map_path(self, scan: str) -> Path | None:
-        """None where none was written."""
         return self._maps.get(scan)
 
     def _start(self, engine: Engine) -> None:

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 LEVELS = 255  # of a map's uint8
-# 1 / 255, rounded down: no value reads back above 1
-SLOPE = float(np.nextafter(np.float32(1 / LEVELS), np.float32(0)))
+SLOPE = float(np.nextafter(np.float32(1 / LEVELS), np.float32(0)))  # rounded down: no value reads back above 1
 DESCRIPTION_BYTES = 79  # of NIfTI's descrip, and a zero
 
 
@@ -34,10 +33,7 @@ def map_to_scan(
         image_size: rows and columns to which slices were resized; ``crop_size`` those of the central crop.
 
     Returns:
-        [D, H, W] in 0 to 255, 255 = 1.
-
-    Raises:
-        ValueError: the arguments do not fit each other.
+        [D, H, W] in 0 to 255, 255 = 1; ValueError when the arguments do not fit each other.
     """
     depth, height, width = (int(size) for size in shape)
     rows, columns = CenterSpatialCrop((crop_size, crop_size)).compute_slices((image_size, image_size))
@@ -71,7 +67,6 @@ def write_map(
 
     The affine is the sform; the qform says the same, and is left out where it cannot (a sheared grid, such as that of
     a tilted gantry): readers that know only orthogonal axes then refuse the file instead of showing it shifted.
-
     Without an affine (slice folders) the voxels are units, sform and qform have code 0 (no orientation is known), and
     the description says so. The axes are then as in the pictures: to the right, down, and in order of file names.
 

@@ -7,11 +7,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "classifier": ["Classifier"],
-        "dicom_writer": ["DicomWriter"],
+        "dicom_report": ["DicomWriter"],
         "members": ["MemberLoader", "checkpoint_paths", "common_settings", "require_checkpoints"],
-        "memory": ["MemoryKeeper"],
         "prediction_writer": WRITERS,
-        "runtimes": ["MirrorInferer", "inferer_of"],
+        "runtimes": ["MemoryKeeper", "MirrorInferer", "inferer_of"],
         "scan_readers": ["ScanLoader"],
         "watch": ["watch_scans"],
     },

@@ -18,7 +18,7 @@ class Answer:
     """What is said of one new scan; the numbers are empty or None where the status is not ``ok``."""
 
     scan: str  # its name
-    status: Status  # skipped: by what it says of itself no chest CT, such as a localizer; no failure
+    status: Status  # skipped: its header says that it is no chest CT, such as a localizer; no failure
     reason: str  # why there is no answer; empty when ok
     prediction: str | None  # the most probable class
     probabilities: dict[str, float]  # by class, corrected where a correction was given
@@ -72,20 +72,15 @@ def answer_scans(
         record = dict(intake[i] or {})
         status, reason = _status(batch["reason"][i], record, bool(finite[i]))
         ok = status == "ok"
-        answers.append(
-            Answer(
-                scan=scan,
-                status=status,
-                reason=_line(reason),
-                prediction=names[winner[i]] if ok else None,
-                probabilities=by_class(final[i]) if ok else {},
-                spread=by_class(spread[i]) if ok and spread is not None else None,
-                warnings=[_line(text) for text in record.get("warnings") or ()],
-                intake=record,
-                agreement=float(agreement[i]) if ok and several else None,
-                uncorrected=by_class(raw[i]) if ok and correction is not None else None,
-            )
-        )
+        answer = Answer(
+            scan=scan, status=status, reason=_line(reason), prediction=names[winner[i]] if ok else None,
+            probabilities=by_class(final[i]) if ok else {},
+            spread=by_class(spread[i]) if ok and spread is not None else None,
+            warnings=[_line(text) for text in record.get("warnings") or ()], intake=record,
+            agreement=float(agreement[i]) if ok and several else None,
+            uncorrected=by_class(raw[i]) if ok and correction is not None else None,
+        )  # fmt: skip
+        answers.append(answer)
     return answers
 
 

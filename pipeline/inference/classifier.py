@@ -82,13 +82,10 @@ class Classifier:
     def predict(self, paths: Iterable[str | Path | None], batch_size: int = 0) -> pd.DataFrame:
         """A row a scan, in the order of the paths; may be called by several threads.
 
-        Args:
-            paths: each of a file or of a folder with one scan. What is no path is a scan that failed.
-            batch_size: 0 leaves it to inference.yaml.
-
-        Returns:
-            The columns of inference's predictions.csv: scan, prediction, prob_<class> (in [0, 1]), status
-            (ok|failed|skipped), reason, warnings. Without an answer, prediction and probabilities are None or NaN.
+        Each path is of a file or of a folder with one scan; what is no path is a scan that failed. ``batch_size`` 0
+        leaves it to inference.yaml. The columns are those of inference's predictions.csv: scan, prediction,
+        prob_<class> (in [0, 1]), status (ok|failed|skipped), reason, warnings. Without an answer, prediction and
+        probabilities are None or NaN.
         """
         names = [os.fspath(path) if isinstance(path, (str, Path)) else "" for path in paths]
         answers = _Answers(self.writer)

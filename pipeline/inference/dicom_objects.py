@@ -21,8 +21,7 @@ from .. import __version__
 from .answers import Answer
 from .dicom_sources import DicomReportError, Sources
 
-REPORT = "report.dcm"
-MONTAGE = "montage.dcm"
+REPORT, MONTAGE = "report.dcm", "montage.dcm"
 MANUFACTURER = "fairlung"
 NOT_FOR_DIAGNOSIS = "Research software, not a medical device. Not for diagnosis. Not verified by a physician."
 SERIES_DESCRIPTION = "fairlung: research only, not for diagnosis"
@@ -142,12 +141,10 @@ def _measurement_group(sources: Sources, answer: Answer, model: Model) -> sr.Mea
     image_of = sr.SourceImageForMeasurementGroup
     group = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(identifier="Classification of the whole scan", uid=tracking),
-        finding_sites=[sr.FindingSite(codes.SCT.Lung)],
-        algorithm_id=algorithm,
-        measurements=measurements,
-        qualitative_evaluations=[predicted],
+        finding_sites=[sr.FindingSite(codes.SCT.Lung)], algorithm_id=algorithm,
+        measurements=measurements, qualitative_evaluations=[predicted],
         source_images=[image_of(h.SOPClassUID, h.SOPInstanceUID, sources.frames) for h in sources.headers],
-    )
+    )  # fmt: skip
     said = [(codes.DCM.Comment, NOT_FOR_DIAGNOSIS)]
     said += [(own_code("warning", "Quality warning"), warning) for warning in answer.warnings]
     for concept, text in said:
@@ -166,11 +163,9 @@ def report_of(sources: Sources, answer: Answer, model: Model) -> sr.Comprehensiv
     observer = sr.ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
-        procedure_reported=Code("24627-2", "LN", "CT Chest"),
-        imaging_measurements=[_measurement_group(sources, answer, model)],
-        title=codes.DCM.ImagingMeasurementReport,
-        referenced_images=sources.headers,
-    )
+        procedure_reported=Code("24627-2", "LN", "CT Chest"), title=codes.DCM.ImagingMeasurementReport,
+        imaging_measurements=[_measurement_group(sources, answer, model)], referenced_images=sources.headers,
+    )  # fmt: skip
     return sr.Comprehensive3DSR(
         evidence=sources.headers, content=content, is_complete=True, is_final=False, is_verified=False,
         **_common(sources, model, REPORT),
@@ -181,8 +176,7 @@ def montage_pixels(montage: str | Path | NDArray[np.uint8], scan: str) -> NDArra
     """[H, W, 3] uint8; transparent pixels become white."""
     if isinstance(montage, np.ndarray):
         if montage.dtype != np.uint8 or montage.ndim != 3 or montage.shape[2] != 3 or 0 in montage.shape:
-            found = f"{list(montage.shape)} {montage.dtype}"
-            raise DicomReportError(f"{scan}: montage must be [H, W, 3] uint8, got {found}")
+            raise DicomReportError(f"{scan}: montage must be [H, W, 3] uint8, got {[*montage.shape]} {montage.dtype}")
         return np.ascontiguousarray(montage)
     try:
         with Image.open(montage) as image:

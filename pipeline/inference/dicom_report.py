@@ -10,7 +10,7 @@ Nobody is named. Of a source file only the tags in :data:`~.SOURCE_TAGS` are rea
 institution or private tag), and their values are taken over one by one; the Patient and Study attributes of what is
 written are empty, and ``PatientIdentityRemoved`` says YES. Kept are the UIDs of study, series, instances and frame of
 reference: without them a reference is none, and an archive finds the study by its UID. One that checks the patient's
-ID too will hold the objects for reconciliation; there the ID is filled in by those who may know it. Both objects say
+ID too will hold the objects for reconciliation; there somebody who may know the ID fills it in. Both objects say
 that they are research (``ContentQualification`` RESEARCH), the report also that it is preliminary and unverified.
 
 The UID of an instance follows from all that it holds but the times of writing. So a repeated inference gives the same
@@ -23,15 +23,17 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 
-from ..common.files import replacing
+from .. import __version__
+from ..common.files import ScanPaths, replacing
 
 if TYPE_CHECKING:
     from highdicom import SOPClass
@@ -39,11 +41,11 @@ if TYPE_CHECKING:
     from .answers import Answer
     from .dicom_objects import Model
 
+logger = logging.getLogger(__name__)
+
 # what repeating an inference changes
-_CLOCK = {
-    "InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime", "DateOfSecondaryCapture",
-    "TimeOfSecondaryCapture",
-}  # fmt: skip
+_CLOCK = {f"{of}{what}" for of in ("InstanceCreation", "Content") for what in ("Date", "Time")}
+_CLOCK |= {"DateOfSecondaryCapture", "TimeOfSecondaryCapture"}
 
 
 def write_dicom_answers(
@@ -61,8 +63,7 @@ def write_dicom_answers(
         montage: a picture, or [H, W, 3] uint8, RGB. ``BurnedInAnnotation`` will say that it identifies nobody: it must
             show neither the scan's name nor anything else that could.
 
-    Raises:
-        DicomReportError: no answer, source files that cannot be read or referred to, or a montage that is no picture.
+    DicomReportError: no answer, source files that cannot be read or referred to, or a montage that is no picture.
     """
     with _no_values_in_messages():
         # highdicom and pydicom are imported when the first report is written
@@ -87,16 +88,16 @@ def write_dicom_answers(
 @contextmanager
 def _no_values_in_messages() -> Iterator[None]:
     """Keep pydicom and highdicom from repeating values and UIDs; the errors raised here say what is wrong."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, ("highdicom", "pydicom"))}
-    for logger in levels:
-        logger.setLevel(logging.CRITICAL)
+    levels = {library: library.level for library in map(logging.getLogger, ("highdicom", "pydicom"))}
+    for library in levels:
+        library.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             yield
     finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
+        for library, level in levels.items():
+            library.setLevel(level)
 
 
 def _seal(instance: SOPClass) -> None:
@@ -127,3 +128,51 @@ def _write(instance: SOPClass, path: Path) -> None:
             return
     with replacing(path) as part:
         instance.save_as(part, enforce_file_format=True)
+
+
+def model_of(checkpoints: Sequence[str | Path]) -> Model:
+    """fairlung, its version, and the SHA-256 of the checkpoint's file; of several, of their sorted digests."""
+    from .dicom_objects import Model
+
+    digests = []
+    for path in checkpoints:
+        with Path(path).open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(digests) > 1:
+        digests = [hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()]
+    return Model("fairlung", __version__, digests[0])
+
+
+class DicomWriter:
+    """Engine handler: ``<folder>/<scan>/report.dcm`` and ``montage.dcm`` for each answered scan that came from DICOM.
+
+    Attach it after :class:`~.PredictionWriter` and what makes the montages: ``montage_path`` gives for a scan's name a
+    picture without that name in it, or None. Objects that cannot be written are a warning that names the scan; the
+    answer stands in the table all the same.
+    """
+
+    def __init__(
+        self, folder: str | Path, checkpoints: Sequence[str | Path], montage_path: Callable[[str], Path | None]
+    ) -> None:
+        self.folder, self.checkpoints, self.montage_path = Path(folder), tuple(checkpoints), montage_path
+        self._name = ScanPaths()
+        self._model: Model | None = None
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
+
+    def _start(self, engine: Engine) -> None:
+        if self._model is None:  # one process answers by one model, whatever becomes of the file
+            self._model = model_of(self.checkpoints)
+
+    def _write(self, engine: Engine) -> None:
+        assert self._model is not None
+        for answer in engine.state.answers:
+            if answer.status != "ok" or answer.intake.get("kind") != "dicom":
+                continue
+            try:
+                folder = self.folder / self._name(answer.scan)
+                write_dicom_answers(folder, answer, self._model, self.montage_path(answer.scan))
+            except Exception as error:  # the answer must not be lost by its report
+                logger.warning("%s: no DICOM report: %s: %s", answer.scan, type(error).__name__, error)

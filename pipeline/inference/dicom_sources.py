@@ -19,7 +19,6 @@ GEOMETRY = {"PixelSpacing": 2, "SliceThickness": 1, "ImagePositionPatient": 3, "
 LOSSY_TAGS = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 FRAME_TAGS = ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 SOURCE_TAGS = (*REFERENCE_TAGS, "FrameOfReferenceUID", "Rows", "Columns", *GEOMETRY, *LOSSY_TAGS, *FRAME_TAGS)
-
 _UID = re.compile(r"[0-9.]{1,64}")  # leading zeros, which the standard forbids, occur and are referenced as they are
 
 

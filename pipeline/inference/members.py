@@ -22,8 +22,8 @@ from ..networks.ensemble import Ensemble
 
 logger = logging.getLogger(__name__)
 
-# What a training aggregated its loss over. The network's input and output do not depend on it, and folds may differ in
-# it unasked: group_names are those that occur. So members may.
+# What a training aggregated its loss over. Members may differ in it: the network's input and output do not depend on
+# it, and folds differ unasked, as group_names are the groups that occur.
 GROUP_SETTINGS = ("group_by", "group_names", "age_bands")
 COMMON_SETTINGS = (*(name for name in MODEL_SETTINGS if name not in GROUP_SETTINGS), NETWORK)
 
@@ -31,10 +31,8 @@ COMMON_SETTINGS = (*(name for name in MODEL_SETTINGS if name not in GROUP_SETTIN
 def checkpoint_paths(checkpoint: str | Path | Sequence[str | Path]) -> list[str]:
     """The files of a path, a pattern (``*``, ``?``, ``[...]``, ``**`` for any folders; sorted) or a list of these.
 
-    A path that exists is taken as it is, and one without pattern also when nothing is there.
-
-    Raises:
-        CheckpointError: a pattern matches no file, the list is empty, or a file is there twice.
+    A path that exists is taken as it is, and one without pattern also when nothing is there. A pattern that matches no
+    file, an empty list or a file that is there twice is a CheckpointError.
     """
     given = [checkpoint] if isinstance(checkpoint, (str, Path)) else list(checkpoint)
     paths: list[str] = []
@@ -66,24 +64,18 @@ def require_checkpoints(paths: Sequence[str | Path]) -> None:
 def common_settings(paths: Sequence[str | Path], train_config: str | Path) -> dict[str, Any]:
     """The settings that all checkpoints were trained with (:func:`~.model_settings`); groups are the first one's.
 
-    The values of ``train_config``, the path of train.yaml, stand for a single checkpoint that is not there yet.
-
-    Raises:
-        CheckpointError: one is missing or none of this bundle, or they differ; names the file and the settings.
+    The values of ``train_config``, the path of train.yaml, stand for a single checkpoint that is not there yet. A
+    CheckpointError names the file that is missing or none of this bundle, or the settings in which it differs.
     """
     if len(paths) == 1:
         return model_settings(paths[0], train_config)
     require_checkpoints(paths)
     first, *others = (model_settings(path, train_config) for path in paths)
     for path, found in zip(paths[1:], others, strict=True):
-        differing = [
-            f"{name}: {found.get(name)!r}, there {first.get(name)!r}"
-            for name in COMMON_SETTINGS
-            if found.get(name) != first.get(name)
-        ]
-        if differing:
+        if differing := [name for name in COMMON_SETTINGS if found.get(name) != first.get(name)]:
             what = f"{path} was trained with other settings than {paths[0]}, they cannot answer together:"
-            raise CheckpointError("\n  ".join([what, *differing]))
+            listed = (f"{name}: {found.get(name)!r}, there {first.get(name)!r}" for name in differing)
+            raise CheckpointError("\n  ".join([what, *listed]))
     return first
 
 
@@ -120,10 +112,7 @@ def load_members(paths: Sequence[str | Path], network: nn.Module, settings: Mode
 
 
 class MemberLoader:
-    """Ignite handler: :func:`load_members` when the engine starts, the first time only.
-
-    In place of MONAI's ``CheckpointLoader``, which knows one file and reads it at every start.
-    """
+    """Ignite handler: :func:`load_members` at the first start; MONAI's ``CheckpointLoader`` reads one file at each."""
 
     def __init__(self, paths: Sequence[str | Path], network: nn.Module, settings: ModelSettings) -> None:
         self.paths, self.network, self.settings = list(paths), network, settings

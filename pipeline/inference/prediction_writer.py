@@ -1,13 +1,15 @@
 """Engine handlers that write prediction tables, a row a scan: of labelled scans, of new ones, and added to a table."""
 
 import csv
+import io
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +20,81 @@ from torch import Tensor
 from fairlung.transforms.checks import check_setting
 
 from ..common.distributed import gather_interleaved, is_primary, rank, world_size
-from ..common.errors import EXIT_SOME_FAILED
-from ..common.files import append_durably, replace_durably, whole_records
+from ..common.errors import EXIT_SOME_FAILED, UserError
+from ..common.files import append_durably, encoded, finite, replace_durably, whole_records
 from ..data.groups import group_columns
 from ..data.intake_records import SEPARATOR
 from ..evaluation.predictions import POSTPROCESS, PROBABILITY, SYNTHETIC
 from ..postprocessing.fitted import Fitted
-from . import prediction_table as tables
 from .answers import Answer, answer_scans
-from .prediction_table import PredictionTableError
 
 logger = logging.getLogger(__name__)
 
+SPREAD = "spread_"  # before the class name in the column of the members' standard deviation
+AGREEMENT = "agreement"
+NOT_UNICODE = re.compile("[\ud800-\udfff]")
+ESCAPED = re.compile(r"\\(udc[89a-f][0-9a-f])")  # what the table's encoding makes of a byte that is not Unicode
+_ELSEWHERE = "choose another output folder, or move the table away"
 # keys of an object of the JSON, in order
 OBJECT = (
     "scan", "status", "reason", "prediction", "probabilities", "spread", "agreement", "uncorrected", "prevalence",
     "warnings", "intake",
 )  # fmt: skip
+
+
+class PredictionTableError(UserError, ValueError):
+    """A table of predictions that rows cannot be added to; the message says why and what to do."""
+
+
+def csv_bytes(rows: Iterable[Sequence[str]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return encoded(text.getvalue())
+
+
+def csv_rows(content: bytes) -> list[list[str]]:
+    """Without empty rows."""
+    text = content.decode("utf-8-sig")  # a spreadsheet program may have saved it
+    return [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+
+
+def csv_text(cells: Sequence[str | float | None]) -> list[str]:
+    """Cells as they stand in the CSV: numbers with six digits, nothing where there is none."""
+    return ["" if cell is None else f"{cell:.6f}" if isinstance(cell, float) else cell for cell in cells]
+
+
+def original_name(scan: str) -> str:
+    """A scan's name of the CSV with the bytes, not Unicode, that it may have had."""
+    return ESCAPED.sub(lambda found: chr(int(found[1][1:], 16)), scan)
+
+
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """An object on one line; what is not Unicode as the table writes it, and what is no number as null."""
+    text = json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
+    return NOT_UNICODE.sub(lambda found: f"\\\\u{ord(found[0]):04x}", text).encode() + b"\n"
+
+
+def json_list(lines: Iterable[bytes]) -> bytes:
+    """The JSON of objects that are given a line each."""
+    return b"[\n" + b",\n".join(line.rstrip(b"\n") for line in lines) + b"\n]\n"
+
+
+def json_objects(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON of ours; of anything else none: the table is what counts."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return []
+    records = found if isinstance(found, list) else []
+    return [record for record in records if isinstance(record, dict) and "scan" in record]
+
+
+def stated(correction: Fitted) -> str:
+    """A correction in the column ``postprocess``: the method and, of a prior, the class frequencies."""
+    target, source = (correction.settings.get(name) or {} for name in ("target", "source"))
+    to = [f"{name}={share:.6g}" for name, share in target.items()]
+    even = len(set(source.values())) <= 1
+    return " ".join([correction.method, *to, *([] if even else ["from", *(f"{n}={s:.6g}" for n, s in source.items())])])
 
 
 def _part(path: Path) -> Path:
@@ -73,7 +133,7 @@ class LabelledPredictionWriter:
 
     def _start(self, engine: Engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _part(self.path).write_bytes(tables.csv_bytes([self.columns]))
+        _part(self.path).write_bytes(csv_bytes([self.columns]))
 
     def _add(self, engine: Engine) -> None:
         batch, rows = engine.state.batch, []
@@ -82,16 +142,16 @@ class LabelledPredictionWriter:
             answer = [self.class_names[int(row.argmax())], *(f"{p:.6f}" for p in row.tolist())]
             rows.append([batch["scan"][i], self.class_names[int(batch["label"][i])], *groups, *answer, *self.mark])
         with _part(self.path).open("ab") as file:
-            file.write(tables.csv_bytes(rows))
+            file.write(csv_bytes(rows))
 
     def _complete(self, engine: Engine) -> None:
         part = _part(self.path)
         if world_size() > 1:
-            rows = gather_interleaved(tables.csv_rows(part.read_bytes())[1:])
+            rows = gather_interleaved(csv_rows(part.read_bytes())[1:])
             if not is_primary():
                 part.unlink()
                 return
-            part.write_bytes(tables.csv_bytes([self.columns, *rows]))
+            part.write_bytes(csv_bytes([self.columns, *rows]))
         part.replace(self.path)
         if self.best_path is not None and engine.state.best_metric_epoch == engine.state.epoch:
             shutil.copyfile(self.path, self.best_path)
@@ -117,9 +177,9 @@ class PredictionWriter:
         self.json_path = self.path.with_suffix(".json")
         self.class_names = tuple(class_names)
         self.members, self.correction = members, correction
-        self.postprocess = "" if correction is None else tables.stated(correction)
+        self.postprocess = "" if correction is None else stated(correction)
         self.columns = ["scan", "prediction", *(PROBABILITY + name for name in self.class_names)]
-        self.columns += [*(tables.SPREAD + name for name in self.class_names), tables.AGREEMENT] if members > 1 else []
+        self.columns += [*(SPREAD + name for name in self.class_names), AGREEMENT] if members > 1 else []
         self.columns += [POSTPROCESS] if correction is not None else []
         self.columns += ["status", "reason", "warnings"]
         self.answered: set[str] = set()  # names of the scans that had a row before this run
@@ -166,7 +226,7 @@ class PredictionWriter:
     def _start(self, engine: Engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.counts.clear()
-        _part(self.path).write_bytes(tables.csv_bytes([self.columns]))
+        _part(self.path).write_bytes(csv_bytes([self.columns]))
         _part(self.json_path).write_bytes(b"")
 
     def _add(self, engine: Engine) -> None:
@@ -185,8 +245,8 @@ class PredictionWriter:
 
     def _append(self, answers: Sequence[Answer], table: Path, objects: Path) -> None:
         # objects first: a row never lacks its object, and an object without its row is not looked at
-        append_durably(objects, b"".join(tables.json_line(self.record(answer)) for answer in answers))
-        append_durably(table, tables.csv_bytes([tables.csv_text(self.cells(answer)) for answer in answers]))
+        append_durably(objects, b"".join(json_line(self.record(answer)) for answer in answers))
+        append_durably(table, csv_bytes([csv_text(self.cells(answer)) for answer in answers]))
 
     def _count(self, status: str, warned: bool) -> None:
         self.counts[status] += 1
@@ -196,14 +256,14 @@ class PredictionWriter:
         part, json_part = _part(self.path), _part(self.json_path)
         objects = json_part.read_bytes().splitlines(keepends=True)
         if world_size() > 1:
-            rows = gather_interleaved(tables.csv_rows(part.read_bytes())[1:])
+            rows = gather_interleaved(csv_rows(part.read_bytes())[1:])
             objects = gather_interleaved(objects)
             if not is_primary():
                 part.unlink()
                 json_part.unlink()
                 return
-            part.write_bytes(tables.csv_bytes([self.columns, *rows]))
-        replace_durably(self.json_path, tables.json_list(objects))
+            part.write_bytes(csv_bytes([self.columns, *rows]))
+        replace_durably(self.json_path, json_list(objects))
         json_part.unlink()
         part.replace(self.path)
 
@@ -221,7 +281,7 @@ class AppendingPredictionWriter(PredictionWriter):
 
     @property
     def _journal(self) -> Path:
-        """Objects of rows that the JSON does not have yet. Another name than that of a broken run."""
+        """Objects of rows that the JSON does not have yet; a broken run without append leaves none of this name."""
         return self.json_path.with_name(f"{self.json_path.name}l.part")
 
     def recover(self) -> None:
@@ -230,14 +290,14 @@ class AppendingPredictionWriter(PredictionWriter):
             return
         content = self.path.read_bytes() if self.path.exists() else b""
         whole = whole_records(content)
-        if not whole and not tables.csv_bytes([self.columns]).startswith(content):
+        if not whole and not csv_bytes([self.columns]).startswith(content):
             raise PredictionTableError(f"{self.path} is no table of predictions; {_ELSEWHERE}")
         rows = self._checked(content[:whole])
         if whole < len(content):
             logger.warning("%s: its last row was cut off and is dropped; its scan is to be answered again", self.path)
             os.truncate(self.path, whole)
         for row in rows:
-            self.answered |= {row["scan"], tables.original_name(row["scan"])}
+            self.answered |= {row["scan"], original_name(row["scan"])}
             self._count(row["status"], bool(row["warnings"]))
         self._recovered = True
         if self._journal.exists():
@@ -249,7 +309,7 @@ class AppendingPredictionWriter(PredictionWriter):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.recover()
         if not self.path.exists() or not self.path.stat().st_size:
-            append_durably(self.path, tables.csv_bytes([self.columns]))
+            append_durably(self.path, csv_bytes([self.columns]))
 
     def _write(self, answers: Sequence[Answer]) -> Sequence[Answer]:
         new: dict[str, Answer] = {}
@@ -265,7 +325,7 @@ class AppendingPredictionWriter(PredictionWriter):
     def _checked(self, content: bytes) -> list[dict[str, str]]:
         """The rows of a table; PredictionTableError for no table, other columns or another correction."""
         try:
-            header, *rows = tables.csv_rows(content) or [self.columns]
+            header, *rows = csv_rows(content) or [self.columns]
         except (UnicodeDecodeError, csv.Error) as error:
             raise PredictionTableError(f"{self.path} is no table of predictions ({error}); {_ELSEWHERE}") from error
         if header != self.columns:
@@ -287,13 +347,13 @@ class AppendingPredictionWriter(PredictionWriter):
 
     def _complete(self, engine: Engine | None = None) -> None:
         """Rewrite the JSON, an object for each row of the table, and remove the journal."""
-        known = {record["scan"]: tables.json_line(record) for record in tables.json_objects(self.json_path)}
+        known = {record["scan"]: json_line(record) for record in json_objects(self.json_path)}
         journal = self._journal.read_bytes() if self._journal.exists() else b""
         for line in journal[: journal.rfind(b"\n") + 1].splitlines(keepends=True):
             known[json.loads(line)["scan"]] = line  # the last counts: the one before may have lost its row
         rows = self._checked(self.path.read_bytes() if self.path.exists() else b"")
-        lines = [known.get(row["scan"]) or tables.json_line(self._record_of(row)) for row in rows]
-        replace_durably(self.json_path, tables.json_list(lines))
+        lines = [known.get(row["scan"]) or json_line(self._record_of(row)) for row in rows]
+        replace_durably(self.json_path, json_list(lines))
         self._journal.unlink(missing_ok=True)
 
     def _record_of(self, row: Mapping[str, str]) -> dict[str, Any]:
@@ -305,14 +365,11 @@ class AppendingPredictionWriter(PredictionWriter):
         answer = Answer(
             scan=row["scan"], status=row["status"], reason=row["reason"],  # type: ignore[arg-type]
             prediction=row["prediction"] or None,
-            probabilities=numbers(PROBABILITY), spread=numbers(tables.SPREAD) or None,
-            agreement=float(row[tables.AGREEMENT]) if row.get(tables.AGREEMENT) else None,
+            probabilities=numbers(PROBABILITY), spread=numbers(SPREAD) or None,
+            agreement=float(row[AGREEMENT]) if row.get(AGREEMENT) else None,
             warnings=row["warnings"].split(SEPARATOR) if row["warnings"] else [], intake={},
         )  # fmt: skip
         return self.record(answer)
-
-
-_ELSEWHERE = "choose another output folder, or move the table away"
 
 
 def prediction_writer_of(

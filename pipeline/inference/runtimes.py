@@ -1,16 +1,21 @@
-"""What computes the network: PyTorch or OpenVINO, and each volume once or also mirrored."""
+"""What computes the network: PyTorch or OpenVINO, each volume once or also mirrored; and the memory that it keeps."""
 
+import ctypes
 import functools
 import importlib
 import logging
 import math
+import os
+import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from threading import Lock
 from types import ModuleType
 from typing import Any
 
 import torch
+from ignite.engine import Engine, Events
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 
@@ -21,6 +26,12 @@ from ..common.errors import UserError
 # name of a runtime -> OpenVINO's hint of the precision that it computes in
 OPENVINO_PRECISIONS = {"openvino": "f32", "openvino_bf16": "bf16"}
 RUNTIMES = ("torch", *OPENVINO_PRECISIONS)
+_CORE_LOCK = Lock()
+# options of glibc's mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+# Setting any of them ends that glibc moves the thresholds by itself; these are where it has moved them once a process
+# has freed a block of 32 MB.
+USUAL = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20}
 
 
 class RuntimeUnavailableError(UserError, RuntimeError):
@@ -28,15 +39,10 @@ class RuntimeUnavailableError(UserError, RuntimeError):
 
 
 def inferer_of(runtime: str, device: torch.device | str) -> Inferer:
-    """The inferer of a setting ``runtime``.
+    """The inferer of a setting ``runtime``; RuntimeUnavailableError without OpenVINO, or for it on another device.
 
-    Args:
-        runtime: ``torch``; ``openvino`` in float32, with PyTorch's answers but for rounding; ``openvino_bf16`` in
-            bfloat16 where the CPU has it, with about three digits.
-
-    Raises:
-        ValueError: there is no such runtime.
-        RuntimeUnavailableError: OpenVINO is not installed, or the device is no CPU.
+    A runtime is ``torch``; ``openvino`` in float32, with PyTorch's answers but for rounding; or ``openvino_bf16`` in
+    bfloat16 where the CPU has it, with about three digits.
     """
     check_setting("runtime", runtime, runtime in RUNTIMES, f"one of {', '.join(RUNTIMES)}")
     if runtime == "torch":
@@ -79,9 +85,6 @@ def import_openvino() -> ModuleType:
         del sys.modules["openvino_telemetry"]
         if reporter is not None:
             sys.modules["openvino_telemetry"] = reporter
-
-
-_CORE_LOCK = Lock()
 
 
 @functools.cache
@@ -142,3 +145,53 @@ class MirrorInferer(Inferer):
         mirrored = self.inferer(inputs.flip(-1), network, *args, **kwargs)
         log_p = torch.log_softmax(torch.stack([logits, mirrored]).float(), dim=-1)
         return torch.logsumexp(log_p, dim=0) - math.log(2)
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Within it, freed memory stays with the process; at its end, what is free goes back to the system.
+
+    glibc takes every block of more than 32 MB from the system and hands it back when it is freed. Each tensor of a
+    full-size volume's first layers is such a block (205 MB), and clearing its pages takes an eighth of a forward pass.
+
+    It is for one computation, not for a program: it holds for whatever the main thread takes and frees, a block that
+    fits into a hole left behind is kept afterwards too, and where two overlap, the end of the first ends both.
+    Nothing changes on other threads, with another C library, or where ``MALLOC_...``, ``GLIBC_TUNABLES`` or
+    ``LD_PRELOAD`` in the environment may say how memory is to be kept.
+    """
+    glibc = _glibc()
+    if glibc is None:
+        yield
+        return
+    glibc.mallopt(M_MMAP_MAX, 0)
+    glibc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+    try:
+        yield
+    finally:
+        for option, value in USUAL.items():
+            glibc.mallopt(option, value)
+        glibc.malloc_trim(0)
+
+
+class MemoryKeeper:
+    """Handler of an engine: :func:`kept_memory` while it runs."""
+
+    def __init__(self) -> None:
+        self._kept = ExitStack()
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, lambda: self._kept.enter_context(kept_memory()))
+        for end in (Events.COMPLETED, Events.TERMINATE):  # after TERMINATE, COMPLETED may be left out
+            engine.add_event_handler(end, self._kept.close)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._raise)
+
+    def _raise(self, engine: Engine, error: BaseException) -> None:
+        self._kept.close()
+        raise error
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, if it is glibc and nobody has said how it is to keep memory."""
+    said = any(name in ("GLIBC_TUNABLES", "LD_PRELOAD") or name.startswith("MALLOC_") for name in os.environ)
+    return None if said or platform.libc_ver()[0] != "glibc" else ctypes.CDLL(None)

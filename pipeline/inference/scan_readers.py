@@ -1,7 +1,5 @@
 """Scans for inference, read in processes of their own: one that hangs or crashes its reader costs only itself."""
 
-from __future__ import annotations
-
 import io
 import logging
 import math
@@ -33,7 +31,6 @@ from ..data.dataset import NewScanDataset
 from ..data.intake_records import failure_reason
 
 logger = logging.getLogger(__name__)
-
 Item = dict[str, Any]
 
 FIRST_IMPORTS = 600.0  # seconds; on a busy machine or a slow disk a minute is not enough
@@ -63,17 +60,14 @@ class ScanLoader:
     What decoders write to the console is dropped, as it may quote a scan's header; ``FAIRLUNG_TRACEBACK=1`` shows it.
 
     The processes are forked from a server that has imported what the transform needs, and has neither threads nor CUDA.
-    So the data set must pickle; and where the transform is of a class that the main script defines, the script runs
-    again in each of them up to its ``if __name__ == "__main__"``. They end with the iteration and with this process.
+    So the data set must pickle, or there is a TypeError; and where the main script defines the transform's class, it
+    runs again in each of them up to its ``if __name__ == "__main__"``. They end with the iteration and this process.
 
     Args:
         timeout: seconds that the reading of one scan may take.
         prefetch: scans read, or being read, ahead of those asked for; None is twice ``num_workers``. At any time at
             most ``prefetch + batch_size`` scans are in memory, beside the batch that is out.
         preload: further modules to import before the first scan, such as decoders that the transform imports late.
-
-    Raises:
-        TypeError: the data set cannot be sent to other processes.
     """
 
     def __init__(
@@ -97,7 +91,7 @@ class ScanLoader:
             forkserver.set_forkserver_preload([name for name in needed if name != "__main__"])
             forkserver.ensure_running()
 
-    def with_data(self, data: Sequence[Mapping[str, Any]]) -> ScanLoader:
+    def with_data(self, data: Sequence[Mapping[str, Any]]) -> "ScanLoader":
         """The same for other scans."""
         dataset = self.dataset.with_data(data)
         return ScanLoader(dataset, self.batch_size, self.num_workers, self.timeout, self.prefetch, self.preload)

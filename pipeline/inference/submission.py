@@ -63,11 +63,9 @@ def write_submission(
         title = f"{predictions}: {len(failed)} of {len(table)} scans have no prediction"
         raise SubmissionError(_listing(f"{title} (--allow-missing leaves them out)", failed, len(failed)))
     files = {folder / FILES[label]: names for label, names in lines.items()}
-    existing = [path.name for path in files if path.exists()]
-    if existing and not overwrite:
-        raise SubmissionError(
-            f"{folder}: already there: {', '.join(existing)}; choose another folder, or --overwrite replaces them"
-        )
+    there = ", ".join(path.name for path in files if path.exists())
+    if there and not overwrite:
+        raise SubmissionError(f"{folder}: already there: {there}; choose another folder, or --overwrite replaces them")
     folder.mkdir(parents=True, exist_ok=True)
     for path, names in files.items():
         path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", newline="\n")

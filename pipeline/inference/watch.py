@@ -1,6 +1,6 @@
 """Answering a folder that fills: each scan once, as soon as nothing of its study has changed for a while.
 
-Files are watched by looking, again and again: what a file server reports of changes is not to be relied on.
+The folder is looked at again and again, because a file server's reports of changes are not to be relied on.
 """
 
 import logging
@@ -25,7 +25,6 @@ from ..common.errors import UserError
 from .prediction_writer import AppendingPredictionWriter, PredictionWriter
 
 logger = logging.getLogger(__name__)
-
 Scan = Mapping[str, Any]
 Stamp = tuple[int, int, int]  # size in bytes, times of the last change of content and of the file, in nanoseconds
 
@@ -41,10 +40,7 @@ class WatchError(UserError, ValueError):
 
 
 def look(root: str | Path) -> dict[str, dict[str, Stamp]]:
-    """Stamps of all files at and below a folder, hidden ones too: {name of its entry: {relative path: stamp}}.
-
-    What vanishes or may not be read meanwhile is left out.
-    """
+    """Stamps of the readable files below a folder, hidden ones too: {name of its entry: {relative path: stamp}}."""
     found: dict[str, dict[str, Stamp]] = {}
     for path, stamp in _files(os.fspath(root), "", frozenset()):
         found.setdefault(path.partition("/")[0], {})[path] = stamp
@@ -84,10 +80,7 @@ class _Entry:
 
 
 class _Folder:
-    """The watched folder: what was seen, and since when it is so.
-
-    Times are of our own clock: programs that copy keep the files' times of the original.
-    """
+    """The watched folder: what was seen, and since when by our own clock, as copies keep the times of the original."""
 
     def __init__(self, root: Path, quiet_seconds: float, now: float) -> None:
         self.root, self.quiet_seconds = root, quiet_seconds
@@ -141,7 +134,7 @@ class _Folder:
         return names
 
     def stamps(self, scan: Scan) -> dict[str, Stamp]:
-        """The files of a scan: itself, or those directly in its folders."""
+        """The files of a scan: itself, or the files directly in its folders."""
         wanted = set(self._paths(scan))
         return {
             path: stamp
@@ -151,10 +144,7 @@ class _Folder:
         }
 
     def _paths(self, scan: Scan) -> list[str]:
-        """A scan's path and the folders in which it goes on (``more`` of a source), relative to the folder.
-
-        The scan's name stands for a path that lies elsewhere, such as of what was in an archive.
-        """
+        """A scan's paths (``more`` of a source too), relative to the folder; its name for what lies elsewhere."""
         paths = [os.fspath(scan["image"]), *getattr(scan["image"], "more", ())]
         relative = [Path(os.path.relpath(path, self.root)).as_posix() for path in paths]
         return [scan["scan"] if path.split("/")[0] == ".." else path for path in relative]
@@ -188,7 +178,6 @@ def watch(
     Args:
         root: the folder; it may not exist yet, and a file is a WatchError.
         find: the scans in it, ``{"image": path or source, "scan": name}``; FileNotFoundError is none.
-        answer: called with scans to be answered, one round at a time.
         answered: names of the scans that have an answer, from an earlier run as well.
         idle_seconds: end when nothing has changed for so long, and nothing waits for its quiet time; None = never.
         stopped: whether to end; asked between rounds, and before each look.
@@ -231,8 +220,7 @@ class _Rounds:
     answered: Callable[[], Collection[str]]
     clock: Callable[[], float]
     done: set[str] = field(default_factory=set)  # by this run, whatever a table says
-    # stamps of answered scans; None: a change was told
-    stamps: dict[str, dict[str, Stamp] | None] = field(default_factory=dict)
+    stamps: dict[str, dict[str, Stamp] | None] = field(default_factory=dict)  # when answered; None: a change was told
 
     def run(self, now: float) -> int:
         """How many scans were given to be answered."""
@@ -325,7 +313,7 @@ class _Stop:
             time.sleep(min(left, WAKE_SECONDS))
 
     def ends(self, end: Callable[[], None]) -> None:
-        """Have a signal call ``end``, and a signal that has come already."""
+        """Have a signal call ``end``; at once if one has come already."""
         self._end = end
         if self.asked:
             end()

@@ -1,6 +1,6 @@
 """The group level of the objective: how the losses of samples become one loss, over groups or blind to them.
 
-The maths are pure functions; the modules only hold settings and, where batches are remembered, the memory. Nothing here
+The modules hold settings and, where batches are remembered, the memory; the maths are in :mod:`.cvar`. Nothing here
 reads a value back from the device, so a training step never waits for the loss.
 """
 
@@ -18,7 +18,7 @@ from .cvar import cvar_weights, group_means, group_sums, nested_cvar_weights, pu
 class RunningGroupLoss(nn.Module):
     r"""An exponential moving average of each group's mean loss, and how often the group came.
 
-    When group g is in a batch with mean loss :math:`\hat L_g`, and only then,
+    When group g is in a batch with mean loss :math:`\hat L_g`, and only then, with m = ``momentum`` in [0, 1),
 
     .. math:: s_g \leftarrow m s_g + (1 - m) \hat L_g, \quad c_g \leftarrow m c_g + (1 - m), \quad
               \tilde L_g = s_g / c_g.
@@ -27,9 +27,6 @@ class RunningGroupLoss(nn.Module):
     group is counted over all batches: batches are drawn in the same way throughout, and what an importance weight is
     divided by must not be noisy. A loss that is not finite does not enter; the step's own loss shows it. All of it is
     part of the ``state_dict``, so that a resumed training goes on where it stood.
-
-    Args:
-        momentum: m in [0, 1): the weight of the past. 0 keeps the last batch with the group alone.
     """
 
     loss_sum: Tensor  # [G] s
@@ -137,9 +134,7 @@ class GroupCVaR(Aggregation):
     Args:
         alpha: in (0, 1]; 1 is the mean over groups, towards 0 the worst group.
         gradient: ``exact`` (:func:`cvar_weights`) or ``published`` (:func:`published_cvar_weights`).
-        estimator: ``batch`` or ``running``.
-        momentum: of the running estimate, see :class:`RunningGroupLoss`.
-        num_groups: G, which the running estimate needs; group ids are then below it.
+        num_groups: G, which the running estimate needs, as it does ``momentum``; group ids are then below it.
     """
 
     def __init__(
@@ -169,7 +164,7 @@ class GroupCVaR(Aggregation):
             return _with_unknown(group_weights @ means.share, known), known.mean() * constant
         seen, shares = self.running.seen, self.running.shares
         group_weights, constant = self._group_weights(self.running.losses, seen)
-        # a group of which nothing is remembered, as in a look before the first step, enters as in a plain mean
+        # a group that was not seen yet, as in a look before the first step, enters as in a plain mean
         factor = torch.where(seen, group_weights / torch.where(seen, shares, 1.0), 1.0).to(sample_losses)
         factor = torch.where(group >= 0, _of_samples(factor, group), 1.0)
         return factor / len(group), known.mean() * constant.to(sample_losses)
@@ -195,11 +190,8 @@ class GroupDRO(Aggregation):
 
     The algorithm draws groups uniformly. Where some groups come more often, their weights grow more; a sampler that
     puts every group into every batch prevents it. As in the authors' code the weights are not scaled up when groups are
-    missing. They are part of the ``state_dict``, so that a resumed training goes on where it stood.
-
-    Args:
-        num_groups: G; group ids are below it.
-        eta: step size, positive; 0.01 is the authors' default.
+    missing. They are part of the ``state_dict``, so that a resumed training goes on where it stood. Group ids are below
+    ``num_groups``, G; the step size ``eta`` is positive, 0.01 is the authors' default.
     """
 
     log_weights: Tensor
@@ -235,11 +227,8 @@ class HierarchicalCVaR(Aggregation):
     and takes them as constants, with the loss of gradient of :func:`published_cvar_weights`.
 
     The groups and samples are those of the batch. With one sample of a group in it there is nothing to weigh inside,
-    and the CVaR of few samples is on average smaller than that of the group.
-
-    Args:
-        alpha: over the groups, in (0, 1].
-        alpha_inner: over the samples of a group, in (0, 1]; 1 is their mean, which makes this :class:`GroupCVaR`.
+    and the CVaR of few samples is on average smaller than that of the group. ``alpha`` is the level over the groups,
+    ``alpha_inner`` over the samples of a group, both in (0, 1]; an inner 1, their mean, makes this :class:`GroupCVaR`.
     """
 
     def __init__(self, alpha: float = 0.5, alpha_inner: float = 0.9) -> None:
@@ -253,26 +242,21 @@ class HierarchicalCVaR(Aggregation):
         return _with_unknown(weights, (group >= 0).to(sample_losses)), 0.0
 
 
-class GroupTreeCVaR(Aggregation):
+class GroupTreeCVaR(HierarchicalCVaR):
     """CVaR over parent groups of the CVaR over the groups inside each, such as sex x age band inside sex.
 
     Plain CVaR over intersections lets a parent with many children outvote one with few; here each parent counts once.
     The gradient is exact (:func:`nested_cvar_weights`). Groups and parents are those present in the batch.
-    ``alpha`` is the level over the parents, ``alpha_inner`` over the groups of a parent, both in (0, 1].
-
-    Args:
-        parents: [G] parent id (0 or more) of each group id: ``[0, 0, 1, 1]`` puts groups 0 and 1 under parent 0.
+    ``alpha`` is the level over the parents, ``alpha_inner`` over the groups of a parent, both in (0, 1]. ``parents``
+    [G] gives the parent id (0 or more) of each group id: ``[0, 0, 1, 1]`` puts groups 0 and 1 under parent 0.
     """
 
     parents: Tensor
 
     def __init__(self, parents: Sequence[int], alpha: float = 0.8, alpha_inner: float = 0.8) -> None:
-        super().__init__()
-        check_setting("alpha", alpha, 0 < alpha <= 1, "in (0, 1]")
-        check_setting("alpha_inner", alpha_inner, 0 < alpha_inner <= 1, "in (0, 1]")
+        super().__init__(alpha, alpha_inner)
         if not parents or any(parent != int(parent) or parent < 0 for parent in parents):
             raise ValueError(f"parents must give each group the id, 0 or more, of its parent, got {list(parents)}")
-        self.alpha, self.alpha_inner = float(alpha), float(alpha_inner)
         self.register_buffer("parents", torch.tensor([int(parent) for parent in parents]), persistent=False)
 
     def sample_weights(self, sample_losses: Tensor, group: Tensor) -> tuple[Tensor, float]:

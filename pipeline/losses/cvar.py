@@ -45,10 +45,8 @@ def cvar_weights(group_losses: Tensor, alpha: float, used: Tensor | None = None)
 
     The maximum fills the worst groups up to the cap until the weights sum to 1; tied groups share equally. As w is an
     optimum, the gradient of the loss is that of ``sum w_g L_g`` with w held constant. ``alpha = 1`` is the mean over
-    groups, ``alpha <= 1/G`` the worst group. ``used`` [G] tells which entries hold a group (default: all).
-
-    Returns:
-        [G] detached weights, summing to 1 (all 0 when no entry is used).
+    groups, ``alpha <= 1/G`` the worst group. ``used`` [G] tells which entries hold a group (default: all). The weights
+    [G] are detached and sum to 1 (all 0 when no entry is used).
     """
     losses = group_losses.detach()
     used = torch.ones_like(losses, dtype=torch.bool) if used is None else used
@@ -66,10 +64,8 @@ def published_cvar_weights(group_losses: Tensor, alpha: float, used: Tensor | No
 
     It finds lambda by bisection between the smallest and the largest group loss, detaches it and differentiates
     ``lambda + 1/(alpha G) sum [L_g - lambda]_+``. The gradient through lambda is lost: groups at or below lambda get
-    none, those above get 1/(alpha G) each, so the weights do not sum to 1. Kept to reproduce published runs.
-
-    Returns:
-        ([G] detached weights, scalar lambda). With one group, or ``alpha = 1``: equal weights and lambda 0.
+    none, those above get 1/(alpha G) each, so the weights do not sum to 1. Kept to reproduce published runs. Returned
+    are [G] detached weights and the scalar lambda; with one group, or ``alpha = 1``, equal weights and 0.
     """
     losses = group_losses.detach()
     used = torch.ones_like(losses, dtype=torch.bool) if used is None else used
@@ -98,17 +94,15 @@ def nested_cvar_weights(
               = \max_{w, v} \sum_p w_p \sum_{i : p(i) = p} v_i L_i
 
     Both levels are :func:`cvar_weights`: v sums to 1 over the children of a parent, each at most
-    :math:`1/(\alpha' n_p)`, and w to 1 over the parents. A maximum of maxima, so the gradient is that of the weighted
-    sum with both held constant.
+    :math:`1/(\alpha' n_p)`, and w to 1 over the parents. It is a maximum of maxima, so the gradient is that of the
+    weighted sum with both held constant. The weights [N], :math:`w_{p(i)} v_i`, are detached and sum to 1 (all 0 when
+    no entry is used).
 
     Args:
         losses: [N] of the children.
         parent: [N] integer id of each child's parent.
         alpha: in (0, 1], over the parents present; ``alpha_inner`` is the level over the children of a parent.
         used: [N] bool, which entries hold a child (default: all).
-
-    Returns:
-        [N] detached weights :math:`w_{p(i)} v_i`, summing to 1 (all 0 when no entry is used).
     """
     losses = losses.detach()
     used = torch.ones_like(losses, dtype=torch.bool) if used is None else used

@@ -1,7 +1,6 @@
-"""The two-level objective: a loss a sample inside, an aggregation over groups (:mod:`~.losses.aggregation`) outside.
+"""The losses of samples: pure functions of logits [N, C] and class indices [N] that return [N], and their modules.
 
-The maths are pure functions of logits [N, C] and class indices [N] that return [N] losses; the modules only hold
-settings and call them. Nothing here reads a value back from the device, so a training step never waits for the loss.
+Nothing here reads a value back from the device, so a training step never waits for the loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,7 @@ def _counts(class_counts: ClassCounts) -> Tensor:
     named = class_counts if isinstance(class_counts, Mapping) else {str(i): n for i, n in enumerate(class_counts)}
     if len(named) < 2:
         raise ValueError(f"class_counts must name at least 2 classes, got {dict(named)}")
-    bad = {name: n for name, n in named.items() if not float(n) > 0 or float(n) == float("inf")}
-    if bad:
+    if bad := {name: n for name, n in named.items() if not 0 < float(n) < float("inf")}:
         listed = ", ".join(f"class {name!r} has {n}" for name, n in bad.items())
         raise ValueError(f"class_counts must be positive and finite: {listed}")
     return torch.tensor([float(n) for n in named.values()], dtype=torch.float64)
@@ -32,8 +30,7 @@ def _counts(class_counts: ClassCounts) -> Tensor:
 def log_class_prior(class_counts: ClassCounts) -> Tensor:
     """[C] float64 log pi_y, the logarithm of the empirical class frequencies.
 
-    Raises:
-        ValueError: fewer than two classes, or a count that is not positive (log 0 turns every loss into NaN).
+    A count that is not positive is a ValueError, as log 0 turns every loss into NaN; so are fewer than two classes.
     """
     counts = _counts(class_counts)
     return torch.log(counts / counts.sum())
@@ -84,8 +81,6 @@ def focal_loss(logits: Tensor, label: Tensor, gamma: float = 2.0) -> Tensor:
     r"""Cross-entropy that counts less the surer the network is (Lin et al. 2017), by MONAI's ``softmax_focal_loss``.
 
     .. math:: \ell(x, y) = -(1 - p_y(x))^\gamma \log p_y(x)
-
-    ``gamma`` 0 gives cross-entropy.
     """
     logits = promote(logits)
     return softmax_focal_loss(logits, _one_hot(label, logits), gamma).sum(dim=1)

@@ -59,10 +59,8 @@ class TwoLevelLoss(nn.Module):
 class FairLACVaRLoss(TwoLevelLoss):
     """The paper's objective: logit-adjusted cross-entropy a sample, CVaR over the groups (Algorithm 1).
 
-    Args:
-        class_counts: training scans of each class, in class order (a mapping names them in errors).
-        alpha: CVaR level in (0, 1]; for it and what follows ``tau`` see :class:`~.GroupCVaR`.
-        tau: strength of the logit adjustment.
+    ``class_counts`` are the training scans of each class, in class order (a mapping names them in errors); ``tau`` is
+    the strength of the logit adjustment. The other arguments are those of :class:`~.GroupCVaR`.
 
     Example:
         A network that cannot tell the classes apart: the rarer class, here of group 1, has the larger loss, and the

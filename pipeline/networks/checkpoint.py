@@ -16,8 +16,7 @@ MODEL_SETTINGS = (
 )  # fmt: skip
 NETWORK = "network"  # saved beside them: the class of the network, which a config says with network_def
 INFERENCE_NETWORK = "R3D18Classifier"  # the one that inference.yaml runs
-# of checkpoints from before these were saved
-FIRST_SETTINGS = {"age_bands": None, "fast_decode": False, NETWORK: "R3D18Classifier"}
+FIRST_SETTINGS = {"age_bands": None, "fast_decode": False, NETWORK: "R3D18Classifier"}  # where none were saved yet
 
 _OTHER_NETWORK = (
     "\nevaluate it with the configs of its own network, such as ['train.yaml','systems/cnn_rnn.yaml','evaluate.yaml']; "
@@ -47,13 +46,9 @@ class ModelSettings:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         state = {**FIRST_SETTINGS, **state}
-        differing = [
-            f"{name}: checkpoint {state.get(name)!r}, run {value!r}"
-            for name, value in self.settings.items()
-            if _plain(state.get(name)) != value
-        ]
+        differing = {name: run for name, run in self.settings.items() if _plain(state.get(name)) != run}
         if differing:
-            listed = "\n  ".join(differing)
+            listed = "\n  ".join(f"{n}: checkpoint {state.get(n)!r}, run {run!r}" for n, run in differing.items())
             other = _OTHER_NETWORK if state[NETWORK] != self.settings[NETWORK] else ""
             raise CheckpointError(f"the checkpoint was trained with other settings:\n  {listed}{other}")
 
@@ -72,10 +67,7 @@ def model_settings(checkpoint: str | Path, train_config: str | Path) -> dict[str
     """The settings a checkpoint was trained with: :data:`MODEL_SETTINGS`, and of a checkpoint also ``network``.
 
     Where there is no checkpoint yet, the values of ``train_config``, the path of train.yaml, describe the untrained
-    network for tools that only build it.
-
-    Raises:
-        CheckpointError: the file is not a checkpoint of this bundle.
+    network for tools that only build it. A file that is not a checkpoint of this bundle is a CheckpointError.
     """
     if not Path(checkpoint).is_file():
         config = yaml.safe_load(Path(train_config).read_text())

@@ -5,8 +5,6 @@ fill a scan up to the batch's depth hold :data:`PADDING`, which is below. So a b
 engine, sampler or metric works as for the other networks.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ from fairlung.transforms.checks import check_setting, check_whole
 
 from ..common.distributed import is_primary
 from ..common.volumes import slice_counts
-from .pretrained import load_published_weights, refuse_unused_weights
+from .r3d18 import load_published_weights, refuse_unused_weights
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +54,9 @@ class CNNRNNClassifier(nn.Module):
 
     Args:
         pretrained: start from ImageNet weights (IMAGENET1K_V1), which a network that loads a checkpoint does not need.
-        weights: local file with torchvision's ResNet-50 state dict; None lets torchvision find or download it.
+        weights: local file with torchvision's ResNet-50 state dict; None lets torchvision find or download it. What
+            cannot be had or does not fit is a PretrainedWeightsError.
         dropout: probability before the head, in [0, 1).
-
-    Raises:
-        PretrainedWeightsError: ``pretrained`` and the weights cannot be had or do not fit.
     """
 
     explained_layer = "last_stage"  # where Grad-CAM looks
@@ -85,7 +81,7 @@ class CNNRNNClassifier(nn.Module):
         self._warned = False
         self.train()
 
-    def train(self, mode: bool = True) -> CNNRNNClassifier:
+    def train(self, mode: bool = True) -> "CNNRNNClassifier":
         """As of any module, except that the encoder's batch normalisation keeps its running statistics."""
         super().train(mode)
         self.encoder.eval()  # it has no other layer that knows two modes

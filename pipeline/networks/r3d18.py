@@ -4,13 +4,51 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 from torchvision.models.video import R3D_18_Weights, r3d_18
 
 from fairlung.transforms.checks import check_setting
 
-from .pretrained import load_published_weights, refuse_unused_weights
+from ..common.errors import UserError
 
 KINETICS_CLASSES = 400
+
+
+class PretrainedWeightsError(UserError, RuntimeError):
+    """Published weights cannot be had or do not fit; says how to get them or to do without."""
+
+
+def refuse_unused_weights(pretrained: bool, weights: str | Path | None) -> None:
+    """ValueError when a weights file is named that would not be read."""
+    if weights is not None and not pretrained:
+        raise ValueError(f"weights={str(weights)!r} was given but pretrained is off; set pretrained to True")
+
+
+def load_published_weights(
+    network: nn.Module, published: WeightsEnum, architecture: str, data: str, file: str | Path | None = None
+) -> None:
+    """Load torchvision's weights into its own network, from ``file`` or as torchvision finds or downloads them.
+
+    Weights that cannot be had or do not fit are a PretrainedWeightsError, which names ``architecture`` and ``data``.
+    """
+    how_to_get = f"Download {published.url} on a machine with internet access and pass it with `--weights FILE`, "
+    how_to_get += "or train from scratch with `--pretrained False`."
+    if file is not None and not Path(file).is_file():
+        raise PretrainedWeightsError(f"no weights file at {file}. {how_to_get}")
+    try:
+        if file is None:
+            state = published.get_state_dict(progress=True, check_hash=True)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        what = f"{data} weights cannot be downloaded" if file is None else f"{file} cannot be read as a state dict"
+        raise PretrainedWeightsError(f"{what} ({error}). {how_to_get}") from error
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise PretrainedWeightsError(
+            f"{file or 'the downloaded file'} is not torchvision's {architecture} ({str(error)[:200]}...). {how_to_get}"
+        ) from error
 
 
 def collapse_input_channels(weight: Tensor) -> Tensor:
@@ -23,11 +61,9 @@ class R3D18Classifier(nn.Module):
 
     Args:
         pretrained: start from Kinetics-400 weights, which a network that loads a checkpoint does not need.
-        weights: local file with torchvision's R3D-18 state dict; None lets torchvision find or download it.
+        weights: local file with torchvision's R3D-18 state dict; None lets torchvision find or download it. What
+            cannot be had or does not fit is a PretrainedWeightsError.
         dropout: probability in the head, in [0, 1).
-
-    Raises:
-        PretrainedWeightsError: ``pretrained`` and the weights cannot be had or do not fit.
 
     Example:
         >>> import torch

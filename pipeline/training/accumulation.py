@@ -16,8 +16,8 @@ from fairlung.transforms.checks import check_whole
 
 def whole_batch(batch_size: int, accumulate: int) -> int:
     """Scans of an optimiser step (of one process): ``accumulate`` micro-batches of ``batch_size``."""
-    for name, value in (("batch_size", batch_size), ("accumulate", accumulate)):
-        check_whole(name, value, least=1)
+    check_whole("batch_size", batch_size, least=1)
+    check_whole("accumulate", accumulate, least=1)
     return batch_size * accumulate
 
 
@@ -37,7 +37,6 @@ def in_micro_batches(network: nn.Module, image: Tensor, batch_size: int) -> Tens
     Args:
         network: maps [n, ...] to [n, ...], each sample by itself (but for batch normalisation). A
             ``DistributedDataParallel`` sees one forward pass, and averages the gradients once.
-        image: [N, ...] the whole batch.
         batch_size: samples of a micro-batch; the last one may have fewer.
     """
     if len(image) <= batch_size or not torch.is_grad_enabled():

@@ -46,12 +46,10 @@ class GroupLoss(Metric):
     """
 
     def __init__(
-        self,
-        loss: TwoLevelLoss,
-        group_names: Sequence[str],
+        self, loss: TwoLevelLoss, group_names: Sequence[str],
         output_transform: Callable[[Any], Any] = lambda output: (output["pred"], output["label"], output["loss"]),
         device: str | torch.device = "cpu",
-    ) -> None:
+    ) -> None:  # fmt: skip
         if LEFT_OUT in group_names:
             raise ValueError(f"group_names: {LEFT_OUT!r} is reserved for the scans of no group")
         self.loss, self.group_names = loss, tuple(group_names)
@@ -59,8 +57,8 @@ class GroupLoss(Metric):
 
     @reinit__is_reduced
     def reset(self) -> None:
-        # a row each: loss sum, scans, weight sum; a column a group and one for unknown. Kept on the device of the
-        # first batch: moving them at every step would make the step wait.
+        # rows: loss sum, scans, weight sum; columns: the groups and unknown. They stay on the first batch's device:
+        # moving them at every step would make the step wait.
         self.sums: Tensor | None = None
         self.batches: Tensor | None = None
 

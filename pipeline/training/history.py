@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class EpochLog:
-    """Handler of any engine: a line an epoch of the metrics ``names``, of those that it has, behind ``label``."""
+    """Handler of any engine: a line an epoch, ``label`` and those metrics of ``names`` that the engine has."""
 
     def __init__(self, names: Sequence[str], label: str) -> None:
         self.names, self.label = tuple(names), label

@@ -37,10 +37,9 @@ def require_new(output_dir: str | Path, overwrite: bool, resume: bool = False) -
     interrupted = resume_point(output_dir).is_file()
     if overwrite or (resume and interrupted) or not (interrupted or best_checkpoint(output_dir).exists()):
         return
+    state, also = "a training that is complete" if resume else "a training", ""
     if interrupted:
         state, also = "a training that was interrupted", "--resume True to go on with it, or "
-    else:
-        state, also = "a training that is complete" if resume else "a training", ""
     other = f"choose another --output_dir, or pass {also}--overwrite True"
     raise CheckpointError(f"{output_dir} already holds {state}; {other}")
 

@@ -41,7 +41,6 @@ class ResumePoint:
     Args:
         parts: what has a ``state_dict``: network, optimizer, scheduler, loss.
         savers: of checkpoints, which know the files they keep and the best score.
-        resume: go on from the file, where there is one.
         made_for: settings and data of the training; going on under others is an error.
     """
 
@@ -87,13 +86,9 @@ class ResumePoint:
         except Exception as error:  # torch raises many kinds for files that are none of its own
             raise CheckpointError(f"{self.path} cannot be read ({error}); remove it to begin anew") from error
         made_for = content["made_for"]
-        differing = [
-            f"{name}: was {made_for.get(name)}, is {self.made_for.get(name)}"
-            for name in {**made_for, **self.made_for}
-            if made_for.get(name) != self.made_for.get(name)
-        ]
-        if differing:
-            listed = "\n  ".join(differing)
+        names = {**made_for, **self.made_for}
+        if differing := [name for name in names if made_for.get(name) != self.made_for.get(name)]:
+            listed = "\n  ".join(f"{n}: was {made_for.get(n)}, is {self.made_for.get(n)}" for n in differing)
             raise CheckpointError(f"{self.path} is of a training with other settings:\n  {listed}")
         self._content = content
 

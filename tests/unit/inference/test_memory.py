@@ -11,8 +11,8 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from fairlung.pipeline.inference import memory
-from fairlung.pipeline.inference.memory import MemoryKeeper, kept_memory
+from fairlung.pipeline.inference import runtimes as memory
+from fairlung.pipeline.inference.runtimes import MemoryKeeper, kept_memory
 
 pytestmark = pytest.mark.skipif(
     memory._glibc() is None or not hasattr(ctypes.CDLL(None), "mallinfo2"),

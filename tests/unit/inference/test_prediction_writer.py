@@ -26,11 +26,12 @@ from fairlung.pipeline.evaluation.compare import compare
 from fairlung.pipeline.evaluation.predictions import load_predictions
 from fairlung.pipeline.inference import prediction_writer
 from fairlung.pipeline.inference.answers import Answer, answer_scans
-from fairlung.pipeline.inference.prediction_table import PredictionTableError, csv_bytes
 from fairlung.pipeline.inference.prediction_writer import (
     AppendingPredictionWriter,
     LabelledPredictionWriter,
+    PredictionTableError,
     PredictionWriter,
+    csv_bytes,
     prediction_writer_of,
 )
 from fairlung.pipeline.postprocessing.fitted import PostprocessError

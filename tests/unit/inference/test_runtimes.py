@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from workflows import CLASSES, SMALL_SETTINGS, Start, run
 
 from fairlung.pipeline.common.errors import user_error
-from fairlung.pipeline.inference.memory import MemoryKeeper
 from fairlung.pipeline.inference.runtimes import (
     RUNTIMES,
+    MemoryKeeper,
     MirrorInferer,
     OpenVINOInferer,
     RuntimeUnavailableError,

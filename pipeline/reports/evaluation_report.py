@@ -24,6 +24,8 @@ from .parts import NONE, OPTIMISTIC, library_versions, readable_width, scan_fact
 
 logger = logging.getLogger(__name__)
 
+Names = Sequence[str] | None
+
 
 def write_report(evaluation_dir: str | Path, path: str | Path | None = None) -> Path | None:
     """Write the report of an evaluation (:func:`~.read_evidence`) as HTML, by default report.html, and as Markdown.
@@ -56,9 +58,6 @@ def report_evaluation(evaluation_dir: str | Path) -> Path | None:
         logger.warning("no report: %s", error)
         (folder / run_folder.REPORT).unlink(missing_ok=True)
         return None
-
-
-Names = Sequence[str] | None
 
 
 def report_of_table(
@@ -261,10 +260,8 @@ def _error_blocks(evidence: Evidence) -> tuple[Block, ...]:
         caption = f"{error.scan}: {error.label}, {error.group or 'unknown group'}; predicted {error.prediction} with "
         caption += f"probability {error.confidence:.3f}"
         cards.append(Picture(f"error_{number:02d}", alt, error.png, caption=caption))
-    text = (
-        "Wrong predictions, the surest first, taken from the groups in turn. Left the middle slice, right the same "
-        "with the regions that spoke for the predicted class (Grad-CAM)."
-    )
+    text = "Wrong predictions, the surest first, taken from the groups in turn. Left the middle slice, right the same "
+    text += "with the regions that spoke for the predicted class (Grad-CAM)."
     return Paragraph(text), Pictures(tuple(cards), column=280)
 
 
@@ -278,11 +275,9 @@ def differences_table(audit: Audit) -> Table:
 
 
 def _difference_blocks(audit: Audit) -> tuple[Paragraph | Table, ...]:
-    text = (
-        "Largest difference between two groups, each class against the rest, by fairlearn: equalized odds (of the true "
-        "and false positive rates) and demographic parity (of the share predicted). They have no interval here; parity "
-        "also differs when a class is more frequent in one group."
-    )
+    text = "Largest difference between two groups, each class against the rest, by fairlearn: equalized odds (of the "
+    text += "true and false positive rates) and demographic parity (of the share predicted). They have no interval "
+    text += "here; parity also differs when a class is more frequent in one group."
     return Paragraph(text), differences_table(audit)
 
 

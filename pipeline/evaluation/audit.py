@@ -202,7 +202,6 @@ def audit(
     Args:
         resamples: bootstrap draws; 1/5 of it for what needs every scan's probability (AUC, calibration).
         method: of the bootstrap, see :func:`confusion_intervals`.
-        seed: the same seed gives the same audit.
         min_cell: scans of a class and group below which no statement about the cell is made.
 
     Raises:
@@ -213,8 +212,7 @@ def audit(
         >>> import numpy as np
         >>> from fairlung.pipeline import audit
         >>> from fairlung.pipeline.evaluation.predictions import Predictions
-        >>> label = np.repeat([0, 1], 40)
-        >>> sex = np.tile([0, 1], 40)
+        >>> label, sex = np.repeat([0, 1], 40), np.tile([0, 1], 40)
         >>> said = np.where((sex == 1) & (np.arange(80) % 4 == 1), 1 - label, label)  # half of the women wrong
         >>> names = np.arange(80).astype(str)
         >>> table = Predictions(names, label, said, sex, None, ("covid", "normal"), ("male", "female"), ("sex",))

@@ -40,7 +40,6 @@ def compare(
 
     Args:
         systems: name -> a table a run; the first is the reference. The order of the scans may differ.
-        permutations: of each test.
         confidence: of every interval; a test is at the level 1 - confidence.
 
     Raises:

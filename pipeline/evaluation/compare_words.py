@@ -18,9 +18,9 @@ def verdicts(result: Comparison) -> list[Verdict]:
         found += [_difference_verdict(pair, name, result, family) for name in TESTED]
         one_each = max(counts) == 1
         found += [_scans_verdict(pair, result)] if one_each else _runs_verdicts(pair, counts, result, family)
-    for system in (system for system in result.systems if system.postprocess):
-        found.append(Verdict("note", f"The answers of {system.name} were post-processed ({system.postprocess})."))
-    return found
+    changed = [system for system in result.systems if system.postprocess]
+    texts = [f"The answers of {system.name} were post-processed ({system.postprocess})." for system in changed]
+    return found + [Verdict("note", text) for text in texts]
 
 
 def _difference_verdict(pair: PairComparison, name: str, result: Comparison, family: int) -> Verdict:
@@ -72,11 +72,9 @@ def _runs_verdicts(pair: PairComparison, counts: tuple[int, int], result: Compar
         few = ["1 run" if runs == 1 else f"{runs} runs" for runs in counts]
         least = family * pair.tests["score"].smallest_p
         enough = (r for r in range(2, 50) if family * smallest_p(r, r, result.settings.permutations) < level)
-        text = (
-            f"{few[0]} of {reference} and {few[1]} of {other} are too few for a statement about "
-            f"other seeds: the smallest p that they can give is {min(least, 1):.2g} after Holm; it takes "
-            f"{next(enough, 'more permutations and 50')} runs each."
-        )
+        text = f"{few[0]} of {reference} and {few[1]} of {other} are too few for a statement about other seeds: the "
+        text += f"smallest p that they can give is {min(least, 1):.2g} after Holm; it takes "
+        text += f"{next(enough, 'more permutations and 50')} runs each."
         found.append(Verdict("no-statement", text))
     given, tests = pair.differences_of_these_runs, pair.tests_of_these_runs
     if given is not None and tests is not None:

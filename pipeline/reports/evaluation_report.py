@@ -129,34 +129,24 @@ def headline_table(audit: Audit) -> Table:
 
 def cells_table(audit: Audit) -> Table:
     """Precision, recall and F1 of each class and group with their intervals, and the scans behind them."""
-    rows = [
-        (
-            f"{cell.class_name}, {cell.group}",
-            f"{cell.n} (no statement)" if cell.small else str(cell.n),
-            *(span_text(number) for number in (cell.precision, cell.recall, cell.f1)),
-        )
-        for name in audit.class_names
-        for cell in audit.cells
-        if cell.class_name == name
-    ]
+    rows = []
+    for cell in sorted(audit.cells, key=lambda cell: audit.class_names.index(cell.class_name)):
+        scans = f"{cell.n} (no statement)" if cell.small else str(cell.n)
+        values = map(span_text, (cell.precision, cell.recall, cell.f1))
+        rows.append((f"{cell.class_name}, {cell.group}", scans, *values))
     columns = ("class, group", "scans", *map(number_name, ("precision", "recall", "f1")))
     return Table(f"Each class and group, value ({percent(audit.settings.confidence)} interval)", columns, tuple(rows))
 
 
 def calibration_table(audit: Audit) -> Table | None:
     """AUC, Brier score and calibration error of each group; None without probabilities."""
-    rows = [
-        (
-            f"{group.group} ({group.n} scans)",
-            span_text(found.auc) if found.auc else NONE,
-            span_text(found.brier),
-            span_text(found.ece),
-            f"{found.ece_if_calibrated.mean:.3f}, up to {found.ece_if_calibrated.p95:.3f}",
-            f"{found.mean_confidence:.3f}, {group.accuracy.value:.3f}",
-        )
-        for group in audit.groups
-        if (found := group.calibration)
-    ]
+    rows = []
+    for group in audit.groups:
+        if found := group.calibration:
+            name, auc = f"{group.group} ({group.n} scans)", span_text(found.auc) if found.auc else NONE
+            chance = f"{found.ece_if_calibrated.mean:.3f}, up to {found.ece_if_calibrated.p95:.3f}"
+            sure = f"{found.mean_confidence:.3f}, {group.accuracy.value:.3f}"
+            rows.append((name, auc, span_text(found.brier), span_text(found.ece), chance, sure))
     columns = ("group", *map(number_name, ("auc", "brier", "ece")), "ECE if calibrated", "confidence, accuracy")
     interval = f"{percent(audit.settings.confidence)} interval"
     return Table(f"Probabilities of each group, value ({interval})", columns, tuple(rows)) if rows else None

@@ -49,9 +49,8 @@ def middle_slices(volume: NDArray[np.floating], record: Mapping[str, Any]) -> Im
     Without a geometry (slice folders) that height is not known and drawn as that of an axial slice; pixels of a slice
     are taken for squares. The longest side of a slice gets :data:`PANEL` pixels.
 
-    Args:
-        volume: [D, H, W] in [0, 1]: slices ``indices`` of the scan, whole (not cropped), of any number of pixels.
-        record: the scan's intake record.
+    ``volume`` [D, H, W] in [0, 1] holds the slices ``indices`` of the intake ``record``, whole (not cropped), of any
+    number of pixels.
     """
     from PIL import Image
 
@@ -112,19 +111,15 @@ def scans_table(records: Sequence[Mapping[str, Any]]) -> Table:
     """What the intake says of each scan; doubtful ones have their status in bold."""
     columns = ("scan", "status", "kind", "slices", "voxel (mm)", "reason or warnings")
     doubtful = frozenset((i, 1) for i, record in enumerate(records) if group_of(record) in ("refused", "warnings"))
-    rows = tuple(
-        (
-            record["scan"],
-            GROUPS[group_of(record)].lower(),
-            record["kind"] or "-",
-            f"{record['slices_used']}/{record['slices_found']}" if record["slices_found"] else "-",
-            spacing_text(record["spacing"]) if record["spacing"] else "-",
-            "\n".join(line for note in notes for line in textwrap.wrap(note, 46)) or "-",
-        )
-        for record in records
-        for notes in [[record["reason"], *record["warnings"], record["series"]]]
-    )
-    return Table(f"{len(records)} scans, the doubtful first", columns, rows, doubtful, ends_in_text=True)
+    rows = []
+    for record in records:
+        slices = f"{record['slices_used']}/{record['slices_found']}" if record["slices_found"] else "-"
+        voxel = spacing_text(record["spacing"]) if record["spacing"] else "-"
+        notes = [record["reason"], *record["warnings"], record["series"]]
+        said = "\n".join(line for note in notes for line in textwrap.wrap(note, 46)) or "-"
+        status = GROUPS[group_of(record)].lower()
+        rows.append((record["scan"], status, record["kind"] or "-", slices, voxel, said))
+    return Table(f"{len(records)} scans, the doubtful first", columns, tuple(rows), doubtful, ends_in_text=True)
 
 
 def _look(record: Mapping[str, Any], path: Path) -> Picture:

@@ -24,12 +24,11 @@ from .calibration import group_calibration
 from .metrics import class_scores
 from .predictions import Predictions, PredictionsError, load_predictions
 from .records import Audit, Power
-from .resampling import CheckedEstimate, check_resampling, estimate, interval, wilson
+from .resampling import CheckedEstimate, Floats, check_resampling, estimate, interval, wilson
 from .wording import POWER
 
 logger = logging.getLogger(__name__)
 
-Floats = NDArray[np.float64]
 IntervalMethod = Literal["smoothed", "percentile"]
 PERMUTATION_CHUNK = 20_000_000  # predictions shuffled at a time, which bounds memory
 
@@ -201,12 +200,8 @@ def audit(
     Scans of unknown group (``n_unknown``) and groups without a scan (``absent_groups``) are named and left out.
 
     Args:
-        predictions: labelled predictions; at least two groups with a scan.
         resamples: bootstrap draws; 1/5 of it for what needs every scan's probability (AUC, calibration).
-        permutations: of the test of the gap.
-        confidence: of every interval.
         method: of the bootstrap, see :func:`confusion_intervals`.
-        seed: the same seed gives the same audit.
         min_cell: scans of a class and group below which no statement about the cell is made.
 
     Raises:
@@ -217,8 +212,7 @@ def audit(
         >>> import numpy as np
         >>> from fairlung.pipeline import audit
         >>> from fairlung.pipeline.evaluation.predictions import Predictions
-        >>> label = np.repeat([0, 1], 40)
-        >>> sex = np.tile([0, 1], 40)
+        >>> label, sex = np.repeat([0, 1], 40), np.tile([0, 1], 40)
         >>> said = np.where((sex == 1) & (np.arange(80) % 4 == 1), 1 - label, label)  # half of the women wrong
         >>> names = np.arange(80).astype(str)
         >>> table = Predictions(names, label, said, sex, None, ("covid", "normal"), ("male", "female"), ("sex",))
@@ -251,25 +245,17 @@ def audit(
         power = power_of_gap(estimates["gap"].value, float(draws["gap"].std()), len(known.label), confidence)
         tested = "gap"
     result = Audit(
-        n=len(known.label),
-        n_unknown=len(predictions.label) - len(known.label),
-        postprocess=predictions.postprocess,
-        synthetic=predictions.synthetic,
-        class_names=known.class_names,
-        group_names=known.group_names,
+        n=len(known.label), n_unknown=len(predictions.label) - len(known.label),
+        postprocess=predictions.postprocess, synthetic=predictions.synthetic,
+        class_names=known.class_names, group_names=known.group_names, group_by=known.group_by,
         absent_groups=tuple(name for name in predictions.group_names if name not in known.group_names),
-        group_by=known.group_by,
         settings=records.AuditSettings(resamples, permutations, confidence, method, seed, min_cell),
         overall=records.Overall(**estimates, f1_macro=estimate(*pooled["score"])),
-        groups=groups,
-        cells=cells,
-        worst_cell=_worst_cell(cells, draws["cell_f1"], confusion),
+        groups=groups, cells=cells, worst_cell=_worst_cell(cells, draws["cell_f1"], confusion),
         fair_model=records.FairModel(*map(float, fair)),
-        permutation=records.Permutation(tested, permutation_test(confusion, permutations, rng)),
-        power=power,
-        differences=group_differences(known),
-        confusion=confusion.tolist(),
-    )
+        permutation=records.Permutation(tested, permutation_test(confusion, permutations, rng)), power=power,
+        differences=group_differences(known), confusion=confusion.tolist(),
+    )  # fmt: skip
     return replace(result, verdicts=tuple(verdicts(result)))
 
 
@@ -327,7 +313,6 @@ def _cells(
 
 
 def _worst_cell(cells: Sequence[records.Cell], draws: Floats, confusion: NDArray[Any]) -> records.WorstCell:
-    """The cell of lowest F1 among those with a scan, and in what share of the resamples it is the lowest."""
     filled = np.flatnonzero(confusion.sum(-1).ravel() > 0).tolist()
     worst = min(filled, key=lambda index: cells[index].f1.value)
     lowest = draws.reshape(len(draws), -1)[:, filled].argmin(1)

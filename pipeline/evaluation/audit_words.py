@@ -15,10 +15,8 @@ def verdicts(result: Audit) -> list[Verdict]:
     share = result.fair_model.gap_mean or 0.0
     if abs(share) >= MIX_GAP:  # a gap that comes of who was scanned, large enough to mislead
         first, second = result.group_names
-        text = (
-            f"{first} and {second} scans do not have the classes in the same proportions, which gives a perfectly fair "
-            f"model a gap of {share:+.3f} here on average. The test allows for that; the interval does not."
-        )
+        text = f"{first} and {second} scans do not have the classes in the same proportions, which gives a perfectly "
+        text += f"fair model a gap of {share:+.3f} here on average. The test allows for that; the interval does not."
         found.append(Verdict("note", text))
     return [*found, *_cell_verdicts(result), *_calibration_verdicts(result)]
 
@@ -34,7 +32,6 @@ def fair_gap_text(fair: FairModel) -> str:
 def _gap_verdict(result: Audit) -> Verdict:
     overall, beside = result.overall, fair_gap_text(result.fair_model)
     confidence, p = result.settings.confidence, result.permutation.p_value
-    level = 1 - confidence
     if overall.gap is not None:
         gap, expected = overall.gap, result.fair_model.gap_mean or 0.0
         first, second = result.group_names
@@ -49,9 +46,9 @@ def _gap_verdict(result: Audit) -> Verdict:
         apart = True  # a largest difference is never below 0, so only the test can tell
         sentence = "the model does not serve all groups alike"
     what += f"{in_percent(confidence)} interval {span(gap, signed=overall.gap is not None)}; p = {p:.3g})"
-    if apart and p <= level:
+    if apart and p <= 1 - confidence:
         return Verdict("finding", f"{what} is larger than chance explains: {sentence}; {beside}.")
-    if overall.gap is not None and (p <= level or not gap.low <= 0 <= gap.high):
+    if overall.gap is not None and (p <= 1 - confidence or not gap.low <= 0 <= gap.high):
         what += " is on the border of what chance explains: the interval and the test do not agree"
         return Verdict("inconclusive", f"{what}; {beside}.")
     what += f": a difference of this size cannot be told from none on these data; {beside}. It does not show that the"
@@ -76,25 +73,21 @@ def _cell_verdicts(result: Audit) -> list[Verdict]:
     found: list[Verdict] = []
     worst = result.worst_cell
     if not worst.small:
-        text = (
-            f"The lowest F1 is that of {worst.group} {worst.class_name}: {worst.f1.value:.3f} ({span(worst.f1)}, "
-            f"{worst.n} scans); it is the lowest in {in_percent(worst.share_of_resamples)} of resamples."
-        )
+        text = f"The lowest F1 is that of {worst.group} {worst.class_name}: {worst.f1.value:.3f} ({span(worst.f1)}, "
+        text += f"{worst.n} scans); it is the lowest in {in_percent(worst.share_of_resamples)} of resamples."
         found.append(Verdict("finding" if worst.share_of_resamples >= 0.95 else "note", text))
     texts = [f"There is no scan of group {name}: no statement." for name in result.absent_groups]
     empty = [f"{cell.group} {cell.class_name}" for cell in result.cells if cell.n == 0]
     if empty:
         have = "has no scan: no statement; its" if len(empty) == 1 else "have no scan: no statement; their"
         texts.append(f"{', '.join(empty)} {have} F1 counts as 0 in P and in the gap, as in the metrics.")
-    small = [
-        (f"{cell.group} {cell.class_name}", "1 scan" if cell.n == 1 else f"{cell.n} scans")
-        for cell in result.cells
-        if cell.small and cell.n
-    ]
+    small = [cell for cell in result.cells if cell.small and cell.n]
+    scans = ["1 scan" if cell.n == 1 else f"{cell.n} scans" for cell in small]
     if len(small) == 1:
-        texts.append(f"{small[0][0]}: this cell has {small[0][1]}: no statement.")
+        texts.append(f"{small[0].group} {small[0].class_name}: this cell has {scans[0]}: no statement.")
     elif small:
-        cells = ", ".join(f"{name} ({scans})" for name, scans in small)
+        listed = zip(small, scans, strict=True)
+        cells = ", ".join(f"{cell.group} {cell.class_name} ({n})" for cell, n in listed)
         texts.append(f"No statement on cells of fewer than {result.settings.min_cell} scans: {cells}.")
     return found + [Verdict("no-statement", text) for text in texts]
 
@@ -102,22 +95,17 @@ def _cell_verdicts(result: Audit) -> list[Verdict]:
 def _calibration_verdicts(result: Audit) -> list[Verdict]:
     found = []
     for group in result.groups:
-        calibration = group.calibration
-        if calibration is None:
+        if (calibration := group.calibration) is None:
             continue
         threshold = calibration.ece_if_calibrated.p95
-        said = (
-            f"expected calibration error {span_text(calibration.ece)}; it is above {threshold:.3f} one time in twenty "
-            f"for a calibrated model on {group.n} scans."
-        )
+        said = f"expected calibration error {span_text(calibration.ece)}; it is above {threshold:.3f} one time in "
+        said += f"twenty for a calibrated model on {group.n} scans."
         if calibration.ece.value <= threshold:
             found.append(Verdict("note", f"No miscalibration can be seen for {group.group} scans: {said}"))
             continue
-        over, under = (
-            calibration.mean_confidence > group.accuracy.high,
-            calibration.mean_confidence < group.accuracy.low,
-        )
+        sure, right = calibration.mean_confidence, group.accuracy
         # miscalibrated: over-confident in some bins and under-confident in others
-        direction = "over-confident" if over else "under-confident" if under else "miscalibrated"
+        direction = "under-confident" if sure < right.low else "miscalibrated"
+        direction = "over-confident" if sure > right.high else direction
         found.append(Verdict("finding", f"Probabilities of {group.group} scans are {direction}: {said}"))
     return found

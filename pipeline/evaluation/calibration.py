@@ -5,15 +5,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .predictions import Predictions
+from .predictions import Ints, Predictions
 from .records import Calibration, Chance, ReliabilityBin
-from .resampling import estimate_from, resample_counts
+from .resampling import Floats, estimate_from, resample_counts
 
-Floats = NDArray[np.float64]
 BINS = 10
 
 
-def bin_of(confidence: Floats, bins: int = BINS) -> NDArray[np.int64]:
+def bin_of(confidence: Floats, bins: int = BINS) -> Ints:
     """Index of the equal-width bin of each confidence; a bin holds its right end, and the first also 0."""
     return np.clip(np.ceil(np.asarray(confidence) * bins).astype(np.int64) - 1, 0, bins - 1)
 
@@ -43,9 +42,7 @@ def reliability_curve(
     return tuple(curve)
 
 
-def auc_of_resamples(
-    label: NDArray[np.int64], probabilities: Floats, counts: Floats, rng: np.random.Generator
-) -> Floats:
+def auc_of_resamples(label: Ints, probabilities: Floats, counts: Floats, rng: np.random.Generator) -> Floats:
     """Macro one-against-rest ROC AUC [B] of each resample, from the Mann-Whitney statistic with repeated scans.
 
     Resamples of a class that is perfectly separated are all separated, which would make its AUC of 1 a certainty. Its
@@ -53,10 +50,8 @@ def auc_of_resamples(
     Beta(k, 1), whose lower quantiles are the exact bounds of Clopper and Pearson (1934). All separated classes get the
     same chance, as classes of one group are not independent.
 
-    Args:
-        label: [N] true classes, every class at least once.
-        probabilities: [N, C].
-        counts: [B, N] of :func:`resample_counts`, stratified by class.
+    ``label`` [N] holds every class of ``probabilities`` [N, C]; ``counts`` [B, N] of :func:`resample_counts` are
+    stratified by class.
     """
     areas, chance = [], rng.random(len(counts))
     for c in range(probabilities.shape[1]):

@@ -40,7 +40,6 @@ def compare(
 
     Args:
         systems: name -> a table a run; the first is the reference. The order of the scans may differ.
-        permutations: of each test.
         confidence: of every interval; a test is at the level 1 - confidence.
 
     Raises:
@@ -63,9 +62,7 @@ def compare(
         finding | P of new is 0.250 higher than that of old (
     """
     check_resampling(confidence, resamples, permutations)
-    aligned = {
-        name: [table.known().present_groups() for table in tables] for name, tables in paired.align(systems).items()
-    }
+    aligned = {name: [t.known().present_groups() for t in tables] for name, tables in paired.align(systems).items()}
     runs = [table for tables in aligned.values() for table in tables]
     first = runs[0]
     if len(first.group_names) < 2:
@@ -73,7 +70,6 @@ def compare(
         raise CompareError(f"a comparison of fairness needs scans of two groups at least; there are scans of: {names}")
     number = itertools.count()
     columns = {name: [next(number) for _ in tables] for name, tables in aligned.items()}
-
     scans_rng, runs_rng, tests_rng = np.random.default_rng(seed).spawn(3)
     patterns = Patterns.of(runs)
     numbers = paired.headline(patterns.confusions(patterns.count[None]), first.group_names)
@@ -84,35 +80,25 @@ def compare(
     evidence = _Evidence(patterns, columns, observed, draws, weights)
     reference, *others = aligned
     pairs = [_compare_pair(evidence, reference, other, permutations, confidence, tests_rng) for other in others]
+    compared = []
+    for name, tables in aligned.items():
+        done = ", ".join(sorted({table.postprocess for table in tables} - {""}))
+        own = {key: value[columns[name]] for key, value in observed.items()}
+        mean = {key: float(value.mean()) for key, value in own.items()}
+        sd = {key: float(value.std(ddof=1)) for key, value in own.items()} if len(tables) > 1 else None
+        estimates = tuple(_run_estimates(table, resamples, confidence, seed) for table in tables)
+        compared.append(ComparedSystem(name, done, mean, sd, estimates))
     result = Comparison(
-        n=len(first.label),
-        n_unknown=len(next(iter(systems.values()))[0].label) - len(first.label),
-        class_names=first.class_names,
-        group_names=first.group_names,
-        group_by=first.group_by,
-        synthetic=any(table.synthetic for table in runs),
-        reference=reference,
+        n=len(first.label), n_unknown=len(next(iter(systems.values()))[0].label) - len(first.label),
+        class_names=first.class_names, group_names=first.group_names, group_by=first.group_by,
+        synthetic=any(table.synthetic for table in runs), reference=reference,
         settings=records.ComparisonSettings(resamples, permutations, confidence, seed),
-        systems=tuple(
-            ComparedSystem(
-                name,
-                ", ".join(sorted({table.postprocess for table in tables} - {""})),
-                {key: float(value[columns[name]].mean()) for key, value in observed.items()},
-                {key: float(value[columns[name]].std(ddof=1)) for key, value in observed.items()}
-                if len(tables) > 1
-                else None,
-                tuple(_run_estimates(table, resamples, confidence, seed) for table in tables),
-            )
-            for name, tables in aligned.items()
-        ),
-        comparisons=tuple(_adjusted(pairs)),
-    )
+        systems=tuple(compared), comparisons=tuple(_adjusted(pairs)),
+    )  # fmt: skip
     return replace(result, verdicts=tuple(verdicts(result)))
 
 
 class _Evidence(NamedTuple):
-    """What all comparisons share."""
-
     patterns: Patterns  # of the R runs of all systems
     columns: dict[str, list[int]]  # system -> its runs among them
     observed: dict[str, Floats]  # name -> [R] of paired.headline
@@ -129,13 +115,12 @@ def _compare_pair(
     differences = {name: float(value[b].mean() - value[a].mean()) for name, value in observed.items()}
     given = {name: draw[:, b].mean(1) - draw[:, a].mean(1) for name, draw in draws.items()}
     drawn = given
+    swapped = paired.permute_scans(patterns, a, b, permutations, rng) if len(a) == len(b) else None
     if several:
         drawn = {
             name: given[name] + weights[other] @ value[b] - weights[reference] @ value[a] - differences[name]
             for name, value in observed.items()
         }
-    swapped = paired.permute_scans(patterns, a, b, permutations, rng) if len(a) == len(b) else None
-    if several:
         p = {name: paired.permute_runs(observed[name][a], observed[name][b], permutations, rng) for name in TESTED}
         unit, least = "runs", paired.smallest_p(len(a), len(b), permutations)
     else:
@@ -146,15 +131,12 @@ def _compare_pair(
     nan = float("nan")  # stands for p after Holm, which needs the tests of all comparisons
     alone = {name: GivenRunsTest(swapped[name], nan) for name in TESTED} if several and swapped else None
     return PairComparison(
-        system=other,
-        reference=reference,
-        differences=_estimates(differences, drawn, confidence),
+        system=other, reference=reference, differences=_estimates(differences, drawn, confidence),
         probability_better={"score": _share_above(drawn["score"]), "abs_gap": _share_above(-drawn["abs_gap"])},
         tests={name: PermutationTest(p[name], unit, least, nan) for name in TESTED},
         differences_of_these_runs=_estimates(differences, given, confidence) if several else None,
-        tests_of_these_runs=alone,
-        power=records.DifferencePower(power.detectable_gap, power.scans, runs),
-    )
+        tests_of_these_runs=alone, power=records.DifferencePower(power.detectable_gap, power.scans, runs),
+    )  # fmt: skip
 
 
 def _run_estimates(table: Predictions, resamples: int, confidence: float, seed: int) -> dict[str, Estimate]:

@@ -13,59 +13,50 @@ def verdicts(result: Comparison) -> list[Verdict]:
     runs = {system.name: len(system.runs) for system in result.systems}
     family = len(TESTED) * len(result.comparisons)
     found = []
-    for comparison in result.comparisons:
-        counts = runs[comparison.reference], runs[comparison.system]
-        found += [_difference_verdict(comparison, name, result, family) for name in TESTED]
-        if max(counts) == 1:
-            found.append(_scans_verdict(comparison, result))
-        else:
-            found += _runs_verdicts(comparison, counts, result, family)
-    return found + [
-        Verdict("note", f"The answers of {system.name} were post-processed ({system.postprocess}).")
-        for system in result.systems
-        if system.postprocess
-    ]
+    for pair in result.comparisons:
+        counts = runs[pair.reference], runs[pair.system]
+        found += [_difference_verdict(pair, name, result, family) for name in TESTED]
+        one_each = max(counts) == 1
+        found += [_scans_verdict(pair, result)] if one_each else _runs_verdicts(pair, counts, result, family)
+    changed = [system for system in result.systems if system.postprocess]
+    texts = [f"The answers of {system.name} were post-processed ({system.postprocess})." for system in changed]
+    return found + [Verdict("note", text) for text in texts]
 
 
-def _difference_verdict(comparison: PairComparison, name: str, result: Comparison, family: int) -> Verdict:
+def _difference_verdict(pair: PairComparison, name: str, result: Comparison, family: int) -> Verdict:
     confidence = result.settings.confidence
-    estimate, test = comparison.differences[name], comparison.tests[name]
+    estimate, test = pair.differences[name], pair.tests[name]
     several = test.unit == "runs"
     over = " over scans and seeds" if several else ""
-    what = (
-        f"{_difference(comparison, name, estimate)} ({in_percent(confidence)} interval{over} "
-        f"{span(estimate, signed=True)}; p = {test.p_holm:.3g} after Holm over {family} tests)"
-    )
-    if several and _too_few(comparison, result, family):
+    what = f"{_difference(pair, name, estimate)} ({in_percent(confidence)} interval{over} "
+    what += f"{span(estimate, signed=True)}; p = {test.p_holm:.3g} after Holm over {family} tests)"
+    if several and _too_few(pair, result, family):
         return Verdict("inconclusive", f"{what}: so few runs cannot tell a difference of any size from none.")
     apart, small = not estimate.low <= 0 <= estimate.high, test.p_holm < 1 - confidence
     if apart and small:
         whom = "the ways of training differ" if several else "these models differ on scans like these"
         return Verdict("finding", f"{what}: larger than chance explains, {whom}.")
-    if apart or small:
-        what += ": on the border of what chance explains, the interval and the test do not agree."
-    else:
-        what += ": a difference of this size cannot be told from none on these data; that does not show that there is "
-        what += "none."
-    return Verdict("inconclusive", what)
+    border = "on the border of what chance explains, the interval and the test do not agree."
+    none = "a difference of this size cannot be told from none on these data; that does not show that there is none."
+    return Verdict("inconclusive", f"{what}: {border if apart or small else none}")
 
 
-def _too_few(comparison: PairComparison, result: Comparison, family: int) -> bool:
+def _too_few(pair: PairComparison, result: Comparison, family: int) -> bool:
     """Whether no p after Holm can be below the level."""
-    return family * comparison.tests["score"].smallest_p >= 1 - result.settings.confidence
+    return family * pair.tests["score"].smallest_p >= 1 - result.settings.confidence
 
 
-def _difference(comparison: PairComparison, name: str, estimate: Estimate) -> str:
+def _difference(pair: PairComparison, name: str, estimate: Estimate) -> str:
     number, (more, less) = number_name(name), WAYS[name]
-    other, reference = comparison.system, comparison.reference
+    other, reference = pair.system, pair.reference
     if abs(estimate.value) <= TIE:
         return f"{number} of {other} equals that of {reference}"
     way = more if estimate.value > 0 else less
     return f"{number} of {other} is {abs(estimate.value):.3f} {way} than that of {reference}"
 
 
-def _scans_verdict(comparison: PairComparison, result: Comparison) -> Verdict:
-    scans, n = comparison.power.scans, result.n
+def _scans_verdict(pair: PairComparison, result: Comparison) -> Verdict:
+    scans, n = pair.power.scans, result.n
     text = "One run each: says nothing about other seeds."
     if scans is not None and scans > n:
         text += f" To see this difference in P between these models in {in_percent(POWER)} of studies takes about "
@@ -73,22 +64,19 @@ def _scans_verdict(comparison: PairComparison, result: Comparison) -> Verdict:
     return Verdict("note", text)
 
 
-def _runs_verdicts(
-    comparison: PairComparison, counts: tuple[int, int], result: Comparison, family: int
-) -> list[Verdict]:
+def _runs_verdicts(pair: PairComparison, counts: tuple[int, int], result: Comparison, family: int) -> list[Verdict]:
     level = 1 - result.settings.confidence
-    reference, other = comparison.reference, comparison.system
+    reference, other = pair.reference, pair.system
     found = []
-    if _too_few(comparison, result, family):
-        least = family * comparison.tests["score"].smallest_p
+    if _too_few(pair, result, family):
+        few = ["1 run" if runs == 1 else f"{runs} runs" for runs in counts]
+        least = family * pair.tests["score"].smallest_p
         enough = (r for r in range(2, 50) if family * smallest_p(r, r, result.settings.permutations) < level)
-        text = (
-            f"{_runs(counts[0])} of {reference} and {_runs(counts[1])} of {other} are too few for a statement about "
-            f"other seeds: the smallest p that they can give is {min(least, 1):.2g} after Holm; it takes "
-            f"{next(enough, 'more permutations and 50')} runs each."
-        )
+        text = f"{few[0]} of {reference} and {few[1]} of {other} are too few for a statement about other seeds: the "
+        text += f"smallest p that they can give is {min(least, 1):.2g} after Holm; it takes "
+        text += f"{next(enough, 'more permutations and 50')} runs each."
         found.append(Verdict("no-statement", text))
-    given, tests = comparison.differences_of_these_runs, comparison.tests_of_these_runs
+    given, tests = pair.differences_of_these_runs, pair.tests_of_these_runs
     if given is not None and tests is not None:
         parts = []
         for name in TESTED:
@@ -105,13 +93,8 @@ def _runs_verdicts(
     spread = {system.name: system.sd["score"] for system in result.systems if system.sd}
     text = f"Between seeds P has a standard deviation of {spread[reference]:.3f} ({reference}) and "
     text += f"{spread[other]:.3f} ({other})"
-    needed = comparison.power.runs
+    needed = pair.power.runs
     if needed is not None and needed > min(counts):
-        text += (
-            f"; to see this difference in P in {in_percent(POWER)} of studies takes about {planned(needed)} runs each"
-        )
+        text += f"; to see this difference in P in {in_percent(POWER)} of studies takes about "
+        text += f"{planned(needed)} runs each"
     return [*found, Verdict("note", f"{text}.")]
-
-
-def _runs(runs: int) -> str:
-    return "1 run" if runs == 1 else f"{runs} runs"

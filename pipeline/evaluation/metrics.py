@@ -48,8 +48,7 @@ def fairness_summary(confusion: Tensor, class_names: Sequence[str], group_names:
     With more, ``gap`` is left out and ``abs_gap`` is the largest difference between two groups. A group without a scan
     is left out of ``score`` and of the gaps, and its own numbers are 0.
 
-    Args:
-        confusion: [G + 1, C, C] of :func:`group_confusion`; the last (unknown group) counts in ``f1_macro`` only.
+    ``confusion`` [G + 1, C, C] is of :func:`group_confusion`; the last (unknown group) counts in ``f1_macro`` only.
 
     Returns:
         ``score`` (P, paper Eq. 5: mean over groups of the macro F1), ``gap``, ``abs_gap``, ``f1_macro`` (all scans

@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 
 from ..common.errors import UserError
 from .audit import summaries
-from .predictions import Predictions
+from .predictions import Ints, Predictions
+from .resampling import Floats
 from .wording import POWER
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 TESTED = ("score", "abs_gap")
 TIE = 1e-12  # smaller differences come of adding up the same fractions in another order
@@ -32,15 +30,13 @@ class CompareError(UserError, ValueError):
 def align(systems: Mapping[str, Sequence[Predictions]]) -> dict[str, list[Predictions]]:
     """Every table (a system has one a run) with the scans in the order of the first one.
 
-    Raises:
-        CompareError: fewer than two systems, one without a table, or tables that differ in classes, groups, scans, or
-            the class or group of a scan; the first such scan is named.
+    CompareError: fewer than two systems, one without a table, or tables that differ in classes, groups, scans, or the
+    class or group of a scan; the first such scan is named.
     """
     if len(systems) < 2:
         raise CompareError(f"a comparison needs two systems at least, got {len(systems)}")
-    for name, tables in systems.items():
-        if not tables:
-            raise CompareError(f"{name} has no predictions")
+    if empty := [name for name, tables in systems.items() if not tables]:
+        raise CompareError(f"{empty[0]} has no predictions")
     first = next(iter(systems))
     reference, aligned = systems[first][0], {}
     for name, tables in systems.items():
@@ -56,25 +52,20 @@ def _like(reference: Predictions, first: str, table: Predictions, name: str) -> 
         ("group columns", table.group_by, reference.group_by),
     ):
         if mine != theirs:
-            raise CompareError(
-                f"{name} has the {what} {', '.join(mine)}; {first} has {', '.join(theirs)}. If they are the same, name "
-                "them in one order for both"
-            )
-    wanted = reference.scan.tolist()
+            found = f"{name} has the {what} {', '.join(mine)}; {first} has {', '.join(theirs)}"
+            raise CompareError(f"{found}. If they are the same, name them in one order for both")
+    wanted = dict.fromkeys(reference.scan.tolist())
     place = {scan: i for i, scan in enumerate(table.scan.tolist())}
-    for scan in wanted:
-        if scan not in place:
-            raise CompareError(f"not the same scans: {name} has no scan {scan!r}, which {first} has")
-    if len(place) > len(wanted):
-        extra = next(scan for scan in place if scan not in set(wanted))
-        raise CompareError(f"not the same scans: {name} has a scan {extra!r}, which {first} has not")
+    if lost := [scan for scan in wanted if scan not in place]:
+        raise CompareError(f"not the same scans: {name} has no scan {lost[0]!r}, which {first} has")
+    if extra := [scan for scan in place if scan not in wanted]:
+        raise CompareError(f"not the same scans: {name} has a scan {extra[0]!r}, which {first} has not")
     table = table.take(np.array([place[scan] for scan in wanted], dtype=np.int64))
     for what, own, other, names in (
         ("class", table.label, reference.label, table.class_names),
         ("group", table.group, reference.group, (*table.group_names, "unknown")),
     ):
-        differs = np.flatnonzero(own != other)
-        if len(differs):
+        if len(differs := np.flatnonzero(own != other)):
             i = int(differs[0])
             both = f"{names[own[i]]} in {name}, {names[other[i]]} in {first}"
             raise CompareError(f"{what} of scan {str(table.scan[i])!r}: {both}")

@@ -47,13 +47,11 @@ class Predictions:
     synthetic: bool = False  # whether the table says that some of the scans are phantoms
 
     def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Predictions:
-        """The predictions of some scans, by mask or by index."""
         parts = ["scan", "label", "prediction", "group", *(["probabilities"] if self.probabilities is not None else [])]
         changed: dict[str, Any] = {name: getattr(self, name)[rows] for name in parts}
         return replace(self, **changed)
 
     def known(self) -> Predictions:
-        """The scans of known group."""
         return self.take(self.group != UNKNOWN_GROUP)
 
     def present_groups(self) -> Predictions:
@@ -89,12 +87,10 @@ def load_predictions(
         group_by: group columns, by default ``sex``; several make a group of each combination that occurs. An empty
             value, or "unknown", is an unknown group: one of its own where ``group_names`` has "unknown", else -1.
         scan_column: names the scans; without this column a scan is called by its line.
-        label_column: the true class.
         prediction_column: the predicted class; without this column it is the most probable one.
         with_probabilities: read the probabilities too; else whatever they hold is no error.
 
-    Raises:
-        PredictionsError: no such file, column or class, a value that is none, or a scan given twice.
+    PredictionsError: no such file, column or class, a value that is none, or a scan given twice.
 
     Example:
         >>> from pathlib import Path
@@ -203,10 +199,9 @@ def _groups(
     faults: list[str],
 ) -> tuple[Ints, tuple[str, ...]]:  # fmt: skip
     values = group_values(table, group_by)
-    if len(group_by) > 1:
-        for column in group_by:
-            inside = scan[values[column].str.contains(JOIN, regex=False)]
-            faults += [f"{name}: column {column!r} holds {JOIN!r}, which joins the names of groups" for name in inside]
+    for column in group_by if len(group_by) > 1 else ():
+        inside = scan[values[column].str.contains(JOIN, regex=False)]
+        faults += [f"{name}: column {column!r} holds {JOIN!r}, which joins the names of groups" for name in inside]
     names = tuple(group_names) if group_names else occurring_groups(values)
     if not names:
         raise PredictionsError(f"{path}: no scan has a group in column {', '.join(group_by)}")

@@ -43,8 +43,6 @@ class ReliabilityBin(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Are the probabilities of a group right?"""
-
     auc: Estimate | None  # macro one-against-rest ROC AUC; None when the group lacks a class
     brier: Estimate  # of all classes, in [0, 2]
     ece: Estimate  # expected calibration error
@@ -141,8 +139,6 @@ class Differences:
 
 @dataclass(frozen=True)
 class AuditSettings:
-    """How an audit was made; see :func:`~.audit`."""
-
     resamples: int
     permutations: int
     confidence: float
@@ -231,8 +227,6 @@ class PairComparison:
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """How a comparison was made; see :func:`~.compare`."""
-
     resamples: int
     permutations: int
     confidence: float

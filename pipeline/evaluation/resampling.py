@@ -9,8 +9,6 @@ Floats = NDArray[np.float64]
 
 
 class Estimate(NamedTuple):
-    """A number and its interval."""
-
     value: float
     low: float
     high: float

@@ -45,9 +45,7 @@ class GroupChange(NamedTuple):
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """What a post-processing changed on ``n`` scans of known group."""
-
-    n: int
+    n: int  # scans of known group
     n_unknown: int
     synthetic: bool
     class_names: tuple[str, ...]
@@ -100,12 +98,8 @@ def before_after(
         return Moved(*(int(rows.sum()) for rows in (other, other & now, other & was)))
 
     result = BeforeAfter(
-        n=len(before.label),
-        n_unknown=scans - len(before.label),
-        synthetic=before.synthetic,
-        class_names=before.class_names,
-        group_names=before.group_names,
-        confidence=confidence,
+        n=len(before.label), n_unknown=scans - len(before.label), synthetic=before.synthetic,
+        class_names=before.class_names, group_names=before.group_names, confidence=confidence,
         numbers={n: change(n) for n in ("score", "gap", "abs_gap", "nll", "brier", "ece") if n in numbers[0]},
         groups=tuple(
             GroupChange(name, int(inside.sum()), {key: change(f"{key} {g}") for key in OF_GROUP}, moved(inside))
@@ -113,7 +107,7 @@ def before_after(
             if (inside := before.group == g).any()
         ),
         moved=moved(np.ones(len(strata), dtype=bool)),
-    )
+    )  # fmt: skip
     return replace(result, cost=cost(result))
 
 
@@ -157,14 +151,10 @@ def cost(result: BeforeAfter) -> tuple[str, ...]:
             continue
         text = f"{number_name(name)}{whose} {'rises' if rises else 'falls'} from {before:.3f} to {after:.3f} "
         text += f"({in_percent(result.confidence)} interval of the change {span(change, signed=True)})"
-        if change.low > 0 or change.high < 0:
-            clear.append(f"{text}.")
-        else:
-            unclear.append(f"{text}: cannot be told from no change.")
+        told = change.low > 0 or change.high < 0
+        (clear if told else unclear).append(f"{text}{'.' if told else ': cannot be told from no change.'}")
     if result.moved.broken:
         by_group = ", ".join(f"{group.group} {group.moved.broken}" for group in result.groups)
-        clear.append(
-            f"Right before and wrong now: {result.moved.broken} of the {result.n} scans ({by_group}); wrong before and "
-            f"right now: {result.moved.mended}."
-        )
+        text = f"Right before and wrong now: {result.moved.broken} of the {result.n} scans ({by_group}); wrong before "
+        clear.append(f"{text}and right now: {result.moved.mended}.")
     return (*clear, *unclear) or (f"None of these numbers got worse on the {result.n} scans.",)

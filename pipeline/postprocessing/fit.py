@@ -42,10 +42,9 @@ def fit_temperature(validation: Predictions) -> Fitted:
     from scipy.optimize import minimize_scalar
 
     log_p, label = log_probabilities(given_probabilities(validation)), validation.label
-    ends, options = np.log(TEMPERATURES), {"xatol": 1e-9, "maxiter": 1000}
-    found = minimize_scalar(
-        lambda log_t: mean_nll(log_p, label, np.exp(log_t)), bounds=ends, method="bounded", options=options
-    )
+    search: dict[str, Any] = {"method": "bounded", "options": {"xatol": 1e-9, "maxiter": 1000}}
+    ends = np.log(TEMPERATURES)
+    found = minimize_scalar(lambda log_t: mean_nll(log_p, label, np.exp(log_t)), bounds=ends, **search)
     temperature = float(np.exp(found.x))
     if np.abs(found.x - ends).min() < 1e-3:
         hits = int((validation.prediction == label).sum())
@@ -89,10 +88,8 @@ def describe(fitted: Fitted) -> str:
         did = "there the NLL fell from {nll_before:.3f} to {nll_after:.3f}".format(**numbers)
     elif fitted.method == "offsets":
         what = "offsets of log p: " + ", ".join(f"{name} {value:+.3f}" for name, value in fitted.offsets.items())
-        did = (
-            "there P went from {score_before:.3f} to {score_after:.3f} and |gap| from {abs_gap_before:.3f} to "
-            "{abs_gap_after:.3f}; expect less on others"
-        ).format(**numbers)
+        did = "there P went from {score_before:.3f} to {score_after:.3f} and |gap| from {abs_gap_before:.3f} to "
+        did = (did + "{abs_gap_after:.3f}; expect less on others").format(**numbers)
     else:
         shares = (f"{name} {settings['source'][name]:.3g} to {share:.3g}" for name, share in settings["target"].items())
         what = "prior, class frequencies from those of the model to the target's: " + ", ".join(shares)
@@ -106,15 +103,13 @@ def apply(fitted: Fitted, predictions: Predictions) -> Predictions:
 
     Temperature keeps every prediction; the others predict the class that has become the most probable.
 
-    Raises:
-        PostprocessError: no probabilities, other classes, a scan that it was fitted on, or (not for temperature)
-            predictions that were not the most probable class before.
+    PostprocessError: no probabilities, other classes, a scan that it was fitted on, or (not for temperature)
+    predictions that were not the most probable class before.
     """
     probabilities = given_probabilities(predictions)
     changed = fitted.transform(probabilities, predictions.class_names)
     seen = set(fitted.scans)
-    known = [name for name in predictions.scan.tolist() if hashed_name(name) in seen]
-    if known:
+    if known := [name for name in predictions.scan.tolist() if hashed_name(name) in seen]:
         more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
         raise PostprocessError(
             f"{len(known)} of the {len(predictions.scan)} scans are among those that {fitted.method} was fitted on "

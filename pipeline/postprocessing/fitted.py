@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from ..common.errors import UserError
 from ..evaluation.predictions import PROBABILITY, Predictions
+from ..evaluation.resampling import Floats
 
-Floats = NDArray[np.float64]
 Method = Literal["temperature", "offsets", "prior"]
 
 SMALLEST = 5e-7  # replaces a probability of 0: half of the last of the six digits that our tables have
-PREFIX = 16  # hexadecimal digits kept of the hash of a scan's name
 TIE = 2e-6  # by which a predicted class may fall short of the most probable one: six digits, normalised
 
 
@@ -49,9 +48,8 @@ class Fitted:
         """Post-processed probabilities [N, C]; PostprocessError for other classes (their order may differ)."""
         names = tuple(class_names)
         if set(names) != set(self.offsets):
-            raise PostprocessError(
-                f"fitted for the classes {', '.join(self.offsets)}, but the predictions are of {', '.join(names)}"
-            )
+            mine, given = ", ".join(self.offsets), ", ".join(names)
+            raise PostprocessError(f"fitted for the classes {mine}, but the predictions are of {given}")
         return recalibrated(probabilities, self.temperature, np.array([self.offsets[name] for name in names]))
 
     def save(self, path: str | Path) -> None:
@@ -108,7 +106,7 @@ def make_fitted(
 
 
 def hashed_name(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:PREFIX]
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def given_probabilities(predictions: Predictions | UnlabelledPredictions) -> Floats:
@@ -123,8 +121,7 @@ def most_probable_only(predictions: Predictions) -> Floats:
     """The probabilities; refused with predictions by another rule, whose change would look like the method's effect."""
     probabilities = given_probabilities(predictions)
     said = probabilities[np.arange(len(probabilities)), predictions.prediction]
-    other = predictions.scan[said < probabilities.max(1) - TIE]
-    if len(other):
+    if len(other := predictions.scan[said < probabilities.max(1) - TIE]):
         raise PostprocessError(
             f"{len(other)} predictions, such as that of {other[0]}, are not the most probable class: another rule "
             "was applied to these probabilities already"

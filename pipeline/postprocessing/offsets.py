@@ -3,13 +3,11 @@
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..evaluation.audit import summaries
-from ..evaluation.predictions import Predictions
+from ..evaluation.predictions import Ints, Predictions
 from .fitted import Fitted, Floats, PostprocessError, log_probabilities, make_fitted, most_probable_only
 
-Ints = NDArray[np.int64]
 Objective = Literal["score", "gap"]
 MAX_LOSS = 0.01  # of P that a smaller gap may cost
 STARTS = 32  # starting points of the search; the first is no offset at all
@@ -38,14 +36,12 @@ def fit_offsets(validation: Predictions, objective: Objective = "score", max_los
         raise ValueError(f"max_loss must be in [0, 1), got {max_loss}")
     known = validation.known()
     probabilities = most_probable_only(known)
-    for c, name in enumerate(known.class_names):
-        if not (known.label == c).any():
-            raise PostprocessError(f"no validation scan of class {name!r} with a known group: no offset can be chosen")
+    if empty := [name for c, name in enumerate(known.class_names) if not (known.label == c).any()]:
+        raise PostprocessError(f"no validation scan of class {empty[0]!r} with a known group: no offset can be chosen")
     present, group = np.unique(known.group, return_inverse=True)
     if objective == "gap" and len(present) < 2:
-        raise PostprocessError(
-            f"a gap needs validation scans of two groups; there are scans of {known.group_names[present[0]]} only"
-        )
+        only = known.group_names[present[0]]
+        raise PostprocessError(f"a gap needs validation scans of two groups; there are scans of {only} only")
     log_p = log_probabilities(probabilities)
     offsets = best_offsets(log_p, known.label, group, objective, max_loss)
     before, after = (summaries(_confusion(log_p + b, known.label, group)) for b in (0.0, offsets))
@@ -53,9 +49,8 @@ def fit_offsets(validation: Predictions, objective: Objective = "score", max_los
     settings |= {"max_loss": max_loss} if objective == "gap" else {}
     times = (("before", before), ("after", after))
     did = {f"{name}_{when}": float(found[name]) for name in ("score", "abs_gap") for when, found in times}
-    return make_fitted(
-        "offsets", dict(zip(known.class_names, offsets.tolist(), strict=True)), settings, did, known.scan
-    )
+    by_name = dict(zip(known.class_names, offsets.tolist(), strict=True))
+    return make_fitted("offsets", by_name, settings, did, known.scan)
 
 
 def best_offsets(

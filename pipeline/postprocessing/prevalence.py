@@ -30,11 +30,9 @@ class PrevalenceError(UserError, ValueError):
 
 
 def deployment_prior(
-    prevalence: Frequencies | None,
-    class_names: Sequence[str],
-    trained_prevalence: Frequencies | None = None,
+    prevalence: Frequencies | None, class_names: Sequence[str], trained_prevalence: Frequencies | None = None,
     checkpoints: Sequence[str | Path] = (),
-) -> Fitted | None:
+) -> Fitted | None:  # fmt: skip
     """The correction of probabilities for a stated prevalence; None without one.
 
     Args:
@@ -44,10 +42,9 @@ def deployment_prior(
             for logit adjustment with tau = 1.
         checkpoints: of the members, to learn from the settings.json of their trainings whether even is right.
 
-    Raises:
-        PrevalenceError: a class is unknown or missing, or a frequency not above 0; a training had another tau than 1
-            and ``trained_prevalence`` is not named; the trainings had different tau, which no one correction serves;
-            or ``trained_prevalence`` without ``prevalence``.
+    PrevalenceError: a class is unknown or missing, or a frequency not above 0; a training had another tau than 1 and
+    ``trained_prevalence`` is not named; the trainings had different tau, which no one correction serves; or
+    ``trained_prevalence`` without ``prevalence``.
     """
     if prevalence is None:
         if trained_prevalence is not None:
@@ -73,8 +70,7 @@ def _frequencies(given: Any, class_names: Sequence[str], setting: str) -> dict[s
             raise PrevalenceError(f"{setting}: no class {name!r}{hint}; the model's are {', '.join(class_names)}")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             raise PrevalenceError(f"{setting} of {name} must be a number above 0, got {value!r}")
-    missing = [name for name in class_names if name not in given]
-    if missing:
+    if missing := [name for name in class_names if name not in given]:
         raise PrevalenceError(f"{setting} lacks {', '.join(missing)}; it needs a frequency for each class")
     return {name: float(given[name]) for name in class_names}
 
@@ -85,10 +81,8 @@ def _check_trainings(checkpoints: Sequence[str | Path], source: Mapping[str, flo
     told = {path: tau[0] for path, tau in known.items() if tau is not None}
     if len(set(told.values())) > 1:
         listed = "\n  ".join(f"{path}: tau {tau}" for path, tau in told.items())
-        raise PrevalenceError(
-            f"the trainings had different tau, so their probabilities are of different class frequencies and no one "
-            f"correction serves them:\n  {listed}"
-        )
+        text = "the trainings had different tau, so their probabilities are of different class frequencies and no one "
+        raise PrevalenceError(f"{text}correction serves them:\n  {listed}")
     for path, tau in told.items():
         if tau != 1 and source is None:
             raise PrevalenceError(
@@ -98,12 +92,9 @@ def _check_trainings(checkpoints: Sequence[str | Path], source: Mapping[str, flo
                 "number for each class if its loss balances them otherwise"
             )
         if tau == 1 and source is not None and len(set(source.values())) > 1:
-            text = (
-                "%s was trained with tau 1 and answers as if classes were even, but trained_prevalence says otherwise"
-            )
-            logger.warning(text, path)
-    untold = [path for path, tau in known.items() if tau is None]
-    if untold and source is None:
+            text = "was trained with tau 1 and answers as if classes were even, but trained_prevalence says otherwise"
+            logger.warning("%s %s", path, text)
+    if source is None and (untold := [path for path, tau in known.items() if tau is None]):
         logger.warning(
             "prevalence: nothing beside %s says how it was trained; it is taken to answer as if classes were even, as "
             "after logit adjustment with tau 1. If not, name trained_prevalence", ", ".join(untold)

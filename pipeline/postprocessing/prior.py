@@ -6,15 +6,8 @@ from typing import Literal
 import numpy as np
 
 from ..evaluation.predictions import Predictions
-from .fitted import (
-    Fitted,
-    Floats,
-    PostprocessError,
-    UnlabelledPredictions,
-    given_probabilities,
-    log_probabilities,
-    make_fitted,
-)
+from ..evaluation.resampling import Floats
+from .fitted import Fitted, PostprocessError, UnlabelledPredictions, given_probabilities, log_probabilities, make_fitted
 
 EM_STEPS = 10_000
 EM_TOLERANCE = 1e-9  # change of a class frequency at which EM has settled
@@ -22,9 +15,8 @@ EM_TOLERANCE = 1e-9  # change of a class frequency at which EM has settled
 
 def fit_prior(
     validation: Predictions | UnlabelledPredictions | None = None,
-    target: Mapping[str, float] | Literal["labels", "em"] = "labels",
-    source: Mapping[str, float] | None = None,
-) -> Fitted:
+    target: Mapping[str, float] | Literal["labels", "em"] = "labels", source: Mapping[str, float] | None = None,
+) -> Fitted:  # fmt: skip
     """Correction for the class frequencies of the target population (Saerens et al. 2002, Eq. 2.4).
 
     p'_c is proportional to p_c target_c / source_c. A network trained with logit adjustment (tau = 1) answers as if
@@ -55,12 +47,9 @@ def fit_prior(
         given = _source(source, names)
         if target == "em":
             wanted = estimate_prior(given_probabilities(validation), given)
-            for name, share in zip(names, wanted, strict=True):
-                if share * len(validation.scan) < 0.5:
-                    raise PostprocessError(
-                        f"by the estimate no scan is {name!r}; with it the class would never be predicted. Name the "
-                        "frequencies instead"
-                    )
+            if len(none := np.flatnonzero(wanted * len(validation.scan) < 0.5)):
+                text = f"by the estimate no scan is {names[none[0]]!r}; with it the class would never be predicted."
+                raise PostprocessError(f"{text} Name the frequencies instead")
         elif isinstance(validation, Predictions):
             counts = np.bincount(validation.label, minlength=len(names))
             if (counts == 0).any():
@@ -124,9 +113,8 @@ def _source(source: Mapping[str, float] | None, names: tuple[str, ...]) -> Float
 
 def _shares(frequencies: Mapping[str, float], names: tuple[str, ...], what: str) -> Floats:
     if set(frequencies) != set(names) or len(names) < 2:
-        raise ValueError(
-            f"{what} must name a frequency for each of the classes {', '.join(names)}, got {', '.join(frequencies)}"
-        )
+        classes, got = ", ".join(names), ", ".join(frequencies)
+        raise ValueError(f"{what} must name a frequency for each of the classes {classes}, got {got}")
     values = np.array([frequencies[name] for name in names], dtype=float)
     for name, value in zip(names, values, strict=True):
         if not 0 < value < np.inf:

@@ -82,9 +82,8 @@ def write_table(path: str | Path, original: str | Path, predictions: Predictions
 def _raw(path: Path) -> pd.DataFrame:
     table = read_table(path)
     if "scan" not in table:
-        raise PostprocessError(
-            f"{path}: no column 'scan'; without names nobody can tell whether a scan was fitted on and judged as well"
-        )
+        text = "no column 'scan'; without names nobody can tell whether a scan was fitted on and judged as well"
+        raise PostprocessError(f"{path}: {text}")
     if POSTPROCESS in table:
         done = ", ".join(sorted(set(table[POSTPROCESS]))) or "?"
         raise PostprocessError(f"{path} was post-processed before ({done}); give the model's own predictions")

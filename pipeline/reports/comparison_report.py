@@ -44,10 +44,8 @@ def _trade_off_picture(result: Comparison, confidence: str) -> Picture:
         for system in result.systems
         for number, run in enumerate(system.runs, 1)
     ]
-    caption = (
-        f"A point a run, with its {confidence} intervals over scans as a cross. Higher is better; nearer to the line "
-        "is fairer."
-    )
+    caption = f"A point a run, with its {confidence} intervals over scans as a cross. Higher is better; nearer to the "
+    caption += "line is fairer."
     return figure_picture(trade_off_figure(result), "trade_off", f"P against the gap. {'; '.join(said)}.", caption)
 
 
@@ -64,8 +62,7 @@ def _systems_table(result: Comparison) -> Table:
 
 def _comparison_blocks(result: Comparison, confidence: str) -> tuple[Paragraph | Pictures | Table, ...]:
     groups = result.group_names
-    pictures: list[Picture] = []
-    rows: list[tuple[str, ...]] = []
+    pictures, rows = [], []
     for number, comparison in enumerate(result.comparisons, 1):
         who = f"{comparison.system} minus {comparison.reference}"
         said = []
@@ -84,8 +81,7 @@ def _comparison_blocks(result: Comparison, confidence: str) -> tuple[Paragraph |
 
 def _test_blocks(result: Comparison) -> tuple[Table, ...]:
     groups = result.group_names
-    rows: list[tuple[str, ...]] = []
-    given: list[tuple[str, ...]] = []
+    rows, given = [], []
     for comparison in result.comparisons:
         who = f"{comparison.system} against {comparison.reference}"
         for key, test in comparison.tests.items():

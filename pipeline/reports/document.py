@@ -26,18 +26,14 @@ LEVELS = {
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Running text."""
-
     kind: ClassVar[str] = "paragraph"
     text: str
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Statements with their levels, the most important first."""
-
     kind: ClassVar[str] = "verdicts"
-    items: tuple[Verdict, ...]
+    items: tuple[Verdict, ...]  # the most important first
 
 
 @dataclass(frozen=True)
@@ -90,8 +86,6 @@ Block = Paragraph | Verdicts | Table | Picture | Pictures
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
-
     title: str
     blocks: tuple[Block, ...]
 
@@ -102,8 +96,6 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report."""
-
     title: str
     facts: tuple[tuple[str, str], ...]  # (name, value): what was judged
     sections: tuple[Section, ...]

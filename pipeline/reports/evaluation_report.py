@@ -24,6 +24,8 @@ from .parts import NONE, OPTIMISTIC, library_versions, readable_width, scan_fact
 
 logger = logging.getLogger(__name__)
 
+Names = Sequence[str] | None
+
 
 def write_report(evaluation_dir: str | Path, path: str | Path | None = None) -> Path | None:
     """Write the report of an evaluation (:func:`~.read_evidence`) as HTML, by default report.html, and as Markdown.
@@ -56,9 +58,6 @@ def report_evaluation(evaluation_dir: str | Path) -> Path | None:
         logger.warning("no report: %s", error)
         (folder / run_folder.REPORT).unlink(missing_ok=True)
         return None
-
-
-Names = Sequence[str] | None
 
 
 def report_of_table(
@@ -130,34 +129,24 @@ def headline_table(audit: Audit) -> Table:
 
 def cells_table(audit: Audit) -> Table:
     """Precision, recall and F1 of each class and group with their intervals, and the scans behind them."""
-    rows = [
-        (
-            f"{cell.class_name}, {cell.group}",
-            f"{cell.n} (no statement)" if cell.small else str(cell.n),
-            *(span_text(number) for number in (cell.precision, cell.recall, cell.f1)),
-        )
-        for name in audit.class_names
-        for cell in audit.cells
-        if cell.class_name == name
-    ]
+    rows = []
+    for cell in sorted(audit.cells, key=lambda cell: audit.class_names.index(cell.class_name)):
+        scans = f"{cell.n} (no statement)" if cell.small else str(cell.n)
+        values = map(span_text, (cell.precision, cell.recall, cell.f1))
+        rows.append((f"{cell.class_name}, {cell.group}", scans, *values))
     columns = ("class, group", "scans", *map(number_name, ("precision", "recall", "f1")))
     return Table(f"Each class and group, value ({percent(audit.settings.confidence)} interval)", columns, tuple(rows))
 
 
 def calibration_table(audit: Audit) -> Table | None:
     """AUC, Brier score and calibration error of each group; None without probabilities."""
-    rows = [
-        (
-            f"{group.group} ({group.n} scans)",
-            span_text(found.auc) if found.auc else NONE,
-            span_text(found.brier),
-            span_text(found.ece),
-            f"{found.ece_if_calibrated.mean:.3f}, up to {found.ece_if_calibrated.p95:.3f}",
-            f"{found.mean_confidence:.3f}, {group.accuracy.value:.3f}",
-        )
-        for group in audit.groups
-        if (found := group.calibration)
-    ]
+    rows = []
+    for group in audit.groups:
+        if found := group.calibration:
+            name, auc = f"{group.group} ({group.n} scans)", span_text(found.auc) if found.auc else NONE
+            chance = f"{found.ece_if_calibrated.mean:.3f}, up to {found.ece_if_calibrated.p95:.3f}"
+            sure = f"{found.mean_confidence:.3f}, {group.accuracy.value:.3f}"
+            rows.append((name, auc, span_text(found.brier), span_text(found.ece), chance, sure))
     columns = ("group", *map(number_name, ("auc", "brier", "ece")), "ECE if calibrated", "confidence, accuracy")
     interval = f"{percent(audit.settings.confidence)} interval"
     return Table(f"Probabilities of each group, value ({interval})", columns, tuple(rows)) if rows else None
@@ -261,10 +250,8 @@ def _error_blocks(evidence: Evidence) -> tuple[Block, ...]:
         caption = f"{error.scan}: {error.label}, {error.group or 'unknown group'}; predicted {error.prediction} with "
         caption += f"probability {error.confidence:.3f}"
         cards.append(Picture(f"error_{number:02d}", alt, error.png, caption=caption))
-    text = (
-        "Wrong predictions, the surest first, taken from the groups in turn. Left the middle slice, right the same "
-        "with the regions that spoke for the predicted class (Grad-CAM)."
-    )
+    text = "Wrong predictions, the surest first, taken from the groups in turn. Left the middle slice, right the same "
+    text += "with the regions that spoke for the predicted class (Grad-CAM)."
     return Paragraph(text), Pictures(tuple(cards), column=280)
 
 
@@ -278,11 +265,9 @@ def differences_table(audit: Audit) -> Table:
 
 
 def _difference_blocks(audit: Audit) -> tuple[Paragraph | Table, ...]:
-    text = (
-        "Largest difference between two groups, each class against the rest, by fairlearn: equalized odds (of the true "
-        "and false positive rates) and demographic parity (of the share predicted). They have no interval here; parity "
-        "also differs when a class is more frequent in one group."
-    )
+    text = "Largest difference between two groups, each class against the rest, by fairlearn: equalized odds (of the "
+    text += "true and false positive rates) and demographic parity (of the share predicted). They have no interval "
+    text += "here; parity also differs when a class is more frequent in one group."
     return Paragraph(text), differences_table(audit)
 
 

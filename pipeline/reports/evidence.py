@@ -75,15 +75,10 @@ def write_evaluation(
     table = load_predictions(predictions, class_names, group_names, columns, with_probabilities=False)
     confusion = torch.from_numpy(table.confusion())
     result = {
-        "split": split,
-        "checkpoint": checkpoint,
-        "synthetic": table.synthetic,
-        "class_names": list(class_names),
-        "group_names": list(group_names),
-        "group_by": list(columns),
-        "confusion": confusion.tolist(),
-        "metrics": fairness_summary(confusion, class_names, group_names),
-    }
+        "split": split, "checkpoint": checkpoint, "synthetic": table.synthetic,
+        "class_names": list(class_names), "group_names": list(group_names), "group_by": list(columns),
+        "confusion": confusion.tolist(), "metrics": fairness_summary(confusion, class_names, group_names),
+    }  # fmt: skip
     predictions.with_name(run_folder.METRICS).write_text(json.dumps(result, indent=2) + "\n")
     try:
         from .figures import confusion_figure
@@ -125,19 +120,12 @@ def read_evidence(evaluation_dir: str | Path) -> Evidence:
         settings = optional_json(training / run_folder.SETTINGS)
     epoch, known_by = _marked_epoch(checkpoint, record or {}, history)
     places = [Path(checkpoint), *([training / "models" / Path(checkpoint).name] if training is not None else [])]
+    cells = optional_table(folder / run_folder.CELLS, ("split", "label", "group", "n"))
     return Evidence(
-        judged,
-        split=metrics["split"],
-        checkpoint=Path(checkpoint).name,
-        synthetic=bool(metrics["synthetic"]),
-        history=history,
-        marked_epoch=epoch,
-        marked_by=known_by,
-        cells=optional_table(folder / run_folder.CELLS, ("split", "label", "group", "n")),
-        errors=_errors(folder / "errors"),
-        settings=settings or {},
-        checkpoint_file=next((path for path in places if path.is_file()), None),
-    )
+        judged, split=metrics["split"], checkpoint=Path(checkpoint).name, synthetic=bool(metrics["synthetic"]),
+        history=history, marked_epoch=epoch, marked_by=known_by, cells=cells, errors=_errors(folder / "errors"),
+        settings=settings or {}, checkpoint_file=next((path for path in places if path.is_file()), None),
+    )  # fmt: skip
 
 
 def optional_json(path: Path) -> Any:

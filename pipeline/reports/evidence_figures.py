@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 LINES = ("-", "--", "-.", ":")
 WIDTH = 4.8  # inches
-SHADE = "#DDDDDD"
+Number = tuple[str, Interval, int | None, bool]  # name, estimate, index of the style, with a sign
+Row = tuple[str, Interval, int | None, float]  # text above the interval, estimate, index of the style, y
 
 
 def group_style(index: int) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def estimates_figure(audit: Audit) -> Figure:
     p95, mean = fair.abs_gap_p95, fair.abs_gap_mean
     reach = 1.12 * max(p95, *(max(abs(e.low), abs(e.high)) for _, e, _, _ in gaps), 0.01)
     low, high = fair.gap_low or 0.0, p95 if fair.gap_high is None else fair.gap_high
-    shade = bottom.axvspan(low, high, color=SHADE, zorder=0)
+    shade = bottom.axvspan(low, high, color="#DDDDDD", zorder=0)
     bottom.axvline(0, color="black", linewidth=1)
     row = panels[1][-1][3]
     (expected,) = bottom.plot(mean, row, "d", color="white", markeredgecolor="black", markersize=7, zorder=5)
@@ -140,8 +141,7 @@ def learning_curves_figure(
     ``history`` has the columns ``epoch``, ``metric`` and ``value`` (else ValueError): ``train_loss``, and after
     ``prefix`` ``score``, ``gap`` (or ``abs_gap``) and ``f1_<group>``. What is missing is left out, but not everything.
     """
-    missing = [name for name in ("epoch", "metric", "value") if name not in history]
-    if missing:
+    if missing := [name for name in ("epoch", "metric", "value") if name not in history]:
         raise ValueError(f"history: no column {', '.join(missing)}; it has {', '.join(map(str, history.columns))}")
     curves = {str(name): rows.sort_values("epoch") for name, rows in history.groupby("metric")}
     dark = {"color": "black", "linestyle": "-", "marker": "."}
@@ -150,11 +150,8 @@ def learning_curves_figure(
         score.append((f"{prefix}{key}", number_name(key), group_style(index)))
     gap = "gap" if f"{prefix}gap" in curves else "abs_gap"
     said = number_name(gap, group_names)
-    drawn = [
-        ("training loss", [("train_loss", "training loss", dark)]),
-        ("F1, validation", score),
-        (said, [(f"{prefix}{gap}", said, dark)]),
-    ]
+    loss = [("train_loss", "training loss", dark)]
+    drawn = [("training loss", loss), ("F1, validation", score), (said, [(f"{prefix}{gap}", said, dark)])]
     panels = [(title, found) for title, lines in drawn if (found := [line for line in lines if line[0] in curves])]
     if not panels:
         raise ValueError(f"history: no metric of a learning curve; it has {', '.join(curves) or 'none'}")
@@ -196,8 +193,7 @@ def differences_figure(comparison: PairComparison, group_names: Sequence[str]) -
 
 
 def trade_off_figure(result: Comparison) -> Figure:
-    """P against the gap (with more than two groups |gap|), a point a run with its intervals as a cross; systems differ
-    in colour and marker."""
+    """P against the gap (with more than two groups |gap|), a point a run, with its intervals as a cross."""
     runs = [(index, run) for index, system in enumerate(result.systems) for run in system.runs]
     key = "gap" if "gap" in runs[0][1] else "abs_gap"
     labels = [f"{s.name} ({len(s.runs)} {'run' if len(s.runs) == 1 else 'runs'})" for s in result.systems]
@@ -218,10 +214,6 @@ def trade_off_figure(result: Comparison) -> Figure:
     _tidy(ax)
     _legend(figure, [handles[index] for index in range(len(labels))], labels)
     return figure
-
-
-Number = tuple[str, Interval, int | None, bool]  # name, estimate, index of the style, with a sign
-Row = tuple[str, Interval, int | None, float]  # text above the interval, estimate, index of the style, y
 
 
 def _labelled(rows: Sequence[Number]) -> list[Row]:

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-UNKNOWN_COLOUR = "#BBBBBB"
 SPLIT_TITLES = {"train": "Training", "val": "Validation", "test": "Test", "all": "All scans"}
-HEADROOM = 1.18  # of the tallest bar, so that its count stays inside the axes
 DARK = 0.55  # row share from which a count is written in white
 
 
@@ -34,11 +32,9 @@ def cohort_chart(cells: pd.DataFrame, path: str | os.PathLike[str] | None = None
         path: where to save the figure as well; the suffix chooses the format.
         synthetic: say in the heading that the scans are phantoms.
 
-    Raises:
-        ValueError: a column is missing, there is no row, or a count is negative.
+    ValueError: a column is missing, there is no row, or a count is negative.
     """
-    missing = [name for name in ("split", "label", "group", "n") if name not in cells]
-    if missing:
+    if missing := [name for name in ("split", "label", "group", "n") if name not in cells]:
         raise ValueError(f"cells: no column {', '.join(missing)}; it has {', '.join(map(str, cells.columns))}")
     if cells.empty:
         raise ValueError("cells: no row")
@@ -50,7 +46,6 @@ def cohort_chart(cells: pd.DataFrame, path: str | os.PathLike[str] | None = None
     present = list(dict.fromkeys(cells["split"]))
     splits = sorted(present, key=[*SPLIT_TITLES, *present].index)
     counts = cells.groupby(["split", "label", "group"])["n"].sum()
-
     class_width = max(label_width(labels), len(groups) * (len(str(cells["n"].max())) + 1) * CHARACTER) + 0.15
     panel_width = max(len(labels) * class_width, 2.0) + 0.6
     figure = new_figure(panel_width * len(splits), 3.9)
@@ -60,8 +55,7 @@ def cohort_chart(cells: pd.DataFrame, path: str | os.PathLike[str] | None = None
         ax.set_xticks(range(len(labels)), [wrapped(label) for label in labels], fontsize=9)
         ax.set_xlim(-0.55, len(labels) - 0.45)
         ax.set_title(f"{plain(SPLIT_TITLES.get(split, split))} (n = {int(counts[split].sum())})", fontsize=10)
-    kind = "SYNTHETIC scans" if synthetic else "Scans"
-    set_heading(figure, f"{kind} by class and group (n = {int(cells['n'].sum())})")
+    set_heading(figure, f"{'SYNTHETIC scans' if synthetic else 'Scans'} by class and group (n = {int(counts.sum())})")
     handles = [Patch(edgecolor="black", linewidth=0.6, **style) for style in styles.values()]
     columns = min(len(groups), max(1, int(figure.get_figwidth() / (label_width(groups) + 0.7))))
     names = [wrapped(group) for group in groups]
@@ -78,7 +72,7 @@ def _draw_bars(ax: Axes, heights: Sequence[Sequence[int]], styles: Mapping[str, 
         places = np.arange(len(row)) + (index - (len(heights) - 1) / 2) * width
         ax.bar_label(ax.bar(places, row, width, edgecolor="black", linewidth=0.6, **style), fontsize=8, padding=1)
     ax.locator_params(axis="y", integer=True)
-    ax.set_ylim(0, max(1, *map(max, heights)) * HEADROOM)
+    ax.set_ylim(0, 1.18 * max(1, *map(max, heights)))  # the count of the tallest bar stays inside the axes
     ax.tick_params(axis="x", length=0)
     ax.tick_params(axis="y", labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
@@ -97,8 +91,7 @@ def confusion_figure(
             is shown when it counts any scan.
         synthetic: say in the heading that the scans are phantoms.
 
-    Raises:
-        ValueError: the shape does not fit the names, or a value is not a count.
+    ValueError: the shape does not fit the names, or a value is not a count.
     """
     counts = np.asarray(confusion)
     classes, groups = len(class_names), list(group_names)
@@ -111,7 +104,6 @@ def confusion_figure(
     counts = counts.astype(np.int64)
     if len(counts) > len(groups):
         groups, counts = (groups, counts[:-1]) if not counts[-1].any() else ([*groups, UNKNOWN], counts)
-
     cell = max(label_width(class_names), (len(str(counts.max())) + 1) * CHARACTER, 0.55)
     side = max(cell * classes, 1.6)
     names = [wrapped(name) for name in class_names]
@@ -133,8 +125,7 @@ def confusion_figure(
     bar = figure.colorbar(image, ax=list(axes), fraction=0.04, pad=0.02)
     bar.set_label("share of the true class", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    kind = " on SYNTHETIC scans" if synthetic else ""
-    set_heading(figure, f"Confusion by group{kind} (n = {counts.sum()})")
+    set_heading(figure, f"Confusion by group{' on SYNTHETIC scans' if synthetic else ''} (n = {counts.sum()})")
     return figure
 
 
@@ -153,7 +144,7 @@ def _draw_confusion(ax: Axes, matrix: np.ndarray) -> AxesImage:
 
 def _bar_style(group: str, index: int) -> dict[str, Any]:
     if group == UNKNOWN:
-        return {"facecolor": UNKNOWN_COLOUR, "hatch": "---"}
+        return {"facecolor": "#BBBBBB", "hatch": "---"}
     # Hatches move on by one with each round of the colours, so that 49 groups all look different.
     round_, colour = divmod(index, len(PALETTE))
     return {"facecolor": PALETTE[colour], "hatch": HATCHES[(colour + round_) % len(HATCHES)]}

@@ -38,7 +38,6 @@ LOOK = (
     "Middle slices, axial, coronal and sagittal, as the network gets them before they are cropped. The patient's right "
     "is on the left; of slice folders that is not known."
 )
-NOTE = 46  # characters of a line of a note in the page's table
 
 
 def middle_slices(volume: NDArray[np.floating], record: Mapping[str, Any]) -> Image:
@@ -49,22 +48,17 @@ def middle_slices(volume: NDArray[np.floating], record: Mapping[str, Any]) -> Im
     Without a geometry (slice folders) that height is not known and drawn as that of an axial slice; pixels of a slice
     are taken for squares. The longest side of a slice gets :data:`PANEL` pixels.
 
-    Args:
-        volume: [D, H, W] in [0, 1]: slices ``indices`` of the scan, whole (not cropped), of any number of pixels.
-        record: the scan's intake record.
+    ``volume`` [D, H, W] in [0, 1] holds the slices ``indices`` of the intake ``record``, whole (not cropped), of any
+    number of pixels.
     """
     from PIL import Image
 
     depth, height, width = _extents(volume.shape, record)
     scale = PANEL / max(depth, height, width)
     middle = [size // 2 for size in volume.shape]
-    planes = [
-        (volume[middle[0]], height, width),
-        (volume[::-1, middle[1]], depth, width),
-        (volume[::-1, :, middle[2]], depth, height),
-    ]
+    axial, coronal, sagittal = volume[middle[0]], volume[::-1, middle[1]], volume[::-1, :, middle[2]]
     panels = []
-    for plane, rows, columns in planes:
+    for plane, rows, columns in (axial, height, width), (coronal, depth, width), (sagittal, depth, height):
         size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
         grey = Image.fromarray(np.rint(np.clip(plane, 0, 1) * 255).astype(np.uint8))
         levels = np.rint(np.asarray(grey.resize(size, Image.Resampling.BILINEAR), dtype=float) * (GREYS - 1) / 255)
@@ -96,11 +90,9 @@ def intake_document(
     ordered = sorted(records, key=lambda record: list(GROUPS).index(group_of(record)))
     counts = group_counts(records)
     facts = (("scans", str(len(records))), *((GROUPS[group].lower(), str(count)) for group, count in counts.items()))
-    blocks: list[Any] = []
-    if codes := warning_counts(records):
-        rows = tuple((code, str(count)) for code, count in codes.items())
-        blocks.append(Table("Warnings", ("warning", "scans"), rows))
-    sections = [Section("All scans", (*blocks, scans_table(ordered)))]
+    warnings = tuple((code, str(count)) for code, count in warning_counts(records).items())
+    first = (Table("Warnings", ("warning", "scans"), warnings),) if warnings else ()
+    sections = [Section("All scans", (*first, scans_table(ordered)))]
     left = limit
     for group in ("warnings", "fine"):  # refused and skipped scans have no volume
         shown = [record for record in ordered if group_of(record) == group and record["scan"] in pictures]
@@ -118,25 +110,19 @@ def scans_table(records: Sequence[Mapping[str, Any]]) -> Table:
     """What the intake says of each scan; doubtful ones have their status in bold."""
     columns = ("scan", "status", "kind", "slices", "voxel (mm)", "reason or warnings")
     doubtful = frozenset((i, 1) for i, record in enumerate(records) if group_of(record) in ("refused", "warnings"))
-    rows = tuple(
-        (
-            record["scan"],
-            GROUPS[group_of(record)].lower(),
-            record["kind"] or "-",
-            f"{record['slices_used']}/{record['slices_found']}" if record["slices_found"] else "-",
-            spacing_text(record["spacing"]) if record["spacing"] else "-",
-            "\n".join(line for note in notes for line in textwrap.wrap(note, NOTE)) or "-",
-        )
-        for record in records
-        for notes in [[record["reason"], *record["warnings"], record["series"]]]
-    )
-    return Table(f"{len(records)} scans, the doubtful first", columns, rows, doubtful, ends_in_text=True)
+    rows = []
+    for record in records:
+        slices = f"{record['slices_used']}/{record['slices_found']}" if record["slices_found"] else "-"
+        voxel = spacing_text(record["spacing"]) if record["spacing"] else "-"
+        notes = [record["reason"], *record["warnings"], record["series"]]
+        said = "\n".join(line for note in notes for line in textwrap.wrap(note, 46)) or "-"
+        status = GROUPS[group_of(record)].lower()
+        rows.append((record["scan"], status, record["kind"] or "-", slices, voxel, said))
+    return Table(f"{len(records)} scans, the doubtful first", columns, tuple(rows), doubtful, ends_in_text=True)
 
 
 def _look(record: Mapping[str, Any], path: Path) -> Picture:
-    said = [f"{record['scan']}: {scan_facts(record)}"]
-    if record["spacing"] is None:
-        said[0] += ", not to scale"
+    said = [f"{record['scan']}: {scan_facts(record)}{', not to scale' if record['spacing'] is None else ''}"]
     said += [*record["warnings"], *([record["series"]] if record["series"] else [])]
     return Picture(path.stem, f"middle slices of {record['scan']}", path.read_bytes(), caption=". ".join(said))
 
@@ -158,8 +144,7 @@ class IntakeCollector:
 
     def __init__(self, output_dir: str | Path, page_pictures: int = 200) -> None:
         check_whole("page_pictures", page_pictures, least=0)
-        self.output_dir = Path(output_dir)
-        self.page_pictures = page_pictures
+        self.output_dir, self.page_pictures = Path(output_dir), page_pictures
         self.records: list[dict[str, Any]] = []
         self._name = ScanPaths()
         self._pictures: dict[str, Path] = {}
@@ -184,7 +169,6 @@ class IntakeCollector:
                 logger.warning("%s: no picture: %s: %s", scan, type(error).__name__, error)
 
     def write(self) -> Path:
-        """Write the tables and the page; returns the path of the page."""
         write_intake(self.records, self.output_dir / TABLE)
         page = self.output_dir / PAGE
         replace_durably(page, encoded(render_html(intake_document(self.records, self._pictures, self.page_pictures))))

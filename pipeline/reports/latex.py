@@ -15,7 +15,6 @@ LATEX = str.maketrans(
         **{sign: f"{{{sign}}}" for sign in "[]*`'"},  # after a line break LaTeX reads [ and * as arguments
     }
 )  # fmt: skip
-OGONEK = "\u0328"
 # Only a table that is wider than the page shrinks (graphicx).
 FIT = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}"
 
@@ -31,7 +30,7 @@ def escape_latex(text: str) -> str:
 def _in_latex(sign: str) -> bool:
     """ASCII, what LATEX replaces, and the Latin letters that pdflatex sets in its default font (tried in all)."""
     base, *marks = list(unicodedata.normalize("NFD", sign))
-    accented = sign < "\u0180" and base.isascii() and OGONEK not in marks
+    accented = sign < "\u0180" and base.isascii() and "\u0328" not in marks  # no ogonek
     return sign.isascii() or ord(sign) in LATEX or sign in "ßøØæÆœŒłŁ" or accented
 
 

@@ -30,8 +30,7 @@ class MarksError(UserError, ValueError):
 
 def write_model_card(evaluation_dir: str | Path, path: str | Path) -> Path:
     """Write the model card of an evaluated checkpoint: Markdown with a YAML head, as Hugging Face and MONAI have it."""
-    path = Path(path)
-    text = model_card(read_evidence(evaluation_dir))
+    path, text = Path(path), model_card(read_evidence(evaluation_dir))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return path
@@ -81,29 +80,18 @@ def model_card(evidence: Evidence) -> str:
     head: dict[str, Any] = {"license": "apache-2.0", "library_name": "monai", "pipeline_tag": "image-classification"}
     head["tags"] = ["monai", "medical", "ct", "lung", "fairness", *(["synthetic"] if evidence.synthetic else [])]
     head["metrics"] = ["f1", "precision", "recall", "accuracy", *(["roc_auc", "brier_score"] if calibration else [])]
-    description = (
-        f"Classifies a chest CT as one of: {', '.join(audit.class_names)}. The network is that of the fairlung "
-    )
-    description += "bundle, a 3-D ResNet-18 (R3D-18) for one channel."
+    description = f"Classifies a chest CT as one of: {', '.join(audit.class_names)}. The network is that of the "
+    description += "fairlung bundle, a 3-D ResNet-18 (R3D-18) for one channel."
     return _rendered(
-        "model_card",
-        front_matter=f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        title="Fair lung CT classification",
-        synthetic=evidence.synthetic,
-        description=description,
-        model=_model_facts(evidence),
+        "model_card", version=__version__, front_matter=f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        title="Fair lung CT classification", synthetic=evidence.synthetic, description=description,
         intended_use="Research on the fair classification of chest CT. Not a medical device.",
-        training_data=_training_data(evidence),
-        training=_training_facts(evidence),
-        facts=evaluation_facts(evidence),
-        group_by=", ".join(audit.group_by),
+        model=_model_facts(evidence), training_data=_training_data(evidence), training=_training_facts(evidence),
+        facts=evaluation_facts(evidence), group_by=", ".join(audit.group_by),
         performance=_performance(evidence, badge="", facts=()),  # badge and facts stand above it
-        tables=[calibration] if calibration else [],
-        limitations=_limitations(evidence),
-        fairness=_fairness(evidence),
-        differences=differences_table(audit),
-        version=__version__,
-    )
+        tables=[calibration] if calibration else [], limitations=_limitations(evidence),
+        fairness=_fairness(evidence), differences=differences_table(audit),
+    )  # fmt: skip
 
 
 def _model_facts(evidence: Evidence) -> list[tuple[str, str]]:

@@ -147,10 +147,10 @@ def _evaluation(folder: Path) -> Predictions:
 def _alike(tables: Mapping[str, Predictions]) -> None:
     (first, reference), *others = tables.items()
     for name, table in others:
-        for what, kind in (("class_names", "class"), ("group_names", "group"), ("group_by", "group column")):
+        for what, said in (("class_names", "classes"), ("group_names", "groups"), ("group_by", "group columns")):
             mine, theirs = getattr(table, what), getattr(reference, what)
             if mine != theirs:
-                raise StudyError(f"run {name} has the {kind}s {', '.join(mine)}; run {first} has {', '.join(theirs)}")
+                raise StudyError(f"run {name} has the {said} {', '.join(mine)}; run {first} has {', '.join(theirs)}")
 
 
 def read_history(run: StudyRun) -> pd.DataFrame | None:

@@ -45,8 +45,8 @@ def study(
     """Train and judge a grid of systems, seeds and folds; what is finished stays, what was killed goes on."""
     from filelock import FileLock, Timeout
 
-    from ..studies import engines, tracking
-    from ..studies.folder import StudyFolder
+    from ..studies import engines
+    from ..studies.folder import StudyFolder, close_study_run, open_study_run
     from ..studies.plan import final_study, plan, read_study
     from ..studies.record import StudyError
     from .study_progress import show_progress
@@ -65,7 +65,7 @@ def study(
                 for run in folder.to_run():
                     say(run.id)
                 return
-            tracking.open_study_run(written, folder)
+            open_study_run(written, folder)
             tables_at = None
             try:
                 with show_progress(folder) as (begins, ends):
@@ -75,7 +75,7 @@ def study(
                         engines.run_locally(waiting, begins, ends, workers)
                 tables_at = _tables_of(place)
             finally:  # interrupted too
-                tracking.close_study_run(written, folder, tables_at)
+                close_study_run(written, folder, tables_at)
     except Timeout:
         stop(StudyError(f"{place} is being run by another process"))
     except (UserError, ValueError) as error:

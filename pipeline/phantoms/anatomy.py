@@ -75,9 +75,7 @@ def synthesize(
         lesions = paint_covid(canvas, body, disease_rng)
     image(canvas, scanner, noise_rng)
     lesion_ml = float(np.count_nonzero(canvas.lesion)) * canvas.voxel_ml
-    truth = {
-        "presentation_shift": shift, "length_mm": body.length, "fat_mm": body.fat, "breast": body.breast,
-        "contrast_hu": body.contrast, "noise_hu": scanner.noise_hu, "lung_ml": lung_ml, "lesion_ml": lesion_ml,
-        "lesions": lesions,
-    }  # fmt: skip
+    truth: dict[str, Any] = {"presentation_shift": shift, "length_mm": body.length, "fat_mm": body.fat}
+    truth |= {"breast": body.breast, "contrast_hu": body.contrast, "noise_hu": scanner.noise_hu}
+    truth |= {"lung_ml": lung_ml, "lesion_ml": lesion_ml, "lesions": lesions}
     return PhantomScan(canvas.hu, canvas.spacing, label, sex, age, scanner.name, canvas.lesion, truth)

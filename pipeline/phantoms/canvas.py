@@ -169,12 +169,11 @@ class Site:
     table: bool  # visible
 
 
-_SITES = (
+SITES: Mapping[str, Site] = {site.name: site for site in (
     Site("alder", noise_hu=14.0, grain_mm=1.1, blur_mm=0.9, contrast=0.5, slices=(0.0, 0.45), table=True),
     Site("birch", noise_hu=22.0, grain_mm=0.7, blur_mm=0.6, contrast=0.3, slices=(0.25, 0.75), table=True),
     Site("cedar", noise_hu=32.0, grain_mm=0.4, blur_mm=0.3, contrast=0.4, slices=(0.55, 1.0), table=False),
-)
-SITES: Mapping[str, Site] = {site.name: site for site in _SITES}
+)}  # fmt: skip
 
 
 def image(canvas: Canvas, site: Site, rng: np.random.Generator) -> None:

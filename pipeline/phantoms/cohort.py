@@ -17,9 +17,8 @@ from .anatomy import SITES, PhantomScan, check_choice, check_shift, synthesize
 COHORT_FORMATS = ("jpg", "dicom", "nifti")
 SCAN_FORMATS = (*COHORT_FORMATS, "nrrd", "mha")
 SUFFIXES = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha"}  # the others are folders
-COHORT_COLUMNS = (
-    "scan", "label", "sex", "split", "patient", "site", "age", "slices", "thickness_mm", "synthetic", "presentation",
-)  # fmt: skip
+COHORT_COLUMNS = ("scan", "label", "sex", "split", "patient", "site", "age", "slices", "thickness_mm", "synthetic",
+                  "presentation")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,8 @@ def _cells(*male_female: tuple[int, int]) -> dict[tuple[str, str], int]:
 
 
 PRESETS: Mapping[str, Preset] = {
-    "tiny": Preset({
-        "train": _cells(*[(2, 2)] * 4), "val": _cells(*[(1, 1)] * 4), "test": _cells(*[(1, 1)] * 4),
-    }, size=64, slices=(50, 56)),
+    "tiny": Preset({"train": _cells(*[(2, 2)] * 4), **{split: _cells(*[(1, 1)] * 4) for split in ("val", "test")}},
+                   size=64, slices=(50, 56)),
     "demo": Preset({
         "train": _cells((20, 20), (13, 2), (16, 16), (16, 16)), "val": _cells((6, 6), (5, 5), (6, 6), (6, 6)),
         "test": _cells((8, 8), (6, 6), (8, 8), (8, 8)),
@@ -81,10 +79,9 @@ class ScanSpec:
 
 
 def plan_cohort(preset: str | Preset, *, fmt: str = "mixed", seed: int = 0) -> list[ScanSpec]:
-    """The scans of a cohort in order of cells; sites and formats are balanced within every cell.
+    """The scans of a cohort in order of cells; sites and formats are balanced in each: neither tells the class.
 
-    So neither scanner nor file format can tell the class. ValueError for an unknown preset or format, or a negative
-    seed.
+    ValueError for an unknown preset or format, or a negative seed.
     """
     preset = _preset(preset)
     check_choice("fmt", fmt, (*COHORT_FORMATS, "mixed"))
@@ -104,8 +101,7 @@ def plan_cohort(preset: str | Preset, *, fmt: str = "mixed", seed: int = 0) -> l
 
 def synthesize_spec(spec: ScanSpec) -> PhantomScan:
     """The volume of a planned scan; the number of slices is drawn from the range its site uses."""
-    rng = _generator(spec.seed, spec.stream)
-    preset = spec.preset
+    rng, preset = _generator(spec.seed, spec.stream), spec.preset
     low, high = np.log(preset.slices)
     start, stop = (low + (high - low) * part for part in SITES[spec.site].slices)
     shape = int(np.rint(np.exp(rng.uniform(start, stop)))), preset.size, preset.size
@@ -119,9 +115,8 @@ def write_phantom_cohort(
 ) -> Path:  # fmt: skip
     """Write OUT/scans/<split>/<class>/<sex>/<name> and return OUT/cohort.csv (columns ``COHORT_COLUMNS``).
 
-    ``fmt`` is jpg, dicom, nifti or mixed (the three in turn); ``preset`` a key of ``PRESETS`` or a ``Preset``. The
-    files do not depend on ``workers`` (1: no pool). cohort.csv is written last, when the cohort is complete. Raises
-    FileExistsError when OUT/scans holds anything, ValueError for wrong arguments.
+    ``fmt`` is jpg, dicom, nifti or mixed (the three in turn). The files do not depend on ``workers`` (1: no pool).
+    cohort.csv is written last. FileExistsError when OUT/scans holds anything, ValueError for wrong arguments.
     """
     specs = plan_cohort(preset, fmt=fmt, seed=seed)
     out = Path(out)
@@ -180,8 +175,7 @@ def _write_all(out: Path, specs: Sequence[ScanSpec], *, workers: int, progress: 
 
 
 def _write_one(out: Path, spec: ScanSpec) -> dict[str, object]:
-    scan = synthesize_spec(spec)
-    path = out / spec.path
+    scan, path = synthesize_spec(spec), out / spec.path
     rng = _generator(spec.seed, (*spec.stream, 1))
     if spec.fmt == "jpg":
         writers.write_jpg_folder(path, scan.hu)
@@ -195,11 +189,10 @@ def _write_one(out: Path, spec: ScanSpec) -> dict[str, object]:
         )  # fmt: skip
     else:
         writers.write_nrrd_or_mha(path, scan.hu, scan.spacing)
-    return {
-        "scan": spec.path, "label": scan.label, "sex": scan.sex, "split": spec.split, "patient": spec.patient,
-        "site": scan.site, "age": scan.age, "slices": scan.hu.shape[0], "thickness_mm": f"{scan.spacing[0]:.4f}",
-        "synthetic": "yes", "presentation": "shifted" if scan.truth["presentation_shift"] > 0 else "typical",
-    }  # fmt: skip
+    presentation = "shifted" if scan.truth["presentation_shift"] > 0 else "typical"
+    row: dict[str, object] = {"scan": spec.path, "label": scan.label, "sex": scan.sex, "split": spec.split}
+    row |= {"site": scan.site, "age": scan.age, "slices": scan.hu.shape[0], "thickness_mm": f"{scan.spacing[0]:.4f}"}
+    return row | {"patient": spec.patient, "synthetic": "yes", "presentation": presentation}
 
 
 def _generator(seed: int, stream: Sequence[int]) -> np.random.Generator:

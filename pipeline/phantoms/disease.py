@@ -10,14 +10,10 @@ from .canvas import Canvas, Texture
 
 def draw_tumour(rng: np.random.Generator, label: str, shift: float) -> dict[str, Any] | None:
     """Parameters of the tumour. Both presentations are always drawn, so ``shift`` does not move the stream."""
-    central = {
-        "radial": rng.uniform(0.05, 0.25), "diameter_mm": rng.uniform(34, 60), "solid": 1.0,
-        "collapse": rng.uniform(0.55, 1.0), "spicules": rng.uniform(0.0, 0.25),
-    }  # fmt: skip
-    peripheral = {
-        "radial": rng.uniform(0.68, 0.92), "diameter_mm": rng.uniform(20, 32), "solid": rng.uniform(0.1, 0.7),
-        "collapse": 0.0, "spicules": rng.uniform(0.4, 1.0),
-    }  # fmt: skip
+    central = {"radial": rng.uniform(0.05, 0.25), "diameter_mm": rng.uniform(34, 60), "solid": 1.0,
+               "collapse": rng.uniform(0.55, 1.0), "spicules": rng.uniform(0.0, 0.25)}  # fmt: skip
+    peripheral = {"radial": rng.uniform(0.68, 0.92), "diameter_mm": rng.uniform(20, 32), "solid": rng.uniform(0.1, 0.7),
+                  "collapse": 0.0, "spicules": rng.uniform(0.4, 1.0)}  # fmt: skip
     side, cavity = (-1 if rng.random() < 0.55 else 1), rng.random()
     if label not in ("adenocarcinoma", "squamous_cell"):
         return None
@@ -45,8 +41,7 @@ def paint_tumour(canvas: Canvas, body: Body, rng: np.random.Generator, tumour: d
     texture = Texture(rng, max(0.45 * radius, 5.0))
 
     if tumour["collapse"] > 0.1:  # airless wedge from the obstructed bronchus to the pleura
-        middle = hilum + best * room / 2
-        found = canvas.box(middle, 0.5 * room + 12)
+        found = canvas.box(hilum + best * room / 2, 0.5 * room + 12)
         if found is not None:
             box, z, y, x = found
             ahead = z * best[0] + y * best[1] + x * best[2] + room / 2
@@ -65,8 +60,7 @@ def paint_tumour(canvas: Canvas, body: Body, rng: np.random.Generator, tumour: d
         haze = canvas.cover(radius + lobes - distance) * np.float32(0.48 + 0.1 * tumour["solid"])
         dense = canvas.cover(core + (0.25 * core if core else 0) * rough - distance) if core > 1.5 else 0 * haze
         canvas.blend(box, np.maximum(haze + 0.06 * rough * (haze > 0), 0), 30, within="lung", mark=True)
-        # A central mass also fills the fat and the bronchus beside it.
-        grown = "airless" if tumour["radial"] < 0.5 else "lung"
+        grown = "airless" if tumour["radial"] < 0.5 else "lung"  # a central mass fills fat and bronchus beside it too
         canvas.blend(box, dense, 42 + 0.2 * body.contrast, within=grown, mark=True)
         if tumour["cavity"]:
             far = np.sqrt((z - 2) ** 2 + (y + 0.15 * radius) ** 2 + x * x)
@@ -106,8 +100,6 @@ def paint_covid(canvas: Canvas, body: Body, rng: np.random.Generator) -> list[di
             patch = np.clip((radius * (1 + 0.4 * rough) - distance) / max(5.0, canvas.edge) + 0.5, 0, 1)
             opacity = (0.85 if dense else 0.42) + 0.10 * body.fine(*absolute)
             canvas.blend(box, patch * np.clip(opacity, 0, 1), 20, within="lung", mark=True)
-            patches.append(
-                {"kind": "covid19", "side": side, "diameter_mm": 2 * radius, "consolidated": dense,
-                 "centre": canvas.voxel(centre)}
-            )  # fmt: skip
+            patch_truth = {"kind": "covid19", "side": side, "diameter_mm": 2 * radius, "consolidated": dense}
+            patches.append(patch_truth | {"centre": canvas.voxel(centre)})
     return patches

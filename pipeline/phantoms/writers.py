@@ -80,13 +80,11 @@ def write_dicom_series(
     turn = -1 if prone else 1
     stored = np.clip(volume.astype(np.int32) + 1024, 0, 65535).astype("<u2")[:, ::turn, ::turn]
     ds = _ct_header(volume.shape, (dz, dy, dx), turn)
-    ds.update(
-        {
-            "Manufacturer": manufacturer, "SeriesDescription": series_description, "PatientID": patient_id,
-            "PatientSex": _DICOM_SEX[sex], "PatientAge": f"{int(age):03d}Y", "StudyInstanceUID": uid("study"),
-            "SeriesInstanceUID": uid("series"), "FrameOfReferenceUID": uid("frame"),
-        }
-    )  # fmt: skip
+    ds.update({
+        "Manufacturer": manufacturer, "SeriesDescription": series_description, "PatientID": patient_id,
+        "PatientSex": _DICOM_SEX[sex], "PatientAge": f"{int(age):03d}Y", "StudyInstanceUID": uid("study"),
+        "SeriesInstanceUID": uid("series"), "FrameOfReferenceUID": uid("frame"),
+    })  # fmt: skip
     for index, plane in enumerate(stored):
         number = len(stored) - index if reverse_names else index + 1
         ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = uid("instance", index)
@@ -106,19 +104,17 @@ def _ct_header(shape: Sequence[int], spacing: Sequence[float], turn: int) -> Dat
 
     dz, dy, dx = spacing
     ds = Dataset()
-    ds.update(
-        {
-            "SpecificCharacterSet": "ISO_IR 100", "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
-            "SOPClassUID": CTImageStorage, "Modality": "CT", "StudyDescription": "SYNTHETIC PHANTOM",
-            "PatientName": "PHANTOM^SYNTHETIC", "BodyPartExamined": "CHEST", "KVP": "120",
-            "SliceThickness": _ds(dz), "SpacingBetweenSlices": _ds(dz), "PatientPosition": "HFP" if turn < 0 else "HFS",
-            "SeriesNumber": 1, "AcquisitionNumber": 1, "ImageOrientationPatient": [turn, 0, 0, 0, turn, 0],
-            "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "Rows": shape[1], "Columns": shape[2],
-            "PixelSpacing": [_ds(dy), _ds(dx)], "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15,
-            "PixelRepresentation": 0, "BurnedInAnnotation": "NO", "RescaleIntercept": "-1024", "RescaleSlope": "1",
-            "RescaleType": "HU", "WindowCenter": "-600", "WindowWidth": "1500",
-        }
-    )  # fmt: skip
+    ds.update({
+        "SpecificCharacterSet": "ISO_IR 100", "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "SOPClassUID": CTImageStorage, "Modality": "CT", "StudyDescription": "SYNTHETIC PHANTOM",
+        "PatientName": "PHANTOM^SYNTHETIC", "BodyPartExamined": "CHEST", "KVP": "120",
+        "SliceThickness": _ds(dz), "SpacingBetweenSlices": _ds(dz), "PatientPosition": "HFP" if turn < 0 else "HFS",
+        "SeriesNumber": 1, "AcquisitionNumber": 1, "ImageOrientationPatient": [turn, 0, 0, 0, turn, 0],
+        "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "Rows": shape[1], "Columns": shape[2],
+        "PixelSpacing": [_ds(dy), _ds(dx)], "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15,
+        "PixelRepresentation": 0, "BurnedInAnnotation": "NO", "RescaleIntercept": "-1024", "RescaleSlope": "1",
+        "RescaleType": "HU", "WindowCenter": "-600", "WindowWidth": "1500",
+    })  # fmt: skip
     for what in ("Study", "Series", "Acquisition", "Content"):
         ds.update({f"{what}Date": "20000101", f"{what}Time": "000000"})
     # attributes of type 2 must be there and may be empty
@@ -134,8 +130,7 @@ def write_nifti(path: Path | str, hu: NDArray[Any], spacing: Sequence[float]) ->
     """Write int16 NIfTI-1 (``.nii`` or ``.nii.gz``), data (W, H, D), affine in RAS mm, qform and sform both set."""
     import nibabel
 
-    volume = _checked_volume(hu)
-    dz, dy, dx = _checked_spacing(spacing)
+    volume, (dz, dy, dx) = _checked_volume(hu), _checked_spacing(spacing)
     path = _new_file(path, (".nii", ".nii.gz"))
     x0, y0, z0 = volume_origin(volume.shape, (dz, dy, dx))
     affine = np.diag([-dx, -dy, dz, 1.0])  # left and posterior are the negative directions of RAS
@@ -153,8 +148,7 @@ def write_nrrd_or_mha(path: Path | str, hu: NDArray[Any], spacing: Sequence[floa
     """Write a compressed int16 ``.nrrd`` or ``.mha`` through SimpleITK, direction identity (LPS)."""
     import SimpleITK as sitk
 
-    volume = _checked_volume(hu)
-    dz, dy, dx = _checked_spacing(spacing)
+    volume, (dz, dy, dx) = _checked_volume(hu), _checked_spacing(spacing)
     path = _new_file(path, (".nrrd", ".mha"))
     image = sitk.GetImageFromArray(volume)
     image.SetSpacing((dx, dy, dz))

@@ -22,11 +22,8 @@ class EngineError(UserError):
 def execute(run_file: str, started: list[subprocess.Popen] | None = None, folder: str | None = None) -> int:
     """Carry out a run in a process of its own, which writes to log.txt beside the run.json; returns its exit code.
 
-    The process ends when this one does, or when its standard input is closed.
-
-    Args:
-        started: is given the process, so that another thread can stop it.
-        folder: to run in; None stays in this one.
+    The process ends when this one does, or when its standard input is closed. It is appended to ``started``, so that
+    another thread can stop it, and runs in ``folder``, or in this process's.
     """
     command = [sys.executable, "-W", "ignore", "-m", "fairlung.pipeline.studies.worker", run_file]
     with Path(run_file).with_name(LOG).open("ab") as log:
@@ -67,15 +64,9 @@ def run_by_ray(
 ) -> None:  # fmt: skip
     """Carry out runs on a Ray cluster, as many at a time as its CPUs and GPUs allow.
 
-    All machines need this fairlung, and the study's folder, cohort and bundle at the same paths.
-
-    Args:
-        begins: called when a run is handed over to Ray, which starts it when there is room.
-        address: of the cluster; None starts one on this machine.
-        cpus: of a run, as are ``gpus``.
-
-    Raises:
-        EngineError: Ray is not installed, or the cluster is not reached.
+    All machines need this fairlung, and the study's folder, cohort and bundle at the same paths. ``begins`` is called
+    when a run is handed over to Ray, which starts it when there is room for its ``cpus`` and ``gpus``. Without an
+    ``address`` a cluster on this machine is started. EngineError: Ray is not installed, or the cluster is not reached.
     """
     try:
         import ray

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from .numbers import Estimate
 
-
 WIDTH = 6.4  # inches
 # Paul Tol's "muted" scheme, told apart with every common colour blindness, and black: the paper has nine configurations
 PALETTE = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#999933", "#44AA99", "#DDCC77", "#AA4499", "#000000")
@@ -36,7 +35,7 @@ def configuration_style(index: int) -> dict[str, Any]:
 
 
 def pareto_front(score: Sequence[float], abs_gap: Sequence[float]) -> list[int]:
-    """Indices of the points that no other dominates, by |gap| rising; so P rises too.
+    """Indices, by rising |gap|, of the points that no other dominates.
 
     A point dominates another when its P is not lower, its |gap| not larger, and one of them better.
     """
@@ -52,8 +51,7 @@ def pareto_front(score: Sequence[float], abs_gap: Sequence[float]) -> list[int]:
 def study_trade_off_figure(configurations: Sequence[Configuration], *, synthetic: bool = False) -> Figure:
     """P against |gap|: seeds as faint points, means with intervals as crosses, the Pareto front.
 
-    Args:
-        configurations: label; estimates of ``score`` and ``abs_gap``; their value for each seed.
+    A configuration is its label, the estimates of ``score`` and ``abs_gap``, and their values by seed.
     """
     # a legend leaves out names that begin with _, so a space stands before each
     names = [textwrap.wrap(f" {plain(label)}", NAME) for label, *_ in configurations]
@@ -96,15 +94,9 @@ def study_trade_off_figure(configurations: Sequence[Configuration], *, synthetic
 def curves_figure(curves: pd.DataFrame, group_names: Sequence[str], *, synthetic: bool = False) -> Figure:
     """P and the gap on the validation scans by epoch: one panel for each configuration, the others' means in grey.
 
-    The line is the mean over runs, the shade one standard deviation either side.
-
-    Args:
-        curves: columns ``configuration``, ``run``, ``epoch``, ``metric``, ``value``; the metrics ``val_score`` and,
-        where
-            they are there, ``val_gap`` or else ``val_abs_gap``.
-
-    Raises:
-        ValueError: there is no ``val_score``.
+    The line is the mean over runs, the shade one standard deviation either side. ``curves`` has the columns
+    ``configuration``, ``run``, ``epoch``, ``metric`` and ``value``, and the metrics ``val_score`` (ValueError without)
+    and, where they are there, ``val_gap`` or else ``val_abs_gap``.
     """
     present = set(curves["metric"])
     if "val_score" not in present:
@@ -116,8 +108,8 @@ def curves_figure(curves: pd.DataFrame, group_names: Sequence[str], *, synthetic
     blocks = -(-len(labels) // columns)
     width = WIDTH if columns > 1 else 0.6 * WIDTH
     titles = [textwrap.fill(label, int(width / columns / CHARACTER)) for label in labels]
-    lines = max(title.count("\n") + 1 for title in titles)
-    figure = new_figure(width, blocks * (1.4 * len(metrics) + LINE * lines) + (0.7 if synthetic else 0.4))
+    panel = 1.4 * len(metrics) + LINE * max(title.count("\n") + 1 for title in titles)
+    figure = new_figure(width, blocks * panel + (0.7 if synthetic else 0.4))
     axes = figure.subplots(blocks * len(metrics), columns, sharex=True, sharey=False, squeeze=False)
     for offset, name in enumerate(metrics):
         rows = curves[curves["metric"] == f"val_{name}"]
@@ -141,7 +133,7 @@ def curves_figure(curves: pd.DataFrame, group_names: Sequence[str], *, synthetic
             ax.spines[["top", "right"]].set_visible(False)
             ax.tick_params(labelsize=8, labelleft=index % columns == 0, labelbottom=False)
             ax.xaxis.get_major_locator().set_params(integer=True, nbins=5)
-    for column in range(min(columns, len(labels))):
+    for column in range(columns):
         last = axes[(len(labels) - 1 - column) // columns * len(metrics) + len(metrics) - 1, column]
         last.tick_params(labelbottom=True)
         last.set_xlabel("epoch", fontsize=9)

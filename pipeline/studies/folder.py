@@ -1,29 +1,31 @@
-"""The folder of a study: its runs, what is done and what is left."""
+"""The folder of a study: its runs, what is done and what is left; and its run in MLflow, which it can do without."""
 
 import json
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..common import text
 from ..common.files import write_json
 from ..data.folds import fold_warnings
+from ..tracking import store
 from .plan import PROTOCOLS, StudyPlan, cohort_settings, read_whole
 from .record import STUDY_FILE, Place, PlannedRun, Status, Study, StudyError, StudyRun, load_study
 from .worker import DONE, FAILED, LOG
 
+logger = logging.getLogger(__name__)
 RUN = "run.json"
 NOT_COMPARED = ("bundle_root", "cohort", "parent_run", "tracking_uri")  # they say where a run is, not what it is
 
 
 class StudyFolder:
-    """A study's folder: writes what is to be run and how far it is. Its methods may be called from several threads.
+    """A study's folder: writes what is to be run and how far it is, or with ``write`` False only looks.
 
-    With ``write`` False it only looks.
-
-    Raises:
-        StudyError: the folder holds another study, or a run of this one that began under other settings or data.
+    Its methods may be called from several threads. StudyError: the folder holds another study, or a run of this one
+    that began under other settings or data.
     """
 
     def __init__(self, folder: str | Path, study: StudyPlan, planned: Sequence[PlannedRun], write: bool = True) -> None:
@@ -132,11 +134,10 @@ class StudyFolder:
         )  # fmt: skip
 
     def _run(self, run: PlannedRun) -> StudyRun:
-        return StudyRun(
-            **{field.name: getattr(run, field.name) for field in fields(Place)},
-            status=self.status(run.id), output_dir=Path("runs", run.id), reason=self.reason(run.id),
-            device=_note(self.run_file(run.id).with_name(DONE)).get("device"),
-        )  # fmt: skip
+        place = {field.name: getattr(run, field.name) for field in fields(Place)}
+        device = _note(self.run_file(run.id).with_name(DONE)).get("device")
+        status, reason = self.status(run.id), self.reason(run.id)
+        return StudyRun(**place, status=status, output_dir=Path("runs", run.id), device=device, reason=reason)
 
 
 def _note(path: Path) -> dict[str, Any]:
@@ -145,3 +146,53 @@ def _note(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
+
+
+def open_study_run(study: StudyPlan, folder: StudyFolder) -> None:
+    """Make the study's run, or open it again when the study goes on, and nest the runs to come under it."""
+    uri = study.settings.get("tracking_uri")
+    if uri == "":
+        return None
+    try:
+        import mlflow
+
+        uri = store.absolute(uri or mlflow.get_tracking_uri())
+        client, experiment = store.connect(uri, str(study.settings.get("experiment", "fair-lung-ct")))
+        known = store.living_run(client, folder.parent_run)
+        # A run elsewhere could choose another store, so run.json names it, unless its address holds a login.
+        told = uri if text.without_login(uri) == uri else None
+        if known is not None:
+            client.update_run(known.info.run_id, status="RUNNING")
+            return folder.set_parent(known.info.run_id, told)
+        tags = {"fairlung.kind": "study", "study": study.name}
+        tags |= {"fairlung.synthetic": "true"} if folder.synthetic else {}
+        run = client.create_run(experiment, run_name=f"study {study.name}", tags=tags)
+        facts: dict[str, Any] = {"protocol": study.protocol, "seeds": list(study.seeds)}
+        facts["overlays"] = list(study.overlays)
+        facts |= {"folds": study.folds, "repeats": study.repeats} if study.protocol == "nested" else {}
+        for name, value in facts.items():
+            client.log_param(run.info.run_id, name, value)
+        folder.set_parent(run.info.run_id, told)
+    except store.TrackingError:
+        raise
+    except Exception as error:  # the server does not answer
+        logger.warning("the study has no run of its own in MLflow: %s", text.without_login(str(error)))
+
+
+def close_study_run(study: StudyPlan, folder: StudyFolder, tables: Path | None = None) -> None:
+    """Put a study's tables into its run and close it: FINISHED when all its runs are, else FAILED."""
+    if folder.parent_run is None:
+        return
+    try:
+        import mlflow
+
+        uri = store.absolute(study.settings.get("tracking_uri") or mlflow.get_tracking_uri())
+        with store.impatient(MLFLOW_HTTP_REQUEST_TIMEOUT=store.UPLOAD_TIMEOUT):
+            client = mlflow.MlflowClient(tracking_uri=uri)
+            if tables is not None:
+                client.log_artifacts(folder.parent_run, str(tables), "tables")
+            counts = folder.counts()
+            status = "FINISHED" if counts["finished"] == sum(counts.values()) else "FAILED"
+            client.set_terminated(folder.parent_run, status)
+    except Exception as error:
+        logger.warning("the study's run in MLflow is not complete: %s", text.without_login(str(error)))

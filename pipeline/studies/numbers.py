@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,7 @@ class Best:
 def number_keys(table: Predictions) -> tuple[str, ...]:
     """The numbers of a row in their order: F1 of each group that has a scan, P, the gap of two groups, |gap|.
 
-    Raises:
-        StudyError: fewer than two groups have a scan.
+    StudyError: fewer than two groups have a scan.
     """
     present = table.present_groups().group_names
     if len(present) < 2:
@@ -65,11 +65,8 @@ def number_keys(table: Predictions) -> tuple[str, ...]:
 def over_seeds(values: Sequence[float], number: str, confidence: float = 0.95) -> Estimate:
     """Mean over seeds and its t interval, mean +- t_{n-1} s / sqrt(n) by scipy, cut to the range of the number.
 
-    It speaks of other seeds on these very scans, not of other scans.
-
-    Args:
-        values: one a seed, two at least, otherwise ValueError.
-        number: its name; a signed gap is in [-1, 1], everything else in [0, 1].
+    It speaks of other seeds on these very scans, not of other scans. A signed ``gap`` is in [-1, 1], every other
+    ``number`` in [0, 1]. ValueError: fewer than two values.
     """
     from scipy import stats
 
@@ -117,10 +114,8 @@ def tell_best(
     winner against the runner-up alone, at the full level, is a valid test of the winner against all (Hung and Fithian,
     Rank verification for exponential families, Annals of Statistics 2019). That supposes equal spread, so
     configurations with fewer seeds than the next are tested too. Holm's adjustment is over all tests made here. With
-    one seed a configuration nothing is told apart: how much seeds change is not known.
-
-    Args:
-        replicates: by label; with fewer than two configurations the result is empty.
+    one seed a configuration nothing is told apart: how much seeds change is not known. The result is empty with fewer
+    than two configurations.
     """
     runs = {label: [r.predictions for r in made] for label, made in replicates.items() if made}
     if len(runs) < 2:
@@ -138,10 +133,8 @@ def tell_best(
         except CompareError as error:
             found[number], why[number] = [], str(error)
             continue
-        found[number] = [
-            {"system": c.system, "difference": c.differences[number], **vars(c.tests[number])}
-            for c in result.comparisons
-        ]
+        pairs = ((c, {"system": c.system, "difference": c.differences[number]}) for c in result.comparisons)
+        found[number] = [about | vars(c.tests[number]) for c, about in pairs]
     tests = [test for made in found.values() for test in made]
     for test, p in zip(tests, _holm([test["p_value"] for test in tests]), strict=True):
         test["p_holm"] = p
@@ -190,16 +183,12 @@ def _best(
 def device_table(
     found: Sequence[Results], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> pd.DataFrame:
-    """The same configurations and seeds on different devices (the paper's Table 2).
+    """The same configurations and seeds on different devices (the paper's Table 2), of one study or several.
 
-    Args:
-        found: of one study or several, joined by label, seed and repeat, and fold where each is a replicate.
-
-    Returns:
-        a row a configuration and device (``kind`` "device"), and, where a configuration ran on several, a row for each
-        other device minus the first over the seeds that both have (``kind`` "difference"). Columns ``configuration``,
-        ``device``, ``kind``, ``seeds``, ``over``, each number with ``_low`` and ``_high``, and for a difference
-        ``p_score`` and ``p_abs_gap`` (Holm over the table).
+    Studies are joined by label, seed and repeat, and by fold where each is a replicate. A configuration has a row for
+    each device (``kind`` "device") and, where it ran on several, one for each other device minus the first over the
+    seeds that both have ("difference"). Columns: ``configuration``, ``device``, ``kind``, ``seeds``, ``over``, each
+    number with ``_low`` and ``_high``, and of a difference ``p_score`` and ``p_abs_gap`` (Holm over the table).
 
     Raises:
         StudyError: two studies hold the same run, or were not judged alike.
@@ -207,10 +196,9 @@ def device_table(
     _joinable(found)
     by_device: dict[str, dict[str, list[Replicate]]] = {}
     systems = {run.label: run for results in found for run in results.study.runs}
-    for results in found:
-        for label, replicates in results.replicates.items():
-            for replicate in replicates:
-                by_device.setdefault(label, {}).setdefault(replicate.device, []).append(replicate)
+    for label, replicates in (item for results in found for item in results.replicates.items()):
+        for replicate in replicates:
+            by_device.setdefault(label, {}).setdefault(replicate.device, []).append(replicate)
     rows: list[dict[str, Any]] = []
     tests: list[tuple[dict[str, Any], str, float]] = []
     for label, devices in by_device.items():
@@ -220,10 +208,8 @@ def device_table(
                          "over": row.over} | columns_of(row.estimates))  # fmt: skip
         first, *others = devices
         for other in others:
-            pairs = [
-                (x, y) for x in devices[first] for y in devices[other]
-                if (x.seed, x.repeat, x.fold) == (y.seed, y.repeat, y.fold)
-            ]  # fmt: skip
+            both = product(devices[first], devices[other])
+            pairs = [(x, y) for x, y in both if (x.seed, x.repeat, x.fold) == (y.seed, y.repeat, y.fold)]
             if not pairs:
                 continue
             a, b = ([r.predictions for r in side] for side in zip(*pairs, strict=True))
@@ -248,18 +234,15 @@ def _joinable(found: Sequence[Results]) -> None:
     for results in found:
         study = results.study
         for what in ("protocol", "folds", "reported_split"):
-            if getattr(study, what) != getattr(first, what):
-                raise StudyError(
-                    f"{study.folder} has the {what.replace('_', ' ')} {getattr(study, what)}, {first.folder} "
-                    f"{getattr(first, what)}: their numbers do not belong side by side"
-                )
+            mine, theirs = getattr(study, what), getattr(first, what)
+            if mine != theirs:
+                said = f"{study.folder} has the {what.replace('_', ' ')} {mine}, {first.folder} {theirs}"
+                raise StudyError(f"{said}: their numbers do not belong side by side")
         for run in study.runs:
             key = run.label, run.seed, run.repeat, run.fold, run.device
             if run.status == "finished" and seen.setdefault(key, study.folder) != study.folder:
-                raise StudyError(
-                    f"{seen[key]} and {study.folder} both have {run.label}, seed {run.seed}, on "
-                    f"{run.device or UNKNOWN_DEVICE}: is it the same study twice?"
-                )
+                what = f"{run.label}, seed {run.seed}, on {run.device or UNKNOWN_DEVICE}"
+                raise StudyError(f"{seen[key]} and {study.folder} both have {what}: is it the same study twice?")
 
 
 def columns_of(estimates: Mapping[str, Estimate]) -> dict[str, float]:

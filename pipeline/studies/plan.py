@@ -55,9 +55,8 @@ class StudyPlan:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise StudyError(f"name must be a word without /, got {self.name!r}")
-        for what in ("systems", "seeds"):
-            if not getattr(self, what):
-                raise StudyError(f"{what} must hold one at least")
+        if not (self.systems and self.seeds):
+            raise StudyError(f"{'seeds' if self.systems else 'systems'} must hold one at least")
         if len(set(self.seeds)) < len(self.seeds):
             raise StudyError(f"seeds must differ, got {', '.join(map(str, self.seeds))}")
         if self.folds < 2 or self.repeats < 1:
@@ -78,8 +77,7 @@ class Configuration:
 def read_study(path: str | Path, **changes: Any) -> StudyPlan:
     """Read a study's YAML; ``changes`` replace its entries (None leaves them).
 
-    Raises:
-        StudyError: the file cannot be read, or holds an unknown entry.
+    StudyError: the file cannot be read, or holds an unknown entry.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -97,10 +95,7 @@ def read_study(path: str | Path, **changes: Any) -> StudyPlan:
 
 
 def plan(study: StudyPlan, folder: str | Path, only: str | None = None) -> list[PlannedRun]:
-    """Every run of a study in the order of running; writes the cohorts of its folds to its folder.
-
-    Args:
-        only: a label; other configurations are left out.
+    """Every run of a study, or ``only`` of one label, in the order of running; writes the cohorts of its folds.
 
     Raises:
         StudyError: an overlay or setting that does not exist, or two runs that are the same.
@@ -114,11 +109,8 @@ def plan(study: StudyPlan, folder: str | Path, only: str | None = None) -> list[
         hint = did_you_mean(only, labels)
         raise StudyError(f"the study has no configuration {only!r}{hint}; it has {', '.join(labels)}")
     # Seed by seed: a study that is stopped early then has runs of all systems.
-    found = [
-        _planned_run(study, root, configuration, seed, part)
-        for part, seed, configuration in product(parts, study.seeds, configurations)
-        if only in (None, configuration.label)
-    ]
+    wanted = [row for row in configurations if only in (None, row.label)]
+    found = [_planned_run(study, root, row, seed, part) for part, seed, row in product(parts, study.seeds, wanted)]
     ids = [planned.id for planned in found]
     if twice := sorted({planned.label for planned in found if ids.count(planned.id) > 1}):
         raise StudyError(f"the systems hold {twice[0]!r} twice; give one of them another label")
@@ -145,9 +137,7 @@ def _planned_run(study: StudyPlan, root: Path, row: Configuration, seed: int, pa
 def final_study(study: StudyPlan, folder: Path, label: str) -> tuple[StudyPlan, Path]:
     """The last step of a study and its folder: one configuration, judged on the held-out test split.
 
-    Raises:
-        StudyError: a run is not finished, so that the choice could still change, or the split judged another
-        configuration.
+    StudyError: a run is not finished, so that the choice could still change, or the split judged another configuration.
     """
     runs = load_study(folder).runs if (folder / STUDY_FILE).is_file() else ()
     finished = {run.id for run in runs if run.status == "finished"}
@@ -158,8 +148,8 @@ def final_study(study: StudyPlan, folder: Path, label: str) -> tuple[StudyPlan, 
     last = folder / "final"
     judged = set(load_study(last).labels if (last / STUDY_FILE).is_file() else ()) - {label}
     if judged:
-        said = f"the held-out split was judged by {judged.pop()}"
-        raise StudyError(f"{said}: another configuration would be a choice on it")
+        said = "another configuration would be a choice on it"
+        raise StudyError(f"the held-out split was judged by {judged.pop()}: {said}")
     return replace(study, name=f"{study.name} final", protocol="final"), last
 
 
@@ -171,20 +161,17 @@ def _parts(study: StudyPlan, folder: Path) -> list[Part]:
         return [(None, None, str(Path(study.cohort).resolve()), digest)]
     cohort = read_whole(study.cohort, settings)
     folds = fold_tables(cohort, study.folds, study.repeats, study.fold_seed)
-    paths = write_folds(cohort, folds, folder / "folds")
-    return [
-        (fold.repeat, fold.fold, str(path.resolve()), load_cohort(path, require_splits=needed, **settings).digest)
-        for fold, path in zip(folds, paths, strict=True)
-    ]
+    paths = [path.resolve() for path in write_folds(cohort, folds, folder / "folds")]
+    digests = [load_cohort(path, require_splits=needed, **settings).digest for path in paths]
+    return [(f.repeat, f.fold, str(p), digest) for f, p, digest in zip(folds, paths, digests, strict=True)]
 
 
 def cohort_settings(study: StudyPlan) -> dict[str, Any]:
     """The settings with which all runs read the cohort file; StudyError when the systems differ in them."""
     root = Path(study.bundle_root)
-    found = []
-    for row in _configurations(study, root):
-        merged = {**_settings_of(root, row.overlays), **study.settings, **row.settings}
-        found.append({name: merged[name] for name in COHORT_SETTINGS})
+    rows = list(_configurations(study, root))
+    merged = [{**_settings_of(root, row.overlays), **study.settings, **row.settings} for row in rows]
+    found = [{name: settings[name] for name in COHORT_SETTINGS} for settings in merged]
     if any(other != found[0] for other in found):
         raise StudyError(f"the systems of a study must have the same {', '.join(COHORT_SETTINGS)}")
     return found[0]

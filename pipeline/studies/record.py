@@ -115,8 +115,7 @@ class Study:
 def load_study(folder: str | Path) -> Study:
     """Read and check ``study.json`` of a study's folder; the output_dirs of its runs are then paths to their folders.
 
-    Raises:
-        StudyError: it is missing or damaged, or a value in it is of the wrong kind.
+    StudyError: it is missing or damaged, or a value in it is of the wrong kind.
     """
     path = Path(folder) / STUDY_FILE
     if not path.is_file():

@@ -34,8 +34,6 @@ class Replicate:
 
 @dataclass(frozen=True)
 class Results:
-    """The finished part of a study."""
-
     study: Study
     tables: Mapping[str, Predictions]  # of each finished run, by its id
     replicates: Mapping[str, tuple[Replicate, ...]]  # by label, in the study's order; () of a label without any
@@ -70,7 +68,7 @@ def read_results(study: Study) -> Results:
         StudyError: no run is finished, or the runs do not have the same classes and groups.
     """
     tables: dict[str, Predictions] = {}
-    problems: list[str] = []
+    problems = []
     for run in (run for run in study.runs if run.status == "finished"):
         try:
             tables[run.id] = _evaluation(run.output_dir / study.reported_split / "evaluation")
@@ -131,12 +129,9 @@ def numbers_of(table: Predictions) -> dict[str, float]:
 
 def pooled(tables: Sequence[Predictions]) -> Predictions:
     """Tables of different scans, of the same classes and groups, as one with neither probabilities nor duplicates."""
-    columns: dict[str, Any] = {
-        name: np.concatenate([getattr(table, name) for table in tables])
-        for name in ("scan", "label", "prediction", "group")
-    }
-    synthetic = any(table.synthetic for table in tables)
-    return replace(tables[0], **columns, probabilities=None, synthetic=synthetic)
+    names = ("scan", "label", "prediction", "group")
+    columns: dict[str, Any] = {name: np.concatenate([getattr(table, name) for table in tables]) for name in names}
+    return replace(tables[0], **columns, probabilities=None, synthetic=any(table.synthetic for table in tables))
 
 
 def _evaluation(folder: Path) -> Predictions:
@@ -152,11 +147,10 @@ def _evaluation(folder: Path) -> Predictions:
 def _alike(tables: Mapping[str, Predictions]) -> None:
     (first, reference), *others = tables.items()
     for name, table in others:
-        for what in ("class_names", "group_names", "group_by"):
+        for what, said in (("class_names", "classes"), ("group_names", "groups"), ("group_by", "group columns")):
             mine, theirs = getattr(table, what), getattr(reference, what)
             if mine != theirs:
-                kind = what.replace("_names", "").replace("group_by", "group column")
-                raise StudyError(f"run {name} has the {kind}s {', '.join(mine)}; run {first} has {', '.join(theirs)}")
+                raise StudyError(f"run {name} has the {said} {', '.join(mine)}; run {first} has {', '.join(theirs)}")
 
 
 def read_history(run: StudyRun) -> pd.DataFrame | None:
@@ -175,9 +169,9 @@ def score_on_choosing_scans(run: StudyRun) -> float | None:
 
 
 def read_cells(results: Results) -> pd.DataFrame | None:
-    """Scans of each split, class and group of the study's cohort (columns ``split``, ``label``, ``group``, ``n``).
+    """Scans of the study's cohort: columns ``split``, ``label``, ``group``, ``n``; None when no evaluation noted them.
 
-    The splits of folds differ from run to run and are counted together. None when no evaluation noted it.
+    The splits of folds differ from run to run and are counted together.
     """
     study = results.study
     for run in (run for run in study.runs if run.id in results.tables):

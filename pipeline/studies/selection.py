@@ -14,8 +14,6 @@ from .results import Results, numbers_of, replicate_groups, replicates_of, score
 
 @dataclass(frozen=True)
 class Selection:
-    """What choosing alpha gives: it is chosen on the scans that chose the epoch, and judged on the others."""
-
     name: str  # of the row, "<configuration>, alpha chosen"
     alphas: tuple[float, ...]  # among which was chosen
     # A row a choice: seed, repeat, fold, device, alpha, score_choosing, score, gap (two groups), abs_gap; the gaps are
@@ -23,19 +21,14 @@ class Selection:
     choices: pd.DataFrame
     row: Row | None  # of the chosen ones; None when no seed has all folds and alphas
     lacking: int  # choices that cannot be made, as a run is missing
-    # Expected gain of P by choosing the best of as many equal ones, at this study's spread between seeds; None when the
-    # spread is not known.
-    optimism: float | None
+    optimism: float | None  # expected_best of as many, at this study's spread between seeds; None when it is not known
 
 
 def expected_best(choices: int, spread: float) -> float:
     """How much the best of several equal configurations looks better than it is: ``spread`` x E[max of K normals].
 
-    E[max] = integral of x K phi(x) Phi(x)^(K-1), by scipy.
-
-    Args:
-        choices: K, 1 or more.
-        spread: standard deviation between runs.
+    E[max] = integral of x K phi(x) Phi(x)^(K-1), by scipy. K is ``choices`` (1 or more), ``spread`` the standard
+    deviation between runs.
     """
     from scipy import stats
 
@@ -47,9 +40,8 @@ def select_alpha(
 ) -> tuple[Selection, ...]:
     """What choosing alpha on the scans that chose the epoch gives on the scans that judge.
 
-    Of each seed and fold, the run of the highest P on its choosing scans is taken (of equal ones the first), and the
-    judged scans of the taken runs are put together as in :func:`~.read_results`. A seed and fold that lacks an alpha is
-    left out.
+    Of each seed and fold that has every alpha, the run of the highest P on its choosing scans is taken (of equal ones
+    the first), and the judged scans of the taken runs are put together as in :func:`~.read_results`.
     """
     families: dict[tuple[str, str], list[StudyRun]] = {}
     for run in results.study.runs:

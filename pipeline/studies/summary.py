@@ -38,12 +38,10 @@ class StudyTables:
 def study_tables(
     folders: Sequence[str | Path], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> StudyTables:
-    """All numbers of a study.
+    """All numbers of the study in the first folder; Table 2 joins the others (one a machine).
 
-    Args:
-        folders: the study, and others with which Table 2 is joined (one a machine).
-        confidence: of every interval; tests are at the level 1 - confidence.
-        resamples: bootstrap draws, and permutations.
+    ``confidence`` is that of every interval, and tests are at the level 1 - confidence. ``resamples`` counts bootstrap
+    draws, and permutations.
 
     Raises:
         StudyError: a folder is no study, nothing is finished, or the studies do not belong together.
@@ -54,11 +52,8 @@ def study_tables(
     results = found[0]
     first = {run.label: run for run in reversed(results.study.runs)}
     settings = confidence, resamples, seed
-    rows = tuple(
-        make_row(made, first[label].system, first[label].alpha, results.planned[label], *settings)
-        for label, made in results.replicates.items()
-        if made
-    )
+    whole = ((first[label], made) for label, made in results.replicates.items() if made)
+    rows = tuple(make_row(made, run.system, run.alpha, results.planned[run.label], *settings) for run, made in whole)
     if not rows:
         text = f"{results.study.folder}: no seed has all its folds yet ({status_text(results.study)})"
         raise StudyError(f"{text}, so there is no number over all scans")
@@ -71,10 +66,8 @@ def fair_gap(tables: StudyTables) -> tuple[str, float]:
     """The configuration of the highest P, and the mean |gap| of a perfectly fair model as good as it."""
     best = max(tables.rows, key=lambda row: row.estimates["score"].value)
     rng = np.random.default_rng(tables.seed)
-    draws = [
-        fair_model(replicate.predictions.present_groups().confusion()[:-1], FAIR_SAMPLES, rng)["abs_gap"].mean()
-        for replicate in tables.results.replicates[best.label]
-    ]
+    judged = (replicate.predictions.present_groups() for replicate in tables.results.replicates[best.label])
+    draws = [fair_model(table.confusion()[:-1], FAIR_SAMPLES, rng)["abs_gap"].mean() for table in judged]
     return best.label, float(np.mean(draws))
 
 
@@ -85,12 +78,9 @@ def quoted_paper() -> Mapping[str, Any]:
 
 
 def quoted_row(label: str, alpha: float | None) -> dict[str, float] | None:
-    """The paper's printed ``f1_male``, ``f1_female``, ``score`` and ``abs_gap``; None of a configuration that it has
-    not.
+    """The paper's printed ``f1_male``, ``f1_female``, ``score`` and ``abs_gap``; None where it lacks the configuration.
 
-    Args:
-        label: of the configuration, such as ``LA+CVaR alpha 0.8`` or ``CE``.
-        alpha: of CVaR; None where there is none.
+    A label is such as ``LA+CVaR alpha 0.8`` or ``CE``.
     """
     for row in quoted_paper()["table1"]["rows"]:
         same = (alpha is None) == (row["alpha"] is None) and (alpha is None or abs(alpha - row["alpha"]) < 1e-9)

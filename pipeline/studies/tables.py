@@ -58,9 +58,7 @@ def optimism_text(tables: StudyTables) -> str:
 def table_notes(tables: StudyTables, alone: bool = True) -> tuple[str, ...]:
     """What a reader of Table 1 must know; on the page the verdicts and warnings stand above it already."""
     study = tables.results.study
-    notes = _interval_notes(tables)
-    if alone:
-        notes += [best.verdict.text for best in tables.best]
+    notes = _interval_notes(tables) + [best.verdict.text for best in tables.best if alone]
     label, gap = fair_gap(tables)
     fair = f"|gap| is never 0 on few scans: a perfectly fair model as good as {label} shows |gap| {gap:.3f} on average"
     notes.append(f"{fair} on these scans.")
@@ -80,9 +78,8 @@ def _interval_notes(tables: StudyTables) -> list[str]:
     repeated = study.repeats > 1
     single = [row.label for row in tables.rows if row.over == SCANS]
     if any(run.fold is not None for run in study.runs):
-        one = "repeat and seed" if repeated else "seed"
-        text = f"The judged scans of all folds of one {one} are one table"
-        notes.append(f"{text}, over which P and the gap are computed.")
+        one = f"one {'repeat and ' if repeated else ''}seed"
+        notes.append(f"The judged scans of all folds of {one} are one table, over which P and the gap are computed.")
     if len(single) < len(tables.rows):
         text = f"Values are means over seeds{' and repeats' if repeated else ''} with {confidence} t intervals"
         text += ": they speak of other seeds, not of other scans."
@@ -187,10 +184,8 @@ def table_2(tables: StudyTables) -> tuple[Table, tuple[str, ...]]:
     devices = list(dict.fromkeys(found.loc[found["kind"] == "device", "device"]))
     over = "Intervals of a device are over its seeds, with one seed over scans."
     if "difference" in set(found["kind"]):
-        return table, (
-            f"{over} Differences are over the seeds that both devices have, paired over scans; with several seeds "
-            "chance in the seeds counts too. p by permutation, adjusted by Holm over the table.",
-        )
+        over += " Differences are over the seeds that both devices have, paired over scans; with several seeds chance"
+        return table, (f"{over} in the seeds counts too. p by permutation, adjusted by Holm over the table.",)
     if len(devices) == 1:
         note = f"All finished runs are of one device ({devices[0]}): there is no other to compare it with. "
         return table, (f"{note}Run the study on another one and give both folders to fairlung tables.",)
@@ -244,8 +239,8 @@ def selection_tables(tables: StudyTables) -> tuple[Block, ...]:
 
 
 def selection_frame(tables: StudyTables) -> pd.DataFrame:
-    chosen = [selection.choices.assign(configuration=selection.name) for selection in tables.selections]
-    parts = [part for part in chosen if not part.empty]
+    made = (selection for selection in tables.selections if not selection.choices.empty)
+    parts = [selection.choices.assign(configuration=selection.name) for selection in made]
     found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["configuration", "alpha"])
     found = found[["configuration", *(column for column in found if column != "configuration")]]
     return found.assign(synthetic="yes") if tables.results.synthetic else found
@@ -279,8 +274,7 @@ def study_document(tables: StudyTables) -> Document:
             left_out.append(lack)
         else:
             sections.append(Section(title, (picture,)))
-    if unfinished:
-        sections.append(Section("Runs that are not in the tables", (_unfinished_table(unfinished),)))
+    sections += [Section("Runs that are not in the tables", (_unfinished_table(unfinished),))] if unfinished else []
     sections.append(Section("How the numbers were made", tuple(map(Paragraph, _method(tables, left_out)))))
     return Document(f"Study: {study.name}", study_facts(results), tuple(sections), *synthetic_badge(results.synthetic))
 
@@ -301,11 +295,8 @@ def study_facts(results: Results) -> tuple[tuple[str, str], ...]:
 
 
 def _unfinished_table(runs: Sequence[StudyRun]) -> Table:
-    rows = tuple(
-        (run.id, run.label, str(run.seed), NONE if run.fold is None else str(run.fold), run.status,
-         " ".join(run.reason.split()) or NONE)
-        for run in runs
-    )  # fmt: skip
+    shown = ((run, NONE if run.fold is None else str(run.fold), " ".join(run.reason.split()) or NONE) for run in runs)
+    rows = tuple((run.id, run.label, str(run.seed), fold, run.status, reason) for run, fold, reason in shown)
     columns = ("run", "configuration", "seed", "fold", "status", "reason")
     return Table("Failed, unfinished and pending runs", columns, rows)
 
@@ -333,10 +324,8 @@ def trade_off_picture(tables: StudyTables) -> Picture:
     names = ", ".join(tables.rows[index].label for index in front)
     drawn = [(row.label, row.estimates, row.values) for row in tables.rows]
     figure = study_trade_off_figure(drawn, synthetic=tables.results.synthetic)
-    caption = (
-        f"Means with their {percent(tables.confidence)} intervals as crosses, seeds as faint points. Up and to the "
-        f"left is better. Dashed: the Pareto front of the means ({names}); it says nothing of the noise."
-    )
+    caption = f"Means with their {percent(tables.confidence)} intervals as crosses, seeds as faint points. Up and to"
+    caption += f" the left is better. Dashed: the Pareto front of the means ({names}); it says nothing of the noise."
     return figure_picture(figure, "figure3", f"P against |gap|. {'; '.join(said)}.", caption, min_width=480)
 
 
@@ -364,10 +353,8 @@ def curves_picture(tables: StudyTables) -> Picture | None:
     last = scores.groupby(["configuration", "run"], sort=False)["value"].last()
     ends = last.groupby("configuration", sort=False).mean()
     said = "; ".join(f"{label} {value:.3f}" for label, value in ends.items())
-    caption = (
-        "On the validation scans of each run: the mean over the runs of a configuration, shaded one standard "
-        "deviation. Grey: the means of the others."
-    )
+    caption = "On the validation scans of each run: the mean over the runs of a configuration, shaded one standard "
+    caption += "deviation. Grey: the means of the others."
     caption += f" The gap is {' minus '.join(groups)}." if len(groups) == 2 else ""
     alt = f"Learning curves: P and the gap by epoch. P of the last epoch: {said}."
     return figure_picture(figure, "curves", alt, caption, min_width=480)
@@ -384,20 +371,15 @@ def write_tables(
     folders: Sequence[str | Path], output: str | Path | None = None, confidence: float = 0.95, resamples: int = 10_000,
     seed: int = 0,
 ) -> Written:  # fmt: skip
-    """Write the tables, the figures and the page of a study.
+    """Write the tables, the figures and the page of a study, by default into ``tables`` in its folder.
 
-    Args:
-        folders: the study, and others with which Table 2 is joined.
-        output: folder; by default ``tables`` in the study's.
-
-    Raises:
-        StudyError, ValueError: see :func:`study_tables`.
+    The arguments and errors are those of :func:`study_tables`.
     """
     tables = study_tables(folders, confidence, resamples, seed)
     folder = Path(folders[0], "tables") if output is None else Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     document = study_document(tables)
-    texts: dict[str, str] = {"index.html": page.render_html(document), "tables.md": page.render_markdown(document, ".")}
+    texts = {"index.html": page.render_html(document), "tables.md": page.render_markdown(document, ".")}
     first, (second, device_notes) = table_1(tables), table_2(tables)
 
     def alone(title: str, *blocks: Block) -> str:

@@ -21,15 +21,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
 
-
 SCRIPT = Path(__file__).with_name("pyfunc_model.py")
 CONFIGS = ("inference.yaml", "train.yaml", "metadata.json")
 EXAMPLE = {"scan": ["scans/new-0001"]}  # a folder of slices or DICOM files, or a file; nothing is there
 # what inference imports; a model asks for the versions that it was made with
-REQUIREMENTS = (
-    "filelock", "mlflow", "monai", "nibabel", "numpy", "pandas", "pillow", "pytorch-ignite", "pyyaml", "scikit-learn",
-    "scipy", "SimpleITK", "torch", "torchvision", "tqdm",
-)  # fmt: skip
+REQUIREMENTS = ("filelock", "mlflow", "monai", "nibabel", "numpy", "pandas", "pillow", "pytorch-ignite", "pyyaml",
+                "scikit-learn", "scipy", "SimpleITK", "torch", "torchvision", "tqdm")  # fmt: skip
 
 
 def signature(class_names: Iterable[str]) -> ModelSignature:
@@ -45,24 +42,17 @@ def signature(class_names: Iterable[str]) -> ModelSignature:
 
 
 def pip_requirements() -> list[str]:
-    """The installed versions of what inference needs; of local builds (2.15.0+cpu) the public version.
-
-    fairlung is not among them: no package index has it, so the model carries its source.
-    """
+    """The installed versions of what inference needs; no package index has fairlung: the model carries its source."""
+    # a local build (2.15.0+cpu) is named by its public version
     return [f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS]
 
 
 def log_bundle_model(
     client: MlflowClient, run_id: str, checkpoint: str | Path, bundle_root: str | Path, name: str = "classifier"
 ) -> str:
-    """Log a checkpoint as a model of an MLflow run; returns its id, which ``models:/<id>`` loads.
+    """Log a checkpoint of train.yaml as a model of an MLflow run; returns its id, which ``models:/<id>`` loads.
 
-    Nothing in the model names this machine.
-
-    Args:
-        run_id: run that the model belongs to; it may be finished.
-        checkpoint: file written by train.yaml.
-        bundle_root: folder of the bundle whose configs the model takes along.
+    Nothing in the model names this machine. The run may be finished. The model takes the bundle's configs along.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*Any type hint", UserWarning)  # MLflow, at import, about its own classes
@@ -74,8 +64,8 @@ def log_bundle_model(
     settings = model_settings(checkpoint, Path(bundle_root, "configs", "train.yaml"))
     class_names, network = settings["class_names"], settings[NETWORK]
     if network != INFERENCE_NETWORK:
-        runs = f"a model runs inference.yaml, which has {INFERENCE_NETWORK}"
-        raise RegistryError(f"{checkpoint} holds a {network}; {runs}")
+        what = f"holds a {network}; a model runs inference.yaml, which has {INFERENCE_NETWORK}"
+        raise RegistryError(f"{checkpoint} {what}")
     # MLflow's log_model would write local paths into the model, and set the process's store: this does it in steps
     experiment_id = client.get_run(run_id).info.experiment_id
     tags = {"fairlung.version": __version__}
@@ -84,8 +74,8 @@ def log_bundle_model(
     try:
         with TemporaryDirectory() as folder:
             artifacts = _stage(Path(folder, "stage"), Path(checkpoint), Path(bundle_root))
-            uri = f"models:/{logged.model_id}"
-            model = Model(artifact_path=uri, run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id)
+            ids = {"model_uuid": logged.model_id, "model_id": logged.model_id}
+            model = Model(artifact_path=f"models:/{logged.model_id}", run_id=run_id, **ids)
             path = Path(folder, "model")
             # MLflow compares the names in a way that pandas deprecates for its own kind of strings
             example = pd.DataFrame(EXAMPLE, dtype=object, columns=pd.Index([*EXAMPLE], dtype=object))

@@ -51,8 +51,7 @@ class Judgement:
 
     def tags(self) -> dict[str, str]:
         """As tags of a model version; what is unknown has none."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        known = {name: value for name, value in values.items() if value is not None}
+        known = {name: value for name, value in vars(self).items() if value is not None}
         return {f"fairlung.{name}": v if isinstance(v, str) else json.dumps(v) for name, v in known.items()}
 
     @classmethod
@@ -84,8 +83,7 @@ def read_judgement(evaluation_dir: str | Path) -> Judgement:
     # the columns that say which scans were judged, in the order of PredictionWriter: scan, label, group
     judged = sorted(table.iloc[:, : table.columns.get_loc("prediction")].values.tolist())
     digest = hashlib.sha256(json.dumps(judged).encode()).hexdigest()
-    gap = metrics["gap"] if "gap" in metrics else metrics["abs_gap"]
-    synthetic = bool(result["synthetic"])
+    gap, synthetic = metrics["gap" if "gap" in metrics else "abs_gap"], bool(result["synthetic"])
     return Judgement(metrics["score"], gap, result["split"], digest, synthetic=synthetic, **interval)
 
 

@@ -28,9 +28,7 @@ BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's limits on one 
 
 
 class Lines:
-    """Appends lines of JSON to a journal. A full disk raises nothing: :attr:`problem` says what is wrong, and the next
-    line tries again to write what is missing.
-    """
+    """Appends lines of JSON to a journal. A full disk sets :attr:`problem`, and the next line tries again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -136,29 +134,21 @@ class Written:
                 journal.run_id = line["run_id"]
                 if line.get("anew"):
                     journal.sent.clear()
-        for entry in journal.entries:
-            if entry["n"] in copied:
-                entry["copied"] = True
+        for entry in (entry for entry in journal.entries if entry["n"] in copied):
+            entry["copied"] = True
         return journal
 
 
 def send(client: Any, run_id: str, entries: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Send one entry, or several of metrics, to a run.
-
-    Raises:
-        FileNotFoundError: the file of an entry is gone, or is not the one it was.
-    """
+    """Send one entry, or several of metrics, to a run; FileNotFoundError for a file that is gone or has changed."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
     entry = entries[0]
     op = entry["op"]
-    if op == "metrics":
-        metrics = [Metric(*values) for one in entries for values in one["values"]]
-        for i in range(0, len(metrics), BATCH["metrics"]):
-            client.log_batch(run_id, metrics=metrics[i : i + BATCH["metrics"]])
-    elif op in ("params", "tags"):
-        make = Param if op == "params" else RunTag
-        values = [make(*item) for item in entry["values"].items()]
+    if op in BATCH:
+        make = {"metrics": Metric, "params": Param, "tags": RunTag}[op]
+        rows = [row for one in entries for row in (one["values"] if op == "metrics" else one["values"].items())]
+        values = [make(*row) for row in rows]
         for i in range(0, len(values), BATCH[op]):
             client.log_batch(run_id, **{op: values[i : i + BATCH[op]]})
     elif op == "dataset":

@@ -41,9 +41,8 @@ def refuse_shared_names(names: Sequence[str]) -> None:
         other = called.setdefault(metric_name(name), name)
         if other != name:
             both = f"{other!r} and {name!r} would both be {metric_name(name)!r} in MLflow"
-            raise TrackingError(
-                f"{both}, which takes letters, digits and _-. :/ only; rename one, or track nothing (--tracking_uri '')"
-            )
+            way = "rename one, or track nothing (--tracking_uri '')"
+            raise TrackingError(f"{both}, which takes letters, digits and _-. :/ only; {way}")
 
 
 def short(error: Exception) -> str:
@@ -73,10 +72,8 @@ def loggable(value: Any) -> Any:
 def note_markdown(result: Mapping[str, Any]) -> str:
     """An evaluation as the Markdown of an MLflow description: verdicts, headline, F1 of each class and group.
 
-    Args:
-        result: what :func:`~.write_evaluation` returns. Optionally ``audit``, of :func:`~.write_audit`; ``epoch``
-        of the
-            checkpoint; ``about``, a line on the run.
+    ``result`` is what :func:`~.write_evaluation` returns, and may hold ``audit``, of :func:`~.write_audit`, the
+    checkpoint's ``epoch``, and ``about``, a line on the run.
     """
     scores, classes, groups = result["metrics"], result["class_names"], result["group_names"]
     lines = [f"- {verdict.text}" for verdict in result["audit"].verdicts] if result.get("audit") else []

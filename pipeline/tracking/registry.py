@@ -1,7 +1,4 @@
-"""Publishing a checkpoint as an MLflow model: logged, registered, and made champion by a stated rule.
-
-mlflow is imported only when something is published.
-"""
+"""Publishing a checkpoint as an MLflow model: logged, registered, and made champion by a stated rule."""
 
 from __future__ import annotations
 
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
     from .run import RunTracker
 
 logger = logging.getLogger(__name__)
-
 CHAMPION = "champion"
 
 
@@ -125,16 +121,10 @@ def register_output(
     output_dir: str | Path, name: str, bundle_root: str | Path, split: str = "test",
     checkpoint: str | Path | None = None, tracking_uri: str | None = None,
 ) -> Registered:  # fmt: skip
-    """Log and register a checkpoint after its evaluation, in the run of its training.
+    """Log and register a checkpoint after its evaluation (on ``split``, in ``output_dir``), in its training's run.
 
-    Args:
-        output_dir: of the evaluation; the training may have another.
-        split: whose evaluation judges the version.
-        checkpoint: None takes the one that was evaluated.
-        tracking_uri: None takes the one that the training noted.
-
-    Raises:
-        RegistryError: the evaluation, its checkpoint or the run is missing, or the checkpoint is not the judged one.
+    Without ``checkpoint`` the evaluated one is taken, without ``tracking_uri`` the address that the training noted.
+    RegistryError: the evaluation, its checkpoint or the run is missing, or the checkpoint is not the judged one.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -153,13 +143,12 @@ def register_output(
     trainings = [training_dir(judged or chosen, Path(output_dir)), Path(output_dir)]
     training = next((folder for folder in trainings if folder is not None and (folder / RECORD).is_file()), None)
     if training is None:
-        where = trainings[0] or output_dir
-        raise RegistryError(f"{where} names no MLflow run ({RECORD}): it was trained without tracking")
+        text = f"names no MLflow run ({RECORD}): it was trained without tracking"
+        raise RegistryError(f"{trainings[0] or output_dir} {text}")
     record = json.loads((training / RECORD).read_text())
     if record["run_id"] is None:
         raise RegistryError(f"MLflow does not have the run yet; first: fairlung mlflow-sync {training}")
-    current = os.environ.get("MLFLOW_TRACKING_URI", "")  # the same address may have a login there
-    recorded = record["tracking_uri"]
+    current, recorded = os.environ.get("MLFLOW_TRACKING_URI", ""), record["tracking_uri"]  # the first may have a login
     uri = tracking_uri or (current if current and without_login(current) == recorded else recorded)
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not file.is_file():

@@ -2,8 +2,7 @@
 
 MONAI's ``MLFlowHandler`` joins unfinished runs, leaves crashed ones RUNNING, and logs neither settings nor pictures, so
 this speaks to MLflow's client. All is written down first (:mod:`~.tracking.journal`): when MLflow does not answer or
-its disk is full, the run goes on and ``fairlung mlflow-sync OUTPUT_DIR`` sends it later. mlflow is imported only when a
-run is tracked.
+its disk is full, the run goes on and ``fairlung mlflow-sync OUTPUT_DIR`` sends it later.
 """
 
 import atexit
@@ -40,8 +39,6 @@ from .store import TrackingError, impatient
 from .system_load import SystemMonitor
 
 logger = logging.getLogger(__name__)
-
-MAX_NOTE_LENGTH = 8000  # MLflow's limit
 
 
 @dataclass(eq=False, repr=False)
@@ -84,11 +81,9 @@ class RunTracker:
     ) -> None:
         """Open the run and log what is known before the first step.
 
-        Args:
-            settings: plain settings, logged as parameters. Those of an evaluation's training replace its own.
-            config: the merged config, logged as ``config/config.yaml``.
-            cohort: logged as a data set with its digest, and as the table of its cells, without scans and patients.
-            resumed: a training goes on: so does the run that its folder names, if MLflow has it.
+        Settings become parameters; those of an evaluation's training replace its own. The merged config becomes
+        ``config/config.yaml``, the cohort a data set with its digest and the table of its cells, without scans and
+        patients. A ``resumed`` training goes on in the run that its folder names, if MLflow has it.
 
         Raises:
             TrackingError: a mistyped address, a deleted experiment, an unknown parent run, classes or groups that would
@@ -132,14 +127,15 @@ class RunTracker:
         uid = uuid.uuid4().hex
         self._journal = Journal(self.output_dir, uid)
         atexit.register(self.finish, "FAILED")  # however the process ends, short of a kill -9: the run is closed
-        _exit_on_sigterm()
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # a scheduler's stop: ends as sys.exit does
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         if away is not None:
             self._go_offline(away)
-        self._submit(
-            "create", uri=self._uri if without_login(self._uri) == self._uri else None, experiment=self.experiment,
-            name=self.run_name, tags={**tags, store.MARK: uid}, training=_identity(self._training),
-            interrupted=_identity(interrupted),
-        )  # fmt: skip
+        uri = self._uri if without_login(self._uri) == self._uri else None
+        about = {"training": _identity(self._training), "interrupted": _identity(interrupted)}
+        tags = {**tags, store.MARK: uid}
+        self._submit("create", uri=uri, experiment=self.experiment, name=self.run_name, tags=tags, **about)
 
     def _interrupted(self) -> dict[str, Any]:
         """The record of the training that goes on, after what it could not send itself was sent."""
@@ -261,10 +257,9 @@ class RunTracker:
     def log_evaluation(
         self, evaluation_dir: str | Path, split: str, audit: Audit | None = None, epoch: int | None = None
     ) -> None:
-        """Log the tables and pictures of an evaluation (:func:`~.write_evaluation`), and its headline.
+        """Log the tables and pictures of an evaluation (:func:`~.write_evaluation`), and its headline as description.
 
-        The headline is the run's description (:func:`note_markdown`), in which the verdicts of an audit stand first. A
-        training's headline metrics of its best ``epoch`` are logged as ``<split>/best_<name>``: runs are compared by
+        A training's headline metrics of its best ``epoch`` are logged as ``<split>/best_<name>``: runs are compared by
         them, where the curves end with the last epoch.
         """
         if not self.active:
@@ -277,7 +272,7 @@ class RunTracker:
         else:
             epoch = self._training.get("best_epoch")
         note = note_markdown({"about": self._about, **result, "audit": audit, "epoch": epoch})
-        self._submit("tags", values={"mlflow.note.content": note[:MAX_NOTE_LENGTH]})
+        self._submit("tags", values={"mlflow.note.content": note[:8000]})  # MLflow's limit
 
     def log_review(self, evaluation_dir: str | Path, split: str) -> None:
         """Log an evaluation's report and the pictures of its worst errors, where there are any."""
@@ -285,19 +280,17 @@ class RunTracker:
         self._log_files(Path(evaluation_dir), ("errors/*",), f"evaluation/{split}/errors")
 
     def _log_files(self, source: Path, patterns: Sequence[str], folder: str) -> None:
-        for pattern in patterns:
-            for path in sorted(source.glob(pattern)):
-                self.log_file(path, folder)
+        for path in (path for pattern in patterns for path in sorted(source.glob(pattern))):
+            self.log_file(path, folder)
 
     def _log_best(self, metrics: Mapping[str, float], split: str, epoch: int | None) -> None:
         names = with_grouped_names({f"{split}_{name}": value for name, value in metrics.items()}, self._group_names)
         best = {name.replace("/", "/best_"): value for name, value in names.items() if "/" in name}
         self.log_metrics({k: v for k, v in best.items() if k not in self._metric_names}, epoch or 0)
-        record = _read_json(self.output_dir / run_folder.RECORD)
-        if record and epoch is not None:
+        path = self.output_dir / run_folder.RECORD
+        if epoch is not None and (record := _read_json(path)):
             with suppress(OSError):
-                text = json.dumps(record | {"best_epoch": epoch}, indent=2)
-                (self.output_dir / run_folder.RECORD).write_text(text)
+                path.write_text(json.dumps(record | {"best_epoch": epoch}, indent=2))
 
     def finish(self, status: str = "FINISHED") -> None:
         """Close the run, unless it is closed, and try once more to send what MLflow did not take."""
@@ -408,9 +401,3 @@ def _about(settings: Mapping[str, Any], kind: str, cohort: Cohort) -> str:
     what = ", ".join([f"**{settings.get('system') or 'unknown system'}**", *named])
     scans = "SYNTHETIC scans (phantoms)" if cohort.synthetic else "scans"
     return f"{'Training' if kind == 'train' else 'Evaluation'} of {what}, on {len(cohort.table)} {scans}."
-
-
-def _exit_on_sigterm() -> None:
-    """Let SIGTERM (a scheduler's or a container's stop) end the process as sys.exit does, so that runs are closed."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -16,12 +16,9 @@ from ..common.text import without_login
 
 MARK = "fairlung.journal"  # tag: the journal's id, by which its run is found again
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows runs of training, not of agents
-
 # MLflow's own 7 retries of 120 s would hold up a training for minutes; an answer takes far less than this
-IMPATIENCE = {
-    f"MLFLOW_HTTP_REQUEST_{name}": value
-    for name, value in (("MAX_RETRIES", "1"), ("BACKOFF_FACTOR", "1"), ("TIMEOUT", "10"))
-}
+LIMITS = {"MAX_RETRIES": "1", "BACKOFF_FACTOR": "1", "TIMEOUT": "10"}
+IMPATIENCE = {f"MLFLOW_HTTP_REQUEST_{name}": value for name, value in LIMITS.items()}
 UPLOAD_TIMEOUT = "60"  # the server answers when it has stored the file
 REFUSED_LOGIN = re.compile("password authentication failed|does not exist|no pg_hba|Access denied|Unknown database")
 
@@ -36,10 +33,7 @@ def _is_no_retry(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def impatient(**settings: str) -> Iterator[None]:
-    """MLflow's HTTP client gives up in seconds, and without a log line a retry: the caller says what is wrong.
-
-    What the user set by environment variable stays.
-    """
+    """MLflow's HTTP client gives up in seconds, unless the user's environment says otherwise, and logs no retry."""
     retries = logging.getLogger("urllib3.connectionpool")
     nested = _is_no_retry in retries.filters
     retries.addFilter(_is_no_retry)
@@ -66,8 +60,7 @@ def is_mistake(error: BaseException) -> bool:
 def connect(uri: str, experiment: str) -> tuple[Any, str]:
     """MLflow's client of a store that answers, and the id of an experiment, which is made when it does not exist.
 
-    Raises:
-        TrackingError: the settings are at fault. Any other error: the store does not answer.
+    TrackingError: the settings are at fault. Any other error: the store does not answer.
     """
     import mlflow
 
@@ -170,7 +163,7 @@ def _known_run(client: Any, experiment: str, record: Mapping[str, Any]) -> tuple
 
 
 def create_run(client: Any, experiment: str, entry: Mapping[str, Any]) -> str:
-    """Make the run of a ``create`` entry; nested under its training's run, where that is in the same experiment.
+    """Make the run of a ``create`` entry, nested under its training's where that is in the same experiment.
 
     The run of an interrupted training is opened again, where there is one.
     """

@@ -38,26 +38,22 @@ def sync(output_dir: str | Path, tracking_uri: str | None = None) -> list[Synced
     """Send what trainings and evaluations of a folder could not send, into their runs or, where none is, into new ones.
 
     A run whose process died before it could say how it ended becomes FAILED. Returns one for each journal, the oldest
-    first; [] when nothing is left to send.
-
-    Args:
-        tracking_uri: where to; None takes the address that the run was meant for.
+    first. Without ``tracking_uri`` they go where the run was meant to go.
 
     Raises:
         TrackingError: MLflow does not answer, or not as it should; what is left can be sent again.
     """
-    folders = [path.parent for path in Path(output_dir).glob(f"{PENDING}/*/{JOURNAL}")]
-    written = (Written.read(folder) for folder in folders)
-    journals = sorted(written, key=lambda journal: _create(journal).get("time", 0))
+    written = (Written.read(path.parent) for path in Path(output_dir).glob(f"{PENDING}/*/{JOURNAL}"))
+    journals = sorted(written, key=lambda journal: _entry(journal, "create").get("time", 0))
     return [_sync_one(Path(output_dir), journal, tracking_uri) for journal in journals if journal.entries]
 
 
-def _create(journal: Written) -> dict[str, Any]:
-    return next((entry for entry in journal.entries if entry["op"] == "create"), {})
+def _entry(journal: Written, op: str) -> dict[str, Any]:
+    return next((entry for entry in journal.entries if entry["op"] == op), {})
 
 
 def _sync_one(output_dir: Path, journal: Written, tracking_uri: str | None) -> Synced:
-    create = _create(journal)
+    create = _entry(journal, "create")
     if not create:
         raise TrackingError(f"{journal.folder}: the beginning of the journal is missing")
     lock = FileLock(journal.folder / "lock")
@@ -83,8 +79,7 @@ def _sync_one(output_dir: Path, journal: Written, tracking_uri: str | None) -> S
 def _send_rest(output_dir: Path, journal: Written, create: Mapping[str, Any], client: Any, experiment: str) -> Synced:
     marks = Lines(journal.folder)
     uid = create["tags"][MARK]
-    run = living_run(client, journal.run_id)
-    run_id = run.info.run_id if run else find_run(client, experiment, uid)
+    run_id = run.info.run_id if (run := living_run(client, journal.run_id)) else find_run(client, experiment, uid)
     # marks are about the run they were made for; another one, on another server or after a deletion, gets everything
     same = run_id is not None and run_id == journal.run_id
     pending = [entry for entry in journal.entries if not (same and entry["n"] in journal.sent)]
@@ -93,8 +88,8 @@ def _send_rest(output_dir: Path, journal: Written, create: Mapping[str, Any], cl
     if not same:
         marks.write({"run_id": run_id, "anew": True})
     note_run_id(output_dir, uid, run_id)
-    end = next((entry for entry in journal.entries if entry["op"] == "end"), None)
-    if end is None:
+    end = _entry(journal, "end")
+    if not end:
         end = {"n": -1, "op": "end", "status": "FAILED", "time": max(entry["time"] for entry in journal.entries)}
         pending.append(end)
     refused = []

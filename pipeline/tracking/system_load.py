@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -13,13 +14,10 @@ SAMPLING_SECONDS = 10.0  # of the machine's load, unless MLFLOW_SYSTEM_METRICS_S
 
 
 class SystemMonitor:
-    """Logs the machine's load as ``system/...`` from a thread of its own.
+    """Submits the machine's load as rows ``[system/<name>, value, milliseconds, step]`` from a thread of its own.
 
     MLflow's ``SystemMetricsMonitor`` around its monitors is not used: it sends by itself, past the journal, and ends at
     the first request that fails.
-
-    Args:
-        submit: takes the rows ``[name, value, milliseconds, step]`` of one reading.
     """
 
     def __init__(self, submit: Callable[[list[list[Any]]], None]) -> None:
@@ -66,8 +64,6 @@ class SystemMonitor:
 
 
 def _load_sources() -> list[Any]:
-    from importlib import import_module
-
     sources = []
     for kind in ("CPU", "Disk", "Network", "GPU"):
         try:

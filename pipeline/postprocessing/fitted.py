@@ -17,6 +17,7 @@ from ..evaluation.resampling import Floats
 Method = Literal["temperature", "offsets", "prior"]
 
 SMALLEST = 5e-7  # replaces a probability of 0: half of the last of the six digits that our tables have
+PREFIX = 16  # hexadecimal digits kept of the hash of a scan's name
 TIE = 2e-6  # by which a predicted class may fall short of the most probable one: six digits, normalised
 
 
@@ -106,7 +107,7 @@ def make_fitted(
 
 
 def hashed_name(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
+    return hashlib.sha256(name.encode()).hexdigest()[:PREFIX]
 
 
 def given_probabilities(predictions: Predictions | UnlabelledPredictions) -> Floats:

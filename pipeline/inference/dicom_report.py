@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 
 from .. import __version__
@@ -37,6 +36,7 @@ from ..common.files import ScanPaths, replacing
 
 if TYPE_CHECKING:
     from highdicom import SOPClass
+    from ignite.engine import Engine
 
     from .answers import Answer
     from .dicom_objects import Model
@@ -159,6 +159,8 @@ class DicomWriter:
         self._model: Model | None = None
 
     def attach(self, engine: Engine) -> None:
+        from ignite.engine import Events
+
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
 

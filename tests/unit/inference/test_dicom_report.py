@@ -565,7 +565,7 @@ def test_highdicom_is_imported_when_it_is_needed():
     code = (
         "import sys\n"
         "import fairlung.pipeline.inference.dicom_report\n"
-        "assert not {'highdicom', 'pydicom'} & set(sys.modules)"  # torch is there: an inference needs it anyway
+        "assert not {'highdicom', 'pydicom', 'PIL', 'torch'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -95,6 +95,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         part.write_text(json.dumps(content, indent=2))
 
 
+def json_or_nothing(path: Path) -> dict[str, Any]:
+    """What a process has left in a JSON file; nothing where it left no object, or none that can be read."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 class ScanPaths:
     """A relative path for each scan's files: like the scan's name, inside the folder, and no other scan's.
 

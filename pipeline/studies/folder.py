@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common import text
-from ..common.files import write_json
+from ..common.files import json_or_nothing, write_json
 from ..data.folds import fold_warnings
 from ..tracking import store
 from .plan import PROTOCOLS, StudyPlan, cohort_settings, read_whole
@@ -55,7 +55,7 @@ class StudyFolder:
         path = self.run_file(run.id)
         if not path.with_name(LOG).exists() and not path.with_name(DONE).exists():
             return
-        planned, begun = json.loads(json.dumps(asdict(run))), _note(path)
+        planned, begun = json.loads(json.dumps(asdict(run))), json_or_nothing(path)
         overrides = ("settings", "evaluation")
         pairs = [(planned, begun), *((planned[name], begun.get(name, {})) for name in overrides)]
         ignored = (*NOT_COMPARED, *overrides)
@@ -94,7 +94,7 @@ class StudyFolder:
         """Why a run failed; empty when it did not."""
         if self.status(run_id) != "failed":
             return ""
-        return self._reasons.get(run_id) or _note(self.run_file(run_id).with_name(FAILED)).get("reason", "")
+        return self._reasons.get(run_id) or json_or_nothing(self.run_file(run_id).with_name(FAILED)).get("reason", "")
 
     def to_run(self) -> list[PlannedRun]:
         """Runs that are not finished; those that failed are tried again."""
@@ -135,17 +135,9 @@ class StudyFolder:
 
     def _run(self, run: PlannedRun) -> StudyRun:
         place = {field.name: getattr(run, field.name) for field in fields(Place)}
-        device = _note(self.run_file(run.id).with_name(DONE)).get("device")
+        device = json_or_nothing(self.run_file(run.id).with_name(DONE)).get("device")
         status, reason = self.status(run.id), self.reason(run.id)
         return StudyRun(**place, status=status, output_dir=Path("runs", run.id), device=device, reason=reason)
-
-
-def _note(path: Path) -> dict[str, Any]:
-    """What a run has left in a JSON file; nothing where it has left none."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def open_study_run(study: StudyPlan, folder: StudyFolder) -> None:

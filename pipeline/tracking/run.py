@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from ..common import run_folder
 from ..common.distributed import is_primary
+from ..common.files import json_or_nothing
 from ..common.names import TRAINING_SETTINGS
 from ..common.run_folder import EVALUATION_FILES, training_dir
 from ..common.text import device_name, without_login
@@ -105,7 +106,7 @@ class RunTracker:
         away = self._connect()
         if self.kind != "train":
             training = training_dir(settings.get("checkpoint"), self.output_dir)
-            self._training = {} if training is None else _read_json(training / run_folder.RECORD)
+            self._training = {} if training is None else json_or_nothing(training / run_folder.RECORD)
             known = self._training.get("settings", {})
             settings = {k: v for k, v in settings.items() if k not in TRAINING_SETTINGS} | known
         self._about = _about(settings, self.kind, cohort)
@@ -144,7 +145,7 @@ class RunTracker:
                 sync.sync(self.output_dir, self._uri)
             except Exception as error:  # sent another time
                 self._warn("what an earlier process left for MLflow is not sent: %s", error)
-        return _read_json(self.output_dir / run_folder.RECORD)
+        return json_or_nothing(self.output_dir / run_folder.RECORD)
 
     def _connect(self) -> Exception | None:
         """Reach MLflow; the reason why not, unless the settings are at fault."""
@@ -288,7 +289,7 @@ class RunTracker:
         best = {name.replace("/", "/best_"): value for name, value in names.items() if "/" in name}
         self.log_metrics({k: v for k, v in best.items() if k not in self._metric_names}, epoch or 0)
         path = self.output_dir / run_folder.RECORD
-        if epoch is not None and (record := _read_json(path)):
+        if epoch is not None and (record := json_or_nothing(path)):
             with suppress(OSError):
                 path.write_text(json.dumps(record | {"best_epoch": epoch}, indent=2))
 
@@ -382,14 +383,6 @@ def _git_tags(folder: Path) -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError):
         return {}
     return tags | {"fairlung.uncommitted_changes": str(changed).lower()}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any] | None:

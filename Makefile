@@ -3,6 +3,7 @@
 # make study   a small study on the synthetic cohort, with its tables
 # make ui      MLflow on the runs of this folder
 # make test    the quick tests (WORKERS=2 processes); make test-all: the slow ones too, with coverage
+# make reliability  docs/reliability.md, from the tests of faults
 # make lint    style and types; make lock: refresh requirements.lock
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ RUN := $(BIN)/python -W ignore -m monai.bundle run --bundle_root $(BUNDLE)
 READY := .venv/.ready
 SEED ?= 0
 
-.PHONY: setup demo study objective ui test test-all lint format lock clean
+.PHONY: setup demo study objective ui test test-all reliability lint format lock clean
 
 setup: $(READY)
 
@@ -59,6 +60,9 @@ test: $(READY)
 
 test-all: $(READY)
 	$(PYTEST) -n $(or $(WORKERS),2) --cov --cov-report=term $(ARGS)
+
+reliability: $(READY)
+	$(PYTEST) -n $(or $(WORKERS),2) -m fault --reliability docs/reliability.md $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

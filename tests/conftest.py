@@ -15,6 +15,7 @@ import psutil
 import pytest
 import quick_stores
 import torch
+from reliability import Reliability, note_faults
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from workflows import Start, Trained, starter, train_once
@@ -44,6 +45,7 @@ FIRST = ("test_commands", "test_mlflow_server", "test_distributed", "test_study"
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file runs on one worker, and the files that share the one training run on the same one."""
+    note_faults(items)
     sharing = {item.path for item in items if "trained_once" in getattr(item, "fixturenames", ())}
     for item in items:
         item.add_marker(pytest.mark.xdist_group("trained once" if item.path in sharing else item.path.stem))
@@ -80,8 +82,15 @@ class Tidy:
         return result
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reliability", type=Path, metavar="PAGE", help="write what the tests of faults say into PAGE")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Tidy())
+    page = config.getoption("--reliability")
+    if page is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Reliability(page))
 
 
 # ---- what many tests read --------------------------------------------------------------------------------------------

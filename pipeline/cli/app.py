@@ -6,7 +6,7 @@ import typer
 
 from .. import __version__
 from . import data_commands, evaluation_commands, study_commands
-from .console import console
+from .console import console, stops
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -34,4 +34,4 @@ for _command in (
     study_commands.tables, evaluation_commands.model_card, evaluation_commands.postprocess, study_commands.study,
     study_commands.mlflow_sync, study_commands.register,
 ):  # fmt: skip
-    app.command()(_command)
+    app.command()(stops(_command))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import typer
@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ..common.errors import UserError
+from ..common.errors import in_a_line, shows_whole_stack
 from ..evaluation.wording import number_name, percent, span_text, value_text
 
 if TYPE_CHECKING:
@@ -211,15 +211,24 @@ def cells_table(cohort: Cohort) -> document.Table:
 
 
 def stop(error: Exception) -> NoReturn:
-    """End the command with an error in one line."""
-    Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    """End the command with an error in one line; with the words of one that was not raised."""
+    text = in_a_line(error) if error.__traceback__ else str(error)
+    Console(stderr=True).print(f"[red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
     raise typer.Exit(1)
 
 
-@contextmanager
-def stops(kinds: tuple[type[Exception], ...] = (UserError, ValueError)) -> Iterator[None]:
-    """End the command with errors of these kinds in one line."""
-    try:
-        yield
-    except kinds as error:
-        stop(error)
+def stops(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that ends with any error in one line; FAIRLUNG_TRACEBACK=1 shows the whole stack."""
+
+    @wraps(command)
+    def stopping(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if shows_whole_stack():
+                raise
+            stop(error)
+
+    return stopping

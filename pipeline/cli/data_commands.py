@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from ..common.errors import EXIT_SOME_FAILED, UserError, user_error
-from .console import cells_table, console, drawn, say, show_intake, stop, stops
+from ..common.errors import EXIT_SOME_FAILED
+from .console import cells_table, console, drawn, say, show_intake, stop
 
 if TYPE_CHECKING:
     from ..reports.intake_page import IntakeCollector
@@ -37,13 +37,12 @@ def cohort(
     from ..data.cohort_checks import CohortError
     from ..data.cohort_folders import write_cohort
 
-    with stops():
-        intake = build_with_archives(source, unpack_to, layout=layout, class_names=class_name)
-        built = intake.built
-        found = set(built.table["label"])
-        names = class_name or [*(n for n in CLASS_NAMES if n in found), *sorted(found - set(CLASS_NAMES))]
-        output.parent.mkdir(parents=True, exist_ok=True)
-        path = write_cohort(built.table, output, root=intake.root)
+    intake = build_with_archives(source, unpack_to, layout=layout, class_names=class_name)
+    built = intake.built
+    found = set(built.table["label"])
+    names = class_name or [*(n for n in CLASS_NAMES if n in found), *sorted(found - set(CLASS_NAMES))]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    path = write_cohort(built.table, output, root=intake.root)
     show_intake(intake)
     for entry in built.skipped:
         say(f"{entry.path}: {entry.reason}", "left out")
@@ -79,22 +78,18 @@ def check(
     """
     from monai.bundle import ConfigWorkflow
 
+    from ..common.settings import verbatim
+
     configs = [str(bundle_root / "configs" / name) for name in ("inference.yaml", "check.yaml")]
     settings: dict[str, Any] = {"scans": scans, "output_dir": str(output), "bundle_root": str(bundle_root)}
     settings |= {"all_series": all_series, "min_slices": min_slices, "num_workers": workers}
-    settings = {name: value for name, value in settings.items() if value is not None}
-    try:
-        if absent := [config for config in configs if not Path(config).is_file()]:
-            raise FileNotFoundError(f"no {absent[0]}: name the bundle's folder with --bundle-root")
-        workflow = ConfigWorkflow(configs, workflow_type="infer", **settings)
-        workflow.initialize()
-        workflow.run()
-        workflow.finalize()
-    except Exception as error:  # MONAI wraps every kind
-        found = user_error(error)
-        if not isinstance(found, Exception):
-            raise
-        stop(found)
+    settings = {name: verbatim(value) for name, value in settings.items() if value is not None}
+    if absent := [config for config in configs if not Path(config).is_file()]:
+        raise FileNotFoundError(f"no {absent[0]}: name the bundle's folder with --bundle-root")
+    workflow = ConfigWorkflow(configs, workflow_type="infer", **settings)
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
 
 
 def show_check(records: Sequence[Mapping[str, Any]], fine: int = 30) -> None:
@@ -141,14 +136,13 @@ def phantom(
     from ..data.cohort import load_cohort
     from ..phantoms.cohort import write_phantom_cohort, write_phantom_scans
 
-    with stops((FileExistsError, ValueError)):
-        if new_scans:
-            cells = cycle((label, sex) for sex, label in product(SEXES, CLASS_NAMES))
-            chosen = list(islice(cells, new_scans))
-            write_phantom_scans(out, chosen, preset=preset, fmt=format, seed=seed, workers=workers, progress=True)
-            say(f"wrote {new_scans} synthetic scans to {out}")
-            return
-        path = write_phantom_cohort(out, preset, format, seed, workers=workers)
+    if new_scans:
+        cells = cycle((label, sex) for sex, label in product(SEXES, CLASS_NAMES))
+        chosen = list(islice(cells, new_scans))
+        write_phantom_scans(out, chosen, preset=preset, fmt=format, seed=seed, workers=workers, progress=True)
+        say(f"wrote {new_scans} synthetic scans to {out}")
+        return
+    path = write_phantom_cohort(out, preset, format, seed, workers=workers)
     console.print(drawn(cells_table(load_cohort(path, class_names=CLASS_NAMES, group_names=SEXES))))
     say(f"wrote {path} (synthetic scans)")
 
@@ -162,8 +156,7 @@ def submit(
     """Write the challenge's submission: A.csv, G.csv, covid.csv and normal.csv, one scan name a line."""
     from ..inference.submission import write_submission
 
-    with stops((UserError, OSError)):
-        written = write_submission(predictions, output, allow_missing=allow_missing, overwrite=overwrite)
+    written = write_submission(predictions, output, allow_missing=allow_missing, overwrite=overwrite)
     for text in written.missing:
         say(text, "in no file")
     for path, count in written.files.items():

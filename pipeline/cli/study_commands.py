@@ -7,7 +7,7 @@ from rich.markup import escape
 from typer import Argument, Option
 
 from ..common.errors import UserError
-from .console import console, say, show_study, stop, stops
+from .console import console, say, show_study, stop
 
 
 def tables(
@@ -22,8 +22,7 @@ def tables(
     """Write the tables and figures of a study, finished or not: index.html, Markdown, CSV, LaTeX, PNG and SVG."""
     from ..studies.tables import write_tables
 
-    with stops():
-        written = write_tables(studies, output, confidence, resamples, seed)
+    written = write_tables(studies, output, confidence, resamples, seed)
     show_study(written.table, written.verdicts)
     say(f"wrote {written.paths[0].parent}: {', '.join(path.name for path in written.paths)}")
 
@@ -78,8 +77,8 @@ def study(
                 close_study_run(written, folder, tables_at)
     except Timeout:
         stop(StudyError(f"{place} is being run by another process"))
-    except (UserError, ValueError) as error:
-        stop(error)
+    except KeyboardInterrupt:
+        stop(StudyError(f"interrupted; the same command goes on with the study in {place}"))
     counts = folder.counts()
     if counts["finished"] < len(folder.planned):
         stop(StudyError(f"{counts['failed']} of {len(folder.planned)} runs failed; run the study again to repeat them"))
@@ -104,11 +103,9 @@ def mlflow_sync(
         Option(help="Where to send to, if not to where the run was meant to go.")] = None,
 ) -> None:  # fmt: skip
     """Send what MLflow did not take while it was away; twice changes nothing."""
-    from ..tracking.store import TrackingError
     from ..tracking.sync import sync
 
-    with stops((TrackingError,)):
-        done = sync(output_dir, tracking_uri)
+    done = sync(output_dir, tracking_uri)
     if not done:
         say(f"nothing to send in {output_dir}")
     for run in done:
@@ -129,7 +126,6 @@ def register(
     """Register an evaluated checkpoint in MLflow; it becomes `champion` when its P is higher and its gap not worse."""
     from ..tracking.registry import register_output
 
-    with stops((UserError,)):
-        registered = register_output(output_dir, name, bundle_root, split, checkpoint, tracking_uri)
+    registered = register_output(output_dir, name, bundle_root, split, checkpoint, tracking_uri)
     outcome = "now the champion" if registered.decision.champion else "not the champion"
     say(f"{name} version {registered.version}: {outcome} ({registered.decision.reason})")

@@ -93,21 +93,21 @@ def _check_values(parser: ConfigParser, typed: Mapping[str, Any]) -> None:
     What it reads besides, such as a checkpoint's settings, is not there yet, and no user's to set.
     """
     config = resolved_config()
-    values: dict[str, Any] = {}
-    for name in config.keys() & KINDS.keys() - set(unread_by_objective(config)):
-        if name not in typed and is_expression(config[name]):
-            if {entry.split(ID_SEP_KEY)[0] for entry in read_by(name, config)} <= KINDS.keys():
-                values[name] = parser.get_parsed_content(name)
-        elif name not in typed and ID_SEP_KEY in str(config[name]):
-            said = "here MONAI makes :: of every #, so it may not be as you wrote it"
-            raise SettingError(
-                f"{name} holds ::, got {config[name]!r}; {said}: choose another, or use the command line"
-            )
-        else:
-            values[name] = config[name]
+    unread = unread_by_objective(config)
+    names = [name for name in config if name in KINDS and name not in unread]
+    computed = [name for name in names if name not in typed and is_expression(config[name])]
+    values = {name: config[name] for name in names if name not in computed}
+    for name in values.keys() - typed.keys():
+        if ID_SEP_KEY in str(values[name]):
+            said = "MONAI makes that of every # in a file, so use the command line, or a text without"
+            raise SettingError(f"{name} holds ::, got {values[name]!r}; {said}")
     checked = check_values(values)
     if "device" in checked:  # a text became a device
         parser.ref_resolver.resolved_content["device"] = checked["device"]
+    for name in computed:
+        if {entry.split(ID_SEP_KEY)[0] for entry in read_by(name, config)} <= KINDS.keys():
+            values[name] = parser.get_parsed_content(name)
+    check_values(values)
 
 
 def _if_interrupted(config: Mapping[str, Any], parser: ConfigParser) -> str:
@@ -125,7 +125,7 @@ def _refuse_replaced_sections(config: Mapping[str, Any], files: Iterable[Mapping
     """SettingError for a plain value where the files have a section, such as ``--optimizer AdamW``."""
     sections = {name for content in files for name, value in content.items() if isinstance(value, (dict, list))}
     for name in sections - KINDS.keys():
-        if isinstance(value := config[name], (str, int, float)) and not is_expression(value):
+        if isinstance(value := config.get(name), (str, int, float)) and not is_expression(value):
             how = f"replace one of its entries, such as --{name}::_target_ torch.optim.AdamW"
             raise SettingError(f"{name} is a section of the config, got {value!r}; {how}")
 

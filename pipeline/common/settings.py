@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
@@ -198,18 +199,23 @@ def check_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = {name: _lists(value) for name, value in values.items() if name in KINDS}
     try:
-        checked = TypeAdapter(Settings).validate_python(given)
+        checked = _checker().validate_python(given)
     except ValidationError as error:
         said = {}
         for one in error.errors(include_url=False):
             name, own = str(one["loc"][0]), one.get("ctx", {}).get("error")  # what a check of ours raised
             said[name] = f"{name} {own or f'must be {kind_text(KINDS[name])}, got {given[name]!r}'}"
-        raise SettingError("\n".join(said.values())) from None
+        raise SettingError("\n".join(said[name] for name in given if name in said)) from None
     if {"crop_size", "image_size"} <= checked.keys() and checked["crop_size"] > checked["image_size"]:
         raise SettingError(
             f"crop_size must be at most image_size = {checked['image_size']}, got {checked['crop_size']}"
         )
     return dict(checked)
+
+
+@cache
+def _checker() -> TypeAdapter[Settings]:
+    return TypeAdapter(Settings)
 
 
 def _lists(value: Any) -> Any:

@@ -84,7 +84,8 @@ class ResumePoint:
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for files that are none of its own
-            raise CheckpointError(f"{self.path} cannot be read: {why_unreadable(self.path)}; remove it to begin anew") from error
+            why = why_unreadable(self.path)
+            raise CheckpointError(f"{self.path} cannot be read: {why}; remove it to begin anew") from error
         made_for = content["made_for"]
         names = {**made_for, **self.made_for}
         if differing := [name for name in names if made_for.get(name) != self.made_for.get(name)]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..common.errors import in_a_line, shows_whole_stack
-from ..evaluation.wording import number_name, percent, span_text, value_text
+from ..evaluation.wording import ABOUT_NUMBERS, number_name, percent, span_text, value_text
 
 if TYPE_CHECKING:
     from ..data.archives import Intake
@@ -151,6 +151,7 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
     _show_table("F1 (scans) of each class and group", ["class", *groups], cells)
     chance = 1 / len(classes)
     above = scores["score"] - chance
+    say(ABOUT_NUMBERS)
     console.print(f"Guessing evenly gives P of about {chance:.2f}; this is {above:+.2f} from it.\n", highlight=False)
 
 

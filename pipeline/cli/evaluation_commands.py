@@ -33,6 +33,16 @@ def results(folder: Annotated[Path, Argument(help="An output_dir, or one metrics
         show_evaluation(json.loads(path.read_text()))
 
 
+def show_results(metrics: str | Path) -> None:
+    """What a training or evaluation shows at its end: the numbers of its metrics.json, and where its report lies."""
+    from ..common.distributed import is_primary
+
+    if is_primary():
+        results(Path(metrics))
+        report = Path(metrics).with_name(run_folder.REPORT)
+        say(f"report: {report}" if report.is_file() else f"numbers: {metrics}")
+
+
 def audit(
     source: Annotated[str,
         Argument(help="A table of predictions, the output_dir of an evaluation, or an MLflow run (runs:/ID).")],

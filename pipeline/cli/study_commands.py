@@ -1,4 +1,4 @@
-"""Commands for studies and for MLflow: study, tables, mlflow-sync, register."""
+"""Commands for trainings, studies and MLflow: settings, study, tables, mlflow-sync, register."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,6 +8,22 @@ from typer import Argument, Option
 
 from ..common.errors import UserError
 from .console import console, say, show_study, stop
+
+
+def settings(
+    configs: Annotated[list[str],
+        Argument(metavar="CONFIG...", help="train, evaluate or inference, then overlays, such as systems/focal.")],
+    bundle_root: Annotated[Path, Option(help="Folder of the bundle.")] = Path("bundles/fair_lung_ct"),
+) -> None:  # fmt: skip
+    """Show every setting of the bundle's configs: its value, what it is and what it may be."""
+    import yaml
+
+    from ..common.settings import settings_text
+
+    merged: dict[str, object] = {}
+    for path in (bundle_root / "configs" / f"{name}.yaml" for name in configs):
+        merged |= yaml.safe_load(path.read_text())
+    say(settings_text(merged))
 
 
 def tables(

@@ -4,11 +4,13 @@ import json
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY, MERGE_KEY
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .distributed import is_primary, world_size
 from .errors import UserError, show_errors_in_a_line
@@ -23,6 +25,7 @@ RUN_SETTINGS = (
     "cache_limit", "cache_in_memory",
 )  # fmt: skip
 
+_UNTIL_EXIT = ExitStack()
 Running = TypeVar("Running", ConfigParser, ConfigWorkflow)
 
 
@@ -59,6 +62,7 @@ def check_settings() -> None:
         SettingError: all values that do not fit.
     """
     show_errors_in_a_line()  # from now on the process ends on an error in a line
+    _UNTIL_EXIT.enter_context(logging_redirect_tqdm())  # a line of the log does not end in a progress bar
     workflow = _running(ConfigWorkflow)
     typed = typed_settings()
     for name in typed.keys() & workflow.parser.config.keys():

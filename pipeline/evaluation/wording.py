@@ -17,6 +17,11 @@ NAMES = {
     "auc": "AUC", "brier": "Brier score", "ece": "ECE", "nll": "NLL",
 }  # fmt: skip
 
+ABOUT_NUMBERS = (
+    "P is the mean over the groups of their macro F1; the gap is that of the first group minus that of the second (|gap| "
+    "of more groups: the largest difference), and 0 is fair."
+)
+
 
 @dataclass(frozen=True)
 class Verdict:

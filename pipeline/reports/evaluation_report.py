@@ -14,7 +14,7 @@ from ..evaluation.audit import NoAuditError
 from ..evaluation.predictions import load_predictions
 from ..evaluation.records import Audit
 from ..evaluation.resampling import Interval
-from ..evaluation.wording import number_name, percent, span_text, value_text
+from ..evaluation.wording import ABOUT_NUMBERS, number_name, percent, span_text, value_text
 from . import document
 from .document import Block, Document, Paragraph, Picture, Pictures, Section, Table, figure_picture
 from .evidence import Evidence, evidence_of_table, read_evidence
@@ -87,7 +87,7 @@ def evaluation_report(evidence: Evidence) -> Document:
             left_out.append(otherwise)
 
     add("Verdicts", (document.Verdicts(audit.verdicts), *optimistic))
-    add("Headline numbers", (_estimates_picture(audit, confidence), headline_table(audit)))
+    add("Headline numbers", (Paragraph(ABOUT_NUMBERS), _estimates_picture(audit, confidence), headline_table(audit)))
     add("Classes and groups", _cell_blocks(audit, confidence))
     add("Confusion matrices", (_confusion_picture(evidence),))
     none = "calibration and AUC (the predictions have no probabilities)"

@@ -18,8 +18,8 @@ NAMES = {
 }  # fmt: skip
 
 ABOUT_NUMBERS = (
-    "P is the mean over the groups of their macro F1; the gap is that of the first group minus that of the second (|gap| "
-    "of more groups: the largest difference), and 0 is fair."
+    "P is the mean over the groups of their macro F1. The gap is that of the first group minus that of the second; of "
+    "more groups there is |gap|, the largest difference. 0 is fair."
 )
 
 

@@ -106,6 +106,7 @@ def evaluation_facts(evidence: Evidence) -> tuple[tuple[str, str], ...]:
     facts = [("Predictions", evidence.source), ("Split", evidence.split), ("Checkpoint", evidence.checkpoint)]
     known = [name for name in TRAINING_SETTINGS if evidence.settings.get(name) is not None]
     facts += [("Training", ", ".join(f"{name} {evidence.settings[name]}" for name in known))]
+    facts += [("Run", evidence.run), ("Commit", evidence.commit), ("Judged on", evidence.judged_on)]
     return (*(fact for fact in facts if fact[1]), *scan_facts(evidence.audit))
 
 

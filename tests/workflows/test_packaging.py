@@ -191,6 +191,12 @@ def test_the_top_level_is_the_design_card() -> None:
     assert top <= card | beside | hidden
 
 
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process runs all tests")
+def test_the_tests_of_a_file_stay_on_one_worker(request: pytest.FixtureRequest) -> None:
+    """Else what they share is made once a worker, in twice the time and memory; an xdist may fail to, without a word."""
+    assert request.node.nodeid.endswith("@test_packaging")
+
+
 @pytest.mark.slow
 def test_a_worker_that_dies_ends_the_tests_with_an_error(tmp_path: Path) -> None:
     """As one does that is killed because memory ran out."""

@@ -193,7 +193,7 @@ def test_the_top_level_is_the_design_card() -> None:
 
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process runs all tests")
 def test_the_tests_of_a_file_stay_on_one_worker(request: pytest.FixtureRequest) -> None:
-    """Else what they share is made once a worker, in twice the time and memory; an xdist may fail to, without a word."""
+    """Else what they share is made once a worker, in twice the time and memory."""
     assert request.node.nodeid.endswith("@test_packaging")
 
 

@@ -11,7 +11,7 @@ from fairlung.transforms.discovery import is_volume, parts_of_scans, scan_kind, 
 from fairlung.transforms.files import SLICE_SUFFIXES, has_suffix, natural_key, visible, visible_files
 
 from ..common.names import CHALLENGE_CLASSES, CLASS_ALIASES, CLASS_NAMES, SEXES
-from .cohort_checks import SPLITS, CohortError, checked_names, problem_report, shown_value
+from .cohort_checks import SPLITS, CohortError, checked_names, problem_report, quoted
 
 LAYOUTS = ("auto", "paper", "challenge")
 PART = "its DICOM series goes on in another folder; put all its files into one"
@@ -105,7 +105,7 @@ def write_cohort(
     for scan in table["scan"]:
         scans.append(scan if Path(scan).is_absolute() else Path(os.path.relpath(Path(start, scan), target)).as_posix())
         if not os.path.exists(path.parent / scans[-1]):
-            problems.append(f"scan {shown_value(scan)} does not exist under {start}")
+            problems.append(f"scan {quoted(scan)} does not exist under {start}")
     if problems:
         raise CohortError(problem_report(path, problems))
     table.assign(scan=scans).to_csv(path, index=False, encoding="utf-8", lineterminator="\n")

@@ -60,7 +60,7 @@ def test_patient_ids_are_in_no_message_and_no_repr(tmp_path):
 
 def test_the_same_patient_twice_in_one_split_and_unknown_patients_are_fine(tmp_path):
     rows = full_rows()
-    rows[1]["patient"] = rows[0]["patient"]
+    rows[2]["patient"] = rows[0]["patient"]
     rows[3]["patient"] = rows[12]["patient"] = ""
     assert len(load(write_rows(tmp_path, rows)).table) == 16
 
@@ -94,10 +94,10 @@ def test_lines_are_those_of_the_file_also_after_blank_and_multi_line_rows(tmp_pa
 def test_a_long_list_says_how_much_of_it_is_missing(tmp_path, count):
     rows = full_rows() + [full_rows()[0] | {"scan": "s0", "patient": "", "label": "x"} for _ in range(count)]
     for index, row in enumerate(rows[16:]):
-        row["scan"] = f"t{index}"
+        row["scan"], row["label"] = f"t{index}", f"x{index}"
     report = message(write_rows(tmp_path, rows)).splitlines()
     assert report[0].endswith(f"{count} problems")
-    assert len([line for line in report if "label 'x'" in line]) == min(count, 50)
+    assert len([line for line in report if "label 'x" in line]) == min(count, 50)
     assert (report[-1].strip() == f"... and {count - 50} more") == (count > 50)
 
 
@@ -141,7 +141,7 @@ def test_required_splits(tmp_path):
         (b'scan,label,sex\n"s0,normal,male\n', "line 2"),
         (b'scan,label,sex,note\ns0,normal,male,"open\ns1,normal,female,x\n', "not a CSV"),
         (b"scan,scan,label,sex\ns0,s0,normal,male\n", "'scan'"),
-        (b"scan;label;sex\ns0;normal;male\n", "commas"),
+        (b"scan|label|sex\ns0|normal|male\n", "commas"),
         (b"scan,Label\ns0,normal\n", "is it 'Label'?"),
         (b"scan,Label\ns0,normal\n", "no column 'sex'"),
     ],

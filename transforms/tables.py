@@ -64,7 +64,8 @@ def read_table(path: str | os.PathLike[str], *, misfits: bool = False) -> Table:
         misfits: give rows of another number of values than the header has, too; else they are an error.
 
     Raises:
-        TableError: no such file, no text, no rows, a column that is named twice, an unclosed quote, a misfit.
+        FileNotFoundError: there is no such file.
+        TableError: no text, a column that is named twice, an unclosed quote, a misfit.
     """
     text = _text(Path(path))
     records: list[tuple[int, list[str]]] = []
@@ -77,6 +78,8 @@ def read_table(path: str | os.PathLike[str], *, misfits: bool = False) -> Table:
             line = reader.line_num + 1
     except csv.Error as error:
         raise TableError(f"not a CSV file: line {line}: {error}") from None
+    if not records:
+        raise TableError("the file is empty")
     (_, header), *rows = records
     header = [name.strip() for name in header]
     while header and not header[-1]:  # spreadsheet programs leave columns without a name or a value
@@ -87,8 +90,6 @@ def read_table(path: str | os.PathLike[str], *, misfits: bool = False) -> Table:
             # the line may be no header but a row of patients: only names of ours are shown
             places = " and ".join(str(i + 1) for i, other in enumerate(header) if other == name)
             raise TableError(f"columns named twice: {f'{name!r} ' if name in KNOWN_COLUMNS else ''}(columns {places})")
-    if not rows:
-        raise TableError("a header and no rows")
     table = Table(header, rows)
     if not misfits and (wrong := table.misfits()):
         line = min(wrong)
@@ -103,13 +104,12 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         why = f"not UTF-8 text ({error.reason} at byte {error.start}); save it as CSV UTF-8"
         raise TableError(why) from None
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise TableError(why) from None
+        raise TableError(f"cannot be read: {error.strerror}") from None
     if "\0" in text:
         raise TableError("not a CSV file (it holds binary data)")
-    if not text.strip():
-        raise TableError("the file is empty")
     return text
 
 

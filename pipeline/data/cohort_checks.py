@@ -1,7 +1,6 @@
 """What can be wrong with a cohort file, found all at once."""
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -118,8 +117,12 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[Problem]]:
     """
     try:
         header, rows = found = tables.read_table(path, misfits=True)
+    except FileNotFoundError:
+        raise CohortError(f"{path}: no such file") from None
     except tables.TableError as error:
         raise CohortError(f"{path}: {error}") from None
+    if not rows:
+        raise CohortError(f"{path}: a header and no rows")
     ragged = [_at(line, text) for line, text in found.misfits().items()]
     fitting = {line: [cell.strip() for cell in row] for line, row in rows if len(row) == len(header)}
     table = pd.DataFrame(list(fitting.values()), index=list(fitting), columns=header, dtype=str)

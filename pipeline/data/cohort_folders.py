@@ -11,6 +11,7 @@ from fairlung.transforms.discovery import is_volume, parts_of_scans, scan_kind, 
 from fairlung.transforms.files import SLICE_SUFFIXES, has_suffix, natural_key, visible, visible_files
 
 from ..common.names import CHALLENGE_CLASSES, CLASS_ALIASES, CLASS_NAMES, SEXES
+from ..common.tables import write_frame
 from .cohort_checks import SPLITS, CohortError, checked_names, problem_report, quoted
 
 LAYOUTS = ("auto", "paper", "challenge")
@@ -108,7 +109,7 @@ def write_cohort(
             problems.append(f"scan {quoted(scan)} does not exist under {start}")
     if problems:
         raise CohortError(problem_report(path, problems))
-    table.assign(scan=scans).to_csv(path, index=False, encoding="utf-8", lineterminator="\n")
+    write_frame(table.assign(scan=scans), path)
     return path
 
 

@@ -1,7 +1,6 @@
 """Engine handlers that write prediction tables, a row a scan: of labelled scans, of new ones, and added to a table."""
 
 import csv
-import io
 import json
 import logging
 import os
@@ -21,7 +20,8 @@ from fairlung.transforms.checks import check_setting
 
 from ..common.distributed import gather_interleaved, is_primary, rank, world_size
 from ..common.errors import EXIT_SOME_FAILED, UserError
-from ..common.files import append_durably, encoded, finite, replace_durably, whole_records
+from ..common.files import append_durably, finite, replace_durably, whole_records
+from ..common.tables import csv_bytes, csv_rows
 from ..data.groups import group_columns
 from ..data.intake_records import SEPARATOR
 from ..evaluation.predictions import POSTPROCESS, PROBABILITY, SYNTHETIC
@@ -44,18 +44,6 @@ OBJECT = (
 
 class PredictionTableError(UserError, ValueError):
     """A table of predictions that rows cannot be added to; the message says why and what to do."""
-
-
-def csv_bytes(rows: Iterable[Sequence[str]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    return encoded(text.getvalue())
-
-
-def csv_rows(content: bytes) -> list[list[str]]:
-    """Without empty rows."""
-    text = content.decode("utf-8-sig")  # a spreadsheet program may have saved it
-    return [row for row in csv.reader(io.StringIO(text, newline="")) if row]
 
 
 def csv_text(cells: Sequence[str | float | None]) -> list[str]:

@@ -30,6 +30,7 @@ from ..common.distributed import is_primary
 from ..common.files import json_or_nothing
 from ..common.names import TRAINING_SETTINGS
 from ..common.run_folder import EVALUATION_FILES, training_dir
+from ..common.tables import frame_csv
 from ..common.text import device_name, without_login
 from ..data.cohort import Cohort
 from ..evaluation.records import Audit
@@ -178,7 +179,7 @@ class RunTracker:
         entity = {key: value for key, value in dict(source._to_mlflow_entity()).items() if value is not None}
         entity |= {"source_type": "code", "source": json.dumps({"tags": {}})}  # MLflow's names the user and a path
         self._submit("dataset", dataset=entity, context=self.kind)
-        self.log_text(cells.to_csv(index=False), "cohort/cells.csv")
+        self.log_text(frame_csv(cells), "cohort/cells.csv")
 
     def _write_record(self, training: Mapping[str, Any]) -> None:
         assert self._journal is not None

@@ -13,7 +13,7 @@ from fairlung.transforms import tables
 from fairlung.transforms.tables import KNOWN_COLUMNS
 
 from ..common.errors import UserError
-from ..common.names import CLASS_ALIASES, JOIN, SEXES, SPELLINGS, UNKNOWN
+from ..common.names import CLASS_ALIASES, JOIN, SEX_SPELLINGS, SEXES, SPLIT_SPELLINGS, UNKNOWN
 from ..common.text import hint_at, nearest, quoted, spelling_key
 from .groups import (
     AGE,
@@ -277,7 +277,9 @@ def _did_you_mean(value: str, valid: Sequence[str]) -> str:
     key = value.casefold()
     begun = [name for name in valid if name.casefold().startswith(key) or key.startswith(name.casefold())]
     near = nearest(value, valid) or begun
-    alias = (CLASS_ALIASES | SPELLINGS).get(key, "")
+    alias = (CLASS_ALIASES | SEX_SPELLINGS | SPLIT_SPELLINGS).get(key, "")
+    if value.isdecimal() and set(valid) == set(SEXES):
+        return " (a number does not say which it is)"
     return hint_at(near if len(near) == 1 else [alias] if alias in valid else [])
 
 

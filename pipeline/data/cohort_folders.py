@@ -71,7 +71,7 @@ def build_cohort(
             parts = parts_of_scans(scan for scan, problem in found if not problem)
             for scan, problem in found:
                 path = scan.relative_to(root).as_posix()
-                problem = problem or (PART if scan in parts else _unwritable(path))
+                problem = problem or (PART if scan in parts else unwritable(path))
                 skipped += [Skipped(path, problem)] if problem else []
                 rows += [] if problem else [(path, label, sex, split)]
         elif scan_kind(place) or any(map(is_volume, visible_files(place))):
@@ -184,7 +184,7 @@ def _scans_in(sex_folder: Path) -> Iterator[tuple[Path, str]]:
             yield entry, "a single image outside a scan folder"
 
 
-def _unwritable(path: str) -> str:
+def unwritable(path: str) -> str:
     """Why a path cannot be written to a cohort file and read back; empty when it can."""
     if path != path.strip():
         return "its name begins or ends with a space"

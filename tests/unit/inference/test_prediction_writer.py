@@ -32,6 +32,7 @@ from fairlung.pipeline.inference.prediction_writer import (
     PredictionTableError,
     PredictionWriter,
     csv_bytes,
+    csv_rows,
     prediction_writer_of,
 )
 from fairlung.pipeline.postprocessing.fitted import PostprocessError
@@ -428,7 +429,7 @@ def test_whole_records_are_those_that_a_csv_reader_finds(rows: list[list[str]], 
     ends = [0, *record_ends(rows)]
     whole = max(end for end in ends if end <= cut)
     assert whole_records(content[:cut]) == whole
-    kept = list(csv.reader(io.StringIO(content[:whole].decode(), newline="")))
+    kept = csv_rows(content[:whole])
     assert kept == rows[: ends.index(whole)]
 
 

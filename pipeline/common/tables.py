@@ -34,8 +34,11 @@ def csv_rows(content: bytes) -> list[list[str]]:
 
 def frame_csv(table: pd.DataFrame) -> str:
     """A data frame as CSV with line feeds, in which text that looks like a formula is :func:`guarded`."""
-    safe = table.map(lambda cell: guarded(cell) if isinstance(cell, str) else cell)
-    return safe.rename(columns=guarded).to_csv(index=False, lineterminator="\n")
+    safe = table.map(lambda cell: guarded(cell) if isinstance(cell, str) else cell).rename(columns=guarded)
+    # beside other line ends the csv module takes a carriage return for a letter that needs no quotes
+    returns = any("\r" in cell for cell in [*safe, *safe.to_numpy().flat] if isinstance(cell, str))
+    quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    return safe.to_csv(index=False, lineterminator="\n", quoting=quoting)
 
 
 def write_frame(table: pd.DataFrame, path: str | Path) -> None:

@@ -58,6 +58,8 @@ def printable(text: str) -> str:
         >>> printable("a\\x1b[2J\\u202eb")
         'a\\\\x1b[2J\\\\u202eb'
     """
+    if text.isprintable():
+        return text
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(
         sign if sign.isprintable() or sign == "\n" else " " if sign.isspace() else ascii(sign)[1:-1] for sign in text
@@ -74,9 +76,14 @@ def quoted(value: str) -> str:
     return repr(cut(value))
 
 
+def one_line(text: object) -> str:
+    """Text for a log, where a name with line feeds in it could pass for an entry of its own."""
+    return printable(" ".join(str(text).split()))
+
+
 def named(scan: str) -> str:
     """A scan's name for the beginning of a message: cut, on one line."""
-    return cut(printable(" ".join(scan.split())))
+    return cut(one_line(scan))
 
 
 def device_name(device: torch.device) -> str:

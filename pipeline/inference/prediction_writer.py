@@ -22,6 +22,7 @@ from ..common.distributed import gather_interleaved, is_primary, rank, world_siz
 from ..common.errors import EXIT_SOME_FAILED, UserError
 from ..common.files import append_durably, finite, replace_durably, whole_records
 from ..common.tables import csv_bytes, csv_rows
+from ..common.text import one_line
 from ..data.groups import group_columns
 from ..data.intake_records import SEPARATOR
 from ..evaluation.predictions import POSTPROCESS, PROBABILITY, SYNTHETIC
@@ -224,7 +225,7 @@ class PredictionWriter:
             self._count(answer.status, bool(answer.warnings))
             if answer.status != "ok":
                 log = logger.warning if answer.status == "failed" else logger.info
-                log("%s %s: %s", answer.scan, answer.status, answer.reason)
+                log("%s %s: %s", one_line(answer.scan), answer.status, one_line(answer.reason))
 
     def _write(self, answers: Sequence[Answer]) -> Sequence[Answer]:
         """Write answers, and return the ones that were written."""
@@ -303,7 +304,7 @@ class AppendingPredictionWriter(PredictionWriter):
         new: dict[str, Answer] = {}
         for answer in answers:
             if answer.scan in self.answered or answer.scan in new:
-                logger.warning("%s has a row in %s already, which stays", answer.scan, self.path)
+                logger.warning("%s has a row in %s already, which stays", one_line(answer.scan), self.path)
             else:
                 new[answer.scan] = answer
         self._append([*new.values()], self.path, self._journal)

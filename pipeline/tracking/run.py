@@ -34,6 +34,7 @@ from ..common.tables import frame_csv
 from ..common.text import device_name, without_login
 from ..data.cohort import Cohort
 from ..evaluation.records import Audit
+from ..reports.document import escape_markdown
 from . import store, sync
 from .journal import Journal, batches, is_refusal, send, stamp
 from .loggable import loggable, metric_name, note_markdown, param, refuse_shared_names, short, with_grouped_names
@@ -391,7 +392,11 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _about(settings: Mapping[str, Any], kind: str, cohort: Cohort) -> str:
-    named = [f"{name} {param(settings[name])}" for name in TRAINING_SETTINGS[1:] if settings.get(name) is not None]
-    what = ", ".join([f"**{settings.get('system') or 'unknown system'}**", *named])
+    named = [
+        f"{name} {escape_markdown(param(settings[name]))}"
+        for name in TRAINING_SETTINGS[1:]
+        if settings.get(name) is not None
+    ]
+    what = ", ".join([f"**{escape_markdown(settings.get('system') or 'unknown system')}**", *named])
     scans = "SYNTHETIC scans (phantoms)" if cohort.synthetic else "scans"
     return f"{'Training' if kind == 'train' else 'Evaluation'} of {what}, on {len(cohort.table)} {scans}."

@@ -265,8 +265,11 @@ def test_a_patient_is_in_one_split_however_the_id_is_written(tmp_path, ids):
 )
 @pytest.mark.parametrize(
     ("column", "value", "hint"),
-    [("sex", "M", "did you mean 'male'?"), ("sex", "W", "did you mean 'female'?"),
-     ("sex", "0", "a number does not say"), ("split", "validation", "did you mean 'val'?"), ("label", "covid", "did you mean 'covid19'?")],
+    [
+        ("sex", "M", "did you mean 'male'?"), ("sex", "W", "did you mean 'female'?"),
+        ("sex", "0", "a number does not say"), ("split", "validation", "did you mean 'val'?"),
+        ("label", "covid", "did you mean 'covid19'?"),
+    ],
 )  # fmt: skip
 def test_a_value_that_is_wrong_in_many_rows_is_one_line(tmp_path, column, value, hint):
     rows = [row | {column: value} if i % 2 else row for i, row in enumerate(full_rows())]

@@ -96,11 +96,10 @@ def _show_cohort(path: Path, class_names: list[str], chart: Path | None = None) 
     """A cohort file's cells, and which are empty; ends the command where it is not ready to train on."""
     from ..common.names import SEXES
     from ..data.cohort import load_cohort
-    from ..data.cohort_checks import CohortError
 
     try:
         loaded = load_cohort(path, class_names=class_names, group_names=SEXES, allow_empty_cells=True)
-    except CohortError as error:
+    except ValueError as error:
         stop(ValueError(f"wrote {path}, which is not ready to train on: {error}"))
     console.print(drawn(cells_table(loaded)))
     if empty := [f"{r.group} {r.label} in {r.split}" for r in loaded.cells().itertuples() if r.n == 0]:

@@ -14,7 +14,7 @@ from fairlung.transforms.tables import KNOWN_COLUMNS
 
 from ..common.errors import UserError
 from ..common.names import CLASS_ALIASES, JOIN, SEX_SPELLINGS, SEXES, SPLIT_SPELLINGS, UNKNOWN
-from ..common.text import hint_at, nearest, quoted, spelling_key
+from ..common.text import hint_at, nearest, one_line, quoted, spelling_key
 from .groups import (
     AGE,
     AGE_BAND,
@@ -93,6 +93,9 @@ def checked_names(names: Sequence[str], argument: str) -> tuple[str, ...]:
             raise ValueError(f"{argument}: {name!r} is not a name (text without space at its ends)")
     if len(set(names)) < len(names):
         raise ValueError(f"{argument}: {list(names)!r} names something twice")
+    alike = {spelling_key(name): name for name in names}
+    if argument == "class_names" and (other := [name for name in names if alike[spelling_key(name)] != name]):
+        raise ValueError(f"class_names: {other[0]!r} is written {alike[spelling_key(other[0])]!r} as well")
     return tuple(names)
 
 
@@ -286,4 +289,4 @@ def _did_you_mean(value: str, valid: Sequence[str]) -> str:
 def problem_report(path: Path, problems: list[str]) -> str:
     more = [f"  ... and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
     head = f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    return "\n".join([head, *(f"  - {problem}" for problem in problems[:MAX_PROBLEMS]), *more])
+    return "\n".join([head, *(f"  - {one_line(problem)}" for problem in problems[:MAX_PROBLEMS]), *more])

@@ -165,6 +165,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
         ({"class_names": "normal"}, "class_names"),
         ({"class_names": ["a", "a"]}, "class_names"),
         ({"class_names": ["a", " b"]}, "class_names"),
+        ({"class_names": ["benign", "Benign"]}, "'benign' is written 'Benign' as well"),
         ({"group_names": ["male", "unknown"]}, "group_names"),
         ({"group_by": "label"}, "group_by"),
         ({"require_splits": ["training"]}, "require_splits"),

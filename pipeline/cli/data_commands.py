@@ -81,15 +81,23 @@ def _described(
     from ..data.archives import build_with_archives
     from ..data.cohort_checks import CohortError
 
+    notes = []
     try:
         intake = build_with_archives(source, unpack_to, layout=layout, class_names=class_names)
-    except CohortError:
+    except CohortError as error:
         if layout != "auto" or class_names:
             raise
-        intake = build_with_archives(source, unpack_to, layout="any")
+        try:
+            intake = build_with_archives(source, unpack_to, layout="any")
+        except CohortError:
+            raise error from None
+        notes = [
+            ("every scan is listed, to be filled in: the folders say too little", ""),
+            ("\n".join(str(error).splitlines()[1:]), ""),
+        ]
     show_intake(intake)
-    skipped = [(f"{entry.path}: {entry.reason}", "left out") for entry in intake.built.skipped]
-    return intake.built.table, intake.root, skipped
+    notes += [(f"{entry.path}: {entry.reason}", "left out") for entry in intake.built.skipped]
+    return intake.built.table, intake.root, notes
 
 
 def _show_cohort(path: Path, class_names: list[str], chart: Path | None = None) -> None:

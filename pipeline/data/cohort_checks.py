@@ -53,9 +53,13 @@ def _at(line: int, text: str, more: int = 0) -> Problem:
     return line, f"line {line}{f' and {more} more' if more else ''}: {text}"
 
 
-def _where(values: pd.Series, value: str, text: str) -> Problem:
+def _lines(values: pd.Series) -> dict[str, Sequence[int]]:
+    """The lines of each value of a column."""
+    return values.groupby(values, sort=False).groups
+
+
+def _where(lines: Sequence[int], text: str) -> Problem:
     """One problem for all rows that have a value."""
-    lines = values.index[values == value]
     return _at(lines[0], text, len(lines) - 1)
 
 
@@ -150,12 +154,12 @@ def column_problems(table: pd.DataFrame, columns: Names, edges: tuple[int, ...] 
 
 
 def value_problems(values: pd.Series, valid: Sequence[str], *, may_be_empty: bool = False) -> Iterator[Problem]:
-    for value in values.unique():
+    for value, lines in _lines(values).items():
         if value and value not in valid:
             hint = _did_you_mean(value, valid)
-            yield _where(values, value, f"{values.name} {quoted(value)} is unknown{hint}; valid: {', '.join(valid)}")
+            yield _where(lines, f"{values.name} {quoted(value)} is unknown{hint}; valid: {', '.join(valid)}")
         elif not value and not may_be_empty:
-            yield _where(values, value, f"{values.name} is empty")
+            yield _where(lines, f"{values.name} is empty")
 
 
 def add_age_bands(table: pd.DataFrame, edges: tuple[int, ...]) -> list[Problem]:
@@ -174,9 +178,9 @@ def group_problems(values: pd.DataFrame, names: Names | None) -> Iterator[Proble
             if name == "sex":
                 yield from value_problems(column, SEXES, may_be_empty=True)
             else:
+                lines = _lines(column)
                 for value, text, other in doubtful_values(column):
-                    there = f" in line {column.index[column == other][0]}" if other else ""
-                    yield _where(column, value, text + there)
+                    yield _where(lines[value], text + (f" in line {lines[other][0]}" if other else ""))
     for name, column in values.items() if len(values.columns) > 1 else ():
         for line, value in column.items():
             if JOIN in value:

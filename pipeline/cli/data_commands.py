@@ -129,7 +129,7 @@ def split(
     table: Annotated[Path, Argument(metavar="COHORT", help="A cohort file without splits.")],
     output: Annotated[Path | None,
         Option("-o", "--output", help="The cohort file to write; else <name>_split.csv beside it.")] = None,
-    parts: Annotated[int, Option(help="One part of so many is test, one val, the others train.")] = 5,
+    folds: Annotated[int, Option(help="Of so many folds one is test, one val, the others train.")] = 5,
     seed: Annotated[int, Option(help="Same seed, same splits.")] = 0,
     group_by: Annotated[list[str] | None, Option(help="Columns of groups, else sex; repeat the option.")] = None,
 ) -> None:  # fmt: skip
@@ -146,11 +146,11 @@ def split(
         loaded = load_cohort(table, class_names=names or ["label"], group_by=group_by or "sex", allow_empty_cells=True)
         if "split" in loaded.table:
             raise ValueError(f"{table} has splits already: {', '.join(loaded.splits())}; empty its column split first")
-        (fold,) = fold_tables(loaded, parts, seed=seed)[:1]
+        (fold,) = fold_tables(loaded, folds, seed=seed)[:1]
         _refuse_existing(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         path = write_cohort(loaded.table.assign(split=fold.table["split"]), output, root=loaded.root)
-    for text in fold_warnings(loaded, parts):
+    for text in fold_warnings(loaded, folds):
         say(text, "few")
     done = load_cohort(path, class_names=names, group_by=loaded.group_by, allow_empty_cells=True)
     console.print(drawn(cells_table(done)))

@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Iterator
 from types import TracebackType
 
+from .text import printable
+
 EXIT_SOME_FAILED = 3  # exit code of an inference in which some scans failed, or none was answered
 WHOLE_STACK = "FAIRLUNG_TRACEBACK"  # the environment variable that, set to 1, shows the stack
 # what to do about causes that libraries name in their own words
@@ -93,7 +95,7 @@ def show_errors_in_a_line(interrupted: str = "interrupted") -> None:
         if isinstance(error, KeyboardInterrupt):
             print(f"\n{interrupted}", file=sys.stderr)
         else:
-            print(f"error: {in_a_line(error)}", file=sys.stderr)
+            print(f"error: {printable(in_a_line(error))}", file=sys.stderr)
 
     if not shows_whole_stack():
         sys.excepthook = show

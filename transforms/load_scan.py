@@ -102,10 +102,8 @@ def _unreadable(kind: str, error: Exception) -> Refusal:
 
 def _open_dicom(source: ScanSource, min_slices: int) -> OpenScan:
     series, told = read_folder(source_files(source))
-    if source.series is None:
-        chosen = choose(series, min_slices)
-    else:
-        chosen = choose([each for each in series if each.number == source.series], min_slices)
+    asked = [each for each in series if source.series in (None, each.number)]
+    chosen = choose(asked, min_slices, told)
     told += [*chosen.warnings, *check_rescale(chosen.slices)]
     chose = choice(chosen, series) if source.series is None else ""
     if chose and sum(each.problem is None for each in series) > 1:

@@ -32,6 +32,7 @@ TRAILING_BYTES = 16  # that may follow the voxels in a file; more, and its heade
 PADDING_HU = -32768.0  # what stands in a slice for no pixel; the window makes it 0
 PADDING_SPREAD_HU = 40.0  # standard deviation up to which values below the range are one level of padding
 RANGE_HU = (-1300.0, 4000.0)  # beyond it are no tissue and no air
+HU_OF_MORE_BITS = (-8192.0, 4000.0)  # what bits beyond BitsStored make is HU or padding within these, else an overlay
 MAX_OUT_OF_RANGE = 0.02  # share of the voxels; more is warned of
 MAX_FAR_OUT_OF_RANGE = 0.1  # and this is refused
 AIR_BELOW_HU = -600.0  # lungs and the air around the patient

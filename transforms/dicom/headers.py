@@ -22,6 +22,7 @@ LONGEST_FIRST_ELEMENT = 128  # bytes of the first value in group 0008 of an impl
 
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 DICOMDIR = "1.2.840.10008.1.3.10"
+META = 512  # bytes in which a file's meta information says what it is
 OTHER_OBJECTS = {  # by the beginning of the SOP class
     "1.2.840.10008.5.1.4.1.1.7": "secondary capture",
     "1.2.840.10008.5.1.4.1.1.88": "structured report (such as a dose report)",
@@ -41,7 +42,8 @@ TAGS = [
     "PatientID", "PatientName", "PatientBirthDate",
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID",
     "Modality", "ImageType", "SeriesNumber", "AcquisitionNumber",
-    "TemporalPositionIndex", "ConcatenationUID", "InConcatenationNumber", "InConcatenationTotalNumber", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
+    "TemporalPositionIndex", "ConcatenationUID", "InConcatenationNumber", "InConcatenationTotalNumber",
+    "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BodyPartExamined", "GantryDetectorTilt", "RescaleSlope",
     "RescaleIntercept", "RescaleType", "ModalityLUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit",
     "PixelRepresentation",
@@ -97,15 +99,33 @@ class SliceHeader:
     has_lookup_table: bool = False
 
 
-def looks_like_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM does: with the preamble, or with an element of group 0008 or 0002 in its place."""
+def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            head = file.read(PREAMBLE + len(MAGIC))
+            return file.read(META)
     except OSError:
-        return False
-    if head[PREAMBLE:] == MAGIC:
-        return True
+        return b""
+
+
+def _is_index(head: bytes) -> bool:
+    """Whether a file's first bytes say that it is a DICOMDIR, by its Media Storage SOP class."""
+    uid = DICOMDIR.encode()
+    return b"\x02\0\x02\0UI" + len(uid).to_bytes(2, "little") + uid in head
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file is a DICOMDIR, an index of other files, whatever it is called."""
+    return _is_index(_head(path))
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM does, and is no DICOMDIR.
+
+    With the preamble, or with an element of group 0008 or 0002 in its place.
+    """
+    head = _head(path)
+    if head[PREAMBLE:].startswith(MAGIC):
+        return not _is_index(head)
     if head[:2] not in (b"\x08\x00", b"\x02\x00") or len(head) < 12:
         return False
     return head[4:6] in VALUE_REPRESENTATIONS or int.from_bytes(head[4:8], "little") <= LONGEST_FIRST_ELEMENT
@@ -128,7 +148,7 @@ def quiet_pydicom() -> Iterator[None]:
 
 
 def read_headers(path: Path) -> list[SliceHeader]:
-    """The slices of a file: one, or one a frame.
+    """The slices of a file: one, or one a frame; none of a DICOMDIR.
 
     Raises:
         Refusal: the file cannot be read as DICOM.
@@ -138,6 +158,8 @@ def read_headers(path: Path) -> list[SliceHeader]:
     try:
         with quiet_pydicom():
             dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS, force=True)
+            if DICOMDIR in (_text(dataset.file_meta, "MediaStorageSOPClassUID"), _text(dataset, "SOPClassUID")):
+                return []
             if not len(dataset):
                 raise Refusal("is no DICOM file")
             return _slices_of(dataset, path)

@@ -61,10 +61,6 @@ def check_hu(hu: np.ndarray) -> list[str]:
     if outside > MAX_FAR_OUT_OF_RANGE:
         raise Refusal(f"{said}, {span}")
     told = [f"hu_range: {said}"] if outside > MAX_OUT_OF_RANGE else []
-    around = float(np.median(_corners(hu)))
-    share = float((known == around).mean())
-    if around > AIR_BELOW_HU and share > MASKED_SHARE:
-        told.append(f"masked: {share:.0%} of the voxels are {around:g} HU, as the corners are; what was cut away?")
     return told + _blank(int((hu.min(axis=(1, 2)) == hu.max(axis=(1, 2))).sum()))
 
 
@@ -154,21 +150,28 @@ def lung_shares(air: np.ndarray) -> tuple[float, float]:
 
 
 def check_chest(volume: np.ndarray, air_below: float) -> list[str]:
-    """A warning where no two large regions of air are seen inside a body (:func:`lung_shares`), or all is inverted.
+    """Warnings where no two large regions of air are seen inside a body (:func:`lung_shares`), or no air is around it.
 
-    Inverted is what shows a chest when air and tissue change places, and has no air in its corners: the body within the
-    bright air around it would pass for a lung.
+    A body within bright air would pass for lungs within a body: inverted is what has no air in its corners and shows a
+    chest when air and tissue change places. And so would lungs that somebody has cut out on a bright ground, which has
+    exactly one value.
 
     Args:
         volume: [n, H, W], W from right to left.
         air_below: values below are air or lung.
     """
-    air = thinned(volume[:: max(1, len(volume) // CHEST_SLICES)]) < air_below
+    seen = thinned(volume[:: max(1, len(volume) // CHEST_SLICES)])
+    air = seen < air_below
     if _corners(air).mean() < 0.5 and min(lung_shares(~air)) >= LUNG_SHARE:
         return ["inverted: a chest is seen where the dark is taken for tissue; is air shown bright?"]
+    around = float(np.median(_corners(seen)))
+    share = float((seen == around).mean())
+    told = []
+    if around >= air_below and share > MASKED_SHARE:
+        told.append(f"masked: {share:.0%} of the voxels are exactly {around:g}, as the corners are; what was cut away?")
     if min(lung_shares(air)) >= LUNG_SHARE:
-        return []
-    return ["no_chest: no two large regions of air inside a body are seen; is it a chest?"]
+        return told
+    return [*told, "no_chest: no two large regions of air inside a body are seen; is it a chest?"]
 
 
 def air_of_grey(counts: np.ndarray) -> int:

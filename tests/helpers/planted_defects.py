@@ -932,6 +932,17 @@ def of_16_bits(colour_type: int, channels: int) -> Callable[[Path], None]:
     return plant
 
 
+def as_ppm(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.write_bytes(b"P6 48 48 65535\n" + bytes(2 * 3 * 48 * 48 - 6) + b"\0\7" * 3)
+
+
+def inverted_soft_tissue(grey: Volume) -> Volume:
+    """The levels of a window from -160 to 240 HU, inverted, of those of -1350 to 150 HU."""
+    hu = grey / 255 * 1500 - 1350
+    return 255 - np.rint((hu + 160).clip(0, 400) / 400 * 255).astype(np.uint8)
+
+
 def bare(image: Any, index: int) -> Any:
     """The air around the patient, which is below level 90 here, transparent with white beneath."""
     grey = np.asarray(image)
@@ -1244,7 +1255,7 @@ DEFECTS: dict[str, list[Defect]] = {
                 warned("negated, air of 24 HU around a body of -1000",
                        with_stored(lambda hu: -1000 - hu, "<i2", **SIGNED), "inverted",
                        volume=lambda hu: -1000 - hu, note="as it is")),
-        *mended("HU volumes of which all but a part was set to 0", "answered without a word", "told of",
+        *mended("volumes of which all but a part was set to one value", "answered without a word", "told of",
                 warned("all but the lungs of 0 HU", with_stored(stored(lungs_alone)), "masked", volume=lungs_alone,
                        note="as it is"),
                 warned("all but the body of 0 HU", with_stored(stored(body_alone)), "masked", volume=body_alone,
@@ -1419,10 +1430,13 @@ DEFECTS: dict[str, list[Defect]] = {
                 refused("16 bits, colour", slices(after=of_16_bits(2, 3)), "must be 8-bit images, got mode RGB;16B"),
                 refused("16 bits, grey with transparency", slices(after=of_16_bits(4, 2)), "got mode LA;16B"),
                 refused("16 bits, colour with transparency", slices(after=of_16_bits(6, 4)), "got mode RGBA;16B"),
-                refused("another format that is named .png", slices(format="PPM"), "its content is PPM")),
+                refused("16 bits, colour, PPM that is named .png", slices(after=as_ppm), "its content is PPM")),
         *mended("inverted pictures", "answered without a word", "told of",
                 warned("inverted, air white", slices(change=lambda image, index: picture(255 - np.asarray(image))),
-                       "inverted", volume=lambda hu: 255 - grey_volume(hu), note="as it is")),
+                       "inverted", volume=lambda hu: 255 - grey_volume(hu), note="as it is"),
+                warned("inverted, of a window of soft tissue",
+                       slices(change=lambda image, index: picture(inverted_soft_tissue(np.asarray(image)))), "inverted",
+                       volume=lambda hu: inverted_soft_tissue(grey_volume(hu)), note="as it is")),
         *mended("masks", "answered without a word", "told of",
                 *(warned(f"masks of {bits}", slices(change=lambda image, index, mode=mode: picture(
                     (np.asarray(image) > 150).astype(np.uint8) * 255).convert(mode)), "two_levels",

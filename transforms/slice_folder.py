@@ -62,7 +62,7 @@ class _Slice(NamedTuple):
     turned: bool
     coloured: bool
     transparent: bool
-    levels: np.ndarray  # [256] pixels of each level in the file
+    levels: np.ndarray  # [256] pixels of each level, of some in the file
 
 
 def _read(files: Sequence[Path], size: int | None, fast_decode: bool) -> tuple[np.ndarray, tuple[int, int], list[str]]:
@@ -123,7 +123,8 @@ def _decoded(file: Path, size: int | None, fast_decode: bool) -> _Slice:
     # Pillow's default filter (bicubic) on 8-bit grey, as the published loader has it, to the bit
     resized = on_black if size is None or grey.size == (size, size) else on_black.resize((size, size))
     shape = (width, height) if orientation in EXIF_ON_ITS_SIDE else (height, width)
-    return _Slice(np.asarray(resized), shape, turned, coloured, transparent, np.array(on_black.histogram()))
+    levels = np.bincount(np.asarray(on_black)[::4, ::4].ravel(), minlength=256)
+    return _Slice(np.asarray(resized), shape, turned, coloured, transparent, levels)
 
 
 def _opened(file: Path) -> Any:

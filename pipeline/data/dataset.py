@@ -31,7 +31,8 @@ from fairlung.transforms.scan import new_record
 from .. import __version__
 from ..common.distributed import barrier, is_first_here, is_primary
 from ..common.errors import UserError
-from ..common.volumes import PADDING, unit_range
+from ..common.volumes import PADDING, cut_to_unit_range
+from .augmentation import Augmentation, to_unit_range
 from .intake_records import failure_reason, record_of, warning_counts, write_intake
 from .sampling import Draw
 from .volume_cache import GIGABYTE, VolumeCache
@@ -41,6 +42,10 @@ logger = logging.getLogger(__name__)
 
 class UnreadableScansError(UserError, ValueError):
     """Scans of a cohort cannot be read; lists every one with its reason."""
+
+
+class AugmentationError(UserError, ValueError):
+    """The augmentation cannot be applied to a scan's volume, or gives one that no network takes; names both."""
 
 
 def scan_fingerprint(path: str | Path) -> str:
@@ -108,6 +113,8 @@ def _describe(value: Any, parents: tuple[int, ...]) -> Any:
 class ScanDataset(Dataset):
     """Items of a split with their volumes: cached preprocessing, then augmentation.
 
+    Augmentation other than moving voxels gets volumes in [0, 1] (:class:`~.Augmentation`).
+
     Only the volume is cached, by the scan's path and fingerprint and the preprocessing's settings: labels, groups and
     augmentation may change freely, and splits, folds and runs share one ``cache_dir``. An item that is indexed by a
     :class:`~.Draw` is augmented by the draw's seed, else by the random state of the process.
@@ -129,7 +136,7 @@ class ScanDataset(Dataset):
         in_memory: bool = False,
         cache_limit: float | None = None,
     ) -> None:
-        super().__init__(data=data, transform=Compose(augmentation))
+        super().__init__(data=data, transform=Augmentation(augmentation))
         self.in_memory = in_memory
         self.cached = VolumeCache(
             data=[{"image": str(item["image"])} for item in data],
@@ -150,6 +157,7 @@ class ScanDataset(Dataset):
         (:func:`~.write_intake`); the log then counts their warnings.
         """
         if not self.in_memory and self.cached.cache_dir is None:
+            self._try_augmentation()
             return  # nothing would be kept
         if not is_first_here():
             barrier()  # the first process of a host fills the cache on disk, the others find it filled
@@ -178,14 +186,29 @@ class ScanDataset(Dataset):
             )  # fmt: skip
         if self.in_memory:
             self.volumes = CacheDataset(self.cached, transform=Compose([]), copy_cache=False, progress=False)
+        self._try_augmentation()
+
+    def _try_augmentation(self) -> None:
+        """A setting of it that cannot be shows in this process, as one line, before a loader's process meets it."""
+        if self.transform.stock and self.data:
+            self[Draw(0, seed=0)]
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, Draw):
-            self.transform.set_random_state(seed=index.seed)
-        return super().__getitem__(index.index if isinstance(index, Draw) else index)
+        if not isinstance(index, Draw):
+            return super().__getitem__(index)
+        self.transform.set_random_state(seed=index.seed)
+        if not self.transform.stock:
+            return super().__getitem__(index.index)
+        with torch.random.fork_rng(devices=[]):  # a transform that is none of MONAI's draws from torch's own
+            torch.default_generator.manual_seed(index.seed)
+            return super().__getitem__(index.index)
 
     def _transform(self, index: int) -> Any:
-        return self.transform({**self.data[index], "image": self.volumes[index]["image"]})
+        item = {**self.data[index], "image": self.volumes[index]["image"]}
+        try:
+            return self.transform(item)
+        except Exception as error:
+            raise AugmentationError(f"{item.get('scan', 'a scan')}: {failure_reason(error)}") from error
 
 
 def read_scans(folder: str | Path, num_workers: int = 0, **datasets: ScanDataset) -> None:
@@ -307,14 +330,17 @@ def volume_transforms(
         min_slices: a scan of fewer slices is refused.
         fast_decode: JPEG slices are shrunk while they are decoded; grey levels differ a little.
         every_slice: take every slice in order, at most ``num_slices`` (D differs); else sample ``num_slices`` evenly.
-        further: deterministic transforms that follow, cached too.
+        further: deterministic transforms of the volume, cached too. They get [0, 1] in float32, and what they give is
+            cut off at 0 and 1 (:func:`~.cut_to_unit_range`).
     """
     select = [TrimSlices(trim_fraction), FirstSlices(num_slices) if every_slice else SampleSlices(num_slices)]
     load = LoadScand(
         "image", window=window, size=image_size, min_slices=min_slices, fast_decode=fast_decode, select=select
     )
     resize = Resized("image", [-1 if every_slice else num_slices, image_size, image_size], mode="area")
-    return [load, resize, Lambdad("image", to_grey_levels, track_meta=False), *further]
+    in_range = functools.partial(cut_to_unit_range, source="volume_transforms::further")
+    further = [*further, Lambdad("image", in_range, track_meta=False)] if further else []
+    return [load, resize, *further, Lambdad("image", to_grey_levels, track_meta=False)]
 
 
 def center_crop(num_slices: int, crop_size: int, padded: bool = False) -> list[Callable]:
@@ -325,11 +351,6 @@ def center_crop(num_slices: int, crop_size: int, padded: bool = False) -> list[C
     crop = CenterSpatialCropd("image", [-1 if padded else num_slices, crop_size, crop_size])
     filled = [to_unit_range(), pad_slices(num_slices)] if padded else []
     return [crop, *filled, EnsureTyped("image", track_meta=False)]
-
-
-def to_unit_range() -> Callable:
-    """Grey levels become [0, 1] in float32 (:func:`~.unit_range`)."""
-    return Lambdad("image", unit_range, track_meta=False)
 
 
 def pad_slices(num_slices: int) -> Callable:

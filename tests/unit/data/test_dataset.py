@@ -227,7 +227,7 @@ def test_another_process_finds_the_cache(
         {"num_slices": 6},
         {"image_size": 28},
         {"volume_transforms#every_slice": True, "num_slices": 6},
-        {"volume_transforms#further": ["$monai.transforms.Lambdad('image', torch.negative)"]},
+        {"volume_transforms#further": ["$monai.transforms.Lambdad('image', torch.square)"]},
     ],
     ids=lambda change: next(iter(change)),
 )

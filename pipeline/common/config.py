@@ -19,7 +19,7 @@ from .text import did_you_mean, without_login
 RUN_SETTINGS = (
     "bundle_root", "cohort", "output_dir", "overwrite", "resume", "weights", "tracking_uri", "experiment", "run_name",
     "parent_run", "tags", "system_metrics", "keep_checkpoints", "model_file", "device", "num_workers", "cache_dir",
-    "cache_limit", "cache_in_memory",
+    "cache_limit", "cache_in_memory", "max_bad_steps",
 )  # fmt: skip
 
 Running = TypeVar("Running", ConfigParser, ConfigWorkflow)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fairlung.transforms.checks import check_whole
 
-from ..common.distributed import is_primary, world_size
+from ..common.distributed import world_size
 from ..common.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -86,8 +86,8 @@ class SkipBadSteps:
         if self.in_a_row >= self.most:
             rate = engine.optimizer.param_groups[0]["lr"]
             raise NotFiniteError(
-                f"training diverged in epoch {engine.state.epoch}: {self.in_a_row} steps in a row (max_bad_steps) had a "
-                f"{what} that is not finite; try a smaller learning_rate (it was {rate:g}), with --overwrite True"
+                f"training diverged in epoch {engine.state.epoch}: {self.in_a_row} steps in a row (max_bad_steps) had "
+                f"a {what} that is not finite; try a smaller learning_rate (it was {rate:g}), with --overwrite True"
             )
 
     def _finite(self, engine: SupervisedTrainer) -> tuple[bool, bool]:
@@ -105,12 +105,9 @@ class SkipBadSteps:
             self._scale = None
 
     def _count(self, engine: Engine) -> None:
+        engine.state.metrics.pop(BAD_STEPS, None)  # an earlier epoch's
         if self.in_epoch:
             engine.state.metrics[BAD_STEPS] = self.in_epoch
-            if is_primary():
-                logger.warning("epoch %d: %d of %d steps left out", engine.state.epoch, self.in_epoch, engine.state.epoch_length)
-        else:
-            engine.state.metrics.pop(BAD_STEPS, None)
 
     def _require_best(self, engine: Engine) -> None:
         if self.evaluator is not None and self.evaluator.state.best_metric_epoch == -1:

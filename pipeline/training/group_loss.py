@@ -59,8 +59,8 @@ class GroupLoss(Metric):
 
     @reinit__is_reduced
     def reset(self) -> None:
-        # rows: loss sum, scans, weight sum; columns: the groups and unknown. They are where the batches are: moving them
-        # at every step would make the step wait.
+        # rows: loss sum, scans, weight sum; columns: the groups and unknown. They stay on the batches' device: moving
+        # them at every step would make the step wait.
         self.sums = torch.zeros(3, len(self.group_names) + 1, dtype=torch.float64, device=self._device)
         self.batches = torch.zeros(2, dtype=torch.float64, device=self._device)
 

@@ -10,6 +10,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "group_loss": ["GroupLoss", "PrepareGroupBatch"],
         "history": ["EpochLog", "MetricHistory"],
         "output_dir": ["begin", "check_run", "publish"],
-        "resume": ["ResumePoint", "made_for"],
+        "resume": ["ResumePoint", "made_for", "outlive_sigterm", "train"],
     },
 )

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 
 import ignite.distributed as idist
 import torch
@@ -55,6 +56,12 @@ class SkipBadSteps:
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._restore_scale)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._count)
         engine.add_event_handler(Events.COMPLETED, self._require_best)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"in_a_row": self.in_a_row, "in_epoch": self.in_epoch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.in_a_row, self.in_epoch = state["in_a_row"], state["in_epoch"]
 
     def _start_epoch(self, engine: Engine) -> None:
         self.in_epoch = 0

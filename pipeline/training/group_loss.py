@@ -75,6 +75,13 @@ class GroupLoss(Metric):
         batch = torch.stack([torch.as_tensor(loss).detach().double().to(rows.device), rows.new_ones(())])
         self.sums, self.batches = self.sums.to(sums) + sums, self.batches.to(batch) + batch
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """This process's part of the epoch so far."""
+        return {"sums": self.sums.cpu(), "batches": self.batches.cpu()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.sums, self.batches = state["sums"].to(self.sums), state["batches"].to(self.batches)
+
     def iteration_completed(self, engine: Engine) -> None:
         if not engine.state.output.get(SKIPPED):
             super().iteration_completed(engine)

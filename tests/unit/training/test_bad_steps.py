@@ -141,7 +141,10 @@ def test_bad_steps_in_a_row_end_the_training() -> None:
 
 @DIVERGED
 @pytest.mark.parametrize("limit", [2, 10], ids=["within an epoch", "at the end"])
-def test_a_diverged_training_ends_as_failed(start: Start, small_cohort: Path, tmp_path: Path, limit: int) -> None:
+def test_a_diverged_training_ends_as_failed(
+    start: Start, small_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow keeps artifacts in the working directory
     settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path / "run"), "network_def": SMALL_NETWORK}
     settings |= {"learning_rate": 1e25, "max_bad_steps": limit, "model_file": str(tmp_path / "model.pt"), "epochs": 2}
     error = cause(start("train", **settings, tracking_uri=f"sqlite:///{tmp_path}/m.db"))

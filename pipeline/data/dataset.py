@@ -39,9 +39,15 @@ from .volume_cache import GIGABYTE, VolumeCache
 
 logger = logging.getLogger(__name__)
 
+LISTED = 5  # pairs that a message shows when there are more
+
 
 class UnreadableScansError(UserError, ValueError):
     """Scans of a cohort cannot be read; lists every one with its reason."""
+
+
+class SameScanError(UserError, ValueError):
+    """A scan is in two splits, under two names: what is measured on one would have been learnt from the other."""
 
 
 class AugmentationError(UserError, ValueError):
@@ -141,7 +147,7 @@ class ScanDataset(Dataset):
         self.cached = VolumeCache(
             data=[{"image": str(item["image"])} for item in data],
             # as a transform of MONAI's: a plain function would run after the cached part
-            transform=Compose([*_listed(preprocessing), Lambda(without_paths)]),
+            transform=Compose([*_listed(preprocessing), Lambda(without_paths), Lambda(with_digest)]),
             cache_dir=cache_dir or None,
             fingerprint=scan_fingerprint,
             hash_transform=transform_digest,
@@ -150,26 +156,30 @@ class ScanDataset(Dataset):
         )
         self.volumes: Dataset = self.cached
 
-    def prepare(self, num_workers: int = 0, description: str = "reading scans", intake: str | Path = "") -> None:
+    def prepare(
+        self, num_workers: int = 0, description: str = "reading scans", intake: str | Path = ""
+    ) -> dict[str, str]:
         """Read every scan once, with a progress bar, so that a broken one shows before training starts.
 
         UnreadableScansError lists all scans that fail. ``intake`` is the file of all intake records
-        (:func:`~.write_intake`); the log then counts their warnings.
+        (:func:`~.write_intake`); the log then counts their warnings. Returns the digest of each scan's volume; of none
+        where no volume would be kept, and so none is read.
         """
         if not self.in_memory and self.cached.cache_dir is None:
             self._try_augmentation()
-            return  # nothing would be kept
+            return {}
         if not is_first_here():
             barrier()  # the first process of a host fills the cache on disk, the others find it filled
         loader = DataLoader(_Attempts(self.cached), num_workers=num_workers, batch_size=None)
         progress = tqdm(loader, desc=description, unit="scan", leave=False, disable=not is_primary())
-        failed, records, size = [], [], 0
+        failed, records, size, digests = [], [], 0, {}
         for index, (item, attempt) in enumerate(zip(self.data, progress, strict=True)):
             failed += [attempt.failure] if attempt.failure else []
             records += [{"scan": item.get("scan", item["image"]), **attempt.record}] if attempt.record else []
             # so that later loader processes need not look at the scan's files again
             self.cached.fingerprints[index] = attempt.fingerprint
             size += attempt.size
+            digests[str(item.get("scan", item["image"]))] = attempt.digest
         if intake and records and is_primary():
             write_intake(records, Path(intake))
             if counts := warning_counts(records):
@@ -187,6 +197,7 @@ class ScanDataset(Dataset):
         if self.in_memory:
             self.volumes = CacheDataset(self.cached, transform=Compose([]), copy_cache=False, progress=False)
         self._try_augmentation()
+        return digests
 
     def _try_augmentation(self) -> None:
         """A setting of it that cannot be shows in this process, as one line, before a loader's process meets it."""
@@ -212,9 +223,20 @@ class ScanDataset(Dataset):
 
 
 def read_scans(folder: str | Path, num_workers: int = 0, **datasets: ScanDataset) -> None:
-    """:meth:`ScanDataset.prepare` of each split, its intake records in ``<folder>/<split>.csv``."""
+    """:meth:`ScanDataset.prepare` of each split, its intake records in ``<folder>/<split>.csv``.
+
+    SameScanError lists the scans whose volume another split has under another name.
+    """
+    found: dict[str, tuple[str, str]] = {}  # split and scan of each digest
+    twice = []
     for split, dataset in datasets.items():
-        dataset.prepare(num_workers, f"reading {split} scans", Path(folder, f"{split}.csv"))
+        digests = dataset.prepare(num_workers, f"reading {split} scans", Path(folder, f"{split}.csv"))
+        for scan, digest in digests.items():
+            other_split, other = found.setdefault(digest, (split, scan))
+            twice += [f"{other} ({other_split}) and {scan} ({split})"] if other_split != split else []
+    if twice:
+        shown = "; ".join([*twice[:LISTED], *([f"and {len(twice) - LISTED} more"] if len(twice) > LISTED else [])])
+        raise SameScanError(f"the same scan is in two splits: {shown}")
 
 
 class _Attempt(NamedTuple):
@@ -222,6 +244,7 @@ class _Attempt(NamedTuple):
     record: Mapping[str, Any]  # the intake record, if any
     fingerprint: str | None
     size: int  # bytes in the cache
+    digest: str  # of the volume
 
 
 class _Attempts(torch.utils.data.Dataset):
@@ -235,13 +258,14 @@ class _Attempts(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> _Attempt:
         try:
-            record = self.volumes.record(index).get("intake") or {}
+            read = self.volumes.record(index)
         except Exception as error:
-            return _Attempt(failure_reason(error), record_of(error) or {}, None, 0)
+            return _Attempt(failure_reason(error), record_of(error) or {}, None, 0, "")
         path, size = self.volumes.path(index), 0
         with suppress(OSError):  # evicted, or the folder cannot be written
             size = path.stat().st_size if path else 0
-        return _Attempt("", record, self.volumes.fingerprint(index) if path else None, size)
+        fingerprint = self.volumes.fingerprint(index) if path else None
+        return _Attempt("", read.get("intake") or {}, fingerprint, size, read["digest"])
 
 
 def _listed(transforms: Sequence[Callable] | Callable) -> Sequence[Callable]:
@@ -253,6 +277,12 @@ def _listed(transforms: Sequence[Callable] | Callable) -> Sequence[Callable]:
 def without_paths(item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
     """An item whose intake record names no files: paths may name patients, and the item is cached."""
     return {**item, "intake": {**item["intake"], "files": []}} if "intake" in item else dict(item)
+
+
+def with_digest(item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    """An item with the digest of its volume, by which a scan is known under another name."""
+    volume = np.ascontiguousarray(np.asarray(item["image"]))
+    return {**item, "digest": hashlib.sha256(volume.tobytes()).hexdigest()}
 
 
 def scan_finder(all_series: bool = False) -> Callable[..., Sequence[Mapping[str, Any]]]:

@@ -93,9 +93,12 @@ def class_counts(cohort: Cohort, items: Items, every_group: bool) -> Mapping[str
 
 
 def training_items(cohort: Cohort, min_cell: int, small_groups: SmallGroups) -> Items:
-    """:meth:`~.Cohort.training_items`, with a warning that names the groups and cells of few scans."""
+    """:meth:`~.Cohort.training_items` in the order of their scans, so that no draw depends on the order of rows.
+
+    A warning names the groups and cells of few scans.
+    """
     warn_of_small_cells(cohort, min_cell, small_groups)
-    return cohort.training_items(min_cell, small_groups)
+    return sorted(cohort.training_items(min_cell, small_groups), key=lambda item: item["scan"])
 
 
 class EpochSampler(Sampler[Draw]):

@@ -18,8 +18,8 @@ from .text import did_you_mean, without_login
 # where and how a training runs, not what it computes: a training that is resumed may change them
 RUN_SETTINGS = (
     "bundle_root", "cohort", "output_dir", "overwrite", "resume", "weights", "tracking_uri", "experiment", "run_name",
-    "parent_run", "tags", "system_metrics", "keep_checkpoints", "model_file", "device", "num_workers", "cache_dir",
-    "cache_limit", "cache_in_memory",
+    "parent_run", "tags", "system_metrics", "keep_checkpoints", "model_file", "replace_model", "device", "num_workers",
+    "cache_dir", "cache_limit", "cache_in_memory",
 )  # fmt: skip
 
 Running = TypeVar("Running", ConfigParser, ConfigWorkflow)

@@ -38,7 +38,8 @@ class GroupLoss(Metric):
     ``train_loss`` is the mean of the batches' losses, ``train_loss_<group>`` the mean loss of the group's scans, and
     ``train_cvar_weight_<group>`` the share of the objective that the group had, averaged over batches. The shares of
     all groups (and of ``left_out``, the scans of no group) sum to 1 with the exact gradient, on average with a running
-    estimate.
+    running estimate. ``class_shares`` [C] is the share of the objective that each class had in the last epoch that was
+    computed, None before: the class frequencies that the network was trained under.
 
     Args:
         loss: the objective in training; its parts are evaluated again, on the outputs of the step, without gradient.
@@ -53,6 +54,7 @@ class GroupLoss(Metric):
         if LEFT_OUT in group_names:
             raise ValueError(f"group_names: {LEFT_OUT!r} is reserved for the scans of no group")
         self.loss, self.group_names = loss, tuple(group_names)
+        self.class_shares: Tensor | None = None
         super().__init__(output_transform, device=device, skip_unrolling=True, metrics_result_mode="flatten")
 
     @reinit__is_reduced
@@ -61,6 +63,7 @@ class GroupLoss(Metric):
         # moving them at every step would make the step wait.
         self.sums: Tensor | None = None
         self.batches: Tensor | None = None
+        self.classes: Tensor | None = None  # sum of the weights of each class
 
     @reinit__is_reduced
     def update(self, output: tuple[Tensor, Mapping[str, Tensor], Tensor]) -> None:
@@ -70,14 +73,18 @@ class GroupLoss(Metric):
         rows = torch.stack([losses.double(), torch.ones_like(losses).double(), weights.double()])
         sums = torch.zeros(3, len(self.group_names) + 1, dtype=torch.float64, device=rows.device)
         sums.index_add_(1, group.long(), rows)
+        classes = torch.zeros(logits.shape[1], dtype=torch.float64, device=rows.device)
+        classes.index_add_(0, target["label"].long(), rows[2])
         batch = torch.stack([torch.as_tensor(loss).detach().double().to(rows.device), rows.new_ones(())])
         self.sums = sums if self.sums is None else self.sums + sums
         self.batches = batch if self.batches is None else self.batches + batch
+        self.classes = classes if self.classes is None else self.classes + classes
 
-    @sync_all_reduce("sums", "batches")
+    @sync_all_reduce("sums", "batches", "classes")
     def compute(self) -> dict[str, float]:
-        if self.sums is None or self.batches is None:
+        if self.sums is None or self.batches is None or self.classes is None:
             return {}
+        self.class_shares = (self.classes / self.classes.sum()).cpu()
         loss, scans, weight = self.sums.cpu()
         batches = self.batches.cpu()
         result = {"train_loss": (batches[0] / batches[1]).item()}

@@ -189,7 +189,7 @@ def trained(folder: Path, run: str, network: str = "R3D18Classifier") -> Path:
         "model": {"weight": torch.rand(2)},
         "settings": ModelSettings(**SETTINGS | {"network": network}).state_dict(),
     }
-    path = folder / run / "best.pt"
+    path = folder / (run or "0.1") / "best.pt"
     path.parent.mkdir(parents=True)
     torch.save(content | ({"training": record} if run else {}), path)
     return path

@@ -8,7 +8,7 @@ import yaml
 from .. import __version__
 from ..common.errors import UserError
 from ..common.names import OBJECTIVE_SETTINGS
-from ..evaluation.audit_words import fair_gap_text
+from ..evaluation.audit_words import fair_gap_text, few_groups
 from ..evaluation.wording import percent, span_text
 from ..networks.checkpoint import model_settings
 from .document import LEVELS, Table, Verdicts, markdown_environment, squeezed, write_text
@@ -152,9 +152,11 @@ def _fairness(evidence: Evidence) -> list[str]:
     else:
         gap = f"The largest gap in macro F1 between two groups is {span_text(overall.abs_gap)}"
     fair, few = fair_gap_text(audit.fair_model), ", too few for a statement" if worst.small else ""
+    said = f"{fair[0].upper()}{fair[1:]}. Permutation test of the gap: p = {audit.permutation.p_value:.3g}."
+    if small := few_groups(audit):
+        said = f"{small[0].upper()}{small[1:]}: no statement on the gap."
     return [
-        f"{gap}, in brackets its {percent(audit.settings.confidence)} interval. {fair[0].upper()}{fair[1:]}. "
-        f"Permutation test of the gap: p = {audit.permutation.p_value:.3g}.",
+        f"{gap}, in brackets its {percent(audit.settings.confidence)} interval. {said}",
         f"The lowest F1 is that of {worst.group} {worst.class_name}: {span_text(worst.f1)}, {worst.n} scans{few}.",
     ]
 

@@ -392,5 +392,7 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any] | None:
 def _about(settings: Mapping[str, Any], kind: str, cohort: Cohort) -> str:
     named = [f"{name} {param(settings[name])}" for name in TRAINING_SETTINGS[1:] if settings.get(name) is not None]
     what = ", ".join([f"**{settings.get('system') or 'unknown system'}**", *named])
-    scans = "SYNTHETIC scans (phantoms)" if cohort.synthetic else "scans"
-    return f"{'Training' if kind == 'train' else 'Evaluation'} of {what}, on {len(cohort.table)} {scans}."
+    scans, cells = "SYNTHETIC scans (phantoms)" if cohort.synthetic else "scans", cohort.cells()
+    split = "train" if kind == "train" else settings.get("split")
+    n = cells[cells["split"] == split]["n"].sum() or len(cohort.table)  # those that this run is about
+    return f"{'Training' if kind == 'train' else 'Evaluation'} of {what}, on {n} {scans}."

@@ -1,6 +1,7 @@
 """Errors that the user can mend, shown without the stack of libraries they travelled through."""
 
 import os
+import re
 import sys
 import traceback
 from types import TracebackType
@@ -28,6 +29,14 @@ def user_error(error: BaseException | None) -> BaseException | None:
 def _is_ours(error: BaseException) -> bool:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return bool(frames) and str(frames[-1].f_globals.get("__name__", "")).startswith("fairlung.")
+
+
+def reason(error: BaseException) -> str:
+    """What torch says of a file that it cannot read, in a line, without its advice to read the file all the same."""
+    _, found, detail = str(error).partition("WeightsUnpickler error: ")
+    text = f"only tensors and plain data are read, nothing is run: {detail}" if found else str(error)
+    line = " ".join(re.split(r"\n| by default\. |\. The weights_only", text.strip())[0].split())
+    return line if len(line) <= 300 else line[:297] + "..."
 
 
 def show_user_errors() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import yaml
 
-from ..common.errors import UserError
+from ..common.errors import UserError, reason
 
 # settings of train.yaml that give a checkpoint its meaning
 MODEL_SETTINGS = (
@@ -95,7 +95,7 @@ def _content(checkpoint: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for files that are no checkpoint
-        raise CheckpointError(f"{checkpoint} cannot be read as a checkpoint ({error})") from error
+        raise CheckpointError(f"{checkpoint} cannot be read as a checkpoint ({reason(error)})") from error
     if not isinstance(content, dict) or not {"model", "settings"} <= set(content):
         raise CheckpointError(
             f"{checkpoint} is not a checkpoint of this bundle: it holds no 'model' with its 'settings'"

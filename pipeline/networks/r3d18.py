@@ -9,7 +9,7 @@ from torchvision.models.video import R3D_18_Weights, r3d_18
 
 from fairlung.transforms.checks import check_setting
 
-from ..common.errors import UserError
+from ..common.errors import UserError, reason
 
 KINETICS_CLASSES = 400
 
@@ -42,7 +42,7 @@ def load_published_weights(
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         what = f"{data} weights cannot be downloaded" if file is None else f"{file} cannot be read as a state dict"
-        raise PretrainedWeightsError(f"{what} ({error}). {how_to_get}") from error
+        raise PretrainedWeightsError(f"{what} ({reason(error)}). {how_to_get}") from error
     try:
         network.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:

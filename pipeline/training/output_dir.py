@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ignite.engine import Engine
+
 from fairlung.transforms.checks import check_setting
 
 from ..common.config import resolved_config, resolved_settings, write_settings
@@ -34,12 +36,17 @@ def check_run(epochs: int, val_interval: int, output_dir: str | Path, overwrite:
 
 
 def begin(
-    tracker: Any, cohort: Cohort, output_dir: str | Path, resume: bool = False, record: TrainingRecord | None = None
-) -> None:
-    """Open a training's run (:class:`~.RunTracker`), remove what an earlier one left in the folder, write settings."""
+    tracker: Any, cohort: Cohort, output_dir: str | Path, resume: bool = False, record: TrainingRecord | None = None,
+    trainer: Engine | None = None,
+) -> None:  # fmt: skip
+    """Open a training's run (:class:`~.RunTracker`), remove what an earlier one left in the folder, write settings.
+
+    The ``record`` is told the settings that name the objective, and attached to the trainer.
+    """
     settings = resolved_settings()
     tracker.start(settings, resolved_config(), cohort, is_resumed(output_dir, resume))
-    if record is not None:
+    if record is not None and trainer is not None:
+        record.attach(trainer)
         record.describe({name: settings[name] for name in TRAINING_SETTINGS if settings.get(name) is not None})
     discard_previous(output_dir, resume)
     write_settings(Path(output_dir, SETTINGS))

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
+from ..common.files import json_or_nothing
+from ..common.run_folder import METRICS
 from ..common.text import did_you_mean
 from ..networks.checkpoint import training_record
 from .fit import describe
@@ -58,6 +60,19 @@ def deployment_prior(
     return fitted
 
 
+def answered_under(table: Path) -> dict[str, float]:
+    """Class frequencies under which the model answers that an evaluation's table is of, by the checkpoint it names.
+
+    PrevalenceError where nothing says it: the table lies in no evaluation, or its checkpoint is gone or of 0.1.
+    """
+    evaluation = json_or_nothing(table.with_name(METRICS))
+    checkpoint = Path(evaluation.get("checkpoint") or "")
+    told = training_record(checkpoint).get("class_frequencies")
+    if not told:
+        raise PrevalenceError(_untold(str(checkpoint) if checkpoint.name else str(table), "--source"))
+    return dict(told)
+
+
 def _frequencies(given: Any, class_names: Sequence[str], setting: str) -> dict[str, float]:
     if not isinstance(given, Mapping):
         texts = [given] if isinstance(given, str) else given
@@ -95,13 +110,17 @@ def _source(
         return dict(named)
     if not told or len(told) < len(checkpoints):
         untold = [str(path) for path in checkpoints if str(path) not in told] or ["the model"]
-        raise PrevalenceError(
-            f"prevalence: {', '.join(untold)} does not say under which class frequencies it answers (it is of fairlung "
-            "0.1, or its loss leaves none that are known, as focal loss and LDAM). Name them with trained_prevalence: "
-            "those of its training split after plain cross-entropy, these to the power of 1 - tau after logit "
-            "adjustment, the same number for each class where classes were balanced"
-        )
+        raise PrevalenceError(_untold(", ".join(untold), "trained_prevalence"))
     return mean
+
+
+def _untold(model: str, setting: str) -> str:
+    return (
+        f"{model} does not say under which class frequencies it answers (it is of fairlung 0.1, or its loss leaves "
+        f"none that are known, as focal loss and LDAM). Name them with {setting}: those of its training split after "
+        "plain cross-entropy, these to the power of 1 - tau after logit adjustment, the same number for each class "
+        "where classes were balanced"
+    )
 
 
 def _text(shares: Mapping[str, float]) -> str:

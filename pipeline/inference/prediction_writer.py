@@ -105,9 +105,9 @@ def _part(path: Path) -> Path:
 class LabelledPredictionWriter:
     """Writes a row a labelled scan: scan, label, the group columns, prediction, prob_<class>.
 
-    Probabilities are the softmax of the raw logits: the loss carried the class prior, so they estimate the posterior
-    under balanced classes. Group columns hold what the cohort says. The rows reach the disk batch by batch, in
-    ``<path>.part``, which becomes ``path`` after the epoch.
+    Probabilities are the softmax of the raw logits: the loss may carry the class prior, so they are the posterior under
+    the class frequencies that :class:`~.TrainingRecord` saves. Group columns hold what the cohort says. The rows reach
+    the disk batch by batch, in ``<path>.part``, which becomes ``path`` after the epoch.
 
     Args:
         group_by: one or several group columns; the batch has ``group_values``, a list of N values a column.

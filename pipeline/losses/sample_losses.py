@@ -53,7 +53,8 @@ def logit_adjusted_cross_entropy(logits: Tensor, label: Tensor, log_prior: Tenso
 
     .. math:: \ell(x, y) = -\log \frac{\exp(f_y(x) + \tau \log \pi_y)}{\sum_{y'} \exp(f_{y'}(x) + \tau \log \pi_{y'})}
 
-    The shift is in the loss only: predictions use the raw logits, which then estimate the class-balanced posterior.
+    The shift is in the loss only: predictions use the raw logits, which then estimate the class-balanced posterior (of
+    the plain mean; other aggregations move it, :func:`answered_frequencies`).
     With ``tau = 1`` it is the balanced softmax (Ren et al. 2020), whose class counts n_y stand for pi_y.
 
     Args:

@@ -83,11 +83,11 @@ def training_record(checkpoint: str | Path) -> dict[str, Any]:
 
 def said_of(record: Mapping[str, Any]) -> str:
     """A :func:`training_record` in a line: run, epoch, date, MLflow run and the scores it had then."""
-    if not record:
+    if "run" not in record:
         return "it does not say of which run"
-    scores = (f"{name} {value:.4f}" for name, value in record["metrics"].items())
-    said = [f"epoch {record['epoch']}", record["date"], *scores]
-    said += [f"MLflow run {record['mlflow_run']}"] if record["mlflow_run"] else []
+    said = [f"epoch {record.get('epoch')}", str(record.get("date"))]
+    said += [f"{name} {value:.4f}" for name, value in record.get("metrics", {}).items()]
+    said += [f"MLflow run {record['mlflow_run']}"] if record.get("mlflow_run") else []
     return f"run {record['run']} ({', '.join(said)})"
 
 

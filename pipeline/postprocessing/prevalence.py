@@ -95,7 +95,7 @@ def _source(
 ) -> dict[str, float]:
     """Class frequencies under which the members' mean answers: those that are named, else what the checkpoints say."""
     found = {str(path): training_record(path).get("class_frequencies") for path in checkpoints}
-    told = {path: {name: share[name] for name in class_names} for path, share in found.items() if share}
+    told = {path: share for path, share in found.items() if share and set(share) == set(class_names)}
     ranges = [[share[name] for share in told.values()] for name in class_names] if told else []
     if any(max(of_class) > MOST_APART * min(of_class) for of_class in ranges):
         listed = "\n  ".join(f"{path}: {_text(share)}" for path, share in told.items())

@@ -157,20 +157,24 @@ def postprocess(
         Option(help="prior: CLASS=FREQUENCY or CLASS=COUNT of the target population, for each class; or labels (the "
             "default) or em, to count the labels of --fit or to estimate from its probabilities alone.")] = None,
     source: Annotated[list[str] | None,
-        Option(help="prior: CLASS=FREQUENCY under which the model answers, for each class; by default even.")] = None,
+        Option(help="prior: CLASS=FREQUENCY under which the model answers, for each class, or even; by default what "
+            "the checkpoint says whose evaluation the table is of.")] = None,
     group_by: GroupBy = None,
     confidence: Annotated[float, Option(help="Of the intervals.")] = 0.95,
     resamples: Annotated[int, Option(help="Bootstrap draws.")] = 2000,
     seed: Annotated[int, Option(help="Same seed, same intervals.")] = 0,
 ) -> None:  # fmt: skip
     """Post-process probabilities, fitted on other scans than those judged; always shows what it costs."""
-    from ..postprocessing import before_after, fit, prior, tables
+    from ..postprocessing import before_after, fit, prevalence, prior, tables
     from ..postprocessing.fitted import load_fitted
 
     outputs = list(filter(None, (output, save)))
     given: dict[str, Any] = {"objective": objective, "max_loss": max_loss}
     given["target"] = None if target is None else prior.read_target(target)
-    given["source"] = None if source is None else prior.read_frequencies(source, "source")
+    if source is not None and source != ["even"]:  # which None is to the fit
+        given["source"] = prior.read_frequencies(source, "source")
+    elif source is None and method == "prior" and load is None:
+        given["source"] = prevalence.answered_under(judged)
     settings = {name: value for name, value in given.items() if value is not None}
     tables.refuse_overwriting(filter(None, (judged, fit_on, load)), outputs)
     if load is not None:

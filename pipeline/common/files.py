@@ -18,8 +18,10 @@ OURS = (".png", ".nii.gz")  # a folder of such a name could stand where a file o
 NAME_BYTES = 160  # of one part of a path; file systems take 255, and suffixes are added
 
 
-def why_unreadable(path: str | Path) -> str:
-    """Why a file that torch should have saved cannot be read, in words: torch's own are about its options."""
+def why_unreadable(path: str | Path, error: BaseException | None = None) -> str:
+    """Why a file that torch should have saved cannot be read, in words: torch's ``error`` is about its options."""
+    if "WeightsUnpickler error" in str(error):
+        return "it holds more than tensors and plain data, of which nothing is run"
     try:
         with Path(path).open("rb") as file:
             head = file.read(40)

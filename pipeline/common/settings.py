@@ -94,6 +94,7 @@ class Settings(TypedDict, total=False):
     weights: Annotated[str | None, "a file of the published weights, instead of the download"]
     model_file: Annotated[str, "the best checkpoint is also put here for inference; empty: nowhere"]
     checkpoint: Annotated[str | list[str], "the trained model; inference takes a list or a pattern too"]
+    replace_model: Annotated[bool, "put the best checkpoint at model_file in place of another run's"]
     keep_checkpoints: Annotated[Positive | None, "how many of the epochs' checkpoints to keep; null: all"]
     cache_dir: Annotated[str | None, "preprocessed volumes, shared by runs; empty: no cache"]
     cache_limit: Annotated[Annotated[float, Interval(gt=0)] | None, "GB that cache_dir may hold; null: no limit"]

@@ -15,7 +15,7 @@ import torch
 from monai.data import PersistentDataset
 from monai.utils import convert_to_tensor
 
-from ..common.files import replacing
+from ..common.files import replacing, why_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class VolumeCache(PersistentDataset):
             return None
         except Exception as error:  # torch raises many kinds for files that were cut short or are none of its own
             said = "%s in the cache cannot be read and is made anew: %s"
-            logger.warning(said, path.name, str(error).partition("\n")[0])
+            logger.warning(said, path.name, why_unreadable(path, error))
             return None
         if self.limit is not None:
             with suppress(OSError):  # another process evicted it, or the file is another user's

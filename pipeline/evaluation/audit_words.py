@@ -1,24 +1,31 @@
 """What an audit says in words: its verdicts."""
 
 from .records import Audit, FairModel
-from .wording import POWER, Verdict, in_percent, planned, span, span_text
+from .wording import POWER, Verdict, few_scans, in_percent, planned, span, span_text
 
 MIX_GAP = 0.02  # a fair model's gap from which a verdict says that the groups differ in their mix of classes
 
 
 def verdicts(result: Audit) -> list[Verdict]:
     """What an audit says, in words, the most important first."""
-    found = [_gap_verdict(result), *_power_verdicts(result)]
+    few = few_groups(result)
+    found = [Verdict("no-statement", f"{few[0].upper()}{few[1:]}: no statement on the gap.")] if few else []
+    found = found or [_gap_verdict(result), *_power_verdicts(result)]
     if result.postprocess:
         text = f"These are not the network's own answers: they were post-processed ({result.postprocess})."
         found.append(Verdict("note", text))
     share = result.fair_model.gap_mean or 0.0
-    if abs(share) >= MIX_GAP:  # a gap that comes of who was scanned, large enough to mislead
+    if abs(share) >= MIX_GAP and not few:  # a gap that comes of who was scanned, large enough to mislead
         first, second = result.group_names
         text = f"{first} and {second} scans do not have the classes in the same proportions, which gives a perfectly "
         text += f"fair model a gap of {share:+.3f} here on average. The test allows for that; the interval does not."
         found.append(Verdict("note", text))
     return [*found, *_cell_verdicts(result), *_calibration_verdicts(result)]
+
+
+def few_groups(result: Audit) -> str:
+    """The groups with too few scans for a statement (:func:`~.few_scans`); empty when there is none."""
+    return few_scans({group.group: group.n for group in result.groups}, result.settings.min_cell)
 
 
 def fair_gap_text(fair: FairModel) -> str:
@@ -61,6 +68,8 @@ def _power_verdicts(result: Audit) -> list[Verdict]:
     if power is None:
         return []
     text = f"{n} scans show a gap of {power.detectable_gap:.3f} or more in {in_percent(POWER)} of studies"
+    if power.detectable_gap > 1:  # no gap is larger
+        text = f"On {n} scans no gap, however large, is seen in {in_percent(POWER)} of studies"
     if power.scans is None:
         return [Verdict("note", f"{text}.")]
     if power.scans <= n:
@@ -96,6 +105,9 @@ def _calibration_verdicts(result: Audit) -> list[Verdict]:
     found = []
     for group in result.groups:
         if (calibration := group.calibration) is None:
+            continue
+        if few := few_scans({group.group: group.n}, result.settings.min_cell):
+            found.append(Verdict("no-statement", f"{few[0].upper()}{few[1:]}: no statement on its calibration."))
             continue
         threshold = calibration.ece_if_calibrated.p95
         said = f"expected calibration error {span_text(calibration.ece)}; it is above {threshold:.3f} one time in "

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from ..data.groups import MIN_CELL
 from . import paired, records
 from .audit import confusion_intervals, power_of_gap
 from .compare_words import verdicts
@@ -24,7 +25,7 @@ Test = TypeVar("Test", PermutationTest, GivenRunsTest)
 
 def compare(
     systems: Mapping[str, Sequence[Predictions]], resamples: int = 10_000, permutations: int = 10_000,
-    confidence: float = 0.95, seed: int = 0,
+    confidence: float = 0.95, seed: int = 0, min_cell: int = MIN_CELL,
 ) -> Comparison:  # fmt: skip
     """Compare the first system with each other one on the same scans.
 
@@ -41,6 +42,7 @@ def compare(
     Args:
         systems: name -> a table a run; the first is the reference. The order of the scans may differ.
         confidence: of every interval; a test is at the level 1 - confidence.
+        min_cell: scans of a group below which nothing is said of a difference.
 
     Raises:
         CompareError: the tables are not of the same scans, classes and groups, or of fewer than two groups.
@@ -91,8 +93,9 @@ def compare(
     result = Comparison(
         n=len(first.label), n_unknown=len(next(iter(systems.values()))[0].label) - len(first.label),
         class_names=first.class_names, group_names=first.group_names, group_by=first.group_by,
+        group_scans=tuple(first.confusion()[:-1].sum((1, 2)).tolist()),
         synthetic=any(table.synthetic for table in runs), reference=reference,
-        settings=records.ComparisonSettings(resamples, permutations, confidence, seed),
+        settings=records.ComparisonSettings(resamples, permutations, confidence, seed, min_cell),
         systems=tuple(compared), comparisons=tuple(_adjusted(pairs)),
     )  # fmt: skip
     return replace(result, verdicts=tuple(verdicts(result)))

@@ -3,7 +3,7 @@
 from .paired import TESTED, TIE, smallest_p
 from .records import Comparison, PairComparison
 from .resampling import Estimate
-from .wording import POWER, Verdict, in_percent, number_name, planned, span
+from .wording import POWER, Verdict, few_scans, in_percent, number_name, planned, span
 
 WAYS = {"score": ("higher", "lower"), "abs_gap": ("larger", "smaller")}
 
@@ -12,8 +12,9 @@ def verdicts(result: Comparison) -> list[Verdict]:
     """What a comparison says, in words: for each other system, the differences in P and |gap|, and what is missing."""
     runs = {system.name: len(system.runs) for system in result.systems}
     family = len(TESTED) * len(result.comparisons)
-    found = []
-    for pair in result.comparisons:
+    few = few_groups(result)
+    found = [Verdict("no-statement", f"{few[0].upper()}{few[1:]}: no statement on any difference.")] if few else []
+    for pair in result.comparisons if not few else ():
         counts = runs[pair.reference], runs[pair.system]
         found += [_difference_verdict(pair, name, result, family) for name in TESTED]
         one_each = max(counts) == 1
@@ -21,6 +22,11 @@ def verdicts(result: Comparison) -> list[Verdict]:
     changed = [system for system in result.systems if system.postprocess]
     texts = [f"The answers of {system.name} were post-processed ({system.postprocess})." for system in changed]
     return found + [Verdict("note", text) for text in texts]
+
+
+def few_groups(result: Comparison) -> str:
+    """The groups with too few scans for a statement (:func:`~.few_scans`); empty when there is none."""
+    return few_scans(dict(zip(result.group_names, result.group_scans, strict=False)), result.settings.min_cell)
 
 
 def _difference_verdict(pair: PairComparison, name: str, result: Comparison, family: int) -> Verdict:

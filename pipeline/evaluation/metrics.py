@@ -49,11 +49,12 @@ def fairness_summary(confusion: Tensor, class_names: Sequence[str], group_names:
     With more, ``gap`` is left out and ``abs_gap`` is the largest difference between two groups. A group without a scan
     is left out of ``score`` and of the gaps, and its own numbers are 0.
 
-    ``confusion`` [G + 1, C, C] is of :func:`group_confusion`; the last (unknown group) counts in ``f1_macro`` only.
+    ``confusion`` [G + 1, C, C] is of :func:`group_confusion`; the last (unknown group) counts in no number here, as in
+    an audit.
 
     Returns:
-        ``score`` (P, paper Eq. 5: mean over groups of the macro F1), ``gap``, ``abs_gap``, ``f1_macro`` (all scans
-        pooled), ``f1_<group>``, and ``f1|precision|recall_<group>_<class>``.
+        ``score`` (P, paper Eq. 5: mean over groups of the macro F1), ``gap``, ``abs_gap``, ``f1_macro`` (the
+        groups pooled), ``f1_<group>``, and ``f1|precision|recall_<group>_<class>``.
     """
     shape = (len(group_names) + 1, len(class_names), len(class_names))
     if confusion.shape != shape:
@@ -66,7 +67,7 @@ def fairness_summary(confusion: Tensor, class_names: Sequence[str], group_names:
     if len(group_names) == 2 and present.all():
         summary["gap"] = (f1[0] - f1[1]).item()
     summary["abs_gap"] = (judged.max() - judged.min()).item()
-    summary["f1_macro"] = class_scores(confusion.sum(0))["f1"].mean().item()
+    summary["f1_macro"] = class_scores(confusion[:-1].sum(0))["f1"].mean().item()
     by_name = [(f"f1_{group}", f1[g].item()) for g, group in enumerate(group_names)]
     by_name += [
         (f"{score}_{group}_{name}", by_group[score][g, c].item())

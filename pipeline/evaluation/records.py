@@ -231,6 +231,7 @@ class ComparisonSettings:
     permutations: int
     confidence: float
     seed: int
+    min_cell: int = MIN_CELL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +243,7 @@ class Comparison:
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
     group_by: tuple[str, ...]
+    group_scans: tuple[int, ...] = ()  # of the n, by group; comparisons of 0.1 do not say
     synthetic: bool = False
     reference: str
     settings: ComparisonSettings

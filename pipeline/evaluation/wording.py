@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -52,6 +52,15 @@ def span(estimate: Interval, signed: bool = False) -> str:
 def span_text(estimate: Interval, signed: bool = False) -> str:
     """An estimate in words: ``0.847 (0.783 to 0.906)``."""
     return f"{value_text(estimate.value, signed)} ({span(estimate, signed)})"
+
+
+def few_scans(scans: Mapping[str, int], least: int) -> str:
+    """Groups of which nothing is said, by their scans: ``fewer than 10 scans of women (3)``; empty when there is none.
+
+    The one floor under the verdicts of an audit, a comparison and a post-processing, and under tables.
+    """
+    small = ", ".join(f"{name} ({n})" for name, n in scans.items() if n < least)
+    return f"fewer than {least} scans of {small}" if small else ""
 
 
 def in_percent(share: float) -> str:

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "classifier": ["Classifier"],
         "dicom_report": ["DicomWriter"],
-        "members": ["MemberLoader", "checkpoint_paths", "common_settings", "require_checkpoints"],
+        "members": ["MemberLoader", "checkpoint_paths", "common_settings", "model_runs", "require_checkpoints"],
         "prediction_writer": WRITERS,
         "runtimes": ["MemoryKeeper", "MirrorInferer", "inferer_of"],
         "scan_readers": ["ScanLoader"],

@@ -16,7 +16,15 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from ..networks.checkpoint import MODEL_SETTINGS, NETWORK, CheckpointError, ModelSettings, model_settings
+from ..networks.checkpoint import (
+    MODEL_SETTINGS,
+    NETWORK,
+    CheckpointError,
+    ModelSettings,
+    model_settings,
+    said_of,
+    training_record,
+)
 from ..networks.checkpoint import require_checkpoint as _require
 from ..networks.ensemble import Ensemble
 
@@ -79,6 +87,11 @@ def common_settings(paths: Sequence[str | Path], train_config: str | Path) -> di
     return first
 
 
+def model_runs(paths: Sequence[str | Path]) -> list[str]:
+    """Which run each checkpoint is of, a line each (:func:`~.said_of`)."""
+    return [said_of(training_record(path)) for path in paths]
+
+
 def load_members(paths: Sequence[str | Path], network: nn.Module, settings: ModelSettings) -> None:
     """Load a checkpoint into each member, strictly, after its settings are compared.
 
@@ -108,7 +121,7 @@ def load_members(paths: Sequence[str | Path], network: nn.Module, settings: Mode
             weights = before.state_dict()
             if all(torch.equal(value, weights[name]) for name, value in member.state_dict().items()):
                 raise CheckpointError(f"{path} holds the same weights as {other}: they would count twice in the mean")
-        logger.info("loaded %s", path)
+        logger.info("loaded %s: %s", path, said_of(training_record(path)))
 
 
 class MemberLoader:

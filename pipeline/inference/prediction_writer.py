@@ -39,7 +39,7 @@ _ELSEWHERE = "choose another output folder, or move the table away"
 # keys of an object of the JSON, in order
 OBJECT = (
     "scan", "status", "reason", "prediction", "probabilities", "spread", "agreement", "uncorrected", "prevalence",
-    "warnings", "intake",
+    "models", "warnings", "intake",
 )  # fmt: skip
 
 
@@ -94,9 +94,9 @@ def _part(path: Path) -> Path:
 class LabelledPredictionWriter:
     """Writes a row a labelled scan: scan, label, the group columns, prediction, prob_<class>.
 
-    Probabilities are the softmax of the raw logits: the loss carried the class prior, so they estimate the posterior
-    under balanced classes. Group columns hold what the cohort says. The rows reach the disk batch by batch, in
-    ``<path>.part``, which becomes ``path`` after the epoch.
+    Probabilities are the softmax of the raw logits: the loss may carry the class prior, so they are the posterior under
+    the class frequencies that :class:`~.TrainingRecord` saves. Group columns hold what the cohort says. The rows reach
+    the disk batch by batch, in ``<path>.part``, which becomes ``path`` after the epoch.
 
     Args:
         group_by: one or several group columns; the batch has ``group_values``, a list of N values a column.
@@ -155,20 +155,22 @@ class PredictionWriter:
     The columns are scan, prediction, prob_<class>, for an ensemble also spread_<class> and agreement, for corrected
     probabilities also ``postprocess`` (what was done), then status (ok|failed|skipped), reason, warnings: see
     :class:`Answer`. The JSON is a list of objects in the same order, with the record of how the scan was read (without
-    its files), the probabilities before a correction (``uncorrected``) and the ``prevalence`` corrected for. After each
+    its files), the probabilities before a correction (``uncorrected``), the ``prevalence`` corrected for, and the
+    ``models`` that answered, a line each: rows of one table may be of several. After each
     batch ``engine.state.answers`` holds its answers in the order of the batch, for the handlers attached after this.
 
     The rows reach the disk batch by batch, in ``<path>.part``, which becomes ``path`` when the epoch is complete.
     """
 
     def __init__(
-        self, path: str | Path, class_names: Sequence[str], members: int = 1, correction: Fitted | None = None
-    ) -> None:
+        self, path: str | Path, class_names: Sequence[str], members: int = 1, correction: Fitted | None = None,
+        models: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         check_setting("members", members, members >= 1, "at least 1")
         self.path = Path(path)
         self.json_path = self.path.with_suffix(".json")
         self.class_names = tuple(class_names)
-        self.members, self.correction = members, correction
+        self.members, self.correction, self.models = members, correction, [*models]
         self.postprocess = "" if correction is None else stated(correction)
         self.columns = ["scan", "prediction", *(PROBABILITY + name for name in self.class_names)]
         self.columns += [*(SPREAD + name for name in self.class_names), AGREEMENT] if members > 1 else []
@@ -201,7 +203,7 @@ class PredictionWriter:
     def record(self, answer: Answer) -> dict[str, Any]:
         prevalence = None if self.correction is None else self.correction.settings.get("target")
         intake = {name: value for name, value in answer.intake.items() if name != "files"}
-        said = {**vars(answer), "prevalence": prevalence, "intake": intake}
+        said = {**vars(answer), "prevalence": prevalence, "models": self.models, "intake": intake}
         return {name: said[name] for name in OBJECT}
 
     def recover(self) -> None:
@@ -361,7 +363,7 @@ class AppendingPredictionWriter(PredictionWriter):
             agreement=float(row[AGREEMENT]) if row.get(AGREEMENT) else None,
             warnings=row["warnings"].split(SEPARATOR) if row["warnings"] else [], intake={},
         )  # fmt: skip
-        return self.record(answer)
+        return self.record(answer) | {"models": []}  # another run's row: nothing says of which
 
 
 def prediction_writer_of(

@@ -53,7 +53,8 @@ def logit_adjusted_cross_entropy(logits: Tensor, label: Tensor, log_prior: Tenso
 
     .. math:: \ell(x, y) = -\log \frac{\exp(f_y(x) + \tau \log \pi_y)}{\sum_{y'} \exp(f_{y'}(x) + \tau \log \pi_{y'})}
 
-    The shift is in the loss only: predictions use the raw logits, which then estimate the class-balanced posterior.
+    The shift is in the loss only: predictions use the raw logits, which then estimate the class-balanced posterior (of
+    the plain mean; other aggregations move it, :func:`answered_frequencies`).
     With ``tau = 1`` it is the balanced softmax (Ren et al. 2020), whose class counts n_y stand for pi_y.
 
     Args:
@@ -109,12 +110,26 @@ def _one_hot(label: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(like).scatter(1, label.long()[:, None], 1.0)
 
 
+def answered_frequencies(sample_loss: nn.Module, class_shares: Tensor) -> Tensor | None:
+    """[C] class frequencies under which a network answers that was trained with these shares of the objective.
+
+    A loss whose optimum is the class frequencies times a factor says its logarithm by ``log_factor``. None for a loss
+    whose optimum is no such thing, as of focal loss and LDAM, and where a class had no share.
+    """
+    log_factor = getattr(sample_loss, "log_factor", None)
+    if log_factor is None or not (class_shares > 0).all():
+        return None
+    return (class_shares.double().log() + log_factor.double().to(class_shares.device)).softmax(0)
+
+
 def promote(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 class CrossEntropy(nn.Module):
     """Plain cross-entropy, one loss a sample: the inner level of the CE and CVaR-only systems."""
+
+    log_factor = torch.zeros(())  # answers are under the frequencies of training
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         return F.cross_entropy(promote(logits), label.long(), reduction="none")
@@ -132,6 +147,11 @@ class LogitAdjustedCrossEntropy(nn.Module):
         # not part of the state dict: a checkpoint of the network must not depend on the training prior
         self.register_buffer("log_prior", log_class_prior(class_counts), persistent=False)
 
+    @property
+    def log_factor(self) -> Tensor:
+        """[C] of :func:`answered_frequencies`: what is added in training is missing in the answers."""
+        return -self.tau * self.log_prior
+
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         _require_classes(logits, self.log_prior)
         return logit_adjusted_cross_entropy(logits, label, self.log_prior, self.tau)
@@ -145,6 +165,11 @@ class WeightedCrossEntropy(nn.Module):
     def __init__(self, class_counts: ClassCounts) -> None:
         super().__init__()
         self.register_buffer("class_weights", inverse_frequency_weights(class_counts), persistent=False)
+
+    @property
+    def log_factor(self) -> Tensor:
+        """[C] of :func:`answered_frequencies`."""
+        return self.class_weights.log()
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         _require_classes(logits, self.class_weights)

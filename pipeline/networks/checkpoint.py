@@ -15,6 +15,7 @@ MODEL_SETTINGS = (
     "class_names", "group_by", "group_names", "age_bands", "window", "trim_fraction", "num_slices", "image_size",
     "fast_decode", "crop_size",
 )  # fmt: skip
+TRAINING = "training"  # beside the settings in a checkpoint: what it says of its training, compared with nothing
 NETWORK = "network"  # saved beside them: the class of the network, which a config says with network_def
 INFERENCE_NETWORK = "R3D18Classifier"  # the one that inference.yaml runs
 FIRST_SETTINGS = {"age_bands": None, "fast_decode": False, NETWORK: "R3D18Classifier"}  # where none were saved yet
@@ -79,12 +80,33 @@ def model_settings(checkpoint: str | Path, train_config: str | Path) -> dict[str
     if not Path(checkpoint).is_file():
         config = yaml.safe_load(Path(train_config).read_text())
         return {name: config[name] for name in MODEL_SETTINGS}
+    return {**FIRST_SETTINGS, **_content(checkpoint)["settings"]}
+
+
+def training_record(checkpoint: str | Path) -> dict[str, Any]:
+    """What a checkpoint says of its training (:class:`~.TrainingRecord`); nothing where it is of 0.1, or not there."""
+    return dict(_content(checkpoint).get(TRAINING) or {}) if Path(checkpoint).is_file() else {}
+
+
+def said_of(record: Mapping[str, Any]) -> str:
+    """A :func:`training_record` in a line: run, epoch, date, MLflow run and the scores it had then."""
+    if "run" not in record:
+        return "it does not say of which run"
+    said = [f"epoch {record.get('epoch')}", str(record.get("date"))]
+    said += [f"{name} {value:.4f}" for name, value in record.get("metrics", {}).items()]
+    said += [f"MLflow run {record['mlflow_run']}"] if record.get("mlflow_run") else []
+    return f"run {record['run']} ({', '.join(said)})"
+
+
+def _content(checkpoint: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for files that are no checkpoint
-        raise CheckpointError(f"{checkpoint} cannot be read as a checkpoint: {why_unreadable(checkpoint)}") from error
+        raise CheckpointError(
+            f"{checkpoint} cannot be read as a checkpoint: {why_unreadable(checkpoint, error)}"
+        ) from error
     if not isinstance(content, dict) or not {"model", "settings"} <= set(content):
         raise CheckpointError(
             f"{checkpoint} is not a checkpoint of this bundle: it holds no 'model' with its 'settings'"
         )
-    return {**FIRST_SETTINGS, **content["settings"]}
+    return content

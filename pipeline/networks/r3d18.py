@@ -44,7 +44,7 @@ def load_published_weights(
     except Exception as error:
         what = f"{data} weights cannot be downloaded ({error})"
         if file is not None:
-            what = f"{file} cannot be read as a state dict: {why_unreadable(file)}"
+            what = f"{file} cannot be read as a state dict: {why_unreadable(file, error)}"
         raise PretrainedWeightsError(f"{what}. {how_to_get}") from error
     try:
         network.load_state_dict(state)

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.groups import MIN_CELL
 from ..evaluation.audit import summaries
 from ..evaluation.calibration import BINS, bin_of
 from ..evaluation.predictions import Predictions
 from ..evaluation.resampling import Estimate, check_resampling, estimate, resample_counts
-from ..evaluation.wording import in_percent, number_name, span
+from ..evaluation.wording import few_scans, in_percent, number_name, span
 from .fitted import Floats, PostprocessError, given_probabilities, log_probabilities
 
 OF_GROUP = ("f1", "nll", "brier", "ece")
@@ -138,10 +139,13 @@ def _numbers(predictions: Predictions, counts: Floats, groups: int) -> dict[str,
 def cost(result: BeforeAfter) -> tuple[str, ...]:
     """What got worse, in words, the clearest first; one sentence that says so if nothing did.
 
-    Larger is worse for |gap|, NLL, Brier score and ECE, smaller for P and F1; the signed gap has no worse side.
+    Larger is worse for |gap|, NLL, Brier score and ECE, smaller for P and F1; the signed gap has no worse side. Nothing
+    is said of the numbers of a group of few scans, nor of P and |gap|, which depend on them.
     """
-    parts = [(name, "", number) for name, number in result.numbers.items() if name != "gap"]
-    for group in result.groups:
+    few = few_scans({group.group: group.n for group in result.groups}, MIN_CELL)
+    unsaid = ("gap", "score", "abs_gap") if few else ("gap",)
+    parts = [(name, "", number) for name, number in result.numbers.items() if name not in unsaid]
+    for group in (group for group in result.groups if group.n >= MIN_CELL):
         parts += [(name, f" of {group.group} scans", number) for name, number in group.numbers.items()]
     clear: list[str] = []
     unclear: list[str] = []
@@ -157,4 +161,6 @@ def cost(result: BeforeAfter) -> tuple[str, ...]:
         by_group = ", ".join(f"{group.group} {group.moved.broken}" for group in result.groups)
         text = f"Right before and wrong now: {result.moved.broken} of the {result.n} scans ({by_group}); wrong before "
         clear.append(f"{text}and right now: {result.moved.mended}.")
+    if few:
+        clear.append(f"{few[0].upper()}{few[1:]}: no statement on P, the gap and the numbers of such a group.")
     return (*clear, *unclear) or (f"None of these numbers got worse on the {result.n} scans.",)

@@ -1,27 +1,30 @@
 """Answers under the class frequencies of the place where the model works, stated in inference's settings.
 
 :func:`~.fit_prior` computes p'_c, proportional to p_c target_c / source_c; this module finds ``source``, the
-frequencies under which the model answers. A training with logit adjustment of strength tau on class frequencies pi
-answers under pi^(1 - tau): even classes for tau = 1, pi itself for plain cross-entropy. A checkpoint holds neither tau
-nor pi. The training's settings.json, where the checkpoint still lies in its folder, tells tau.
+frequencies under which the model answers. A network that sees nothing says these of every scan: the share that each
+class had of the objective (under group weights w the sum over g of w_g n_gy / n_g, which CVaR moves away from the
+cohort's frequencies) times a factor of the loss, pi_y^-tau after logit adjustment. A checkpoint holds them
+(:class:`~.TrainingRecord`); one of fairlung 0.1 does not.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common import run_folder
 from ..common.errors import UserError
-from ..common.run_folder import training_dir
+from ..common.files import json_or_nothing
+from ..common.run_folder import METRICS
 from ..common.text import did_you_mean
+from ..networks.checkpoint import training_record
 from .fit import describe
 from .fitted import Fitted
 from .prior import fit_prior, read_frequencies
 
 logger = logging.getLogger(__name__)
 
+# ratio of two members' frequencies of a class up to which the mean of them serves both: that of seeds and folds
+MOST_APART = 1.25
 Frequencies = Mapping[str, float] | Sequence[str]
 
 
@@ -38,24 +41,36 @@ def deployment_prior(
     Args:
         prevalence: how frequent each class is where the model works: shares, percent or counts above 0 by class name
             (or texts CLASS=FREQUENCY); only their ratios count.
-        trained_prevalence: the same for the frequencies under which the model answers; None is even, which is right
-            for logit adjustment with tau = 1.
-        checkpoints: of the members, to learn from the settings.json of their trainings whether even is right.
+        trained_prevalence: the same for the frequencies under which the model answers; None takes what the checkpoints
+            say, of several the mean.
+        checkpoints: of the members, whose mean answer is corrected.
 
-    PrevalenceError: a class is unknown or missing, or a frequency not above 0; a training had another tau than 1 and
-    ``trained_prevalence`` is not named; the trainings had different tau, which no one correction serves; or
-    ``trained_prevalence`` without ``prevalence``.
+    PrevalenceError: a class is unknown or missing, or a frequency not above 0; a checkpoint does not say under which
+    frequencies it answers and ``trained_prevalence`` is not named; those of the members differ by more than
+    :data:`MOST_APART`, which no one correction serves; or ``trained_prevalence`` without ``prevalence``.
     """
     if prevalence is None:
         if trained_prevalence is not None:
             raise PrevalenceError("trained_prevalence is named, but no prevalence to correct for")
         return None
     target = _frequencies(prevalence, class_names, "prevalence")
-    source = None if trained_prevalence is None else _frequencies(trained_prevalence, class_names, "trained_prevalence")
-    _check_trainings(checkpoints, source)
-    fitted = fit_prior(target=target, source=source)
+    named = None if trained_prevalence is None else _frequencies(trained_prevalence, class_names, "trained_prevalence")
+    fitted = fit_prior(target=target, source=_source(checkpoints, class_names, named))
     logger.info("probabilities are corrected: %s", describe(fitted))
     return fitted
+
+
+def answered_under(table: Path) -> dict[str, float]:
+    """Class frequencies under which the model answers that an evaluation's table is of, by the checkpoint it names.
+
+    PrevalenceError where nothing says it: the table lies in no evaluation, or its checkpoint is gone or of 0.1.
+    """
+    evaluation = json_or_nothing(table.with_name(METRICS))
+    checkpoint = Path(evaluation.get("checkpoint") or "")
+    told = training_record(checkpoint).get("class_frequencies")
+    if not told:
+        raise PrevalenceError(_untold(str(checkpoint) if checkpoint.name else str(table), "--source"))
+    return dict(told)
 
 
 def _frequencies(given: Any, class_names: Sequence[str], setting: str) -> dict[str, float]:
@@ -75,38 +90,38 @@ def _frequencies(given: Any, class_names: Sequence[str], setting: str) -> dict[s
     return {name: float(given[name]) for name in class_names}
 
 
-def _check_trainings(checkpoints: Sequence[str | Path], source: Mapping[str, float] | None) -> None:
-    """Stop on what the trainings' settings say against a source, and warn where they say nothing."""
-    known = {str(path): _trained_tau(path) for path in checkpoints}
-    told = {path: tau[0] for path, tau in known.items() if tau is not None}
-    if len(set(told.values())) > 1:
-        listed = "\n  ".join(f"{path}: tau {tau}" for path, tau in told.items())
-        text = "the trainings had different tau, so their probabilities are of different class frequencies and no one "
-        raise PrevalenceError(f"{text}correction serves them:\n  {listed}")
-    for path, tau in told.items():
-        if tau != 1 and source is None:
-            raise PrevalenceError(
-                f"{path} was trained with tau {'null' if tau is None else tau}: it need not answer as if classes were "
-                "even. Name the class frequencies under which it does with trained_prevalence: those of its training "
-                "split after plain cross-entropy, these to the power of 1 - tau after logit adjustment, the same "
-                "number for each class if its loss balances them otherwise"
-            )
-        if tau == 1 and source is not None and len(set(source.values())) > 1:
-            text = "was trained with tau 1 and answers as if classes were even, but trained_prevalence says otherwise"
-            logger.warning("%s %s", path, text)
-    if source is None and (untold := [path for path, tau in known.items() if tau is None]):
-        logger.warning(
-            "prevalence: nothing beside %s says how it was trained; it is taken to answer as if classes were even, as "
-            "after logit adjustment with tau 1. If not, name trained_prevalence", ", ".join(untold)
-        )  # fmt: skip
+def _source(
+    checkpoints: Sequence[str | Path], class_names: Sequence[str], named: Mapping[str, float] | None
+) -> dict[str, float]:
+    """Class frequencies under which the members' mean answers: those that are named, else what the checkpoints say."""
+    found = {str(path): training_record(path).get("class_frequencies") for path in checkpoints}
+    told = {path: share for path, share in found.items() if share and set(share) == set(class_names)}
+    ranges = [[share[name] for share in told.values()] for name in class_names] if told else []
+    if any(max(of_class) > MOST_APART * min(of_class) for of_class in ranges):
+        listed = "\n  ".join(f"{path}: {_text(share)}" for path, share in told.items())
+        text = "the members answer under different class frequencies, and no one correction serves them:"
+        raise PrevalenceError(f"{text}\n  {listed}")
+    mean = {name: sum(of_class) / len(of_class) for name, of_class in zip(class_names, ranges, strict=False)}
+    if named is not None:
+        whole = sum(named.values())
+        if told and any(not 1 / MOST_APART <= named[n] / whole / mean[n] <= MOST_APART for n in class_names):
+            text = "trained_prevalence is taken, although by their training they answer under other class frequencies"
+            logger.warning("%s: %s: %s", ", ".join(told), text, _text(mean))
+        return dict(named)
+    if not told or len(told) < len(checkpoints):
+        untold = [str(path) for path in checkpoints if str(path) not in told] or ["the model"]
+        raise PrevalenceError(_untold(", ".join(untold), "trained_prevalence"))
+    return mean
 
 
-def _trained_tau(checkpoint: str | Path) -> tuple[float | None] | None:
-    """(tau,) of the training that a checkpoint lies in, by its settings.json; None where there is none."""
-    folder = training_dir(checkpoint, Path(checkpoint).parent.parent)
-    try:
-        settings = json.loads((folder / run_folder.SETTINGS).read_text()) if folder else {}
-    except (OSError, ValueError):
-        return None
-    told = isinstance(settings, dict) and not {"system", "tau"}.isdisjoint(settings)  # without tau: its loss has none
-    return (settings.get("tau"),) if told else None
+def _untold(model: str, setting: str) -> str:
+    return (
+        f"{model} does not say under which class frequencies it answers (it is of fairlung 0.1, or its loss leaves "
+        f"none that are known, as focal loss and LDAM). Name them with {setting}: those of its training split after "
+        "plain cross-entropy, these to the power of 1 - tau after logit adjustment, the same number for each class "
+        "where classes were balanced"
+    )
+
+
+def _text(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:.3g}" for name, share in shares.items())

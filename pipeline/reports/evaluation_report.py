@@ -117,7 +117,7 @@ def headline_table(audit: Audit) -> Table:
     if overall.gap is not None:
         rows.append((number_name("gap", audit.group_names), overall.gap))
     rows.append((size if overall.gap is not None else f"{size} (largest between two groups)", overall.abs_gap))
-    rows += [(f"{number_name(f'f1_{group.group}')} ({group.n} scans)", group.f1) for group in audit.groups]
+    rows += [(f"{number_name(f'f1_{group.group}')} ({_scans(audit, group.n)})", group.f1) for group in audit.groups]
     rows.append((number_name("f1_macro"), overall.f1_macro))
     rows += [(number_name(f"accuracy_{group.group}"), group.accuracy) for group in audit.groups]
     texts = [(name, *value_and_span(estimate, estimate is overall.gap)) for name, estimate in rows]
@@ -139,12 +139,17 @@ def cells_table(audit: Audit) -> Table:
     return Table(f"Each class and group, value ({percent(audit.settings.confidence)} interval)", columns, tuple(rows))
 
 
+def _scans(audit: Audit, n: int) -> str:
+    """The scans of a group in a table, marked where they are too few for a statement."""
+    return f"{n} scans{', no statement' * (n < audit.settings.min_cell)}"
+
+
 def calibration_table(audit: Audit) -> Table | None:
     """AUC, Brier score and calibration error of each group; None without probabilities."""
     rows = []
     for group in audit.groups:
         if found := group.calibration:
-            name, auc = f"{group.group} ({group.n} scans)", span_text(found.auc) if found.auc else NONE
+            name, auc = f"{group.group} ({_scans(audit, group.n)})", span_text(found.auc) if found.auc else NONE
             chance = f"{found.ece_if_calibrated.mean:.3f}, up to {found.ece_if_calibrated.p95:.3f}"
             sure = f"{found.mean_confidence:.3f}, {group.accuracy.value:.3f}"
             rows.append((name, auc, span_text(found.brier), span_text(found.ece), chance, sure))

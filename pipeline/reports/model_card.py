@@ -8,9 +8,9 @@ import yaml
 from .. import __version__
 from ..common.errors import UserError
 from ..common.names import OBJECTIVE_SETTINGS
-from ..evaluation.audit_words import fair_gap_text
+from ..evaluation.audit_words import fair_gap_text, few_groups
 from ..evaluation.wording import percent, span_text
-from ..networks.checkpoint import model_settings
+from ..networks.checkpoint import model_settings, said_of, training_record
 from .document import LEVELS, Table, Verdicts, markdown_environment, squeezed, write_text
 from .evaluation_report import calibration_table, cells_table, differences_table, evaluation_facts, headline_table
 from .evidence import Evidence, read_evidence
@@ -97,7 +97,10 @@ def model_card(evidence: Evidence) -> str:
 def _model_facts(evidence: Evidence) -> list[tuple[str, str]]:
     file = evidence.checkpoint_file  # the config is read only where there is no checkpoint
     settings: dict[str, Any] = {} if file is None else model_settings(file, "")
-    facts = [("Checkpoint", evidence.checkpoint or NOT_STATED)]
+    record: dict[str, Any] = {} if file is None else training_record(file)
+    shares = ", ".join(f"{name} {share:.3g}" for name, share in (record.get("class_frequencies") or {}).items())
+    facts = [("Checkpoint", evidence.checkpoint or NOT_STATED), ("Run", said_of(record) if record else NOT_STATED)]
+    facts += [("Class frequencies under which it answers", shares or NOT_STATED)]
     facts += [(f"{name} ({meaning})", _text(settings.get(name))) for name, meaning in PREPROCESSING.items()]
     return [*facts, ("Terms of the weights", NOT_STATED), ("Software", f"fairlung {__version__}, Apache-2.0")]
 
@@ -152,9 +155,11 @@ def _fairness(evidence: Evidence) -> list[str]:
     else:
         gap = f"The largest gap in macro F1 between two groups is {span_text(overall.abs_gap)}"
     fair, few = fair_gap_text(audit.fair_model), ", too few for a statement" if worst.small else ""
+    said = f"{fair[0].upper()}{fair[1:]}. Permutation test of the gap: p = {audit.permutation.p_value:.3g}."
+    if small := few_groups(audit):
+        said = f"{small[0].upper()}{small[1:]}: no statement on the gap."
     return [
-        f"{gap}, in brackets its {percent(audit.settings.confidence)} interval. {fair[0].upper()}{fair[1:]}. "
-        f"Permutation test of the gap: p = {audit.permutation.p_value:.3g}.",
+        f"{gap}, in brackets its {percent(audit.settings.confidence)} interval. {said}",
         f"The lowest F1 is that of {worst.group} {worst.class_name}: {span_text(worst.f1)}, {worst.n} scans{few}.",
     ]
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..evaluation.audit import confusion_intervals
 from ..evaluation.compare import compare
+from ..evaluation.compare_words import few_groups
 from ..evaluation.paired import TESTED, TIE, CompareError
 from ..evaluation.predictions import Predictions
 from ..evaluation.resampling import Estimate
@@ -132,6 +133,9 @@ def tell_best(
             result = compare({label: runs[label] for label in (best, *rivals)}, resamples, resamples, confidence, seed)
         except CompareError as error:
             found[number], why[number] = [], str(error)
+            continue
+        if few := few_groups(result):
+            found[number], why[number] = [], few
             continue
         pairs = ((c, {"system": c.system, "difference": c.differences[number]}) for c in result.comparisons)
         found[number] = [about | vars(c.tests[number]) for c, about in pairs]

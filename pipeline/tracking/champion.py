@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ..common import run_folder
 from ..common.errors import UserError
 from ..common.tables import read_frame
+from ..evaluation.predictions import load_predictions
 from ..evaluation.records import Audit, read_record
 
 RULE = (
@@ -20,7 +21,8 @@ RULE = (
     "intervals of the same confidence. Let B be the larger of |low| and |high| of the interval of the gap (of |gap| "
     "with more than two groups). A version takes the alias `champion` from the one that holds it when its P is higher "
     "and its B is not larger. A version with an interval also takes it from one without, and one without never takes "
-    "it. The first version gets it."
+    "it. The first version gets it. Only a version above chance takes it: the lower end of its P's interval (its P "
+    "without one) is above 1 / number of classes, the most that answers without a look at the scans reach."
 )
 
 
@@ -40,6 +42,8 @@ class Judgement:
     gap_high: float | None = None
     confidence: float | None = None
     synthetic: bool = False
+    score_low: float | None = None  # lower end of P's interval
+    chance: float | None = None  # 1 / number of classes; versions of 0.1 do not say
 
     @property
     def bound(self) -> float:
@@ -47,6 +51,17 @@ class Judgement:
         if self.gap_low is None or self.gap_high is None or not math.isfinite(self.gap_low + self.gap_high):
             return math.inf
         return max(abs(self.gap_low), abs(self.gap_high))
+
+    @property
+    def unfit(self) -> str:
+        """Why this version cannot be the champion whatever the others are; empty when it can."""
+        if not math.isfinite(self.score):
+            return "its P is not a number"
+        low = self.score if self.score_low is None else self.score_low
+        if self.chance is None or low > self.chance:
+            return ""
+        what = f"P {self.score:.4f}" + ("" if self.score_low is None else f", its interval from {low:.4f}")
+        return f"P is not above chance ({what}; chance reaches {self.chance:.4f})"
 
     def tags(self) -> dict[str, str]:
         """As tags of a model version; what is unknown has none."""
@@ -66,19 +81,24 @@ class Judgement:
 
 
 def read_judgement(evaluation_dir: str | Path) -> Judgement:
-    """The judgement in an evaluation's folder; RegistryError where there is none."""
+    """The judgement in an evaluation's folder; RegistryError where there is none.
+
+    PredictionsError: its predictions cannot be judged, such as those of a network whose output is not finite.
+    """
     folder = Path(evaluation_dir)
     try:
         result = json.loads((folder / run_folder.METRICS).read_text())
         table = read_frame(folder / run_folder.PREDICTIONS)
     except FileNotFoundError as error:
         raise RegistryError(f"{folder} holds no evaluation ({error.filename} is missing): evaluate first") from error
+    load_predictions(folder / run_folder.PREDICTIONS)
     metrics = result["metrics"]
-    interval: dict[str, float] = {}
+    interval = {"chance": 1 / len(result["class_names"])}
     if (folder / run_folder.AUDIT).is_file():
         audit = read_record(Audit, folder / run_folder.AUDIT)
         ends = audit.overall.gap or audit.overall.abs_gap
-        interval = {"gap_low": ends.low, "gap_high": ends.high, "confidence": audit.settings.confidence}
+        interval |= {"gap_low": ends.low, "gap_high": ends.high, "confidence": audit.settings.confidence}
+        interval["score_low"] = audit.overall.score.low
     # the columns that say which scans were judged, in the order of PredictionWriter: scan, label, group
     judged = sorted(table.iloc[:, : table.columns.get_loc("prediction")].values.tolist())
     digest = hashlib.sha256(json.dumps(judged).encode()).hexdigest()
@@ -98,8 +118,8 @@ class Decision(NamedTuple):
 
 def challenge(holder: Judgement, challenger: Judgement) -> Decision:
     """Whether a challenger takes the alias from the one that holds it, by :data:`RULE`."""
-    if not math.isfinite(challenger.score):
-        return Decision(False, "its P is not a number")
+    if challenger.unfit:
+        return Decision(False, challenger.unfit)
     if challenger.split != holder.split:
         return Decision(False, f"judged on split {challenger.split}, the champion on {holder.split}: not compared")
     if challenger.scans_digest != holder.scans_digest:
@@ -123,11 +143,11 @@ def challenge(holder: Judgement, challenger: Judgement) -> Decision:
 def champion(candidates: Iterable[Candidate]) -> int | None:
     """The version that holds the alias after all candidates came in order of their versions; None of none.
 
-    The first with a number for P is the first champion; each later one may :func:`challenge` it.
+    The first that is not :attr:`~Judgement.unfit` is the first champion; each later one may :func:`challenge` it.
     """
     holder: Candidate | None = None
     for candidate in sorted(candidates, key=lambda candidate: candidate.version):
         judged = candidate.judgement
-        if math.isfinite(judged.score) if holder is None else challenge(holder.judgement, judged).champion:
+        if not judged.unfit if holder is None else challenge(holder.judgement, judged).champion:
             holder = candidate
     return None if holder is None else holder.version

@@ -63,6 +63,8 @@ def register_model(client: MlflowClient, name: str, model_id: str, run_id: str, 
 
 
 def _decide(client: MlflowClient, name: str, new: Candidate) -> Decision:
+    if new.judgement.unfit:
+        return Decision(False, new.judgement.unfit)
     alias = client.get_registered_model(name).aliases.get(CHAMPION)
     if alias is not None:
         holder = Judgement.from_tags(client.get_model_version(name, str(alias)).tags)

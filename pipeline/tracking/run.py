@@ -425,5 +425,7 @@ def _about(settings: Mapping[str, Any], kind: str, cohort: Cohort) -> str:
         if settings.get(name) is not None
     ]
     what = ", ".join([f"**{escape_markdown(settings.get('system') or 'unknown system')}**", *named])
-    scans = "SYNTHETIC scans (phantoms)" if cohort.synthetic else "scans"
-    return f"{'Training' if kind == 'train' else 'Evaluation'} of {what}, on {len(cohort.table)} {scans}."
+    scans, cells = "SYNTHETIC scans (phantoms)" if cohort.synthetic else "scans", cohort.cells()
+    split = "train" if kind == "train" else settings.get("split")
+    n = cells[cells["split"] == split]["n"].sum() or len(cohort.table)  # those that this run is about
+    return f"{'Training' if kind == 'train' else 'Evaluation'} of {what}, on {n} {scans}."

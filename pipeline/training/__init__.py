@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "group_loss": ["GroupLoss", "PrepareGroupBatch"],
         "history": ["EpochLog", "MetricHistory"],
         "output_dir": ["begin", "check_run", "publish"],
+        "record": ["TrainingRecord"],
         "resume": ["ResumePoint", "made_for", "outlive_sigterm", "train"],
     },
 )

@@ -40,7 +40,8 @@ class GroupLoss(Metric):
     ``train_loss`` is the mean of the batches' losses, ``train_loss_<group>`` the mean loss of the group's scans, and
     ``train_cvar_weight_<group>`` the share of the objective that the group had, averaged over batches. The shares of
     all groups (and of ``left_out``, the scans of no group) sum to 1 with the exact gradient, on average with a running
-    estimate.
+    running estimate. ``class_shares`` [C] is the share of the objective that each class had in the last epoch that was
+    computed, None before: the class frequencies that the network was trained under.
 
     Args:
         loss: the objective in training; its parts are evaluated again, on the outputs of the step, without gradient.
@@ -55,6 +56,7 @@ class GroupLoss(Metric):
         if LEFT_OUT in group_names:
             raise ValueError(f"group_names: {LEFT_OUT!r} is reserved for the scans of no group")
         self.loss, self.group_names = loss, tuple(group_names)
+        self.class_shares: Tensor | None = None
         super().__init__(output_transform, device=device, skip_unrolling=True, metrics_result_mode="flatten")
 
     @reinit__is_reduced
@@ -63,6 +65,7 @@ class GroupLoss(Metric):
         # them at every step would make the step wait.
         self.sums = torch.zeros(3, len(self.group_names) + 1, dtype=torch.float64, device=self._device)
         self.batches = torch.zeros(2, dtype=torch.float64, device=self._device)
+        self.classes = torch.zeros(1, dtype=torch.float64, device=self._device)  # sums of the weights [C] once known
 
     @reinit__is_reduced
     def update(self, output: tuple[Tensor, Mapping[str, Tensor], Tensor]) -> None:
@@ -72,22 +75,28 @@ class GroupLoss(Metric):
         rows = torch.stack([losses.double(), torch.ones_like(losses).double(), weights.double()])
         sums = torch.zeros(3, len(self.group_names) + 1, dtype=torch.float64, device=rows.device)
         sums.index_add_(1, group.long(), rows)
+        classes = torch.zeros(logits.shape[1], dtype=torch.float64, device=rows.device)
+        classes.index_add_(0, target["label"].long(), rows[2])
         batch = torch.stack([torch.as_tensor(loss).detach().double().to(rows.device), rows.new_ones(())])
         self.sums, self.batches = self.sums.to(sums) + sums, self.batches.to(batch) + batch
+        self.classes = self.classes.to(classes) + classes
 
     def state_dict(self) -> dict[str, Tensor]:
         """This process's part of the epoch so far."""
-        return {"sums": self.sums.cpu(), "batches": self.batches.cpu()}
+        return {"sums": self.sums.cpu(), "batches": self.batches.cpu(), "classes": self.classes.cpu()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.sums, self.batches = state["sums"].to(self.sums), state["batches"].to(self.batches)
+        self.classes = state["classes"].to(self.classes)
 
     def iteration_completed(self, engine: Engine) -> None:
         if not engine.state.output.get(SKIPPED):
             super().iteration_completed(engine)
 
-    @sync_all_reduce("sums", "batches")
+    @sync_all_reduce("sums", "batches", "classes")
     def compute(self) -> dict[str, float]:
+        classes = self.classes.cpu()
+        self.class_shares = classes / classes.sum() if classes.sum() > 0 else None
         loss, scans, weight = self.sums.cpu()
         batches = self.batches.cpu()
         result = {"train_loss": (batches[0] / batches[1]).item()}  # NaN when every step was left out

@@ -8,15 +8,27 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ignite.engine import Engine
+
 from fairlung.transforms.checks import check_setting
 
 from ..common.config import resolved_config, resolved_settings, write_settings
 from ..common.distributed import barrier, is_primary
 from ..common.errors import UserError
+from ..common.files import replacing
+from ..common.names import TRAINING_SETTINGS
 from ..common.run_folder import EVALUATION_FILES, REVIEW_FILES, SETTINGS, best_checkpoint, is_resumed, resume_point
 from ..data.cohort import Cohort
 from ..data.cohort_checks import SPLITS
-from ..networks.checkpoint import CheckpointError
+from ..networks.checkpoint import (
+    INFERENCE_NETWORK,
+    NETWORK,
+    CheckpointError,
+    model_settings,
+    said_of,
+    training_record,
+)
+from .record import TrainingRecord
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +73,19 @@ def check_run(epochs: int, val_interval: int, output_dir: str | Path, overwrite:
     require_writable(output_dir)
 
 
-def begin(tracker: Any, cohort: Cohort, output_dir: str | Path, resume: bool = False) -> None:
-    """Open a training's run (:class:`~.RunTracker`), remove what an earlier one left in the folder, write settings."""
-    tracker.start(resolved_settings(), resolved_config(), cohort, is_resumed(output_dir, resume))
+def begin(
+    tracker: Any, cohort: Cohort, output_dir: str | Path, resume: bool = False, record: TrainingRecord | None = None,
+    trainer: Engine | None = None,
+) -> None:  # fmt: skip
+    """Open a training's run (:class:`~.RunTracker`), remove what an earlier one left in the folder, write settings.
+
+    The ``record`` is told the settings that name the objective, and attached to the trainer.
+    """
+    settings = resolved_settings()
+    tracker.start(settings, resolved_config(), cohort, is_resumed(output_dir, resume))
+    if record is not None and trainer is not None:
+        record.attach(trainer)
+        record.describe({name: settings[name] for name in TRAINING_SETTINGS if settings.get(name) is not None})
     discard_previous(output_dir, resume)
     write_settings(Path(output_dir, SETTINGS))
 
@@ -98,9 +120,44 @@ def discard_previous(output_dir: str | Path, resume: bool = False) -> None:
     barrier()
 
 
-def publish(checkpoint: str | Path, model_file: str | Path) -> None:
-    """Copy a checkpoint to where inference looks for it; an empty ``model_file`` copies nothing."""
-    if model_file and is_primary():
-        Path(model_file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(checkpoint, model_file)
-        logger.info("best checkpoint %s published as %s", checkpoint, model_file)
+def publish(checkpoint: str | Path, model_file: str | Path, replace: bool = False) -> None:
+    """Copy a checkpoint to where inference looks for it, unless another run's is there; an empty path copies nothing.
+
+    With ``replace`` another run's model gives way and is kept beside it (:func:`previous_model`). A network that
+    inference.yaml does not run is not published. The log says in a line what was done.
+    """
+    if not model_file or not is_primary():
+        return
+    model_file, record, done = Path(model_file), training_record(checkpoint), ""
+    mine = said_of(record)
+    if (network := model_settings(checkpoint, "")[NETWORK]) != INFERENCE_NETWORK:
+        text = "%s is not published as %s: it holds a %s, and inference.yaml runs %s"
+        logger.warning(text, checkpoint, model_file, network, INFERENCE_NETWORK)
+        return
+    if model_file.exists():
+        there = _record_of_published(model_file)
+        if not record or there.get("run") != record["run"]:
+            if not replace:
+                text = "%s stays the model of another training: %s. To answer with this one, %s, pass --checkpoint %s, "
+                logger.warning(
+                    text + "or publish with --replace_model True", model_file, said_of(there), mine, checkpoint
+                )
+                return
+            model_file.replace(previous_model(model_file))
+            done = f"; the one before, {said_of(there)}, is now {previous_model(model_file)}"
+    model_file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(model_file) as part:
+        shutil.copyfile(checkpoint, part)
+    logger.info("%s published as %s: %s%s", checkpoint, model_file, mine, done)
+
+
+def previous_model(model_file: Path) -> Path:
+    """Where a published model goes that another run's replaces."""
+    return model_file.with_name(f"{model_file.stem}.previous{model_file.suffix}")
+
+
+def _record_of_published(model_file: Path) -> dict[str, Any]:
+    try:
+        return training_record(model_file)
+    except CheckpointError:  # a file of something else is another's too
+        return {}

@@ -164,7 +164,7 @@ class ResumePoint:
         try:
             content = _load(self.path)
         except Exception as error:  # torch raises many kinds for files that are none of its own
-            said = f"{self.path} cannot be read: {why_unreadable(self.path)}"
+            said = f"{self.path} cannot be read: {why_unreadable(self.path, error)}"
             try:
                 content = _load(self.before)
             except Exception:

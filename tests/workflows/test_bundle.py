@@ -38,7 +38,14 @@ def test_training_keeps_every_checkpoint_and_publishes_the_best(trained: Trained
     assert saved == ["best.pt", "checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt"]
     assert trained.model.read_bytes() == (trained.output / "models" / "best.pt").read_bytes()
     content = torch.load(trained.model, weights_only=True)
-    assert set(content) == {"model", "settings"}
+    assert set(content) == {"model", "settings", "training"}
+    record, scores = content["training"], json.loads((trained.output / "val" / "metrics.json").read_text())["metrics"]
+    assert (record["epoch"], record["run"].split()[0]) == (trained.best_epoch, "first")
+    assert record["mlflow_run"] == json.loads((trained.output / "mlflow_run.json").read_text())["run_id"]
+    assert record["metrics"] == {f"val_{n}": scores[n] for n in ("score", "gap", "abs_gap", "f1_male", "f1_female")}
+    assert record["settings"]["aggregation"] == "GroupCVaR" and record["settings"]["alpha"] == 0.8
+    shares = record["class_frequencies"]
+    assert list(shares) == CLASSES and sum(shares.values()) == pytest.approx(1)
     assert content["settings"]["class_names"] == CLASSES
     assert content["settings"]["num_slices"] == SHRUNK["num_slices"]
 
@@ -184,7 +191,7 @@ def test_real_slices_train_evaluate_and_infer(start: Start, data_dir: Path, tmp_
         "class_names": ["adenocarcinoma", "squamous_cell"],
     }
     small = {"network_def": EXPLAINED_NETWORK}
-    run(start("train", model_file=str(tmp_path / "model.pt"), epochs=1, **small, **settings))
+    run(start("train", epochs=1, **small, **settings))
     del settings["class_names"]  # the checkpoint knows them
     run(start("train", "evaluate", error_images=0, **small, **settings))
     metrics = json.loads((tmp_path / "run" / "val" / "evaluation" / "metrics.json").read_text())
@@ -194,7 +201,7 @@ def test_real_slices_train_evaluate_and_infer(start: Start, data_dir: Path, tmp_
         (tmp_path / "scans" / path.stem).mkdir(parents=True)
         shutil.copy(path, tmp_path / "scans" / path.stem)
     settings = {"scans": str(tmp_path / "scans"), "output_dir": str(tmp_path / "out"), "min_slices": 1}
-    run(start("inference", checkpoint=str(tmp_path / "model.pt"), **small, **settings))
+    run(start("inference", checkpoint=str(tmp_path / "run" / "models" / "best.pt"), **small, **settings))
     table = pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert list(table["status"]) == ["ok"] * 24
     np.testing.assert_allclose(table["prob_adenocarcinoma"] + table["prob_squamous_cell"], 1, atol=1e-5)

@@ -40,8 +40,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         settings = ModelSettings(network="R3D18Classifier", **SMALL_SETTINGS).state_dict()
         path = folder / f"seed{seed}" / "models" / "best.pt"
         path.parent.mkdir(parents=True)
-        torch.save({"model": network.state_dict(), "settings": settings}, path)
-        (path.parents[1] / "settings.json").write_text(json.dumps({"tau": 1.0}))
+        even = {"run": f"seed {seed}", "mlflow_run": None, "date": "2026-11-30 07:00", "epoch": 3, "metrics": {}}
+        even["class_frequencies"] = dict.fromkeys(CLASSES, 0.25)
+        torch.save({"model": network.state_dict(), "settings": settings, "training": even}, path)
     return folder
 
 
@@ -98,6 +99,8 @@ def test_every_scan_has_its_answer_or_its_reason(answered: SimpleNamespace) -> N
     expected = {"scout": "skipped", "study one": "ok", "more.zip/inner/ct.nrrd": "ok", "torn.zip": "failed"}
     assert status == expected | {"viewer.tar": "skipped"}
     assert "localizer" in answered.table.loc["scout", "reason"]
+    said = [f"run seed {seed} (epoch 3, 2026-11-30 07:00)" for seed in (0, 1)]
+    assert all(entry["models"] == said for entry in answered.entries.values())
     assert "torn.zip" in answered.entries and answered.entries["torn.zip"]["reason"]
     assert list(answered.entries) == list(answered.table.index)
 
@@ -247,11 +250,11 @@ def test_check_of_nothing_is_a_user_error(bundle_dir: Path, tmp_path: Path) -> N
 def test_a_prevalence_without_the_training_prior_is_refused(
     start: Start, models: Path, hospital: Path, tmp_path: Path
 ) -> None:
-    """A model of plain cross-entropy answers under its training frequencies: Bayes' rule needs them."""
-    folder = tmp_path / "ce"
-    shutil.copytree(models / "seed0", folder)
-    (folder / "settings.json").write_text(json.dumps({"tau": None}))
-    settings = {"scans": str(hospital), "checkpoint": str(folder / "models" / "best.pt"), "output_dir": str(tmp_path)}
+    """A checkpoint of 0.1 says nothing of the frequencies that it answers under: Bayes' rule needs them."""
+    content = torch.load(models / "seed0" / "models" / "best.pt", weights_only=True)
+    del content["training"]
+    torch.save(content, tmp_path / "model.pt")
+    settings = {"scans": str(hospital), "checkpoint": str(tmp_path / "model.pt"), "output_dir": str(tmp_path)}
     error = cause(start("inference", prevalence=dict.fromkeys(CLASSES, 0.25), **settings))
     assert "trained_prevalence" in str(error)
 

@@ -14,7 +14,9 @@ from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_score
 
+from fairlung.pipeline.evaluation.audit import audit
 from fairlung.pipeline.evaluation.metrics import GroupConfusion, class_scores, fairness_summary, group_confusion
+from fairlung.pipeline.evaluation.predictions import Predictions
 from fairlung.pipeline.losses.aggregation import MeanAggregation
 from fairlung.pipeline.losses.sample_losses import CrossEntropy
 from fairlung.pipeline.losses.two_level import FairLACVaRLoss, TwoLevelLoss
@@ -55,7 +57,8 @@ def check_against_scikit_learn(rows: Table, groups: int, classes: int) -> None:
     present, macro = len(macro), macro or [0.0]
     assert found["score"] == pytest.approx(np.mean(macro), abs=1e-12)  # over the groups that have a scan
     assert found["abs_gap"] == pytest.approx(max(macro) - min(macro), abs=1e-12)
-    pooled = f1_score(label, prediction, average="macro", **how)
+    known = group >= 0
+    pooled = f1_score(label[known], prediction[known], average="macro", **how) if known.any() else 0
     assert found["f1_macro"] == pytest.approx(pooled, abs=1e-12)
     if groups == present == 2:
         assert found["gap"] == pytest.approx(macro[0] - macro[1], abs=1e-12)
@@ -106,15 +109,24 @@ def test_the_gap_is_first_minus_second_group() -> None:
     assert second_better["gap"] == -first_better["gap"] and second_better["abs_gap"] == first_better["gap"]
 
 
-def test_unknown_scans_count_in_the_pooled_score_only() -> None:
-    prediction, label, group = table(3, 2, 4)
+@pytest.mark.fault(
+    "wrong", "pooled macro F1 of metrics.json and of audit.json, of one evaluation",
+    before="two numbers under one name, .649 and .820: with and without scans of unknown sex",
+    now="one: scans of unknown sex count in no number",
+)  # fmt: skip
+@pytest.mark.parametrize("seed", [3, 4, 5])
+def test_unknown_scans_count_in_no_number_as_in_an_audit(seed: int) -> None:
+    prediction, label, group = table(seed, 2, 4)
     known = group >= 0
     everything, only_known = (
         summary((prediction, label, group), 2, 4),
         summary((prediction[known], label[known], group[known]), 2, 4),
     )
-    assert everything.pop("f1_macro") != only_known.pop("f1_macro")
     assert everything == only_known
+    names = np.arange(len(label)).astype(str)
+    judged = audit(Predictions(names, label, prediction, group, None, CLASSES[:4], GROUPS[:2], ("sex",)), 100, 100)
+    assert everything["f1_macro"] == pytest.approx(judged.overall.f1_macro.value, abs=1e-12)
+    assert (group < 0).any()
 
 
 def test_wrong_shape_and_wrong_key_are_named() -> None:

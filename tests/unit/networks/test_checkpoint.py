@@ -194,9 +194,70 @@ def test_publish(checkpoint: Path, tmp_path: Path) -> None:
     model = tmp_path / "bundle/models/model.pt"
     publish(checkpoint, model)
     assert model.read_bytes() == checkpoint.read_bytes()
-    checkpoint.write_bytes(b"a better one")
-    publish(str(checkpoint), str(model))
-    assert model.read_bytes() == b"a better one"
+
+
+def trained(folder: Path, run: str, network: str = "R3D18Classifier") -> Path:
+    """The best checkpoint of a run; a run without a name is of fairlung 0.1."""
+    record = {"run": run, "mlflow_run": f"id of {run}", "date": "2026-11-30 07:00", "epoch": 3}
+    record["metrics"] = {"val_f1_male": 0.5, "val_f1_female": 0.25}
+    content = {
+        "model": {"weight": torch.rand(2)},
+        "settings": ModelSettings(**SETTINGS | {"network": network}).state_dict(),
+    }
+    path = folder / (run or "0.1") / "best.pt"
+    path.parent.mkdir(parents=True)
+    torch.save(content | ({"training": record} if run else {}), path)
+    return path
+
+
+@pytest.mark.fault(
+    "lost", "the model that answers patients, when another training ends",
+    before="overwritten without a word, by a one-epoch try too", now="stays; replaced when asked, and then kept",
+)  # fmt: skip
+@pytest.mark.parametrize("there", ["good", "", "something else"])
+def test_another_runs_model_is_never_replaced_unasked(
+    there: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    model, other = tmp_path / "bundle" / "model.pt", trained(tmp_path, "try")
+    if there == "something else":
+        model.parent.mkdir()
+        model.write_bytes(b"no checkpoint")
+    else:
+        publish(trained(tmp_path, there), model)
+    before = model.read_bytes()
+    publish(other, model)
+    assert model.read_bytes() == before and [path.name for path in model.parent.iterdir()] == ["model.pt"]
+    said = caplog.records[-1].getMessage()
+    assert caplog.records[-1].levelname == "WARNING" and "\n" not in said
+    told = "run good (epoch 3, 2026-11-30 07:00, val_f1_male 0.5000, val_f1_female 0.2500, MLflow run id of good)"
+    for part in (told if there == "good" else "does not say", "run try", str(other), "--replace_model True"):
+        assert part in said
+    publish(other, model, replace=True)
+    assert model.read_bytes() == other.read_bytes()
+    assert (model.parent / "model.previous.pt").read_bytes() == before
+    assert str(model.parent / "model.previous.pt") in caplog.records[-1].getMessage()
+
+
+def test_a_run_replaces_its_own_model(tmp_path: Path) -> None:
+    mine, model = trained(tmp_path, "mine"), tmp_path / "model.pt"
+    publish(mine, model)
+    content = torch.load(mine, weights_only=True)
+    torch.save(content | {"model": {"weight": torch.ones(2)}}, mine)
+    publish(str(mine), str(model))
+    assert model.read_bytes() == mine.read_bytes() and not (tmp_path / "model.previous.pt").exists()
+
+
+@pytest.mark.fault(
+    "wrong", "a network that inference does not run, published for it",
+    before="inference fails until another training ends", now="not published, with the reason",
+)  # fmt: skip
+@pytest.mark.parametrize("network", ["DenseNet121", "CNNRNNClassifier"])
+def test_a_network_that_inference_does_not_run_is_not_published(
+    network: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(trained(tmp_path, "dense", network), tmp_path / "model.pt")
+    assert not (tmp_path / "model.pt").exists() and f"it holds a {network}" in caplog.text
 
 
 # --- user errors -----------------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def test_the_cost_names_what_got_worse_the_clear_first() -> None:
     same, moved = number(0.5, 0.5, 0, 0), Moved(3, 1, 2)
     of_group = {"f1": number(0.8, 0.6, -0.3, -0.1), "nll": same, "brier": same, "ece": same}
     result = BeforeAfter(
-        n=9,
+        n=19,
         n_unknown=0,
         synthetic=False,
         class_names=CLASSES,
@@ -103,12 +103,12 @@ def test_the_cost_names_what_got_worse_the_clear_first() -> None:
             "gap": number(0.0, -0.3, -0.4, -0.2),  # has no worse side
             "abs_gap": number(0.0, 0.3, -0.1, 0.4),
         },
-        groups=(GroupChange("female", 9, of_group, moved),),
+        groups=(GroupChange("female", 19, of_group, moved),),
         moved=moved,
     )
     assert cost(result) == (
         "F1 of female scans falls from 0.800 to 0.600 (90 % interval of the change -0.300 to -0.100).",
-        "Right before and wrong now: 2 of the 9 scans (female 2); wrong before and right now: 1.",
+        "Right before and wrong now: 2 of the 19 scans (female 2); wrong before and right now: 1.",
         "|gap| rises from 0.000 to 0.300 (90 % interval of the change -0.100 to +0.400): "
         "cannot be told from no change.",
     )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fairlung.pipeline.common.errors import UserError
 from fairlung.pipeline.postprocessing.prevalence import PrevalenceError, deployment_prior
 
 CLASSES = ["a", "b", "covid19"]
 P = np.array([[0.2, 0.3, 0.5], [0.98, 0.01, 0.01]])
+EVEN = dict.fromkeys(["a", "b", "covid19"], 1)
 TARGET = {"covid19": 10, "a": 60, "b": 30}  # in percent, and in another order
 
 
@@ -23,17 +24,18 @@ def by_hand(target: list[float], source: list[float]) -> np.ndarray:
     return joint / joint.sum(1, keepdims=True)
 
 
-def checkpoint(folder: Path, name: str, settings: dict[str, Any] | None = None) -> str:
-    path = folder / name / "models" / "best.pt"
-    path.parent.mkdir(parents=True)
-    path.touch()
-    if settings is not None:
-        (folder / name / "settings.json").write_text(json.dumps(settings))
-    return str(path)
+def checkpoint(folder: Path, name: str, shares: list[float] | None = None, record: bool = True) -> str:
+    """A checkpoint that says under which class frequencies it answers, that says none, or is of fairlung 0.1."""
+    content: dict[str, Any] = {"model": {}, "settings": {}}
+    if record:
+        frequencies = None if shares is None else dict(zip(CLASSES, shares, strict=True))
+        content["training"] = {"run": name, "class_frequencies": frequencies}
+    torch.save(content, folder / f"{name}.pt")
+    return str(folder / f"{name}.pt")
 
 
 def test_it_is_bayes_by_hand() -> None:
-    even = deployment_prior(TARGET, CLASSES)
+    even = deployment_prior(TARGET, CLASSES, EVEN)
     assert even is not None
     np.testing.assert_allclose(even.transform(P, CLASSES), by_hand([0.6, 0.3, 0.1], [1, 1, 1]), rtol=1e-12)
     source = {"a": 200, "b": 50, "covid19": 750}
@@ -90,54 +92,54 @@ def test_trained_prevalence_alone_corrects_nothing() -> None:
         deployment_prior(None, CLASSES, TARGET)
 
 
-# ---- what the training's settings say ------------------------------------------------------------------------------
-def test_tau_1_needs_nothing_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    paths = [checkpoint(tmp_path, name, {"tau": 1.0}) for name in ("x", "y")]
-    assert deployment_prior(TARGET, CLASSES, None, paths) == deployment_prior(TARGET, CLASSES)
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    deployment_prior(TARGET, CLASSES, {"a": 1, "b": 2, "covid19": 3}, paths)
-    assert "was trained with tau 1 and answers as if classes were even" in caplog.text
+# ---- what the checkpoint says --------------------------------------------------------------------------------------
+def test_what_a_checkpoint_says_is_the_source(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = checkpoint(tmp_path, "x", [0.5, 0.3, 0.2])
+    fitted = deployment_prior(TARGET, CLASSES, None, [path])
+    assert fitted is not None
+    np.testing.assert_allclose(fitted.transform(P, CLASSES), by_hand([6, 3, 1], [5, 3, 2]), rtol=1e-12)
+    assert not warnings(caplog)
+    even = deployment_prior(TARGET, CLASSES, EVEN, [path])  # the user's word counts, and is doubted aloud
+    assert even == deployment_prior(TARGET, CLASSES, EVEN)
+    assert "a 0.5, b 0.3, covid19 0.2" in caplog.text
+    caplog.clear()
+    deployment_prior(TARGET, CLASSES, {"a": 52, "b": 29, "covid19": 19}, [path])
+    assert not warnings(caplog)
 
 
-@pytest.mark.parametrize(("tau", "said"), [(None, "tau null"), (0.0, "tau 0.0"), (0.5, "tau 0.5")])
-def test_another_tau_needs_the_frequencies_of_the_training(
-    tmp_path: Path, tau: float | None, said: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = checkpoint(tmp_path, "x", {"tau": tau})
+def warnings(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.fault(
+    "wrong", "probabilities corrected for a prevalence as if classes were even, whatever the model was trained with",
+    before="a warning, and wrong answers", now="corrected from what the checkpoint says, refused where it says nothing",
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["of 0.1", "of focal loss", "no checkpoint", "one of two"])
+def test_where_nothing_is_said_the_correction_is_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "settings.json").write_text('{"tau": 1.0}')  # says nothing of alpha, sampling or the weights
+    paths = {
+        "of 0.1": lambda: [checkpoint(tmp_path, "x", record=False)],
+        "of focal loss": lambda: [checkpoint(tmp_path, "x")],
+        "no checkpoint": list,
+        "one of two": lambda: [checkpoint(tmp_path, "y", [0.5, 0.3, 0.2]), checkpoint(tmp_path, "x", record=False)],
+    }[kind]()
     with pytest.raises(PrevalenceError) as caught:
-        deployment_prior(TARGET, CLASSES, None, [path])
+        deployment_prior(TARGET, CLASSES, None, paths)
     assert isinstance(caught.value, UserError)
-    for part in (path, said, "trained_prevalence"):
+    for part in (paths[-1] if paths else "the model", "trained_prevalence"):
         assert part in str(caught.value)
-    assert deployment_prior(TARGET, CLASSES, TARGET, [path]) is not None
-    even = deployment_prior(TARGET, CLASSES, dict.fromkeys(CLASSES, 1), [path])  # balanced softmax records no tau
-    assert even == deployment_prior(TARGET, CLASSES)
-    assert deployment_prior(None, CLASSES, None, [path]) is None  # without a prevalence it does not matter
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert deployment_prior(TARGET, CLASSES, EVEN, paths) is not None
+    assert deployment_prior(None, CLASSES, None, paths) is None  # without a prevalence it does not matter
 
 
-def test_members_of_different_tau_share_no_correction(tmp_path: Path) -> None:
-    paths = [checkpoint(tmp_path, "x", {"tau": 1.0}), checkpoint(tmp_path, "y", {"tau": None})]
+def test_members_are_corrected_by_their_mean_or_not_at_all(tmp_path: Path) -> None:
+    near = [checkpoint(tmp_path, "x", [0.5, 0.3, 0.2]), checkpoint(tmp_path, "y", [0.46, 0.32, 0.22])]
+    fitted = deployment_prior(TARGET, CLASSES, None, near)
+    assert fitted is not None
+    assert fitted.settings["source"] == pytest.approx({"a": 0.48, "b": 0.31, "covid19": 0.21})
+    far = [near[0], checkpoint(tmp_path, "z", [1 / 3, 1 / 3, 1 / 3])]
     for source in (None, TARGET):
         with pytest.raises(PrevalenceError) as caught:
-            deployment_prior(TARGET, CLASSES, source, paths)
-        assert all(path in str(caught.value) for path in paths)
-
-
-@pytest.mark.parametrize("settings", [None, {}, {"something": 1}, []])
-def test_where_nothing_is_said_the_assumption_is(
-    tmp_path: Path, settings: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = checkpoint(tmp_path, "x", settings)
-    assert deployment_prior(TARGET, CLASSES, None, [path]) is not None
-    assert f"nothing beside {path} says how it was trained" in caplog.text
-    caplog.clear()
-    deployment_prior(TARGET, CLASSES, dict.fromkeys(CLASSES, 1), [path])  # said by the user
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-def test_a_settings_json_elsewhere_is_not_the_trainings(tmp_path: Path) -> None:
-    (tmp_path / "settings.json").write_text('{"tau": null}')
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "model.pt").touch()
-    assert deployment_prior(TARGET, CLASSES, None, [tmp_path / "here" / "model.pt"]) is not None
+            deployment_prior(TARGET, CLASSES, source, far)
+        assert all(path in str(caught.value) for path in far)

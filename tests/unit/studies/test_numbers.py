@@ -245,3 +245,16 @@ def test_other_scans_on_another_device_are_an_error(tmp_path):
     ]
     with pytest.raises(StudyError, match="CE on A100 and on L4 cannot be compared: not the same scans"):
         study_tables(parts, resamples=DRAWS)
+
+
+@pytest.mark.fault(
+    "words", "the best system of a study on a few scans", before="tested and told", now="no statement, with the scans"
+)
+@pytest.mark.parametrize("per_cell", [1, 2])
+def test_on_a_few_scans_no_system_is_the_best(tmp_path, per_cell: int):
+    folder = write_study(
+        tmp_path / "s", {"good": {"skill": (0.99, 0.99)}, "bad": {"skill": (0.3, 0.3)}}, per_cell=per_cell
+    )
+    for best in study_tables([folder], resamples=100).best:
+        assert not best.apart and best.verdict.level == "no-statement"
+        assert f"fewer than 10 scans of male ({4 * per_cell}), female ({4 * per_cell})" in best.verdict.text

@@ -432,6 +432,14 @@ def test_an_evaluation_says_what_was_trained(tracked: SimpleNamespace) -> None:
         assert "SYNTHETIC" in note
 
 
+@pytest.mark.fault(
+    "words", "the scans that MLflow's description names", before="all of the cohort, of each split", now="those judged"
+)
+@pytest.mark.parametrize(("kind", "scans"), [("train", 16), ("evaluate", 8)])
+def test_the_description_counts_the_scans_of_the_run(tracked: SimpleNamespace, kind: str, scans: int) -> None:
+    assert f", on {scans} SYNTHETIC scans" in tracked.runs[kind].data.tags["mlflow.note.content"]
+
+
 def test_the_note() -> None:
     result = {
         "split": "test",

@@ -152,8 +152,9 @@ def test_two_processes_train_through_the_overlay(trained: Path, small_cohort: Pa
     metrics = json.loads((trained / "run" / "val" / "metrics.json").read_text())
     assert sum(sum(row) for matrix in metrics["confusion"] for row in matrix) == len(predictions)
     assert not list((trained / "run" / "val").glob("*.part*"))
-    state = torch.load(trained / "model.pt", weights_only=True)["model"]
+    state = torch.load(trained / "run" / "models" / "best.pt", weights_only=True)["model"]
     assert not any(name.startswith("module.") for name in state)  # loads without DistributedDataParallel
+    assert not (trained / "model.pt").exists()  # not the network that inference runs
     assert run_statuses(trained / "m.db") == ["FINISHED"]
 
 

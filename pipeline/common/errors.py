@@ -5,6 +5,8 @@ import sys
 import traceback
 from types import TracebackType
 
+from .text import mask_logins, without_login
+
 EXIT_SOME_FAILED = 3  # exit code of an inference in which some scans failed, or none was answered
 
 
@@ -31,13 +33,12 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def show_user_errors() -> None:
-    """Let the process end on a user error with its message alone; FAIRLUNG_TRACEBACK=1 shows everything."""
-    if os.environ.get("FAIRLUNG_TRACEBACK") != "1":
-        sys.excepthook = _excepthook
+    """Let the process end on a user error with its message alone; FAIRLUNG_TRACEBACK=1 shows everything but logins."""
+    sys.excepthook = _excepthook
+    mask_logins()
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if found := user_error(error):
-        print(f"error: {found}", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
+    found = None if os.environ.get("FAIRLUNG_TRACEBACK") == "1" else user_error(error)
+    text = f"error: {found}" if found else "".join(traceback.format_exception(kind, error, trace)).rstrip()
+    print(without_login(text), file=sys.stderr)

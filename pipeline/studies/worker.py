@@ -20,6 +20,7 @@ from filelock import FileLock
 from ..common.errors import user_error
 from ..common.files import write_json
 from ..common.run_folder import is_complete
+from ..common.text import without_login
 from .record import PlannedRun, read_record
 
 DONE, FAILED, LOG = "done.json", "failed.json", "log.txt"
@@ -36,10 +37,10 @@ def main(path: str) -> int:
         try:
             device = run(read_record(PlannedRun, Path(path)), folder)
         except (Exception, SystemExit) as error:
-            traceback.print_exc()
+            print(without_login(traceback.format_exc()), file=sys.stderr)
             known = user_error(error)
             reason = str(known) if known else traceback.format_exception_only(_root(error))[-1].strip()
-            write_json(folder / FAILED, {"reason": reason})
+            write_json(folder / FAILED, {"reason": without_login(reason)})
             return 1
         write_json(folder / DONE, {"device": device, "seconds": round(time.monotonic() - begin, 1)})
     return 0

@@ -45,9 +45,9 @@ def refuse_shared_names(names: Sequence[str]) -> None:
             raise TrackingError(f"{both}, which takes letters, digits and _-. :/ only; {way}")
 
 
-def short(error: Exception) -> str:
-    """An error in one line, without logins. Of an HTTP error only the cause, which stands behind the whole request."""
-    text = " ".join(without_login(str(error)).split())
+def short(error: Exception | str) -> str:
+    """An error in one line, without logins: of a request only the cause behind it, of a database no statement."""
+    text = " ".join(without_login(str(error)).split()).partition(" [SQL:")[0]
     text = text.partition("(Caused by ")[2].rstrip(")'\" ") or text
     return text if len(text) <= 300 else text[:297] + "..."
 

@@ -34,9 +34,9 @@ from ..common.text import device_name, without_login
 from ..data.cohort import Cohort
 from ..evaluation.records import Audit
 from . import store, sync
-from .journal import Journal, batches, is_refusal, send, stamp
+from .journal import ARTIFACTS, Journal, batches, deliver, stamp, subject
 from .loggable import loggable, metric_name, note_markdown, param, refuse_shared_names, short, with_grouped_names
-from .store import TrackingError, impatient
+from .store import TrackingError, bounded, impatient, patience
 from .system_load import SystemMonitor
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,8 @@ class RunTracker:
         self._client: Any = None  # None while MLflow is not reached
         self._journal: Journal | None = None
         self._lock = threading.RLock()
-        self._warned = self._warned_of_copy = False
+        self._warned: set[str] = set()
+        self._artifacts_wait = False  # MLflow answers, but does not store them
         self._group_names: tuple[str, ...] = ()
         self._metric_names: set[str] = set()
         self._training: dict[str, Any] = {}  # the record of the training that an evaluation judges
@@ -92,23 +93,25 @@ class RunTracker:
         """
         if not is_primary():
             return
-        if self.kind == "train" and not resumed:  # an earlier training's
-            with suppress(OSError):
-                (self.output_dir / run_folder.RECORD).unlink(missing_ok=True)
-        if self.tracking_uri == "":
-            return
-        import mlflow
-
-        refuse_shared_names(cohort.class_names)
-        refuse_shared_names(cohort.group_names)
-        self._uri = store.absolute(self.tracking_uri or mlflow.get_tracking_uri())
-        self._group_names = tuple(cohort.group_names)
-        away = self._connect()
         if self.kind != "train":
             training = training_dir(settings.get("checkpoint"), self.output_dir)
             self._training = {} if training is None else json_or_nothing(training / run_folder.RECORD)
             known = self._training.get("settings", {})
             settings = {k: v for k, v in settings.items() if k not in TRAINING_SETTINGS} | known
+        away = None
+        if self.tracking_uri != "":
+            import mlflow
+
+            refuse_shared_names(cohort.class_names)
+            refuse_shared_names(cohort.group_names)
+            self._uri = store.absolute(self.tracking_uri or mlflow.get_tracking_uri())
+            self._group_names = tuple(cohort.group_names)
+            away = self._connect()
+        if self.kind == "train" and not resumed:  # an earlier training's
+            with suppress(OSError):
+                (self.output_dir / run_folder.RECORD).unlink(missing_ok=True)
+        if self.tracking_uri == "":
+            return
         self._about = _about(settings, self.kind, cohort)
         interrupted = self._interrupted() if resumed else {}
         self.run_name = interrupted.get("run_name", self.run_name)
@@ -144,13 +147,16 @@ class RunTracker:
             try:
                 sync.sync(self.output_dir, self._uri)
             except Exception as error:  # sent another time
-                self._warn("what an earlier process left for MLflow is not sent: %s", error)
+                self._warn(f"what an earlier process left for MLflow is not sent: {short(error)}")
         return json_or_nothing(self.output_dir / run_folder.RECORD)
 
     def _connect(self) -> Exception | None:
         """Reach MLflow; the reason why not, unless the settings are at fault."""
+        earlier = (self._training, json_or_nothing(self.output_dir / run_folder.RECORD))
+        known = any(one.get("run_id") and one.get("tracking_uri") == without_login(self._uri) for one in earlier)
         try:
-            self._client, self._experiment_id = store.connect(self._uri, self.experiment)
+            known |= self.parent_run is not None
+            self._client, self._experiment_id = store.connect(self._uri, self.experiment, known)
             if self.parent_run and self.kind == "train" and store.living_run(self._client, self.parent_run) is None:
                 raise TrackingError(f"parent_run: MLflow has no run {self.parent_run!r}")
         except TrackingError:
@@ -197,14 +203,13 @@ class RunTracker:
             if journal is None:
                 return
             entry = journal.add(op, **content)
-            if self._client is not None:
+            waits = (op in ARTIFACTS and self._artifacts_wait) or (op == "end" and len(journal.unsent) > 1)
+            if self._client is not None and not waits:
                 try:
-                    with impatient():
-                        self._send(journal, [entry])
+                    self._send(journal, [entry])
                 except Exception as error:  # a training must not end on it
-                    self._client = None
-                    self._go_offline(error)
-            if self._client is None:
+                    self._fails(journal, entry, error)
+            if journal.unsent and journal.unsent[-1] is entry:
                 if op == "file":
                     journal.keep_file(entry)
                 if journal.problem is not None:
@@ -212,31 +217,47 @@ class RunTracker:
 
     def _send(self, journal: Journal, entries: list[dict[str, Any]]) -> None:
         if entries[0]["op"] == "create":
-            self.run_id = store.create_run(self._client, self._experiment_id, entries[0])
+            with impatient():
+                self.run_id = bounded(patience(), store.create_run, self._client, self._experiment_id, entries[0])
             journal.write({"run_id": self.run_id})
         else:
             assert self.run_id is not None
-            try:
-                send(self._client, self.run_id, entries, journal.folder)
-            except Exception as error:
-                if not is_refusal(self._client, self.run_id, error):
-                    raise
-                self._warn("MLflow refused something about run %r, which goes on: %s", self.run_name, error)
+            for refusal in deliver(self._client, self.run_id, entries, journal.folder):
+                self._warn(f"MLflow refused something about run {self.run_name!r}, which goes on: {short(refusal)}")
         journal.sent(entries)
 
-    def _go_offline(self, error: Exception) -> None:
-        text = "MLflow does not answer (%s); the run goes on and is kept here. Send it later: fairlung mlflow-sync %s"
-        self._warn(text, error, self.output_dir)
+    def _fails(self, journal: Journal, entry: Mapping[str, Any], error: Exception) -> None:
+        """Go on without MLflow, or, where it answers, without its store of artifacts."""
+        if entry["op"] == "create" and store.is_mistake(error):  # such as a tag's name
+            self._journal = None
+            journal.discard()
+            raise TrackingError(f"MLflow at {without_login(self._uri)}: {short(error)}") from error
+        if entry["op"] in ARTIFACTS and self._answers():
+            self._artifacts_wait = True
+            text = f"MLflow did not store {subject([entry])} ({short(error)}); it is kept here and sent at the end"
+            self._warn(f"{text}, or later: fairlung mlflow-sync {self.output_dir}")
+        else:
+            self._client = None
+            self._go_offline(error)
 
-    def _warn(self, message: str, *values: Any) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning(message, *(short(v) if isinstance(v, Exception) else v for v in values))
+    def _answers(self) -> bool:
+        try:
+            with impatient():
+                return bounded(patience(), store.living_run, self._client, self.run_id) is not None
+        except Exception:
+            return False
+
+    def _go_offline(self, error: Exception) -> None:
+        text = f"MLflow does not answer ({short(error)}); the run goes on and is kept here"
+        self._warn(f"{text}. Send it later: fairlung mlflow-sync {self.output_dir}")
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning("%s", message)
 
     def _warn_of_copy(self, error: OSError) -> None:
-        if not self._warned_of_copy:
-            self._warned_of_copy = True
-            logger.warning("what MLflow did not take cannot be kept either, and will be missing: %s", short(error))
+        self._warn(f"what MLflow did not take cannot be kept either, and will be missing: {short(error)}")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers of an epoch; the headline ones under a grouped name too (:func:`with_grouped_names`)."""
@@ -313,9 +334,10 @@ class RunTracker:
     def _send_rest(self, journal: Journal) -> None:
         try:
             with impatient():
-                self._client, self._experiment_id = store.connect(self._uri, self.experiment)
+                self._client, self._experiment_id = store.connect(self._uri, self.experiment, known=True)
                 if self.run_id is None:  # a creation whose answer was lost
-                    self.run_id = store.find_run(self._client, self._experiment_id, journal.uid)
+                    found = (self._client, self._experiment_id, journal.uid)
+                    self.run_id = bounded(patience(), store.find_run, *found)
                 if self.run_id is None:
                     self._send(journal, journal.unsent[:1])
                 assert self.run_id is not None
@@ -324,8 +346,12 @@ class RunTracker:
                     self._send(journal, batch)
                 journal.sent(journal.unsent)
         except Exception as error:
-            text = "MLflow run %s is not sent (%s). Send it later: fairlung mlflow-sync %s"
-            logger.info(text, self.run_name, short(error), self.output_dir)
+            left = [entry for entry in journal.unsent if entry["op"] not in ("create", "end")]
+            what = ", ".join(
+                dict.fromkeys(subject([entry]) if entry["op"] in ARTIFACTS else entry["op"] for entry in left)
+            )
+            text = "MLflow run %s is not complete and stays open: it lacks %s (%s). Send them: fairlung mlflow-sync %s"
+            logger.info(text, self.run_name, what or "its end", short(error), self.output_dir)
         else:
             logger.info("MLflow run %s was sent after all", self.run_name)
 

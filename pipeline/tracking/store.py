@@ -4,10 +4,12 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
@@ -20,32 +22,74 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the U
 LIMITS = {"MAX_RETRIES": "1", "BACKOFF_FACTOR": "1", "TIMEOUT": "10"}
 IMPATIENCE = {f"MLFLOW_HTTP_REQUEST_{name}": value for name, value in LIMITS.items()}
 UPLOAD_TIMEOUT = "60"  # the server answers when it has stored the file
-REFUSED_LOGIN = re.compile("password authentication failed|does not exist|no pg_hba|Access denied|Unknown database")
+WAIT_FOR_TABLES = 120.0  # seconds in which this process, or another one, makes a new database
+UNKNOWN_HOST = re.compile("NameResolutionError|could not translate host|Name or service not known|Unknown MySQL server")
+REFUSED_LOGIN = "password authentication failed|does not exist|no pg_hba|Access denied|Unknown database"
+NO_STORE = "SSLError|not in a valid JSON|Invalid url|Could not parse|unable to open database|configuration failed with"
+MISTAKE = re.compile(f"{REFUSED_LOGIN}|{NO_STORE}")
+Answer = TypeVar("Answer")
+_ours: dict[str, str] = {}  # what impatient() put into the environment
 
 
 class TrackingError(UserError, ValueError):
     """MLflow cannot be used as the settings say: a mistyped address, a deleted experiment, a refused login."""
 
 
-def _is_no_retry(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("Retrying (")
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a log line of a library says more than the error that it raises as well."""
+    text = record.getMessage()
+    return not text.startswith(("Retrying (", "SQLAlchemy database error", "SQLAlchemy engine could not be created"))
 
 
 @contextmanager
 def impatient(**settings: str) -> Iterator[None]:
-    """MLflow's HTTP client gives up in seconds, unless the user's environment says otherwise, and logs no retry."""
-    retries = logging.getLogger("urllib3.connectionpool")
-    nested = _is_no_retry in retries.filters
-    retries.addFilter(_is_no_retry)
-    ours = {name: value for name, value in {**IMPATIENCE, **settings}.items() if name not in os.environ}
+    """MLflow's HTTP client gives up in seconds, unless the user's environment says otherwise, and logs no retry.
+
+    Nor does it print the addresses of runs, which would show a login.
+    """
+    for name in ("urllib3.connectionpool", "mlflow.store.db.utils"):
+        logging.getLogger(name).addFilter(_is_news)  # twice is once
+    outer = {name: _ours[name] for name in settings if name in _ours}  # this one, inside another, goes further
+    ours = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", **IMPATIENCE, **settings}
+    ours = {name: value for name, value in ours.items() if name not in os.environ or name in outer}
     os.environ.update(ours)
+    _ours.update(ours)
     try:
         yield
     finally:
         for name in ours:
             os.environ.pop(name, None)
-        if not nested:
-            retries.removeFilter(_is_no_retry)
+            _ours.pop(name, None)
+        os.environ.update(outer)
+        _ours.update(outer)
+
+
+def patience() -> float:
+    """Seconds for one answer, whatever a store is busy with: two requests that end in time, and the pause between."""
+    given = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "")
+    return 3 * max(float(given if given.isdigit() else 0), float(LIMITS["TIMEOUT"]))
+
+
+def bounded(seconds: float, function: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What a function returns or raises, or TimeoutError when that takes longer: it is then left to itself."""
+    outcome: Future[Answer] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(function(*arguments))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    try:
+        threading.Thread(target=work, daemon=True, name="fairlung-mlflow").start()
+    except RuntimeError:  # an interpreter that ends starts no thread
+        work()
+    try:
+        return outcome.result(seconds)
+    except TimeoutError as error:
+        if outcome.done():
+            raise
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from error
 
 
 def is_mistake(error: BaseException) -> bool:
@@ -57,24 +101,35 @@ def is_mistake(error: BaseException) -> bool:
     return isinstance(error, (ValueError, ImportError, PermissionError, FileNotFoundError, NotADirectoryError))
 
 
-def connect(uri: str, experiment: str) -> tuple[Any, str]:
+def connect(uri: str, experiment: str, known: bool = False) -> tuple[Any, str]:
     """MLflow's client of a store that answers, and the id of an experiment, which is made when it does not exist.
 
-    TrackingError: the settings are at fault. Any other error: the store does not answer.
+    TrackingError: the settings are at fault, as with a host that does not exist, unless the store is ``known`` to have
+    answered before. Any other error: the store does not answer.
     """
-    import mlflow
-
     try:
-        with impatient(), _first_access(uri):
-            _probe(uri)
-            client = mlflow.MlflowClient(tracking_uri=uri)
-            return client, _experiment_id(client, experiment)
+        with impatient():
+            return bounded(patience() if uri.startswith("http") else WAIT_FOR_TABLES, _connect, uri, experiment)
     except TrackingError:
         raise
     except Exception as error:
-        if is_mistake(error):
-            raise TrackingError(f"MLflow at {without_login(uri)}: {without_login(str(error))}") from error
+        text = " ".join(without_login(str(error)).split())
+        if (unknown := UNKNOWN_HOST.search(text)) and not known:
+            raise TrackingError(f"MLflow at {without_login(uri)}: there is no such host") from error
+        if not unknown and (is_mistake(error) or MISTAKE.search(text)):
+            raise TrackingError(f"MLflow at {without_login(uri)}: {text}") from error
         raise
+
+
+def _connect(uri: str, experiment: str) -> tuple[Any, str]:
+    import mlflow
+
+    if re.match(r"sqlite:(?!///.)|sqlite:///:memory:", uri):
+        raise ValueError("a SQLite store is named with three slashes and a path, sqlite:///folder/mlflow.db")
+    with _first_access(uri):
+        _probe(uri)
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        return client, _experiment_id(client, experiment)
 
 
 def _probe(uri: str) -> None:
@@ -95,12 +150,7 @@ def _probe(uri: str) -> None:
             engine = sqlalchemy.create_engine(uri, connect_args=seconds, poolclass=sqlalchemy.NullPool)
         except sqlalchemy.exc.ArgumentError as error:
             raise TrackingError(str(error)) from error
-        try:
-            engine.connect().close()
-        except sqlalchemy.exc.OperationalError as error:
-            if REFUSED_LOGIN.search(str(error)):
-                raise TrackingError(str(error.orig).strip()) from error
-            raise
+        engine.connect().close()
 
 
 def _sqlite_file(uri: str) -> Path:
@@ -113,7 +163,7 @@ def _first_access(uri: str) -> AbstractContextManager[object]:
         return nullcontext()
     path = _sqlite_file(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(f"{path}.lock")
+    return FileLock(f"{path}.lock", timeout=WAIT_FOR_TABLES)
 
 
 def absolute(uri: str) -> str:

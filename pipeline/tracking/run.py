@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 
 from ..common import run_folder
+from ..common.config import RUN_SETTINGS
 from ..common.distributed import is_primary
 from ..common.files import json_or_nothing
 from ..common.names import TRAINING_SETTINGS
@@ -35,11 +37,40 @@ from ..data.cohort import Cohort
 from ..evaluation.records import Audit
 from . import store, sync
 from .journal import ARTIFACTS, Journal, batches, deliver, stamp, subject
-from .loggable import loggable, metric_name, note_markdown, param, refuse_shared_names, short, with_grouped_names
+from .loggable import loggable, note_markdown, param, refuse_shared_names, short, shown_name
 from .store import TrackingError, bounded, impatient, patience
 from .system_load import SystemMonitor
 
 logger = logging.getLogger(__name__)
+
+# settings that an evaluation has of its own where a training has them too
+JUDGED_WITH = (
+    *RUN_SETTINGS,
+    "metric_prefix",
+    "required_splits",
+    "key_metric",
+    "min_cell",
+    "allow_empty_cells",
+    "unknown_groups",
+)
+# settings that an evaluation does not use, and would tell as the configs have them
+RECIPE = (
+    "epochs",
+    "accumulate",
+    "every_group",
+    "learning_rate",
+    "weight_decay",
+    "cosine_epochs",
+    "dropout",
+    "val_interval",
+    "small_groups",
+    "flip_prob",
+    "rotation_prob",
+    "brightness",
+    "pretrained",
+    "keep_checkpoints",
+    "model_file",
+)
 
 
 @dataclass(eq=False, repr=False)
@@ -68,11 +99,13 @@ class RunTracker:
         self._journal: Journal | None = None
         self._lock = threading.RLock()
         self._warned: set[str] = set()
+        self._warned_of_copy = False
         self._artifacts_wait = False  # MLflow answers, but does not store them
         self._group_names: tuple[str, ...] = ()
         self._metric_names: set[str] = set()
         self._training: dict[str, Any] = {}  # the record of the training that an evaluation judges
         self._monitor: SystemMonitor | None = None
+        self._load: list[list[Any]] = []  # that waits for the model's first numbers
 
     @property
     def active(self) -> bool:
@@ -96,8 +129,8 @@ class RunTracker:
         if self.kind != "train":
             training = training_dir(settings.get("checkpoint"), self.output_dir)
             self._training = {} if training is None else json_or_nothing(training / run_folder.RECORD)
-            known = self._training.get("settings", {})
-            settings = {k: v for k, v in settings.items() if k not in TRAINING_SETTINGS} | known
+            trained = {} if training is None else json_or_nothing(training / run_folder.SETTINGS)
+            settings = _of_training(settings, self._training.get("settings", {}), trained)
         away = None
         if self.tracking_uri != "":
             import mlflow
@@ -124,7 +157,7 @@ class RunTracker:
         self.log_text(yaml.safe_dump(loggable(config), sort_keys=False), "config/config.yaml")
         self.log_text(json.dumps(loggable(settings), indent=2), "config/settings.json")
         if self.system_metrics:
-            self._monitor = SystemMonitor(lambda values: self._submit("metrics", values=values))
+            self._monitor = SystemMonitor(self._log_load)
         logger.info("MLflow run %s (%s)", self.run_name, self.run_id or "not sent yet")
 
     def _open(self, tags: Mapping[str, str], interrupted: Mapping[str, Any], away: Exception | None) -> None:
@@ -170,7 +203,7 @@ class RunTracker:
         tags = {"mlflow.source.name": self.source_dir.resolve().name, "mlflow.source.type": "LOCAL"}
         tags |= {"fairlung.kind": self.kind, "fairlung.cohort_digest": cohort.digest, **_git_tags(self.source_dir)}
         tags |= {"fairlung.synthetic": "true"} if cohort.synthetic else {}
-        named = (name for name in ("system", "alpha", "seed", "fold") if settings.get(name) is not None)
+        named = (name for name in ("system", "network", "alpha", "seed", "fold") if settings.get(name) is not None)
         tags |= {f"fairlung.{name}": param(settings[name]) for name in named}
         tags |= {"fairlung.device": device_name(torch.device(self.device)), "mlflow.note.content": self._about}
         tags |= {"mlflow.parentRunId": self.parent_run} if self.parent_run else {}
@@ -180,7 +213,9 @@ class RunTracker:
         import mlflow
 
         cells = cohort.cells()
-        source = mlflow.data.from_pandas(cells, name="cohort", digest=cohort.digest[:36])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Hint: Inferred schema", UserWarning)
+            source = mlflow.data.from_pandas(cells, name="cohort", digest=cohort.digest[:36])
         entity = {key: value for key, value in dict(source._to_mlflow_entity()).items() if value is not None}
         entity |= {"source_type": "code", "source": json.dumps({"tags": {}})}  # MLflow's names the user and a path
         self._submit("dataset", dataset=entity, context=self.kind)
@@ -257,15 +292,25 @@ class RunTracker:
             logger.warning("%s", message)
 
     def _warn_of_copy(self, error: OSError) -> None:
-        self._warn(f"what MLflow did not take cannot be kept either, and will be missing: {short(error)}")
+        if not self._warned_of_copy:
+            self._warned_of_copy = True
+            logger.warning("what MLflow did not take cannot be kept either, and will be missing: %s", short(error))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log numbers of an epoch; the headline ones under a grouped name too (:func:`with_grouped_names`)."""
+        """Log numbers of an epoch, each under one name (:func:`shown_name`)."""
         if self.active:
-            named = with_grouped_names(metrics, self._group_names)
+            named = {shown_name(name, self._group_names): float(value) for name, value in metrics.items()}
             self._metric_names.update(named)
             now = int(time.time() * 1000)
-            self._submit("metrics", values=[[metric_name(k), float(v), now, step] for k, v in named.items()])
+            self._submit("metrics", values=[[name, value, now, step] for name, value in named.items()])
+
+    def _log_load(self, values: list[list[Any]]) -> None:
+        """Log the machine's load once the model has numbers: MLflow lists metrics in the order in which they came."""
+        with self._lock:
+            self._load += values
+            if self._load and any(not name.endswith("/lr") for name in self._metric_names):
+                values, self._load = self._load, []
+                self._submit("metrics", values=values)
 
     def log_text(self, text: str, name: str) -> None:
         self._submit("text", text=text, name=name)
@@ -306,9 +351,10 @@ class RunTracker:
             self.log_file(path, folder)
 
     def _log_best(self, metrics: Mapping[str, float], split: str, epoch: int | None) -> None:
-        names = with_grouped_names({f"{split}_{name}": value for name, value in metrics.items()}, self._group_names)
-        best = {name.replace("/", "/best_"): value for name, value in names.items() if "/" in name}
-        self.log_metrics({k: v for k, v in best.items() if k not in self._metric_names}, epoch or 0)
+        headline = {"score", "gap", "abs_gap", "f1_macro", *(f"f1_{group}" for group in self._group_names)}
+        best = {f"best_{split}_{name}": value for name, value in metrics.items() if name in headline}
+        new = {k: v for k, v in best.items() if shown_name(k, self._group_names) not in self._metric_names}
+        self.log_metrics(new, epoch or 0)
         path = self.output_dir / run_folder.RECORD
         if epoch is not None and (record := json_or_nothing(path)):
             with suppress(OSError):
@@ -323,6 +369,8 @@ class RunTracker:
             journal = self._journal
             if journal is None:
                 return
+            if self._load:
+                self._submit("metrics", values=self._load)
             self._submit("end", status=status)
             self._journal = None
             atexit.unregister(self.finish)
@@ -418,5 +466,27 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any] | None:
 def _about(settings: Mapping[str, Any], kind: str, cohort: Cohort) -> str:
     named = [f"{name} {param(settings[name])}" for name in TRAINING_SETTINGS[1:] if settings.get(name) is not None]
     what = ", ".join([f"**{settings.get('system') or 'unknown system'}**", *named])
+    what += f", {settings['network']}" if settings.get("network") else ""
     scans = "SYNTHETIC scans (phantoms)" if cohort.synthetic else "scans"
-    return f"{'Training' if kind == 'train' else 'Evaluation'} of {what}, on {len(cohort.table)} {scans}."
+    if kind != "train":
+        return f"Evaluation of {what}, on {_count(cohort, settings.get('split'))} {scans}."
+    return f"Training of {what}, on {_count(cohort, 'train')} {scans}, judged on {_count(cohort, 'val')} others."
+
+
+def _count(cohort: Cohort, split: str | None) -> int:
+    return int((cohort.table["split"] == split).sum()) if "split" in cohort.table else len(cohort.table)
+
+
+def _of_training(settings: Mapping[str, Any], known: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation's settings, those of its training in place of the configs' defaults.
+
+    Args:
+        settings: of the evaluation.
+        known: what a training's record says of it.
+        trained: all settings of the training; {} where its folder is not there: then the evaluation's own alone are
+            told, since the others would be defaults.
+    """
+    if not trained:
+        return {k: v for k, v in settings.items() if k not in TRAINING_SETTINGS and k not in RECIPE} | dict(known)
+    own = {name: value for name, value in settings.items() if name not in trained or name in JUDGED_WITH}
+    return dict(trained) | own | dict(known)

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,24 @@ from ..common.errors import UserError
 from ..common.text import without_login
 
 MARK = "fairlung.journal"  # tag: the journal's id, by which its run is found again
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows runs of training, not of agents
+NOTE = "mlflow.note.content"  # tag: the description that the page shows
+LEGEND = """\
+**P** is the mean of the groups' (as a rule, the sexes') macro F1; the **gap** is the first one's minus the second's.
+
+| metric | what it is |
+| --- | --- |
+| `val/f1/<group>`, `test/f1/<group>` | macro F1 of each group's scans |
+| `val/score`, `val/gap`, `val/abs_gap` | P, gap and its size |
+| `val/best_score`, `val/best_gap`, `val/best_f1_<group>` | of a training's best epoch: compare trainings by them |
+| `val/f1_macro` | macro F1 of all groups pooled |
+| `val/cells/...` | F1, precision and recall of a class in a group |
+| `train/loss`, `train/lr` | loss and learning rate of an epoch |
+| `workload/...` | load of CPU, memory, disk, network and GPU |
+
+An evaluation is nested under its training; its description has the intervals, its artifacts the report.
+"""
+# the page shows runs of training, not of agents
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development", NOTE: LEGEND}
 # MLflow's own 7 retries of 120 s would hold up a training for minutes; an answer takes far less than this
 LIMITS = {"MAX_RETRIES": "1", "BACKOFF_FACTOR": "1", "TIMEOUT": "10"}
 IMPATIENCE = {f"MLFLOW_HTTP_REQUEST_{name}": value for name, value in LIMITS.items()}
@@ -184,6 +201,9 @@ def _experiment_id(client: Any, name: str) -> str:
                 raise
     if found.lifecycle_stage != "active":
         raise TrackingError(f"MLflow experiment {name!r} is deleted; restore it or choose another")
+    if NOTE not in found.tags:  # a user's own stays, and one that was emptied too
+        with suppress(MlflowException):
+            client.set_experiment_tag(found.experiment_id, NOTE, LEGEND)
     return found.experiment_id
 
 

@@ -44,7 +44,12 @@ UNKNOWN_HOST = re.compile("NameResolutionError|could not translate host|Name or 
 REFUSED_LOGIN = "password authentication failed|does not exist|no pg_hba|Access denied|Unknown database"
 NO_STORE = "SSLError|not in a valid JSON|Invalid url|Could not parse|unable to open database|configuration failed with"
 MISTAKE = re.compile(f"{REFUSED_LOGIN}|{NO_STORE}")
+OLD_NEWS = (  # log lines of libraries: what the error says that follows, and a line for each table of a new database
+    "Retrying (", "SQLAlchemy database error", "SQLAlchemy engine could not be created", "Running upgrade",
+    "Context impl", "Will assume",
+)  # fmt: skip
 Answer = TypeVar("Answer")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before mlflow is imported, which reads it then
 _ours: dict[str, str] = {}  # what impatient() put into the environment
 
 
@@ -54,8 +59,7 @@ class TrackingError(UserError, ValueError):
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a log line of a library says more than the error that it raises as well."""
-    text = record.getMessage()
-    return not text.startswith(("Retrying (", "SQLAlchemy database error", "SQLAlchemy engine could not be created"))
+    return not record.getMessage().startswith(OLD_NEWS)
 
 
 @contextmanager
@@ -64,7 +68,7 @@ def impatient(**settings: str) -> Iterator[None]:
 
     Nor does it print the addresses of runs, which would show a login.
     """
-    for name in ("urllib3.connectionpool", "mlflow.store.db.utils"):
+    for name in ("urllib3.connectionpool", "mlflow.store.db.utils", "alembic.runtime.migration"):
         logging.getLogger(name).addFilter(_is_news)  # twice is once
     outer = {name: _ours[name] for name in settings if name in _ours}  # this one, inside another, goes further
     ours = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", **IMPATIENCE, **settings}

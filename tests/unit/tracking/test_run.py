@@ -422,8 +422,23 @@ def test_logging_an_evaluation_writes_nothing(cohort: Cohort, tmp_path: Path, mo
     assert [path.name for path in (tmp_path / "val").iterdir()] == ["predictions.csv"]
 
 
+@pytest.mark.fault(
+    "wrong", "parameters of an evaluation, and its number of scans", before="config defaults; all scans of the cohort",
+    now="those of the training that it judges; the judged ones",
+)  # fmt: skip
 def test_an_evaluation_says_what_was_trained(tracked: SimpleNamespace) -> None:
     training, evaluation = tracked.runs["train"], tracked.runs["evaluate"]
+    settings = json.loads((tracked.folder / "run" / "settings.json").read_text())
+    own = {"run_name", "required_splits", "cohort"}
+    differing = {k for k, v in training.data.params.items() if evaluation.data.params.get(k) != v}
+    assert differing <= own
+    assert (evaluation.data.params["epochs"], evaluation.data.params["split"]) == (str(settings["epochs"]), "val")
+    for one in (training, evaluation):
+        assert one.data.params["network"] == one.data.tags["fairlung.network"] == "R3D18Classifier"
+    confusion = json.loads((tracked.folder / "run/val/evaluation/metrics.json").read_text())["confusion"]
+    judged = sum(map(sum, [row for matrix in confusion for row in matrix]))
+    note = evaluation.data.tags["mlflow.note.content"]
+    assert f"on {judged} SYNTHETIC scans" in note
     assert evaluation.data.tags["mlflow.parentRunId"] == training.info.run_id
     assert evaluation.data.params["alpha"] == "0.8"
     for one in (training, evaluation):

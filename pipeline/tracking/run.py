@@ -263,7 +263,7 @@ class RunTracker:
 
     def _fails(self, journal: Journal, entry: Mapping[str, Any], error: Exception) -> None:
         """Go on without MLflow, or, where it answers, without its store of artifacts."""
-        if entry["op"] == "create" and store.is_mistake(error):  # such as a tag's name
+        if entry["op"] == "create" and store.is_mistake(error):  # such as no right to make a run
             self._journal = None
             journal.discard()
             raise TrackingError(f"MLflow at {without_login(self._uri)}: {short(error)}") from error

@@ -189,7 +189,8 @@ def _first_access(uri: str) -> AbstractContextManager[object]:
 
 def absolute(uri: str) -> str:
     """An address that means the same in another working directory."""
-    return f"sqlite:///{_sqlite_file(uri).absolute()}" if uri.startswith("sqlite:///") else uri
+    named = uri.startswith("sqlite:///") and uri != "sqlite:///:memory:"
+    return f"sqlite:///{_sqlite_file(uri).absolute()}" if named else uri
 
 
 def _experiment_id(client: Any, name: str) -> str:

@@ -27,7 +27,6 @@ from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 
 from ..common import run_folder
-from ..common.config import RUN_SETTINGS
 from ..common.distributed import is_primary
 from ..common.files import json_or_nothing
 from ..common.names import TRAINING_SETTINGS
@@ -45,14 +44,10 @@ logger = logging.getLogger(__name__)
 
 # settings that an evaluation has of its own where a training has them too
 JUDGED_WITH = (
-    *RUN_SETTINGS,
-    "metric_prefix",
-    "required_splits",
-    "key_metric",
-    "min_cell",
-    "allow_empty_cells",
-    "unknown_groups",
-)
+    "bundle_root", "cohort", "output_dir", "tracking_uri", "experiment", "run_name", "parent_run", "tags", "device",
+    "system_metrics", "num_workers", "cache_dir", "cache_limit", "cache_in_memory", "metric_prefix", "required_splits",
+    "key_metric", "min_cell", "allow_empty_cells", "unknown_groups",
+)  # fmt: skip
 # settings that an evaluation does not use, and would tell as the configs have them
 RECIPE = (
     "epochs",
@@ -158,7 +153,9 @@ class RunTracker:
         self.log_text(json.dumps(loggable(settings), indent=2), "config/settings.json")
         if self.system_metrics:
             self._monitor = SystemMonitor(self._log_load)
-        logger.info("MLflow run %s (%s)", self.run_name, self.run_id or "not sent yet")
+        place = f"{without_login(self._uri)}/#/experiments/{self._experiment_id}/runs/"
+        shown = (place if self._uri.startswith("http") else "") + (self.run_id or "")
+        logger.info("MLflow run %s (%s)", self.run_name, shown if self.run_id else "not sent yet")
 
     def _open(self, tags: Mapping[str, str], interrupted: Mapping[str, Any], away: Exception | None) -> None:
         uid = uuid.uuid4().hex

@@ -159,7 +159,7 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
-        with suppress(OSError):
+        with suppress(OSError), self.listener:
             while True:
                 client, _ = self.listener.accept()
                 server = socket.create_connection(("127.0.0.1", self.target))
@@ -167,7 +167,7 @@ class Proxy:
                     threading.Thread(target=self._hand_on, args=ends, daemon=True).start()
 
     def _hand_on(self, source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
+        with suppress(OSError), source:
             while data := source.recv(65536):
                 if not self.stalls.is_set():
                     sink.sendall(data)
@@ -314,9 +314,15 @@ def test_the_page_in_a_browser(server: Server, page: Page, start: Start, small_c
     texts = ["gap (male minus female)", f"{gap:+.4f}", "adenocarcinoma", "val/score", "SYNTHETIC"]
     see(trained, "", trained.info.run_name, *texts)
     assert page.browser.find_elements(By.CSS_SELECTOR, "table th")  # the note's table is one
-    see(trained, "/model-metrics", "train (", "val (", "val/f1 (2)", "abs_gap", "workload (")  # grouped
+    see(trained, "/model-metrics", "train (", "val (", "val/f1 (2)", "workload (")  # grouped
     sections = page.browser.find_element(By.TAG_NAME, "body").text
     assert sections.index("val/f1") < sections.index("workload")
+    section = page.browser.find_element(By.XPATH, "//*[normalize-space(text())='val/f1']")
+    page.browser.execute_script("arguments[0].scrollIntoView()", section)  # charts are drawn when they are in sight
+    for group in ("male", "female"):
+        spot = (By.XPATH, f"//*[normalize-space(text())='{group}']")
+        page.wait(lambda b, spot=spot: b.find_elements(*spot), group)
+    page.browser.save_screenshot(str(page.pictures / "mlflow_f1.png"))
     folders = ["evaluation", "val"]
     see(trained, "/artifacts", "predictions.csv", "confusion.png", clicks=[*folders, "confusion.png"])
     score = f"{evaluated.data.metrics['val/score']:.4f}"

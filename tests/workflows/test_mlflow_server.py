@@ -328,7 +328,7 @@ def test_the_page_in_a_browser(server: Server, page: Page, start: Start, small_c
     score = f"{evaluated.data.metrics['val/score']:.4f}"
     see(evaluated, "", "F1 male", "F1 female", score)  # without a click
     see(evaluated, "", "No statement on cells of fewer than 10 scans", score, clicks=["Show more"])
-    page.see(f"{server.uri}/#/experiments/{trained.info.experiment_id}/runs", "mlflow_experiment", "R3D18")
+    page.see(f"{server.uri}/#/experiments/{trained.info.experiment_id}/runs", "mlflow_experiment", "ExplainedDenseNet")
     verdict = json.loads((tmp_path / "run/val/evaluation/audit.json").read_text())["verdicts"][0]["text"]
     see(evaluated, "/artifacts", verdict, "No statement", clicks=[*folders, "report.html"], frame=True)
 

@@ -198,7 +198,7 @@ class RunTracker:
 
         cells = cohort.cells()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Hint: Inferred schema", UserWarning)
+            warnings.simplefilter("ignore", UserWarning)  # a hint on columns of whole numbers
             source = mlflow.data.from_pandas(cells, name="cohort", digest=cohort.digest[:36])
         entity = {key: value for key, value in dict(source._to_mlflow_entity()).items() if value is not None}
         entity |= {"source_type": "code", "source": json.dumps({"tags": {}})}  # MLflow's names the user and a path
@@ -378,12 +378,11 @@ class RunTracker:
                     self._send(journal, batch)
                 journal.sent(journal.unsent)
         except Exception as error:
-            left = [entry for entry in journal.unsent if entry["op"] not in ("create", "end")]
-            what = ", ".join(
-                dict.fromkeys(subject([entry]) if entry["op"] in ARTIFACTS else entry["op"] for entry in left)
-            )
-            text = "MLflow run %s is not complete and stays open: it lacks %s (%s). Send them: fairlung mlflow-sync %s"
-            logger.info(text, self.run_name, what or "its end", short(error), self.output_dir)
+            lacking = {subject([e]) if e["op"] in ARTIFACTS else e["op"] for e in journal.unsent if e["op"] != "end"}
+            what = f"not complete and stays open: it lacks {', '.join(sorted(lacking)) or 'its end'}"
+            what = "not sent" if self.run_id is None else what
+            text = "MLflow run %s is %s (%s). Send it later: fairlung mlflow-sync %s"
+            logger.info(text, self.run_name, what, short(error), self.output_dir)
         else:
             logger.info("MLflow run %s was sent after all", self.run_name)
 

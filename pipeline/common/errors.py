@@ -5,7 +5,7 @@ import sys
 import traceback
 from types import TracebackType
 
-from .text import mask_logins, without_login
+from .text import mask_logins, printable, without_login
 
 EXIT_SOME_FAILED = 3  # exit code of an inference in which some scans failed, or none was answered
 
@@ -40,5 +40,5 @@ def show_user_errors() -> None:
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     found = None if os.environ.get("FAIRLUNG_TRACEBACK") == "1" else user_error(error)
-    text = f"error: {found}" if found else "".join(traceback.format_exception(kind, error, trace)).rstrip()
-    print(without_login(text), file=sys.stderr)
+    stack = "".join(traceback.format_exception(kind, error, trace)).rstrip()
+    print(without_login(f"error: {printable(str(found))}" if found else stack), file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import Any
 from ..common.text import without_login
 from ..data.cohort_checks import SPLITS
 from ..evaluation.wording import number_name, span
+from ..reports.document import escape_markdown
 from .store import TrackingError
 
 MAX_PARAM_LENGTH = 6000  # MLflow's limit
@@ -79,12 +80,12 @@ def note_markdown(result: Mapping[str, Any]) -> str:
     """An evaluation as the Markdown of an MLflow description: F1 of each group, P and gap, verdicts, F1 of each cell.
 
     ``result`` is what :func:`~.write_evaluation` returns, and may hold ``audit``, of :func:`~.write_audit`, whose
-    intervals stand beside the numbers, the checkpoint's ``epoch``, and ``about``, a line on the run.
+    intervals stand beside the numbers, the checkpoint's ``epoch``, and ``about``, a line on the run in Markdown.
     """
     scores, classes, groups = result["metrics"], result["class_names"], result["group_names"]
     audit = result.get("audit")
     lines = [*headline_table(scores, groups, audit), ""]
-    lines += [*(f"- {verdict.text}" for verdict in audit.verdicts), ""] if audit else []
+    lines += [*(f"- {escape_markdown(verdict.text)}" for verdict in audit.verdicts), ""] if audit else []
     lines += [result["about"], ""] if result.get("about") else []
     supports = [[sum(row) for row in matrix] for matrix in result["confusion"]]
     cells = [
@@ -93,7 +94,7 @@ def note_markdown(result: Mapping[str, Any]) -> str:
     ]
     lines += [*_table(["F1 of class", *groups], cells), ""]
     epoch = "" if result.get("epoch") is None else f" of epoch {result['epoch']}"
-    lines.append(f"Split {result['split']}, checkpoint {Path(result['checkpoint']).name}{epoch}.")
+    lines.append(escape_markdown(f"Split {result['split']}, checkpoint {Path(result['checkpoint']).name}{epoch}."))
     if result["synthetic"]:
         lines.append("The scans are **SYNTHETIC** (phantoms): nothing here is about patients.")
     return "\n".join(lines)
@@ -112,5 +113,5 @@ def headline_table(scores: Mapping[str, float], groups: Sequence[str], audit: An
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    first, *others = [[cell.replace("|", "\\|") for cell in row] for row in (headings, *rows)]
+    first, *others = [[*map(escape_markdown, row)] for row in (headings, *rows)]
     return [f"| {' | '.join(row)} |" for row in (first, ["---"] * len(first), *others)]

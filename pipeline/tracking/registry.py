@@ -16,6 +16,7 @@ from ..common.run_folder import RECORD, training_dir
 from ..common.text import without_login
 from ..evaluation.records import Audit, read_record
 from ..networks.checkpoint import require_checkpoint
+from ..reports.document import escape_markdown
 from .bundle_model import log_bundle_model
 from .champion import RULE, Candidate, Decision, Judgement, RegistryError, challenge, champion, read_judgement
 from .loggable import headline_table, metric_name
@@ -103,10 +104,12 @@ def _evaluation_run(client: MlflowClient, run: Any, split: str) -> Any:
 
 def _description(judgement: Judgement, result: dict[str, Any], audit: Audit | None, evaluation: Any) -> str:
     lines = [*headline_table(result["metrics"], result["group_names"], audit), ""]
-    lines.append(f"On split {judgement.split}.{' SYNTHETIC scans (phantoms).' if judgement.synthetic else ''}")
+    lines.append(
+        f"On split {escape_markdown(judgement.split)}.{' SYNTHETIC scans (phantoms).' if judgement.synthetic else ''}"
+    )
     if evaluation is not None:
         place = f"#/experiments/{evaluation.info.experiment_id}/runs/{evaluation.info.run_id}"
-        lines.append(f"[The evaluation]({place}), {evaluation.info.run_name}.")
+        lines.append(f"[The evaluation]({place}), {escape_markdown(evaluation.info.run_name)}.")
     return "\n".join(lines)
 
 

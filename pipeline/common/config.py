@@ -42,10 +42,18 @@ def _running(kind: type[Running]) -> Running:
 
 
 def run_name(system: str, **settings: Any) -> str:
-    """A run in a line, ``LA+CVaR alpha 0.8 tau 1.0 exact seed 42``; what its loss does not read is left out."""
+    """A run in a line, ``LA+CVaR R3D18 alpha 0.8 tau 1.0 exact seed 42``; what its loss does not read is left out."""
     unread = unread_by_objective(_running(ConfigParser).config)
     shown = {name: value for name, value in settings.items() if value is not None and name not in unread}
-    return " ".join([system, *(str(v) if name == "gradient" else f"{name} {v}" for name, v in shown.items())])
+    named = [system, network_name(_running(ConfigParser).config).removesuffix("Classifier")]
+    named += [str(v) if name == "gradient" else f"{name} {v}" for name, v in shown.items()]
+    return " ".join(filter(None, named))
+
+
+def network_name(config: dict[str, Any]) -> str:
+    """What the network of a config is called, such as ``R3D18Classifier``; "" where the config does not say."""
+    target = config["network_def"].get("_target_", "") if isinstance(config.get("network_def"), dict) else ""
+    return target.rpartition(".")[2]
 
 
 def check_settings() -> None:
@@ -201,13 +209,15 @@ def training_config() -> dict[str, str]:
 
 
 def resolved_settings() -> dict[str, Any]:
-    """Every plain top-level setting that is read, with its value: what a user can override by name."""
+    """Every plain top-level setting that is read, with its value: what a user can override by name; and the network."""
     workflow = _running(ConfigWorkflow)
     config = resolved_config()
     passed_over = _instructions(workflow) | set(unread_by_objective(config))
     names = [key for key, value in config.items() if key not in passed_over and not isinstance(value, dict)]
     settings = {name: workflow.parser.get_parsed_content(name) for name in names}
-    return {name: content for name, content in settings.items() if _is_plain(content)}
+    plain = {name: content for name, content in settings.items() if _is_plain(content)}
+    network = network_name(config)
+    return {"network": network, **plain} if network else plain
 
 
 def write_settings(path: str | Path) -> None:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 from types import TracebackType
 
-from .text import printable
+from .text import mask_logins, printable, without_login
 
 EXIT_SOME_FAILED = 3  # exit code of an inference in which some scans failed, or none was answered
 WHOLE_STACK = "FAIRLUNG_TRACEBACK"  # the environment variable that, set to 1, shows the stack
@@ -88,17 +88,20 @@ def _entry(error: BaseException) -> str:
 def show_errors_in_a_line(interrupted: str = "interrupted") -> None:
     """Let the process end on an error with :func:`in_a_line`, and on Ctrl-C with the words ``interrupted``.
 
-    FAIRLUNG_TRACEBACK=1 shows everything.
+    FAIRLUNG_TRACEBACK=1 shows everything but logins.
     """
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            print(f"\n{interrupted}", file=sys.stderr)
+        if shows_whole_stack():
+            said = "".join(traceback.format_exception(kind, error, trace)).rstrip()
+        elif isinstance(error, KeyboardInterrupt):
+            said = f"\n{interrupted}"
         else:
-            print(f"error: {printable(in_a_line(error))}", file=sys.stderr)
+            said = f"error: {printable(in_a_line(error))}"
+        print(without_login(said), file=sys.stderr)
 
-    if not shows_whole_stack():
-        sys.excepthook = show
+    sys.excepthook = show
+    mask_logins()
 
 
 def shows_whole_stack() -> bool:

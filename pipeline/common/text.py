@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import platform
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -102,4 +103,28 @@ def without_login(text: str) -> str:
     """Text without the user and password of every address in it, in its query too."""
     # a password may hold / and @, so up to the last @; what follows a port is a path
     text = re.sub(r"(?<=://)([^/@:\s]+:(?!\d+/)[^\s'\"]*@|[^/@\s]+@)", "", text)
-    return re.sub(r"(?<=[?&])(user|username|password|passwd|token)=[^&\s'\"]*", r"\1=", text)
+    return re.sub(
+        r"(?i)(?<=[?&])([\w-]*(?:user(?:name)?|pass(?:word|wd)?|pwd|token|secret|key))=[^&\s'\"]*", r"\1=", text
+    )
+
+
+def mask_logins() -> None:
+    """From now on nothing that this process logs holds a login of an address, whichever library logs it."""
+    make = logging.getLogRecordFactory()
+    if not isinstance(make, _Masking):
+        logging.setLogRecordFactory(_Masking(make))
+
+
+class _Masking:
+    def __init__(self, make: Callable[..., logging.LogRecord]) -> None:
+        self.make = make
+
+    def __call__(self, *arguments: Any, **named: Any) -> logging.LogRecord:
+        record = self.make(*arguments, **named)
+        with suppress(Exception):  # a message that does not fit its values; logging itself says so
+            message = record.getMessage()
+            if (masked := without_login(message)) != message:
+                record.msg, record.args = masked, None
+        if record.exc_info:
+            record.exc_text = without_login(logging.Formatter().formatException(record.exc_info))
+        return record

@@ -149,7 +149,8 @@ def open_study_run(study: StudyPlan, folder: StudyFolder) -> None:
         import mlflow
 
         uri = store.absolute(uri or mlflow.get_tracking_uri())
-        client, experiment = store.connect(uri, str(study.settings.get("experiment", "fair-lung-ct")))
+        experiment = str(study.settings.get("experiment", "fair-lung-ct"))
+        client, experiment = store.connect(uri, experiment, known=folder.parent_run is not None)
         known = store.living_run(client, folder.parent_run)
         # A run elsewhere could choose another store, so run.json names it, unless its address holds a login.
         told = uri if text.without_login(uri) == uri else None

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ..common.references import unread_by_objective
-from ..common.text import did_you_mean
+from ..common.text import did_you_mean, without_login
 from ..data.cohort import Cohort, load_cohort
 from ..data.folds import fold_tables, write_folds
 from .record import STUDY_FILE, PlannedRun, Protocol, StudyError, load_study, parse_record
@@ -61,6 +61,10 @@ class StudyPlan:
             raise StudyError(f"seeds must differ, got {', '.join(map(str, self.seeds))}")
         if self.folds < 2 or self.repeats < 1:
             raise StudyError(f"folds must be at least 2 and repeats at least 1, got {self.folds} and {self.repeats}")
+        written = json.dumps([self.settings, self.systems, self.evaluation], default=str)
+        if without_login(written) != written:
+            way = "give it in the environment, as MLFLOW_TRACKING_URI, and leave tracking_uri out"
+            raise StudyError(f"a setting holds an address with a login, which every run's file would show: {way}")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ..common.errors import in_a_line
 from ..common.files import write_json
 from ..common.run_folder import is_complete
 from ..common.settings import is_expression, verbatim
+from ..common.text import without_login
 from .record import PlannedRun, read_record
 
 DONE, FAILED, LOG = "done.json", "failed.json", "log.txt"
@@ -37,8 +38,8 @@ def main(path: str) -> int:
         try:
             device = run(read_record(PlannedRun, Path(path)), folder)
         except (Exception, SystemExit) as error:
-            traceback.print_exc()
-            write_json(folder / FAILED, {"reason": in_a_line(error)})
+            print(without_login(traceback.format_exc()), file=sys.stderr)
+            write_json(folder / FAILED, {"reason": without_login(in_a_line(error))})
             return 1
         write_json(folder / DONE, {"device": device, "seconds": round(time.monotonic() - begin, 1)})
     return 0

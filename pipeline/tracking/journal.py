@@ -20,11 +20,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .store import UPLOAD_TIMEOUT, impatient, living_run
+from .store import UPLOAD_TIMEOUT, bounded, impatient, living_run, patience
 
 PENDING = "mlflow_pending"  # folder in an output_dir
 JOURNAL = "journal.jsonl"
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's limits on one request
+ARTIFACTS = ("file", "text")
+UPLOAD_RATE = 1e6  # bytes a second, at least
+
+
+class GoneFileError(FileNotFoundError):
+    """A file that was to be sent is gone, or is another one by now."""
 
 
 class Lines:
@@ -91,6 +97,11 @@ class Journal(Lines):
             entry["copied"] = True
             self.write({"copied": entry["n"]})
 
+    def discard(self) -> None:
+        """Let go of the journal and remove it: its run was never to be."""
+        self.unsent = []
+        self.close()
+
     def close(self) -> None:
         """Let go of the journal; remove it when everything was sent."""
         if not self.unsent:
@@ -139,8 +150,50 @@ class Written:
         return journal
 
 
-def send(client: Any, run_id: str, entries: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Send one entry, or several of metrics, to a run; FileNotFoundError for a file that is gone or has changed."""
+def deliver(client: Any, run_id: str, entries: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
+    """Send one entry, or several of metrics, in bounded time; what MLflow refuses of them, and why.
+
+    Where it refuses some of many values, the others are sent. Any error means that it does not answer.
+    """
+    upload = {"MLFLOW_HTTP_REQUEST_TIMEOUT": UPLOAD_TIMEOUT} if entries[0]["op"] in ARTIFACTS else {}
+    with impatient(**upload):
+        try:
+            seconds = patience() + sum(entry.get("size", 0) for entry in entries) / UPLOAD_RATE
+            bounded(seconds, _send, client, run_id, entries, folder)
+        except Exception as error:
+            if not is_refusal(client, run_id, error):
+                raise
+            halves = _halves(entries)
+            if not halves:
+                return [f"{subject(entries)}: {error}"]
+            return [text for half in halves for text in deliver(client, run_id, half, folder)]
+    return []
+
+
+def subject(entries: Sequence[Mapping[str, Any]]) -> str:
+    """What entries are about, in a word: a file's name, the name of one value, else the kind."""
+    entry = entries[0]
+    if entry["op"] in ARTIFACTS:
+        return str(entry.get("name") or Path(entry["source"]).name)
+    named = [row[0] for row in entry["values"]] if entry["op"] == "metrics" else list(entry.get("values", ()))
+    return str(named[0]) if len(entries) == len(named) == 1 else str(entry["op"])
+
+
+def _halves(entries: Sequence[Mapping[str, Any]]) -> list[Sequence[Mapping[str, Any]]]:
+    """Entries of many values in two parts; none where there is one value."""
+    if len(entries) > 1:
+        return [entries[: len(entries) // 2], entries[len(entries) // 2 :]]
+    entry = entries[0]
+    if entry["op"] not in BATCH or len(entry["values"]) < 2:
+        return []
+    make = list if entry["op"] == "metrics" else dict
+    values = list(entry["values"] if entry["op"] == "metrics" else entry["values"].items())
+    middle = len(values) // 2
+    return [[{**entry, "values": make(part)}] for part in (values[:middle], values[middle:])]
+
+
+def _send(client: Any, run_id: str, entries: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """GoneFileError for a file that is gone or has changed."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
     entry = entries[0]
@@ -161,9 +214,8 @@ def send(client: Any, run_id: str, entries: Sequence[Mapping[str, Any]], folder:
         if entry.get("copied"):
             path = folder / str(entry["n"]) / path.name
         elif not path.is_file() or stamp(path) != {name: entry[name] for name in ("size", "mtime_ns")}:
-            raise FileNotFoundError(f"{path} is gone or has changed")
-        with impatient(MLFLOW_HTTP_REQUEST_TIMEOUT=UPLOAD_TIMEOUT):
-            client.log_artifact(run_id, str(path), entry["folder"])
+            raise GoneFileError(f"{path} is gone or has changed")
+        client.log_artifact(run_id, str(path), entry["folder"])
     elif op == "end":
         client.set_terminated(run_id, entry["status"], entry["time"])
     else:
@@ -188,7 +240,7 @@ def batches(entries: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
 
 def is_refusal(client: Any, run_id: str, error: BaseException) -> bool:
     """Whether MLflow takes entries of this run but not this one; sending it again would not help."""
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, GoneFileError):
         return True
     refused = getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
-    return refused and living_run(client, run_id) is not None
+    return refused and bounded(patience(), living_run, client, run_id) is not None

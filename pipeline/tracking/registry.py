@@ -6,16 +6,20 @@ import filecmp
 import json
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..common import run_folder
 from ..common.distributed import is_primary
 from ..common.run_folder import RECORD, training_dir
 from ..common.text import without_login
+from ..evaluation.records import Audit, read_record
 from ..networks.checkpoint import require_checkpoint
+from ..reports.document import escape_markdown
 from .bundle_model import log_bundle_model
 from .champion import RULE, Candidate, Decision, Judgement, RegistryError, challenge, champion, read_judgement
+from .loggable import headline_table, metric_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +36,9 @@ class Registered(NamedTuple):
     decision: Decision
 
 
-def register_model(client: MlflowClient, name: str, model_id: str, run_id: str, judgement: Judgement) -> Registered:
+def register_model(
+    client: MlflowClient, name: str, model_id: str, run_id: str, judgement: Judgement, evaluation_dir: Path
+) -> Registered:
     """Register a logged model as a new version, and let it challenge the champion.
 
     The alias moves by :data:`RULE`, also where a person moved it by hand to the version that holds it.
@@ -46,13 +52,21 @@ def register_model(client: MlflowClient, name: str, model_id: str, run_id: str, 
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
     tags = judgement.tags()
-    run_tags = client.get_run(run_id).data.tags
-    if run_tags.get("fairlung.kind") == "evaluate":  # of a training's run the cohort may be another
-        tags["fairlung.cohort_digest"] = run_tags["fairlung.cohort_digest"]
+    run = client.get_run(run_id)
+    if run.data.tags.get("fairlung.kind") == "evaluate":  # of a training's run the cohort may be another
+        tags["fairlung.cohort_digest"] = run.data.tags["fairlung.cohort_digest"]
+    evaluation = _evaluation_run(client, run, judgement.split)
+    result = json.loads((evaluation_dir / run_folder.METRICS).read_text())
+    named = [(group, result["metrics"].get(f"f1_{group}")) for group in result["group_names"]]
+    tags |= {f"fairlung.f1.{metric_name(group)}": json.dumps(value) for group, value in named if value is not None}
+    tags |= {"fairlung.evaluation_run_id": evaluation.info.run_id} if evaluation is not None else {}
     # without a server, MLflow would look for models:/ in the process's default store, which may be another
     server = client.tracking_uri.startswith("http")
     source = f"models:/{model_id}" if server else client.get_logged_model(model_id).artifact_location
-    about = {"tags": tags, "description": _description(judgement)}
+    audit = None
+    with suppress(OSError, ValueError):
+        audit = read_record(Audit, evaluation_dir / run_folder.AUDIT)
+    about = {"tags": tags, "description": _description(judgement, result, audit, evaluation)}
     created = client.create_model_version(name, source, run_id=run_id, model_id=model_id, **about)
     new = Candidate(int(created.version), judgement)
     decision = _decide(client, name, new)
@@ -81,13 +95,24 @@ def _decide(client: MlflowClient, name: str, new: Candidate) -> Decision:
     return Decision(True, "no version holds the alias")
 
 
-def _description(judgement: Judgement) -> str:
-    kind = " SYNTHETIC scans (phantoms)." if judgement.synthetic else ""
-    interval = "no interval"
-    if judgement.gap_low is not None and judgement.gap_high is not None:
-        interval = f"interval {judgement.gap_low:+.4f} to {judgement.gap_high:+.4f}"
-    score = f"P {judgement.score:.4f}, gap {judgement.gap:+.4f} ({interval})"
-    return f"{score} on split {judgement.split}.{kind}"
+def _evaluation_run(client: MlflowClient, run: Any, split: str) -> Any:
+    """The run of the evaluation: itself, or the last one of its training on a split; None where MLflow has none."""
+    if run.data.tags.get("fairlung.kind") == "evaluate":
+        return run
+    of = f"tags.`fairlung.training_run_id` = '{run.info.run_id}' and params.split = '{split}'"
+    found = client.search_runs([run.info.experiment_id], of, max_results=1, order_by=["attributes.start_time DESC"])
+    return found[0] if found else None
+
+
+def _description(judgement: Judgement, result: dict[str, Any], audit: Audit | None, evaluation: Any) -> str:
+    lines = [*headline_table(result["metrics"], result["group_names"], audit), ""]
+    lines.append(
+        f"On split {escape_markdown(judgement.split)}.{' SYNTHETIC scans (phantoms).' if judgement.synthetic else ''}"
+    )
+    if evaluation is not None:
+        place = f"#/experiments/{evaluation.info.experiment_id}/runs/{evaluation.info.run_id}"
+        lines.append(f"[The evaluation]({place}), {escape_markdown(evaluation.info.run_name)}.")
+    return "\n".join(lines)
 
 
 def require_tracking(name: str, tracking_uri: str | None) -> None:
@@ -110,7 +135,7 @@ def register_evaluation(
         client = MlflowClient(tracking_uri=tracker.tracking_uri or get_tracking_uri())
         judgement = read_judgement(evaluation_dir)
         model_id = log_bundle_model(client, tracker.run_id, checkpoint, bundle_root)
-        return register_model(client, name, model_id, tracker.run_id, judgement)
+        return register_model(client, name, model_id, tracker.run_id, judgement, Path(evaluation_dir))
     except Exception as error:
         tracker.finish()  # the evaluation is done and did not fail
         raise RegistryError(
@@ -161,4 +186,4 @@ def register_output(
     except MlflowException as error:
         raise RegistryError(f"the store has no run {record['run_id']} ({error}); pass --tracking-uri") from error
     model_id = log_bundle_model(client, record["run_id"], chosen, bundle_root)
-    return register_model(client, name, model_id, record["run_id"], judgement)
+    return register_model(client, name, model_id, record["run_id"], judgement, evaluation_dir)

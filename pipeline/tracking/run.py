@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,12 +38,24 @@ from ..data.cohort import Cohort
 from ..evaluation.records import Audit
 from ..reports.document import escape_markdown
 from . import store, sync
-from .journal import Journal, batches, is_refusal, send, stamp
-from .loggable import loggable, metric_name, note_markdown, param, refuse_shared_names, short, with_grouped_names
-from .store import TrackingError, impatient
+from .journal import ARTIFACTS, Journal, batches, deliver, stamp, subject
+from .loggable import loggable, note_markdown, param, refuse_shared_names, short, shown_name
+from .store import TrackingError, bounded, impatient, patience
 from .system_load import SystemMonitor
 
 logger = logging.getLogger(__name__)
+
+# settings that an evaluation has of its own where a training has them too
+JUDGED_WITH = (
+    "bundle_root", "cohort", "output_dir", "tracking_uri", "experiment", "run_name", "parent_run", "tags", "device",
+    "system_metrics", "num_workers", "cache_dir", "cache_limit", "cache_in_memory", "metric_prefix", "required_splits",
+    "key_metric", "min_cell", "allow_empty_cells", "unknown_groups",
+)  # fmt: skip
+# settings that an evaluation does not use, and would tell as the configs have them
+RECIPE = (
+    "epochs", "accumulate", "every_group", "learning_rate", "weight_decay", "cosine_epochs", "dropout", "val_interval",
+    "small_groups", "flip_prob", "rotation_prob", "brightness", "pretrained", "keep_checkpoints", "model_file",
+)  # fmt: skip
 
 
 @dataclass(eq=False, repr=False)
@@ -70,11 +83,14 @@ class RunTracker:
         self._client: Any = None  # None while MLflow is not reached
         self._journal: Journal | None = None
         self._lock = threading.RLock()
-        self._warned = self._warned_of_copy = False
+        self._warned: set[str] = set()
+        self._warned_of_copy = False
+        self._artifacts_wait = False  # MLflow answers, but does not store them
         self._group_names: tuple[str, ...] = ()
         self._metric_names: set[str] = set()
         self._training: dict[str, Any] = {}  # the record of the training that an evaluation judges
         self._monitor: SystemMonitor | None = None
+        self._load: list[list[Any]] = []  # that waits for the model's first numbers
 
     @property
     def active(self) -> bool:
@@ -95,23 +111,25 @@ class RunTracker:
         """
         if not is_primary():
             return
+        if self.kind != "train":
+            training = training_dir(settings.get("checkpoint"), self.output_dir)
+            self._training = {} if training is None else json_or_nothing(training / run_folder.RECORD)
+            trained = {} if training is None else json_or_nothing(training / run_folder.SETTINGS)
+            settings = _of_training(settings, self._training.get("settings", {}), trained)
+        away = None
+        if self.tracking_uri != "":
+            import mlflow
+
+            refuse_shared_names(cohort.class_names)
+            refuse_shared_names(cohort.group_names)
+            self._uri = store.absolute(self.tracking_uri or mlflow.get_tracking_uri())
+            self._group_names = tuple(cohort.group_names)
+            away = self._connect()
         if self.kind == "train" and not resumed:  # an earlier training's
             with suppress(OSError):
                 (self.output_dir / run_folder.RECORD).unlink(missing_ok=True)
         if self.tracking_uri == "":
             return
-        import mlflow
-
-        refuse_shared_names(cohort.class_names)
-        refuse_shared_names(cohort.group_names)
-        self._uri = store.absolute(self.tracking_uri or mlflow.get_tracking_uri())
-        self._group_names = tuple(cohort.group_names)
-        away = self._connect()
-        if self.kind != "train":
-            training = training_dir(settings.get("checkpoint"), self.output_dir)
-            self._training = {} if training is None else json_or_nothing(training / run_folder.RECORD)
-            known = self._training.get("settings", {})
-            settings = {k: v for k, v in settings.items() if k not in TRAINING_SETTINGS} | known
         self._about = _about(settings, self.kind, cohort)
         interrupted = self._interrupted() if resumed else {}
         self.run_name = interrupted.get("run_name", self.run_name)
@@ -124,8 +142,10 @@ class RunTracker:
         self.log_text(yaml.safe_dump(loggable(config), sort_keys=False), "config/config.yaml")
         self.log_text(json.dumps(loggable(settings), indent=2), "config/settings.json")
         if self.system_metrics:
-            self._monitor = SystemMonitor(lambda values: self._submit("metrics", values=values))
-        logger.info("MLflow run %s (%s)", self.run_name, self.run_id or "not sent yet")
+            self._monitor = SystemMonitor(self._log_load)
+        place = f"{without_login(self._uri)}/#/experiments/{self._experiment_id}/runs/"
+        shown = (place if self._uri.startswith("http") else "") + (self.run_id or "")
+        logger.info("MLflow run %s (%s)", self.run_name, shown if self.run_id else "not sent yet")
 
     def _open(self, tags: Mapping[str, str], interrupted: Mapping[str, Any], away: Exception | None) -> None:
         uid = uuid.uuid4().hex
@@ -147,13 +167,16 @@ class RunTracker:
             try:
                 sync.sync(self.output_dir, self._uri)
             except Exception as error:  # sent another time
-                self._warn("what an earlier process left for MLflow is not sent: %s", error)
+                self._warn(f"what an earlier process left for MLflow is not sent: {short(error)}")
         return json_or_nothing(self.output_dir / run_folder.RECORD)
 
     def _connect(self) -> Exception | None:
         """Reach MLflow; the reason why not, unless the settings are at fault."""
+        earlier = (self._training, json_or_nothing(self.output_dir / run_folder.RECORD))
+        known = any(one.get("run_id") and one.get("tracking_uri") == without_login(self._uri) for one in earlier)
         try:
-            self._client, self._experiment_id = store.connect(self._uri, self.experiment)
+            known |= self.parent_run is not None
+            self._client, self._experiment_id = store.connect(self._uri, self.experiment, known)
             if self.parent_run and self.kind == "train" and store.living_run(self._client, self.parent_run) is None:
                 raise TrackingError(f"parent_run: MLflow has no run {self.parent_run!r}")
         except TrackingError:
@@ -167,7 +190,7 @@ class RunTracker:
         tags = {"mlflow.source.name": self.source_dir.resolve().name, "mlflow.source.type": "LOCAL"}
         tags |= {"fairlung.kind": self.kind, "fairlung.cohort_digest": cohort.digest, **_git_tags(self.source_dir)}
         tags |= {"fairlung.synthetic": "true"} if cohort.synthetic else {}
-        named = (name for name in ("system", "alpha", "seed", "fold") if settings.get(name) is not None)
+        named = (name for name in ("system", "network", "alpha", "seed", "fold") if settings.get(name) is not None)
         tags |= {f"fairlung.{name}": param(settings[name]) for name in named}
         tags |= {"fairlung.device": device_name(torch.device(self.device)), "mlflow.note.content": self._about}
         tags |= {"mlflow.parentRunId": self.parent_run} if self.parent_run else {}
@@ -177,7 +200,9 @@ class RunTracker:
         import mlflow
 
         cells = cohort.cells()
-        source = mlflow.data.from_pandas(cells, name="cohort", digest=cohort.digest[:36])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a hint on columns of whole numbers
+            source = mlflow.data.from_pandas(cells, name="cohort", digest=cohort.digest[:36])
         entity = {key: value for key, value in dict(source._to_mlflow_entity()).items() if value is not None}
         entity |= {"source_type": "code", "source": json.dumps({"tags": {}})}  # MLflow's names the user and a path
         self._submit("dataset", dataset=entity, context=self.kind)
@@ -201,14 +226,13 @@ class RunTracker:
             if journal is None:
                 return
             entry = journal.add(op, **content)
-            if self._client is not None:
+            waits = (op in ARTIFACTS and self._artifacts_wait) or (op == "end" and len(journal.unsent) > 1)
+            if self._client is not None and not waits:
                 try:
-                    with impatient():
-                        self._send(journal, [entry])
+                    self._send(journal, [entry])
                 except Exception as error:  # a training must not end on it
-                    self._client = None
-                    self._go_offline(error)
-            if self._client is None:
+                    self._fails(journal, entry, error)
+            if journal.unsent and journal.unsent[-1] is entry:
                 if op == "file":
                     journal.keep_file(entry)
                 if journal.problem is not None:
@@ -216,26 +240,44 @@ class RunTracker:
 
     def _send(self, journal: Journal, entries: list[dict[str, Any]]) -> None:
         if entries[0]["op"] == "create":
-            self.run_id = store.create_run(self._client, self._experiment_id, entries[0])
+            with impatient():
+                self.run_id = bounded(patience(), store.create_run, self._client, self._experiment_id, entries[0])
             journal.write({"run_id": self.run_id})
         else:
             assert self.run_id is not None
-            try:
-                send(self._client, self.run_id, entries, journal.folder)
-            except Exception as error:
-                if not is_refusal(self._client, self.run_id, error):
-                    raise
-                self._warn("MLflow refused something about run %r, which goes on: %s", self.run_name, error)
+            for refusal in deliver(self._client, self.run_id, entries, journal.folder):
+                self._warn(f"MLflow refused something about run {self.run_name!r}, which goes on: {short(refusal)}")
         journal.sent(entries)
 
-    def _go_offline(self, error: Exception) -> None:
-        text = "MLflow does not answer (%s); the run goes on and is kept here. Send it later: fairlung mlflow-sync %s"
-        self._warn(text, error, self.output_dir)
+    def _fails(self, journal: Journal, entry: Mapping[str, Any], error: Exception) -> None:
+        """Go on without MLflow, or, where it answers, without its store of artifacts."""
+        if entry["op"] == "create" and store.is_mistake(error):  # such as no right to make a run
+            self._journal = None
+            journal.discard()
+            raise TrackingError(f"MLflow at {without_login(self._uri)}: {short(error)}") from error
+        if entry["op"] in ARTIFACTS and self._answers():
+            self._artifacts_wait = True
+            text = f"MLflow did not store {subject([entry])} ({short(error)}); it is kept here and sent at the end"
+            self._warn(f"{text}, or later: fairlung mlflow-sync {self.output_dir}")
+        else:
+            self._client = None
+            self._go_offline(error)
 
-    def _warn(self, message: str, *values: Any) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning(message, *(short(v) if isinstance(v, Exception) else v for v in values))
+    def _answers(self) -> bool:
+        try:
+            with impatient():
+                return bounded(patience(), store.living_run, self._client, self.run_id) is not None
+        except Exception:
+            return False
+
+    def _go_offline(self, error: Exception) -> None:
+        text = f"MLflow does not answer ({short(error)}); the run goes on and is kept here"
+        self._warn(f"{text}. Send it later: fairlung mlflow-sync {self.output_dir}")
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning("%s", message)
 
     def _warn_of_copy(self, error: OSError) -> None:
         if not self._warned_of_copy:
@@ -243,12 +285,20 @@ class RunTracker:
             logger.warning("what MLflow did not take cannot be kept either, and will be missing: %s", short(error))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log numbers of an epoch; the headline ones under a grouped name too (:func:`with_grouped_names`)."""
+        """Log numbers of an epoch, each under one name (:func:`shown_name`)."""
         if self.active:
-            named = with_grouped_names(metrics, self._group_names)
+            named = {shown_name(name, self._group_names): float(value) for name, value in metrics.items()}
             self._metric_names.update(named)
             now = int(time.time() * 1000)
-            self._submit("metrics", values=[[metric_name(k), float(v), now, step] for k, v in named.items()])
+            self._submit("metrics", values=[[name, value, now, step] for name, value in named.items()])
+
+    def _log_load(self, values: list[list[Any]]) -> None:
+        """Log the machine's load once the model has numbers: MLflow lists metrics in the order in which they came."""
+        with self._lock:
+            self._load += values
+            if self._load and any(not name.endswith("/lr") for name in self._metric_names):
+                values, self._load = self._load, []
+                self._submit("metrics", values=values)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         self._submit("tags", values=dict(tags))
@@ -292,9 +342,10 @@ class RunTracker:
             self.log_file(path, folder)
 
     def _log_best(self, metrics: Mapping[str, float], split: str, epoch: int | None) -> None:
-        names = with_grouped_names({f"{split}_{name}": value for name, value in metrics.items()}, self._group_names)
-        best = {name.replace("/", "/best_"): value for name, value in names.items() if "/" in name}
-        self.log_metrics({k: v for k, v in best.items() if k not in self._metric_names}, epoch or 0)
+        headline = {"score", "gap", "abs_gap", "f1_macro", *(f"f1_{group}" for group in self._group_names)}
+        best = {f"best_{split}_{name}": value for name, value in metrics.items() if name in headline}
+        new = {k: v for k, v in best.items() if shown_name(k, self._group_names) not in self._metric_names}
+        self.log_metrics(new, epoch or 0)
         path = self.output_dir / run_folder.RECORD
         if epoch is not None and (record := json_or_nothing(path)):
             with suppress(OSError):
@@ -309,6 +360,8 @@ class RunTracker:
             journal = self._journal
             if journal is None:
                 return
+            if self._load:
+                self._submit("metrics", values=self._load)
             self._submit("end", status=status)
             self._journal = None
             atexit.unregister(self.finish)
@@ -320,9 +373,10 @@ class RunTracker:
     def _send_rest(self, journal: Journal) -> None:
         try:
             with impatient():
-                self._client, self._experiment_id = store.connect(self._uri, self.experiment)
+                self._client, self._experiment_id = store.connect(self._uri, self.experiment, known=True)
                 if self.run_id is None:  # a creation whose answer was lost
-                    self.run_id = store.find_run(self._client, self._experiment_id, journal.uid)
+                    found = (self._client, self._experiment_id, journal.uid)
+                    self.run_id = bounded(patience(), store.find_run, *found)
                 if self.run_id is None:
                     self._send(journal, journal.unsent[:1])
                 assert self.run_id is not None
@@ -331,8 +385,11 @@ class RunTracker:
                     self._send(journal, batch)
                 journal.sent(journal.unsent)
         except Exception as error:
-            text = "MLflow run %s is not sent (%s). Send it later: fairlung mlflow-sync %s"
-            logger.info(text, self.run_name, short(error), self.output_dir)
+            lacking = {subject([e]) if e["op"] in ARTIFACTS else e["op"] for e in journal.unsent if e["op"] != "end"}
+            what = f"not complete and stays open: it lacks {', '.join(sorted(lacking)) or 'its end'}"
+            what = "not sent" if self.run_id is None else what
+            text = "MLflow run %s is %s (%s). Send it later: fairlung mlflow-sync %s"
+            logger.info(text, self.run_name, what, short(error), self.output_dir)
         else:
             logger.info("MLflow run %s was sent after all", self.run_name)
 
@@ -419,13 +476,29 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _about(settings: Mapping[str, Any], kind: str, cohort: Cohort) -> str:
-    named = [
-        f"{name} {escape_markdown(param(settings[name]))}"
-        for name in TRAINING_SETTINGS[1:]
-        if settings.get(name) is not None
-    ]
+    told = {name: settings[name] for name in (*TRAINING_SETTINGS[1:], "network") if settings.get(name) is not None}
+    named = [f"{name} {escape_markdown(param(value))}" for name, value in told.items()]
     what = ", ".join([f"**{escape_markdown(settings.get('system') or 'unknown system')}**", *named])
-    scans, cells = "SYNTHETIC scans (phantoms)" if cohort.synthetic else "scans", cohort.cells()
-    split = "train" if kind == "train" else settings.get("split")
-    n = cells[cells["split"] == split]["n"].sum() or len(cohort.table)  # those that this run is about
-    return f"{'Training' if kind == 'train' else 'Evaluation'} of {what}, on {n} {scans}."
+    scans = "SYNTHETIC scans (phantoms)" if cohort.synthetic else "scans"
+    if kind != "train":
+        return f"Evaluation of {what}, on {_count(cohort, settings.get('split'))} {scans}."
+    return f"Training of {what}, on {_count(cohort, 'train')} {scans}, judged on {_count(cohort, 'val')} others."
+
+
+def _count(cohort: Cohort, split: str | None) -> int:
+    return int((cohort.table["split"] == split).sum()) if "split" in cohort.table else len(cohort.table)
+
+
+def _of_training(settings: Mapping[str, Any], known: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation's settings, those of its training in place of the configs' defaults.
+
+    Args:
+        settings: of the evaluation.
+        known: what a training's record says of it.
+        trained: all settings of the training; {} where its folder is not there: then the evaluation's own alone are
+            told, since the others would be defaults.
+    """
+    if not trained:
+        return {k: v for k, v in settings.items() if k not in TRAINING_SETTINGS and k not in RECIPE} | dict(known)
+    own = {name: value for name, value in settings.items() if name not in trained or name in JUDGED_WITH}
+    return dict(trained) | own | dict(known)

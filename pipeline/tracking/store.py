@@ -4,10 +4,12 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
@@ -15,37 +17,100 @@ from ..common.errors import UserError
 from ..common.text import without_login
 
 MARK = "fairlung.journal"  # tag: the journal's id, by which its run is found again
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows runs of training, not of agents
+NOTE = "mlflow.note.content"  # tag: the description that the page shows
+LEGEND = """\
+**P** is the mean of the groups' (as a rule, the sexes') macro F1; the **gap** is the first one's minus the second's.
+
+| metric | what it is |
+| --- | --- |
+| `val/f1/<group>`, `test/f1/<group>` | macro F1 of each group's scans |
+| `val/score`, `val/gap`, `val/abs_gap` | P, gap and its size |
+| `val/best_score`, `val/best_gap`, `val/best_f1_<group>` | of a training's best epoch: compare trainings by them |
+| `val/f1_macro` | macro F1 of all groups pooled |
+| `val/cells/...` | F1, precision and recall of a class in a group |
+| `train/loss`, `train/lr` | loss and learning rate of an epoch |
+| `workload/...` | load of CPU, memory, disk, network and GPU |
+
+An evaluation is nested under its training; its description has the intervals, its artifacts the report.
+"""
+# the page shows runs of training, not of agents
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development", NOTE: LEGEND}
 # MLflow's own 7 retries of 120 s would hold up a training for minutes; an answer takes far less than this
 LIMITS = {"MAX_RETRIES": "1", "BACKOFF_FACTOR": "1", "TIMEOUT": "10"}
 IMPATIENCE = {f"MLFLOW_HTTP_REQUEST_{name}": value for name, value in LIMITS.items()}
 UPLOAD_TIMEOUT = "60"  # the server answers when it has stored the file
-REFUSED_LOGIN = re.compile("password authentication failed|does not exist|no pg_hba|Access denied|Unknown database")
+WAIT_FOR_TABLES = 120.0  # seconds in which this process, or another one, makes a new database
+UNKNOWN_HOST = re.compile("NameResolutionError|could not translate host|Name or service not known|Unknown MySQL server")
+REFUSED_LOGIN = "password authentication failed|does not exist|no pg_hba|Access denied|Unknown database"
+NO_STORE = "SSLError|not in a valid JSON|Invalid url|Could not parse|unable to open database|configuration failed with"
+MISTAKE = re.compile(f"{REFUSED_LOGIN}|{NO_STORE}")
+OLD_NEWS = (  # log lines of libraries: what the error says that follows, and a line for each table of a new database
+    "Retrying (", "SQLAlchemy database error", "SQLAlchemy engine could not be created", "Running upgrade",
+    "Context impl", "Will assume",
+)  # fmt: skip
+Answer = TypeVar("Answer")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before mlflow is imported, which reads it then
+_ours: dict[str, str] = {}  # what impatient() put into the environment
 
 
 class TrackingError(UserError, ValueError):
     """MLflow cannot be used as the settings say: a mistyped address, a deleted experiment, a refused login."""
 
 
-def _is_no_retry(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("Retrying (")
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a log line of a library says more than the error that it raises as well."""
+    return not record.getMessage().startswith(OLD_NEWS)
 
 
 @contextmanager
 def impatient(**settings: str) -> Iterator[None]:
-    """MLflow's HTTP client gives up in seconds, unless the user's environment says otherwise, and logs no retry."""
-    retries = logging.getLogger("urllib3.connectionpool")
-    nested = _is_no_retry in retries.filters
-    retries.addFilter(_is_no_retry)
-    ours = {name: value for name, value in {**IMPATIENCE, **settings}.items() if name not in os.environ}
+    """MLflow's HTTP client gives up in seconds, unless the user's environment says otherwise, and logs no retry.
+
+    Nor does it print the addresses of runs, which would show a login.
+    """
+    for name in ("urllib3.connectionpool", "mlflow.store.db.utils", "alembic.runtime.migration"):
+        logging.getLogger(name).addFilter(_is_news)  # twice is once
+    outer = {name: _ours[name] for name in settings if name in _ours}  # this one, inside another, goes further
+    ours = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", **IMPATIENCE, **settings}
+    ours = {name: value for name, value in ours.items() if name not in os.environ or name in outer}
     os.environ.update(ours)
+    _ours.update(ours)
     try:
         yield
     finally:
         for name in ours:
             os.environ.pop(name, None)
-        if not nested:
-            retries.removeFilter(_is_no_retry)
+            _ours.pop(name, None)
+        os.environ.update(outer)
+        _ours.update(outer)
+
+
+def patience() -> float:
+    """Seconds for one answer, whatever a store is busy with: two requests that end in time, and the pause between."""
+    given = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "")
+    return 3 * max(float(given if given.isdigit() else 0), float(LIMITS["TIMEOUT"]))
+
+
+def bounded(seconds: float, function: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What a function returns or raises, or TimeoutError when that takes longer: it is then left to itself."""
+    outcome: Future[Answer] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(function(*arguments))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    try:
+        threading.Thread(target=work, daemon=True, name="fairlung-mlflow").start()
+    except RuntimeError:  # an interpreter that ends starts no thread
+        work()
+    try:
+        return outcome.result(seconds)
+    except TimeoutError as error:
+        if outcome.done():
+            raise
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from error
 
 
 def is_mistake(error: BaseException) -> bool:
@@ -57,24 +122,35 @@ def is_mistake(error: BaseException) -> bool:
     return isinstance(error, (ValueError, ImportError, PermissionError, FileNotFoundError, NotADirectoryError))
 
 
-def connect(uri: str, experiment: str) -> tuple[Any, str]:
+def connect(uri: str, experiment: str, known: bool = False) -> tuple[Any, str]:
     """MLflow's client of a store that answers, and the id of an experiment, which is made when it does not exist.
 
-    TrackingError: the settings are at fault. Any other error: the store does not answer.
+    TrackingError: the settings are at fault, as with a host that does not exist, unless the store is ``known`` to have
+    answered before. Any other error: the store does not answer.
     """
-    import mlflow
-
     try:
-        with impatient(), _first_access(uri):
-            _probe(uri)
-            client = mlflow.MlflowClient(tracking_uri=uri)
-            return client, _experiment_id(client, experiment)
+        with impatient():
+            return bounded(patience() if uri.startswith("http") else WAIT_FOR_TABLES, _connect, uri, experiment)
     except TrackingError:
         raise
     except Exception as error:
-        if is_mistake(error):
-            raise TrackingError(f"MLflow at {without_login(uri)}: {without_login(str(error))}") from error
+        text = " ".join(without_login(str(error)).split())
+        if (unknown := UNKNOWN_HOST.search(text)) and not known:
+            raise TrackingError(f"MLflow at {without_login(uri)}: there is no such host") from error
+        if not unknown and (is_mistake(error) or MISTAKE.search(text)):
+            raise TrackingError(f"MLflow at {without_login(uri)}: {text}") from error
         raise
+
+
+def _connect(uri: str, experiment: str) -> tuple[Any, str]:
+    import mlflow
+
+    if re.match(r"sqlite:(?!///.)|sqlite:///:memory:", uri):
+        raise ValueError("a SQLite store is named with three slashes and a path, sqlite:///folder/mlflow.db")
+    with _first_access(uri):
+        _probe(uri)
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        return client, _experiment_id(client, experiment)
 
 
 def _probe(uri: str) -> None:
@@ -95,12 +171,7 @@ def _probe(uri: str) -> None:
             engine = sqlalchemy.create_engine(uri, connect_args=seconds, poolclass=sqlalchemy.NullPool)
         except sqlalchemy.exc.ArgumentError as error:
             raise TrackingError(str(error)) from error
-        try:
-            engine.connect().close()
-        except sqlalchemy.exc.OperationalError as error:
-            if REFUSED_LOGIN.search(str(error)):
-                raise TrackingError(str(error.orig).strip()) from error
-            raise
+        engine.connect().close()
 
 
 def _sqlite_file(uri: str) -> Path:
@@ -113,12 +184,13 @@ def _first_access(uri: str) -> AbstractContextManager[object]:
         return nullcontext()
     path = _sqlite_file(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(f"{path}.lock")
+    return FileLock(f"{path}.lock", timeout=WAIT_FOR_TABLES)
 
 
 def absolute(uri: str) -> str:
     """An address that means the same in another working directory."""
-    return f"sqlite:///{_sqlite_file(uri).absolute()}" if uri.startswith("sqlite:///") else uri
+    named = uri.startswith("sqlite:///") and uri != "sqlite:///:memory:"
+    return f"sqlite:///{_sqlite_file(uri).absolute()}" if named else uri
 
 
 def _experiment_id(client: Any, name: str) -> str:
@@ -134,6 +206,9 @@ def _experiment_id(client: Any, name: str) -> str:
                 raise
     if found.lifecycle_stage != "active":
         raise TrackingError(f"MLflow experiment {name!r} is deleted; restore it or choose another")
+    if NOTE not in found.tags:  # a user's own stays, and one that was emptied too
+        with suppress(MlflowException):
+            client.set_experiment_tag(found.experiment_id, NOTE, LEGEND)
     return found.experiment_id
 
 

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from ..common.run_folder import RECORD
 from ..common.text import without_login
-from .journal import JOURNAL, PENDING, Lines, Written, batches, is_refusal, remove, send
+from .journal import JOURNAL, PENDING, Lines, Written, batches, deliver, remove
 from .store import MARK, TrackingError, connect, create_run, find_run, impatient, living_run
 
 
@@ -94,12 +94,7 @@ def _send_rest(output_dir: Path, journal: Written, create: Mapping[str, Any], cl
         pending.append(end)
     refused = []
     for batch in batches(pending):
-        try:
-            send(client, run_id, batch, journal.folder)
-        except Exception as error:
-            if not is_refusal(client, run_id, error):
-                raise
-            refused.append(without_login(str(error)))
+        refused += [without_login(text) for text in deliver(client, run_id, batch, journal.folder)]
         marks.sent(batch)
     remove(journal.folder)
     return Synced(create["name"], run_id, end["status"], len(pending), tuple(refused))

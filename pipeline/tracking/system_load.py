@@ -14,8 +14,9 @@ SAMPLING_SECONDS = 10.0  # of the machine's load, unless MLFLOW_SYSTEM_METRICS_S
 
 
 class SystemMonitor:
-    """Submits the machine's load as rows ``[system/<name>, value, milliseconds, step]`` from a thread of its own.
+    """Submits the machine's load as rows ``[workload/<name>, value, milliseconds, step]`` from a thread of its own.
 
+    MLflow's page lists what is called ``system/...`` before all metrics of the model, so this is called otherwise.
     MLflow's ``SystemMetricsMonitor`` around its monitors is not used: it sends by itself, past the journal, and ends at
     the first request that fails.
     """
@@ -50,7 +51,7 @@ class SystemMonitor:
 
     def _log(self) -> None:
         now = int(time.time() * 1000)
-        values = [[f"system/{name}", float(value), now, self._samples] for name, value in self._sample().items()]
+        values = [[f"workload/{name}", float(value), now, self._samples] for name, value in self._sample().items()]
         self._samples += 1
         if values:
             self._submit(values)

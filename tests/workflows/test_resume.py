@@ -137,7 +137,7 @@ def test_it_is_one_run_in_mlflow(pair: SimpleNamespace) -> None:
     runs = client.search_runs([client.get_experiment_by_name("e").experiment_id], order_by=["start_time"])
     # whole, the interrupted one, and the attempt that was refused before a run was opened left none
     assert [item.info.status for item in runs] == ["FINISHED", "FINISHED"]
-    whole, parts = ([m.value for m in client.get_metric_history(r.info.run_id, "val_score")] for r in runs)
+    whole, parts = ([m.value for m in client.get_metric_history(r.info.run_id, "val/score")] for r in runs)
     assert whole == parts and len(parts) == 3
     assert runs[0].data.metrics["val/best_score"] == runs[1].data.metrics["val/best_score"]
     # what would tell them apart

@@ -23,19 +23,19 @@ from fairlung.pipeline.losses.aggregation import GroupCVaR
 FOLDER = Path(__file__).parents[2] / "bundles" / "fair_lung_ct" / "configs" / "systems"
 SYSTEMS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 NAMED = {
-    "ce": "CE seed 42",
-    "la": "LA tau 1.0 seed 42",
-    "cvar": "CVaR alpha 0.7 exact seed 42",
-    "la_cvar": "LA+CVaR alpha 0.8 tau 1.0 exact seed 42",
-    "inverse_frequency": "inverse frequency seed 42",
-    "balanced_softmax": "balanced softmax seed 42",
-    "focal": "focal seed 42",
-    "ldam": "LDAM seed 42",
-    "worst_group": "worst group seed 42",
-    "group_dro": "group DRO seed 42",
-    "daw_fdd": "DAW-FDD alpha 0.5 seed 42",
-    "cnn_rnn": "CNN-RNN seed 42",
-    "recommended": "LA+CVaR recommended alpha 0.8 tau 1.0 exact seed 42",
+    "ce": "CE R3D18 seed 42",
+    "la": "LA R3D18 tau 1.0 seed 42",
+    "cvar": "CVaR R3D18 alpha 0.7 exact seed 42",
+    "la_cvar": "LA+CVaR R3D18 alpha 0.8 tau 1.0 exact seed 42",
+    "inverse_frequency": "inverse frequency R3D18 seed 42",
+    "balanced_softmax": "balanced softmax R3D18 seed 42",
+    "focal": "focal R3D18 seed 42",
+    "ldam": "LDAM R3D18 seed 42",
+    "worst_group": "worst group R3D18 seed 42",
+    "group_dro": "group DRO R3D18 seed 42",
+    "daw_fdd": "DAW-FDD R3D18 alpha 0.5 seed 42",
+    "cnn_rnn": "CNN-RNN CNNRNN seed 42",
+    "recommended": "LA+CVaR recommended R3D18 alpha 0.8 tau 1.0 exact seed 42",
 }
 # what its loss reads of alpha, tau and gradient, and a run of it records
 READ: dict[str, list[str]] = {name: [] for name in NAMED} | {"la": ["tau"], "daw_fdd": ["alpha"]}
@@ -153,7 +153,7 @@ def test_an_overlay_of_0_1_trains_and_its_nulls_are_not_recorded(
     assert (type(aggregation), aggregation.alpha) == (GroupCVaR, 0.6)
     trained = json.loads((tmp_path / "settings.json").read_text())
     assert {key: trained[key] for key in OBJECTIVE_SETTINGS if key in trained} == {"gradient": "exact"}
-    assert trained["run_name"] == "mine exact seed 42"
+    assert trained["run_name"] == "mine DenseNet exact seed 42"
 
 
 # ---- another network -----------------------------------------------------------------------------------------------

@@ -128,6 +128,12 @@ def test_the_version_says_how_it_was_judged(store: SimpleNamespace) -> None:
     assert (version.tags["fairlung.gap_low"], version.tags["fairlung.gap_high"]) == ("-0.3", "0.2")
     assert (version.tags["fairlung.split"], version.tags["fairlung.synthetic"]) == ("val", "true")
     assert "SYNTHETIC" in version.description
+    for group in ("male", "female"):
+        assert json.loads(version.tags[f"fairlung.f1.{group}"]) == metrics[f"f1_{group}"]
+        assert f"{metrics[f'f1_{group}']:.4f}" in version.description
+    evaluation = store.client.get_run(version.tags["fairlung.evaluation_run_id"])
+    assert evaluation.data.tags["fairlung.kind"] == "evaluate"
+    assert f"runs/{evaluation.info.run_id})" in version.description
     assert RULE in store.client.get_registered_model(NAME).description
     assert f"{NAME} version 1: now the champion (no version holds the alias)" in store.printed
     (output,) = store.client.get_run(version.run_id).outputs.model_outputs

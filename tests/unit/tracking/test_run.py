@@ -28,8 +28,9 @@ from workflows import CLASSES, SECRET, SHRUNK, SMALL_NETWORK, Start, Trained, ru
 
 from fairlung.pipeline.common.text import without_login
 from fairlung.pipeline.data.cohort import Cohort, load_cohort
+from fairlung.pipeline.evaluation.resampling import Estimate
 from fairlung.pipeline.evaluation.wording import Verdict
-from fairlung.pipeline.tracking.loggable import note_markdown, with_grouped_names
+from fairlung.pipeline.tracking.loggable import note_markdown, shown_name
 from fairlung.pipeline.tracking.run import RunTracker
 from fairlung.pipeline.tracking.store import TrackingError, impatient
 from fairlung.pipeline.tracking.sync import sync
@@ -70,17 +71,17 @@ def test_a_run_says_where_it_comes_from(tracked: SimpleNamespace, bundle_dir: Pa
 def test_a_run_has_the_curves(tracked: SimpleNamespace) -> None:
     run_id = tracked.runs["train"].info.run_id
     metrics = tracked.runs["train"].data.metrics
-    wanted = {"lr", "train_loss", "val_score", "val_gap", "val_abs_gap", "val_f1_macro", "best_val_score"}
+    wanted = {"train/lr", "train/loss", "val/score", "val/gap", "val/abs_gap", "val/f1_macro", "val/best_score"}
     for sex in ("male", "female"):
-        wanted |= {f"val_f1_{sex}", f"train_loss_{sex}", f"train_cvar_weight_{sex}"}
-        wanted |= {f"val_{s}_{sex}_squamous_cell" for s in ("f1", "precision", "recall")}
+        wanted |= {f"val/f1/{sex}", f"train/loss_{sex}", f"train/cvar_weight_{sex}", f"val/best_f1_{sex}"}
+        wanted |= {f"val/cells/{s}_{sex}_squamous_cell" for s in ("f1", "precision", "recall")}
     assert wanted <= set(metrics)
-    for name in ("train_loss", "val_score", "lr"):
+    for name in ("train/loss", "val/score", "train/lr"):
         assert [m.step for m in tracked.client.get_metric_history(run_id, name)] == [1, 2]
-    first, second = (m.value for m in tracked.client.get_metric_history(run_id, "lr"))
+    first, second = (m.value for m in tracked.client.get_metric_history(run_id, "train/lr"))
     assert (first, second) == (pytest.approx(1e-4), pytest.approx(0.5e-4))  # cosine over two epochs
-    assert metrics["val_gap"] == pytest.approx(metrics["val_f1_male"] - metrics["val_f1_female"])
-    assert metrics["train_cvar_weight_male"] + metrics["train_cvar_weight_female"] == pytest.approx(1)
+    assert metrics["val/gap"] == pytest.approx(metrics["val/f1/male"] - metrics["val/f1/female"])
+    assert metrics["train/cvar_weight_male"] + metrics["train/cvar_weight_female"] == pytest.approx(1)
 
 
 def test_a_run_keeps_its_artifacts(tracked: SimpleNamespace, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_runs_end_finished_and_the_evaluation_names_its_training(tracked: Simple
     assert {r.info.status for r in tracked.runs.values()} == {"FINISHED"}
     tags = tracked.runs["evaluate"].data.tags
     assert tags["fairlung.training_run_id"] == tracked.runs["train"].info.run_id
-    assert "val_score" in tracked.runs["evaluate"].data.metrics
+    assert "val/score" in tracked.runs["evaluate"].data.metrics
 
 
 def test_runs_of_one_name_never_merge_and_a_crash_ends_failed(
@@ -391,7 +392,8 @@ def test_a_run_is_nested_and_shows_the_load(cohort: Cohort, tmp_path: Path, monk
     tracker.start({"system": "LA", "alpha": 1.0, "seed": 3, "fold": 2}, {}, cohort)
     run_id = tracker.run_id
     client, until = mlflow.MlflowClient(uri), time.monotonic() + 60
-    while len(client.get_metric_history(run_id, "system/cpu_utilization_percentage")) < 2:
+    tracker.log_metrics({"train_loss": 1.0}, 1)  # the load comes after the model's own
+    while len(client.get_metric_history(run_id, "workload/cpu_utilization_percentage")) < 2:
         assert time.monotonic() < until
         time.sleep(0.05)
     tracker.finish()
@@ -403,7 +405,7 @@ def test_a_run_is_nested_and_shows_the_load(cohort: Cohort, tmp_path: Path, monk
     assert tags.items() <= run.data.tags.items()
     assert "fairlung.alpha" not in client.get_run(settings["parent_run"]).data.tags  # plain cross-entropy has none
     assert run.data.tags["fairlung.device"]
-    assert "system/system_memory_usage_percentage" in run.data.metrics
+    assert "workload/system_memory_usage_percentage" in run.data.metrics
 
 
 def test_logging_an_evaluation_writes_nothing(cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,14 +422,31 @@ def test_logging_an_evaluation_writes_nothing(cohort: Cohort, tmp_path: Path, mo
     assert [path.name for path in (tmp_path / "val").iterdir()] == ["predictions.csv"]
 
 
+@pytest.mark.fault(
+    "wrong", "parameters of an evaluation, and its number of scans", before="config defaults; all scans of the cohort",
+    now="those of the training that it judges; the judged ones",
+)  # fmt: skip
 def test_an_evaluation_says_what_was_trained(tracked: SimpleNamespace) -> None:
     training, evaluation = tracked.runs["train"], tracked.runs["evaluate"]
+    settings = json.loads((tracked.folder / "run" / "settings.json").read_text())
+    own = {"run_name", "required_splits", "cohort"}
+    differing = {k for k, v in training.data.params.items() if evaluation.data.params.get(k) != v}
+    assert differing <= own
+    assert (evaluation.data.params["epochs"], evaluation.data.params["split"]) == (str(settings["epochs"]), "val")
+    for one in (training, evaluation):
+        assert one.data.params["network"] == one.data.tags["fairlung.network"] == "R3D18Classifier"
+    confusion = json.loads((tracked.folder / "run/val/evaluation/metrics.json").read_text())["confusion"]
+    judged = sum(map(sum, [row for matrix in confusion for row in matrix]))
+    note = evaluation.data.tags["mlflow.note.content"]
+    assert f"on {judged} SYNTHETIC scans" in note
     assert evaluation.data.tags["mlflow.parentRunId"] == training.info.run_id
     assert evaluation.data.params["alpha"] == "0.8"
     for one in (training, evaluation):
         assert one.data.tags["fairlung.system"] == "LA+CVaR"
         note = one.data.tags["mlflow.note.content"]
-        assert f"| {one.data.metrics['val/score' if one is evaluation else 'val/best_score']:.4f} |" in note
+        ends = " (" if one is evaluation else " |"  # of its interval, or of the number's cell in the table
+        assert f"| {one.data.metrics['val/score' if one is evaluation else 'val/best_score']:.4f}{ends}" in note
+        assert note.startswith("| F1 male | F1 female | P |")
         assert "checkpoint best.pt of epoch" in note
         assert "SYNTHETIC" in note
 
@@ -452,9 +471,9 @@ def test_the_note() -> None:
         | {"f1_m_x|y": 0.6667, "f1_m_z": 0.8, "f1_f_x|y": 1.0, "f1_f_z": 1.0},
     }
     assert note_markdown(result).splitlines() == [
-        "| P | gap (m minus f) | \\|gap\\| | F1 m | F1 f |",
+        "| F1 m | F1 f | P | gap (m minus f) | \\|gap\\| |",
         "| --- | --- | --- | --- | --- |",
-        "| 0.8500 | -0.2500 | 0.2500 | 0.7000 | 1.0000 |",
+        "| 0.7000 | 1.0000 | 0.8500 | -0.2500 | 0.2500 |",
         "",
         "| F1 of class | m | f |",
         "| --- | --- | --- |",
@@ -463,19 +482,31 @@ def test_the_note() -> None:
         "",
         "Split test, checkpoint best.pt.",
     ]
-    audit = SimpleNamespace(verdicts=(Verdict("no-statement", "Too few scans."), Verdict("note", "No leak.")))
+    gap, f1 = Estimate(-0.25, -0.5, 0.125), Estimate(0.7, 0.5, 0.75)
+    audit = SimpleNamespace(
+        verdicts=(Verdict("no-statement", "Too few scans."), Verdict("note", "No leak.")),
+        overall=SimpleNamespace(numbers=lambda: {"gap": gap}),
+        groups=(SimpleNamespace(group="m", f1=f1),),
+    )
     note = note_markdown({**result, "audit": audit, "epoch": 3, "synthetic": True})
-    assert note.startswith("- Too few scans.\n- No leak.\n\n| P |")
+    row = "| 0.7000 (0.500 to 0.750) | 1.0000 | 0.8500 | -0.2500 (-0.500 to +0.125) | 0.2500 |"
+    assert note.splitlines()[2:6] == [row, "", "- Too few scans.", "- No leak."]
     assert "best.pt of epoch 3." in note
     assert "SYNTHETIC" in note
 
 
-def test_headline_metrics_are_grouped_too() -> None:
-    names = ["train_loss", "lr", "train_loss_m", "val_score", "val_gap", "val_f1_m", "val_f1_m_x", "best_val_score"]
-    grouped = with_grouped_names(dict.fromkeys(names, 1.0), ["m", "f"])
-    assert [*grouped] == [
-        *names, "train/loss", "train/lr", "val/score", "val/gap", "val/f1_m", "val/best_score",
-    ]  # fmt: skip
+@pytest.mark.fault(
+    "words", "a number has two names in MLflow, and the groups' F1 stand among others", before="val_f1_m and val/f1_m",
+    now="one name, and a section of the groups' F1 alone",
+)  # fmt: skip
+def test_a_number_has_one_name() -> None:
+    names = {
+        "train_loss": "train/loss", "lr": "train/lr", "train_loss_m": "train/loss_m", "val_score": "val/score",
+        "test_gap": "test/gap", "val_f1_m": "val/f1/m", "val_f1_f": "val/f1/f", "val_f1_macro": "val/f1_macro",
+        "val_f1_m_x": "val/cells/f1_m_x", "best_val_score": "val/best_score", "best_val_f1_m": "val/best_f1_m",
+        "val/best_gap": "val/best_gap", "mine": "mine",
+    }  # fmt: skip
+    assert {name: shown_name(name, ["m", "f"]) for name in names} == names
 
 
 def test_names_and_addresses_are_made_fit_to_log(
@@ -487,11 +518,11 @@ def test_names_and_addresses_are_made_fit_to_log(
     cohort = start("train", cohort=str(small_cohort)).parser.get_parsed_content("cohort_data")
     address = "postgresql://user:secret@host/db"
     tracker.start({"tracking_uri": address}, {"tracking_uri": address}, cohort)
-    tracker.log_metrics({"val_f1_<65": 0.5, "val_f1_>=65": 0.6, "val_f1_A+B (mild)": 0.7, "val_f1_肺癌": 0.8}, 1)
+    tracker.log_metrics({"f1_<65": 0.5, "f1_>=65": 0.6, "f1_A+B (mild)": 0.7, "f1_肺癌": 0.8}, 1)
     run_id = tracker.run_id
     tracker.finish()
     logged = mlflow.MlflowClient(tracking_uri=uri).get_run(run_id)
-    assert set(logged.data.metrics) == {"val_f1_under 65", "val_f1_from 65", "val_f1_A_B _mild_", "val_f1_肺癌"}
+    assert set(logged.data.metrics) == {"f1_under 65", "f1_from 65", "f1_A_B _mild_", "f1_肺癌"}
     assert logged.data.params["tracking_uri"] == "postgresql://host/db"
     assert logged.data.tags["fairlung.synthetic"] == "true"
     for path in tmp_path.rglob("*"):

@@ -26,7 +26,7 @@ from ..data.groups import group_columns
 from ..data.intake_records import SEPARATOR
 from ..evaluation.predictions import POSTPROCESS, PROBABILITY, SYNTHETIC
 from ..postprocessing.fitted import Fitted
-from .answers import Answer, answer_scans
+from .answers import Answer, AnswerEvents, answer_scans
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ SPREAD = "spread_"  # before the class name in the column of the members' standa
 AGREEMENT = "agreement"
 NOT_UNICODE = re.compile("[\ud800-\udfff]")
 ESCAPED = re.compile(r"\\(udc[89a-f][0-9a-f])")  # what the table's encoding makes of a byte that is not Unicode
+WARNING_CODE = re.compile(r"([a-z_]+):")
 _ELSEWHERE = "choose another output folder, or move the table away"
 # keys of an object of the JSON, in order
 OBJECT = (
@@ -163,8 +164,9 @@ class PredictionWriter:
     The columns are scan, prediction, prob_<class>, for an ensemble also spread_<class> and agreement, for corrected
     probabilities also ``postprocess`` (what was done), then status (ok|failed|skipped), reason, warnings: see
     :class:`Answer`. The JSON is a list of objects in the same order, with the record of how the scan was read (without
-    its files), the probabilities before a correction (``uncorrected``) and the ``prevalence`` corrected for. After each
-    batch ``engine.state.answers`` holds its answers in the order of the batch, for the handlers attached after this.
+    its files), the probabilities before a correction (``uncorrected``) and the ``prevalence`` corrected for. Of each
+    batch ``engine.state.answers`` holds the answers in its order when :attr:`AnswerEvents.ANSWERED` is fired, for the
+    handlers attached after this; rows are written when those have made their pictures and reports, or failed to.
 
     The rows reach the disk batch by batch, in ``<path>.part``, which becomes ``path`` when the epoch is complete.
     """
@@ -184,8 +186,10 @@ class PredictionWriter:
         self.columns += ["status", "reason", "warnings"]
         self.answered: set[str] = set()  # names of the scans that had a row before this run
         self.counts: Counter[str] = Counter()  # rows by status, and of the answered ones "with warnings"
+        self.codes: Counter[str] = Counter()  # answered rows by the code of each of their warnings
 
     def attach(self, engine: Engine) -> None:
+        engine.register_events(*AnswerEvents)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._complete)
@@ -220,20 +224,24 @@ class PredictionWriter:
         self.recover()  # also of a table to which nothing was added
         counts = [self.counts[kind] for kind in ("ok", "with warnings", "skipped", "failed")]
         logger.info("%d scans answered (%d of them with warnings), %d skipped, %d failed: %s", *counts, self.path)
+        if told := ", ".join(f"{count} {code}" for code, count in self.codes.most_common()):
+            logger.info("scans with each kind of warning: %s", told)
         if self.counts["failed"] or (self.counts["skipped"] and not self.counts["ok"]):
             sys.exit(EXIT_SOME_FAILED)
 
     def _start(self, engine: Engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.counts.clear()
+        self.codes.clear()
         _part(self.path).write_bytes(csv_bytes([self.columns]))
         _part(self.json_path).write_bytes(b"")
 
     def _add(self, engine: Engine) -> None:
         answers = self.answer(engine.state.batch, engine.state.output["pred"])
         engine.state.answers = answers
+        engine.fire_event(AnswerEvents.ANSWERED)
         for answer in self._write(answers):
-            self._count(answer.status, bool(answer.warnings))
+            self._count(answer.status, answer.warnings)
             if answer.status != "ok":
                 log = logger.warning if answer.status == "failed" else logger.info
                 log("%s %s: %s", answer.scan, answer.status, answer.reason)
@@ -248,9 +256,11 @@ class PredictionWriter:
         append_durably(objects, b"".join(json_line(self.record(answer)) for answer in answers))
         append_durably(table, csv_bytes([csv_text(self.cells(answer)) for answer in answers]))
 
-    def _count(self, status: str, warned: bool) -> None:
+    def _count(self, status: str, warnings: Iterable[str]) -> None:
+        told = list(filter(None, warnings)) if status == "ok" else []
         self.counts[status] += 1
-        self.counts["with warnings"] += status == "ok" and warned
+        self.counts["with warnings"] += bool(told)
+        self.codes.update({found[1] for found in map(WARNING_CODE.match, told) if found})
 
     def _complete(self, engine: Engine) -> None:
         part, json_part = _part(self.path), _part(self.json_path)
@@ -298,7 +308,7 @@ class AppendingPredictionWriter(PredictionWriter):
             os.truncate(self.path, whole)
         for row in rows:
             self.answered |= {row["scan"], original_name(row["scan"])}
-            self._count(row["status"], bool(row["warnings"]))
+            self._count(row["status"], row["warnings"].split(SEPARATOR))
         self._recovered = True
         if self._journal.exists():
             self._complete()

@@ -115,8 +115,7 @@ def find_scans(
     """Every scan at or below a path (:func:`scans_below`), in natural order.
 
     Pictures in a folder that has scans below it are taken for a preview, with a warning. A DICOM series that goes on in
-    further folders is one scan, named by the first. CTs of one study that lie in folders of their own are scans of
-    their own, each with the warning ``same_study``.
+    further folders is one scan, named by the first. CTs of a study in several folders have the warning ``same_study``.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -132,8 +131,7 @@ def find_scans(
             several roots as (prefix of the names, path, problem); a root with a problem becomes an item that tells it.
         all_series: list every series of a DICOM folder, named ``folder#1``, ``folder#2``; else the chest CT among
             them is chosen when the folder is read.
-        one_per_study: the DICOM folders of a study are one scan, named by the first; the chest CT among all their
-            series is chosen. Not together with ``all_series``.
+        one_per_study: the DICOM folders of a study are one scan, named by the first. Not with ``all_series``.
 
     Returns:
         ``{"image": path or ScanSource, "scan": name}`` a scan; names are paths relative to the root.

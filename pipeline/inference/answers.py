@@ -32,6 +32,7 @@ class Answer:
     intake: dict[str, Any]  # the record of how the scan was read, files included; empty where there is none
     agreement: float | None = None  # share of the members whose own most probable class it is; None of one
     uncorrected: dict[str, float] | None = None  # by class, before the correction; None without one
+    study: str = ""  # a keyed digest, the same for the scans of one DICOM study
 
     def lacks(self, what: str, error: Exception) -> None:
         """Warn, in the answer and in the log, that something could not be made which was asked for: ``no_WHAT: why``.

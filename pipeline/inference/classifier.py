@@ -71,6 +71,7 @@ class Classifier:
         given = [checkpoint] if isinstance(checkpoint, (str, Path)) else checkpoint
         # scans are read by this process: forking loader processes out of a server's threads is not safe
         self._config |= {"bundle_root": str(root), "checkpoint": [str(path) for path in given], "num_workers": 0}
+        self._config |= {"pseudonyms": None}  # whoever calls knows the scans' names
         self._config |= settings
         parser = ConfigParser(deepcopy(self._config))
         paths = parser.get_parsed_content("checkpoints")

@@ -27,11 +27,13 @@ from ..data.intake_records import SEPARATOR
 from ..evaluation.predictions import POSTPROCESS, PROBABILITY, SYNTHETIC
 from ..postprocessing.fitted import Fitted
 from .answers import Answer, AnswerEvents, answer_scans
+from .pseudonyms import Pseudonyms
 
 logger = logging.getLogger(__name__)
 
 SPREAD = "spread_"  # before the class name in the column of the members' standard deviation
 AGREEMENT = "agreement"
+STUDY = "study"
 NOT_UNICODE = re.compile("[\ud800-\udfff]")
 ESCAPED = re.compile(r"\\(udc[89a-f][0-9a-f])")  # what the table's encoding makes of a byte that is not Unicode
 WARNING_CODE = re.compile(r"([a-z_]+):")
@@ -39,7 +41,7 @@ _ELSEWHERE = "choose another output folder, or move the table away"
 # keys of an object of the JSON, in order
 OBJECT = (
     "scan", "status", "reason", "prediction", "probabilities", "spread", "agreement", "uncorrected", "prevalence",
-    "warnings", "intake",
+    "warnings", STUDY, "intake",
 )  # fmt: skip
 
 
@@ -162,28 +164,30 @@ class PredictionWriter:
     """Writes a row a new scan, and beside the table a JSON of the same name with the numbers in full.
 
     The columns are scan, prediction, prob_<class>, for an ensemble also spread_<class> and agreement, for corrected
-    probabilities also ``postprocess`` (what was done), then status (ok|failed|skipped), reason, warnings: see
-    :class:`Answer`. The JSON is a list of objects in the same order, with the record of how the scan was read (without
-    its files), the probabilities before a correction (``uncorrected``) and the ``prevalence`` corrected for. Of each
-    batch ``engine.state.answers`` holds the answers in its order when :attr:`AnswerEvents.ANSWERED` is fired, for the
-    handlers attached after this; rows are written when those have made their pictures and reports, or failed to.
+    probabilities also ``postprocess`` (what was done), then status (ok|failed|skipped), reason, warnings and, with
+    ``pseudonyms``, study: see :class:`Answer`. The JSON is a list of objects in the same order, with the record of how
+    the scan was read (without its files), the probabilities before a correction (``uncorrected``) and the
+    ``prevalence`` corrected for. Of each batch ``engine.state.answers`` holds the answers in its order when
+    :attr:`AnswerEvents.ANSWERED` is fired, for the handlers attached after this; rows are written when those have made
+    their pictures and reports, or failed to.
 
     The rows reach the disk batch by batch, in ``<path>.part``, which becomes ``path`` when the epoch is complete.
     """
 
     def __init__(
-        self, path: str | Path, class_names: Sequence[str], members: int = 1, correction: Fitted | None = None
-    ) -> None:
+        self, path: str | Path, class_names: Sequence[str], members: int = 1, correction: Fitted | None = None,
+        pseudonyms: Pseudonyms | None = None,
+    ) -> None:  # fmt: skip
         check_setting("members", members, members >= 1, "at least 1")
         self.path = Path(path)
         self.json_path = self.path.with_suffix(".json")
         self.class_names = tuple(class_names)
-        self.members, self.correction = members, correction
+        self.members, self.correction, self.pseudonyms = members, correction, pseudonyms
         self.postprocess = "" if correction is None else stated(correction)
         self.columns = ["scan", "prediction", *(PROBABILITY + name for name in self.class_names)]
         self.columns += [*(SPREAD + name for name in self.class_names), AGREEMENT] if members > 1 else []
         self.columns += [POSTPROCESS] if correction is not None else []
-        self.columns += ["status", "reason", "warnings"]
+        self.columns += ["status", "reason", "warnings", *([STUDY] if pseudonyms is not None else [])]
         self.answered: set[str] = set()  # names of the scans that had a row before this run
         self.counts: Counter[str] = Counter()  # rows by status, and of the answered ones "with warnings"
         self.codes: Counter[str] = Counter()  # answered rows by the code of each of their warnings
@@ -199,7 +203,8 @@ class PredictionWriter:
         given = 1 if logits.ndim == 2 else logits.shape[1]
         if given != self.members:
             raise ValueError(f"members is {self.members}, but the logits {list(logits.shape)} are of {given}")
-        return answer_scans(batch, logits, self.class_names, self.correction)
+        answers = answer_scans(batch, logits, self.class_names, self.correction)
+        return answers if self.pseudonyms is None else list(map(self.pseudonyms.answer, answers))
 
     def cells(self, answer: Answer) -> list[str | float | None]:
         """The row of an answer, None where there is no value."""
@@ -208,7 +213,8 @@ class PredictionWriter:
             row += [*map((answer.spread or {}).get, self.class_names), answer.agreement]
         if self.correction is not None:
             row.append(self.postprocess)
-        return [*row, answer.status, answer.reason, SEPARATOR.join(answer.warnings)]
+        row += [answer.status, answer.reason, SEPARATOR.join(answer.warnings)]
+        return [*row, answer.study] if STUDY in self.columns else row
 
     def record(self, answer: Answer) -> dict[str, Any]:
         prevalence = None if self.correction is None else self.correction.settings.get("target")
@@ -338,6 +344,8 @@ class AppendingPredictionWriter(PredictionWriter):
             header, *rows = csv_rows(content) or [self.columns]
         except (UnicodeDecodeError, csv.Error) as error:
             raise PredictionTableError(f"{self.path} is no table of predictions ({error}); {_ELSEWHERE}") from error
+        if [*header, STUDY] == self.columns:
+            self.columns = header  # a table of a version that told no studies goes on without them
         if header != self.columns:
             raise PredictionTableError(
                 f"{self.path} has other columns than what is answered now:\n  there: {', '.join(header)}\n  "
@@ -377,7 +385,7 @@ class AppendingPredictionWriter(PredictionWriter):
             prediction=row["prediction"] or None,
             probabilities=numbers(PROBABILITY), spread=numbers(SPREAD) or None,
             agreement=float(row[AGREEMENT]) if row.get(AGREEMENT) else None,
-            warnings=row["warnings"].split(SEPARATOR) if row["warnings"] else [], intake={},
+            warnings=row["warnings"].split(SEPARATOR) if row["warnings"] else [], intake={}, study=row.get(STUDY, ""),
         )  # fmt: skip
         return self.record(answer)
 

@@ -105,12 +105,11 @@ class Pseudonyms:
 
     def text(self, text: str) -> str:
         """A text without the paths of scans and of what lies below the roots."""
-        for path in sorted((name for name in self._names if os.sep in name and name in text), key=len, reverse=True):
-            text = text.replace(path, self._names[path])
-        for root in self._roots:
-            if root in text:
-                found = re.compile(re.escape(root.rstrip(os.sep) + os.sep) + PATH_END)
-                text = found.sub(lambda match: self.digest("path", match[0]), text)
+        known = [path for path in self._names if os.path.isabs(path) and path in text]
+        for path in sorted({*known, *self._roots}, key=len, reverse=True):
+            below = f"{re.escape(path.rstrip(os.sep))}{re.escape(os.sep)}{PATH_END}"
+            text = re.sub(below, lambda found: self._names.get(found[0]) or self.digest("path", found[0]), text)
+            text = text.replace(path, self._names.get(path, path))
         return text
 
     def _renamed(self, roots: Any, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

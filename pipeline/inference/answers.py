@@ -10,7 +10,7 @@ import torch
 from ignite.engine import EventEnum
 from torch import Tensor
 
-from ..data.intake_records import failure_reason
+from ..data.intake_records import not_made
 from ..postprocessing.fitted import Fitted
 
 logger = logging.getLogger(__name__)
@@ -35,13 +35,8 @@ class Answer:
     study: str = ""  # a keyed digest, the same for the scans of one DICOM study
 
     def lacks(self, what: str, error: Exception) -> None:
-        """Warn, in the answer and in the log, that something could not be made which was asked for: ``no_WHAT: why``.
-
-        Of an error of the operating system the path is left out: the warnings go into the DICOM report, which must not
-        hold the scan's name.
-        """
-        said = (isinstance(error, OSError) and error.strerror) or failure_reason(error)
-        self.warnings.append(f"no_{what}: {_line(said).removeprefix(f'{self.scan}: ')}")
+        """Warn, in the answer and in the log, that something could not be made which was asked for."""
+        self.warnings.append(not_made(what, error).replace(f" {self.scan}: ", " ", 1))
         logger.warning("%s: %s", self.scan, self.warnings[-1])
 
 

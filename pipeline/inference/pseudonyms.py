@@ -84,32 +84,35 @@ class Pseudonyms:
         """The answer with its study's digest, and its texts without names."""
         files = answer.intake.get("files") or [""]
         uid = study_uid(files[0]) if answer.intake.get("kind") == "dicom" else ""
-        answer = replace(answer, study=self.digest("study", uid) if uid else "")
+        said = self.record(answer.scan, {"reason": answer.reason, "warnings": answer.warnings})
+        intake = self.record(answer.scan, answer.intake)
+        return replace(answer, study=self.digest("study", uid) if uid else "", intake=intake, **said)
+
+    def record(self, scan: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        """What is recorded of a scan, its texts without names."""
         if not self.named:
-            return answer
-        path = self._paths.get(answer.scan, "")
-        inside = sorted(os.listdir(path), key=len, reverse=True) if os.path.isdir(path) else [os.path.basename(path)]
+            return dict(record)
+        texts = {name: self.text(record[name], scan) for name in ("reason", "series") if name in record}
+        return {**record, **texts, "warnings": [self.text(text, scan) for text in record.get("warnings") or ()]}
 
-        def clean(text: str) -> str:
-            for name in inside:
-                if name and name in text:
-                    found = rf"(?<![\w.-]){re.escape(name)}(?=: )"
-                    text = re.sub(found, f"file-{self.digest('file', path, name)}", text)
-            return self.text(text)
-
-        intake = dict(answer.intake)
-        intake |= {name: clean(intake[name]) for name in ("reason", "series") if intake.get(name)}
-        intake |= {"warnings": [clean(text) for text in intake.get("warnings") or ()]}
-        warnings = [clean(text) for text in answer.warnings]
-        return replace(answer, reason=clean(answer.reason), warnings=warnings, intake=intake)
-
-    def text(self, text: str) -> str:
-        """A text without the paths of scans and of what lies below the roots."""
-        known = [path for path in self._names if os.path.isabs(path) and path in text]
+    def text(self, text: str, scan: str = "") -> str:
+        """A text without the paths of scans, of what lies below the roots, and of the files of ``scan``."""
+        head, colon, rest = text.partition(": ")
+        head = self._names.get(head, head)
+        text = self._without_files(f"{head}{colon}{rest}", self._paths.get(scan or head, ""))
+        known = [path for path in self._names if os.sep in path and path in text]
         for path in sorted({*known, *self._roots}, key=len, reverse=True):
             below = f"{re.escape(path.rstrip(os.sep))}{re.escape(os.sep)}{PATH_END}"
             text = re.sub(below, lambda found: self._names.get(found[0]) or self.digest("path", found[0]), text)
             text = text.replace(path, self._names.get(path, path))
+        return text
+
+    def _without_files(self, text: str, path: str) -> str:
+        """A text in which nothing begins with the name of a file in a folder, as in ``0001.png: cannot be decoded``."""
+        files = os.listdir(path) if os.path.isdir(path) else [os.path.basename(path)]
+        for name in sorted((name for name in files if name and name in text), key=len, reverse=True):
+            digest = f"file-{self.digest('file', path, name)}"
+            text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?=: )", digest, text)
         return text
 
     def _renamed(self, roots: Any, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

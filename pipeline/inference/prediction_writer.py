@@ -230,7 +230,8 @@ class PredictionWriter:
         self.recover()  # also of a table to which nothing was added
         counts = [self.counts[kind] for kind in ("ok", "with warnings", "skipped", "failed")]
         logger.info("%d scans answered (%d of them with warnings), %d skipped, %d failed: %s", *counts, self.path)
-        if told := ", ".join(f"{count} {code}" for code, count in self.codes.most_common()):
+        by_count = sorted(self.codes.items(), key=lambda item: (-item[1], item[0]))
+        if told := ", ".join(f"{count} {code}" for code, count in by_count):
             logger.info("scans with each kind of warning: %s", told)
         if self.counts["failed"] or (self.counts["skipped"] and not self.counts["ok"]):
             sys.exit(EXIT_SOME_FAILED)

@@ -84,8 +84,8 @@ class Classifier:
         """A row a scan, in the order of the paths; may be called by several threads.
 
         Each path is of a file or of a folder with one scan; what is no path is a scan that failed. ``batch_size`` 0
-        leaves it to inference.yaml. The columns are those of inference's predictions.csv: scan, prediction,
-        prob_<class> (in [0, 1]), status (ok|failed|skipped), reason, warnings. Without an answer, prediction and
+        leaves it to inference.yaml. The columns are those of inference's predictions.csv but study: scan,
+        prediction, prob_<class> (in [0, 1]), status (ok|failed|skipped), reason, warnings. Without an answer, prediction and
         probabilities are None or NaN.
         """
         names = [os.fspath(path) if isinstance(path, (str, Path)) else "" for path in paths]

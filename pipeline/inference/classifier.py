@@ -85,8 +85,8 @@ class Classifier:
 
         Each path is of a file or of a folder with one scan; what is no path is a scan that failed. ``batch_size`` 0
         leaves it to inference.yaml. The columns are those of inference's predictions.csv but study: scan,
-        prediction, prob_<class> (in [0, 1]), status (ok|failed|skipped), reason, warnings. Without an answer, prediction and
-        probabilities are None or NaN.
+        prediction, prob_<class> (in [0, 1]), status (ok|failed|skipped), reason, warnings. Without an answer,
+        prediction and probabilities are None or NaN.
         """
         names = [os.fspath(path) if isinstance(path, (str, Path)) else "" for path in paths]
         answers = _Answers(self.writer)

@@ -240,6 +240,8 @@ class PredictionWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.counts.clear()
         self.codes.clear()
+        if self.pseudonyms is not None:
+            self.pseudonyms.share()
         _part(self.path).write_bytes(csv_bytes([self.columns]))
         _part(self.json_path).write_bytes(b"")
 

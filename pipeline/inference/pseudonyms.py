@@ -15,6 +15,7 @@ from typing import Any
 
 from fairlung.transforms.scan import ScanSource, as_source
 
+from ..common.distributed import gather_interleaved
 from ..common.errors import UserError
 from ..data.archives import SUFFIXES
 from .answers import Answer
@@ -75,6 +76,10 @@ class Pseudonyms:
     def digest(self, *what: str) -> str:
         text = "\0".join(what).encode("utf-8", "surrogatepass")
         return hmac.new(self._key, text, "sha256").hexdigest()[:DIGITS]
+
+    def share(self) -> None:
+        """Take the first process's key, where several answer together."""
+        self._key = gather_interleaved([self._key])[0]
 
     def finder(self, find: Finder) -> Finder:
         """The same, with pseudonyms for names where there is a key file."""

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 PADDING = -1.0  # value of the slices that fill a volume up; any negative value is taken for it
+MARGIN, SHARE = 0.5, 0.2  # how far beyond [0, 1] a share of the voxels may lie: sharpening does, another range has more
 
 
 def slice_counts(image: Tensor) -> list[int]:
@@ -40,3 +41,21 @@ def unit_range(image: Tensor, brightness: Tensor | None = None) -> Tensor:
     if brightness is None:
         return image
     return (image * brightness.reshape(-1, *[1] * (image.ndim - 1)).to(image)).clamp_(max=1)
+
+
+def cut_to_unit_range(volume: Tensor, source: str) -> Tensor:
+    """A float volume [C, D, H, W] cut off at 0 and 1; slices of padding stay as they are.
+
+    Raises:
+        ValueError: the volume is in another range, which cutting would hide: a value is not finite, or, padding aside,
+            the mean is not in [0, 1] or 20 % of the voxels lie more than 0.5 beyond. ``source`` is what gave it.
+    """
+    low, high = torch.aminmax(volume)
+    if low >= 0 and high <= 1:
+        return volume
+    padded = (volume.amax((-2, -1), keepdim=True) < 0).expand_as(volume)
+    real = volume[~padded]
+    beyond = ((real < -MARGIN) | (real > 1 + MARGIN)).float()
+    if not (torch.isfinite(volume).all() and 0 <= real.mean() <= 1 and beyond.mean() < SHARE):  # no real one: NaN
+        raise ValueError(f"{source} gave values from {low:.4g} to {high:.4g}; the network takes volumes in [0, 1]")
+    return torch.where(padded, volume, volume.clamp(0, 1))

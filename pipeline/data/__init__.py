@@ -6,10 +6,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "archives": ["scan_roots"],
+        "augmentation": ["to_unit_range"],
         "cohort": ["load_cohort"],
         "dataset": [
             "NewScanDataset", "ScanDataset", "center_crop", "default_num_workers", "pad_slices", "read_scans",
-            "scan_finder", "to_unit_range", "volume_transforms",
+            "scan_finder", "volume_transforms",
         ],
         "sampling": ["EpochSampler", "SeedEpochs", "class_counts", "training_items"],
     },

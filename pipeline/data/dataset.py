@@ -32,16 +32,27 @@ from fairlung.transforms.scan import new_record
 from .. import __version__
 from ..common.distributed import barrier, is_first_here, is_primary
 from ..common.errors import UserError
-from ..common.volumes import PADDING, unit_range
+from ..common.volumes import PADDING, cut_to_unit_range
+from .augmentation import Augmentation, to_unit_range
 from .intake_records import failure_reason, record_of, warning_counts, write_intake
 from .sampling import Draw
 from .volume_cache import GIGABYTE, VolumeCache
 
 logger = logging.getLogger(__name__)
 
+LISTED = 5  # pairs that a message shows when there are more
+
 
 class UnreadableScansError(UserError, ValueError):
     """Scans of a cohort cannot be read; lists every one with its reason."""
+
+
+class SameScanError(UserError, ValueError):
+    """A scan is in two splits, under two names: what is measured on one would have been learnt from the other."""
+
+
+class AugmentationError(UserError, ValueError):
+    """The augmentation cannot be applied to a scan's volume, or gives one that no network takes; names both."""
 
 
 def scan_fingerprint(path: str | Path) -> str:
@@ -109,6 +120,8 @@ def _describe(value: Any, parents: tuple[int, ...]) -> Any:
 class ScanDataset(Dataset):
     """Items of a split with their volumes: cached preprocessing, then augmentation.
 
+    Augmentation other than moving voxels gets volumes in [0, 1] (:class:`~.Augmentation`).
+
     Only the volume is cached, by the scan's path and fingerprint and the preprocessing's settings: labels, groups and
     augmentation may change freely, and splits, folds and runs share one ``cache_dir``. An item that is indexed by a
     :class:`~.Draw` is augmented by the draw's seed, else by the random state of the process.
@@ -130,12 +143,12 @@ class ScanDataset(Dataset):
         in_memory: bool = False,
         cache_limit: float | None = None,
     ) -> None:
-        super().__init__(data=data, transform=Compose(augmentation))
+        super().__init__(data=data, transform=Augmentation(augmentation))
         self.in_memory = in_memory
         self.cached = VolumeCache(
             data=[{"image": str(item["image"])} for item in data],
             # as a transform of MONAI's: a plain function would run after the cached part
-            transform=Compose([*_listed(preprocessing), Lambda(without_paths)]),
+            transform=Compose([*_listed(preprocessing), Lambda(without_paths), Lambda(with_digest)]),
             cache_dir=cache_dir or None,
             fingerprint=scan_fingerprint,
             hash_transform=transform_digest,
@@ -144,27 +157,32 @@ class ScanDataset(Dataset):
         )
         self.volumes: Dataset = self.cached
 
-    def prepare(self, num_workers: int = 0, description: str = "reading scans", intake: str | Path = "") -> None:
+    def prepare(
+        self, num_workers: int = 0, description: str = "reading scans", intake: str | Path = ""
+    ) -> dict[str, str]:
         """Read every scan once, with a progress bar, so that a broken one shows before training starts.
 
         UnreadableScansError lists all scans that fail. ``intake`` is the file of all intake records
-        (:func:`~.write_intake`); the log then counts their warnings.
+        (:func:`~.write_intake`); the log then counts their warnings. Returns the digest of each scan's volume; of none
+        where no volume would be kept, and so none is read.
         """
         if not self.in_memory and self.cached.cache_dir is None:
-            return  # nothing would be kept
+            self._try_augmentation()
+            return {}
         if not is_first_here():
             barrier()  # the first process of a host fills the cache on disk, the others find it filled
         if is_primary():
             logger.info("%s: %d", description, len(self))
         loader = DataLoader(_Attempts(self.cached), num_workers=num_workers, batch_size=None)
         progress = tqdm(loader, desc=description, unit="scan", leave=False, disable=None if is_primary() else True)
-        failed, records, size = [], [], 0
+        failed, records, size, digests = [], [], 0, {}
         for index, (item, attempt) in enumerate(zip(self.data, progress, strict=True)):
             failed += [attempt.failure] if attempt.failure else []
             records += [{"scan": item.get("scan", item["image"]), **attempt.record}] if attempt.record else []
             # so that later loader processes need not look at the scan's files again
             self.cached.fingerprints[index] = attempt.fingerprint
             size += attempt.size
+            digests[str(item.get("scan", item["image"]))] = attempt.digest
         if intake and records and is_primary():
             write_intake(records, Path(intake))
             if counts := warning_counts(records):
@@ -181,20 +199,47 @@ class ScanDataset(Dataset):
             )  # fmt: skip
         if self.in_memory:
             self.volumes = CacheDataset(self.cached, transform=Compose([]), copy_cache=False, progress=False)
+        self._try_augmentation()
+        return digests
+
+    def _try_augmentation(self) -> None:
+        """A setting of it that cannot be shows in this process, as one line, before a loader's process meets it."""
+        if self.transform.stock and self.data:
+            self[Draw(0, seed=0)]
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, Draw):
-            self.transform.set_random_state(seed=index.seed)
-        return super().__getitem__(index.index if isinstance(index, Draw) else index)
+        if not isinstance(index, Draw):
+            return super().__getitem__(index)
+        self.transform.set_random_state(seed=index.seed)
+        if not self.transform.stock:
+            return super().__getitem__(index.index)
+        with torch.random.fork_rng(devices=[]):  # a transform that is none of MONAI's draws from torch's own
+            torch.default_generator.manual_seed(index.seed)
+            return super().__getitem__(index.index)
 
     def _transform(self, index: int) -> Any:
-        return self.transform({**self.data[index], "image": self.volumes[index]["image"]})
+        item = {**self.data[index], "image": self.volumes[index]["image"]}
+        try:
+            return self.transform(item)
+        except Exception as error:
+            raise AugmentationError(f"{item.get('scan', 'a scan')}: {failure_reason(error)}") from error
 
 
 def read_scans(folder: str | Path, num_workers: int = 0, **datasets: ScanDataset) -> None:
-    """:meth:`ScanDataset.prepare` of each split, its intake records in ``<folder>/<split>.csv``."""
+    """:meth:`ScanDataset.prepare` of each split, its intake records in ``<folder>/<split>.csv``.
+
+    SameScanError lists the scans whose volume another split has under another name.
+    """
+    found: dict[str, tuple[str, str]] = {}  # split and scan of each digest
+    twice = []
     for split, dataset in datasets.items():
-        dataset.prepare(num_workers, f"reading {split} scans", Path(folder, f"{split}.csv"))
+        digests = dataset.prepare(num_workers, f"reading {split} scans", Path(folder, f"{split}.csv"))
+        for scan, digest in digests.items():
+            other_split, other = found.setdefault(digest, (split, scan))
+            twice += [f"{other} ({other_split}) and {scan} ({split})"] if other_split != split else []
+    if twice:
+        shown = "; ".join([*twice[:LISTED], *([f"and {len(twice) - LISTED} more"] if len(twice) > LISTED else [])])
+        raise SameScanError(f"the same scan is in two splits: {shown}")
 
 
 class _Attempt(NamedTuple):
@@ -202,6 +247,7 @@ class _Attempt(NamedTuple):
     record: Mapping[str, Any]  # the intake record, if any
     fingerprint: str | None
     size: int  # bytes in the cache
+    digest: str  # of the volume
 
 
 class _Attempts(torch.utils.data.Dataset):
@@ -215,13 +261,14 @@ class _Attempts(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> _Attempt:
         try:
-            record = self.volumes.record(index).get("intake") or {}
+            read = self.volumes.record(index)
         except Exception as error:
-            return _Attempt(failure_reason(error), record_of(error) or {}, None, 0)
+            return _Attempt(failure_reason(error), record_of(error) or {}, None, 0, "")
         path, size = self.volumes.path(index), 0
         with suppress(OSError):  # evicted, or the folder cannot be written
             size = path.stat().st_size if path else 0
-        return _Attempt("", record, self.volumes.fingerprint(index) if path else None, size)
+        fingerprint = self.volumes.fingerprint(index) if path else None
+        return _Attempt("", read.get("intake") or {}, fingerprint, size, read["digest"])
 
 
 def _listed(transforms: Sequence[Callable] | Callable) -> Sequence[Callable]:
@@ -233,6 +280,12 @@ def _listed(transforms: Sequence[Callable] | Callable) -> Sequence[Callable]:
 def without_paths(item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
     """An item whose intake record names no files: paths may name patients, and the item is cached."""
     return {**item, "intake": {**item["intake"], "files": []}} if "intake" in item else dict(item)
+
+
+def with_digest(item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    """An item with the digest of its volume, by which a scan is known under another name."""
+    volume = np.ascontiguousarray(np.asarray(item["image"]))
+    return {**item, "digest": hashlib.sha256(volume.tobytes()).hexdigest()}
 
 
 def scan_finder(all_series: bool = False, one_per_study: bool = False) -> Callable[..., Sequence[Mapping[str, Any]]]:
@@ -311,14 +364,17 @@ def volume_transforms(
         min_slices: a scan of fewer slices is refused.
         fast_decode: JPEG slices are shrunk while they are decoded; grey levels differ a little.
         every_slice: take every slice in order, at most ``num_slices`` (D differs); else sample ``num_slices`` evenly.
-        further: deterministic transforms that follow, cached too.
+        further: deterministic transforms of the volume, cached too. They get [0, 1] in float32, and what they give is
+            cut off at 0 and 1 (:func:`~.cut_to_unit_range`).
     """
     select = [TrimSlices(trim_fraction), FirstSlices(num_slices) if every_slice else SampleSlices(num_slices)]
     load = LoadScand(
         "image", window=window, size=image_size, min_slices=min_slices, fast_decode=fast_decode, select=select
     )
     resize = Resized("image", [-1 if every_slice else num_slices, image_size, image_size], mode="area")
-    return [load, resize, Lambdad("image", to_grey_levels, track_meta=False), *further]
+    in_range = functools.partial(cut_to_unit_range, source="volume_transforms::further")
+    further = [*further, Lambdad("image", in_range, track_meta=False)] if further else []
+    return [load, resize, *further, Lambdad("image", to_grey_levels, track_meta=False)]
 
 
 def center_crop(num_slices: int, crop_size: int, padded: bool = False) -> list[Callable]:
@@ -329,11 +385,6 @@ def center_crop(num_slices: int, crop_size: int, padded: bool = False) -> list[C
     crop = CenterSpatialCropd("image", [-1 if padded else num_slices, crop_size, crop_size])
     filled = [to_unit_range(), pad_slices(num_slices)] if padded else []
     return [crop, *filled, EnsureTyped("image", track_meta=False)]
-
-
-def to_unit_range() -> Callable:
-    """Grey levels become [0, 1] in float32 (:func:`~.unit_range`)."""
-    return Lambdad("image", unit_range, track_meta=False)
 
 
 def pad_slices(num_slices: int) -> Callable:

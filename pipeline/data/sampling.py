@@ -93,9 +93,12 @@ def class_counts(cohort: Cohort, items: Items, every_group: bool) -> Mapping[str
 
 
 def training_items(cohort: Cohort, min_cell: int, small_groups: SmallGroups) -> Items:
-    """:meth:`~.Cohort.training_items`, with a warning that names the groups and cells of few scans."""
+    """:meth:`~.Cohort.training_items` in the order of their scans, so that no draw depends on the order of rows.
+
+    A warning names the groups and cells of few scans.
+    """
     warn_of_small_cells(cohort, min_cell, small_groups)
-    return cohort.training_items(min_cell, small_groups)
+    return sorted(cohort.training_items(min_cell, small_groups), key=lambda item: item["scan"])
 
 
 class EpochSampler(Sampler[Draw]):
@@ -108,6 +111,7 @@ class EpochSampler(Sampler[Draw]):
     def __init__(self, items: Items, batch_size: int, seed: int = 0, every_group: bool = False) -> None:
         self.group = [int(item["group"]) for item in items]
         self.batch_size, self.seed, self.every_group, self.epoch = batch_size, seed, every_group, 1
+        self.skip = 0  # draws of this process that the next iteration passes over
         if every_group:
             balanced_order(self.group, batch_size * world_size(), np.random.default_rng(0))  # can it be done at all
 
@@ -126,7 +130,9 @@ class EpochSampler(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         order = self.order()
         seeds = np.random.SeedSequence([self.seed, self.epoch, 1]).generate_state(len(order))
-        yield from map(Draw, order[rank() :: world_size()].tolist(), seeds[rank() :: world_size()].tolist())
+        mine = slice(rank() + self.skip * world_size(), None, world_size())
+        self.skip = 0
+        yield from map(Draw, order[mine].tolist(), seeds[mine].tolist())
 
     def __len__(self) -> int:
         return len(self.order()) // world_size()

@@ -22,7 +22,7 @@ from . import records
 from .audit_words import verdicts
 from .calibration import group_calibration
 from .metrics import class_scores
-from .predictions import Predictions, PredictionsError, load_predictions
+from .predictions import Predictions, load_predictions
 from .records import Audit, Power
 from .resampling import CheckedEstimate, Floats, check_resampling, estimate, interval, wilson
 from .wording import POWER
@@ -273,12 +273,7 @@ def write_audit(
     path.unlink(missing_ok=True)  # an earlier evaluation may have left one
     names = class_names, group_names, group_columns(group_by)
     try:
-        try:
-            table = load_predictions(predictions, *names)
-        except PredictionsError as error:  # for example, one scan's output overflowed
-            logger.warning("no calibration in the audit: %s", error)
-            table = load_predictions(predictions, *names, with_probabilities=False)
-        result = audit(table, resamples, resamples, confidence, min_cell=min_cell)
+        result = audit(load_predictions(predictions, *names), resamples, resamples, confidence, min_cell=min_cell)
     except (NoAuditError, ImportError) as error:  # an evaluation is worth keeping without its audit
         logger.warning("no audit: %s", error)
         return None

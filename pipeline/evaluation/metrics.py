@@ -4,6 +4,7 @@ Conventions are scikit-learn's with ``zero_division=0``: a class that is never p
 without a scan in the group has recall 0, and both count in the macro mean over all classes.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -83,6 +84,8 @@ def fairness_summary(confusion: Tensor, class_names: Sequence[str], group_names:
 class GroupConfusion(Metric):
     """Ignite metric over one confusion tensor, summed over batches and processes.
 
+    A scan whose output is not finite has no class: then every number is NaN, not that of the scans which have one.
+
     Args:
         key: a name out of the :func:`fairness_summary` that the metric is attached by as a key metric, which must be
             a scalar (MONAI takes a dictionary for never better) and better when larger (so not a gap). The engine gets
@@ -119,20 +122,22 @@ class GroupConfusion(Metric):
     @reinit__is_reduced
     def reset(self) -> None:
         self.confusion = torch.zeros(self.shape, dtype=torch.int64, device=self._device)
+        self.unanswered = torch.zeros((), dtype=torch.int64, device=self._device)
 
     @reinit__is_reduced
     def update(self, output: tuple[Tensor, Mapping[str, Tensor]]) -> None:
         logits, target = output
         said, groups, classes = logits.detach().argmax(dim=1), *self.shape[:2]
+        self.unanswered += (~torch.softmax(logits.detach().float(), 1).isfinite().all(1)).sum().to(self._device)
         counts = group_confusion(said, target["label"], target["group"], groups - 1, classes)
         self.confusion += counts.to(self._device)
 
-    @sync_all_reduce("confusion")
+    @sync_all_reduce("confusion", "unanswered")
     def compute(self) -> dict[str, float]:
         if not self.confusion.any():
             raise NotComputableError("no scan was evaluated")
         summary = fairness_summary(self.confusion.cpu(), self.class_names, self.group_names)
-        return {self.prefix + name: value for name, value in summary.items()}
+        return {self.prefix + name: math.nan if self.unanswered else value for name, value in summary.items()}
 
     def completed(self, engine: Engine, name: str) -> None:
         summary = self.compute()

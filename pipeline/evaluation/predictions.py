@@ -28,6 +28,7 @@ PROBABILITY = "prob_"  # before the class name in the column of its probability
 POSTPROCESS = "postprocess"  # column: what was done to the probabilities
 SYNTHETIC = "synthetic"  # column: "yes" of a phantom, as in a cohort
 SUM_TOLERANCE = 0.01  # by which a scan's probabilities may miss a sum of 1, as tables round them
+NOT_FINITE = ("nan", "inf", "-inf")
 LISTED = 5  # faults that a message shows when there are more
 Ints = NDArray[np.int64]
 
@@ -93,7 +94,8 @@ def load_predictions(
             value, or "unknown", is an unknown group: one of its own where ``group_names`` has "unknown", else -1.
         scan_column: names the scans; without this column a scan is called by its line.
         prediction_column: the predicted class; without this column it is the most probable one.
-        with_probabilities: read the probabilities too; else whatever they hold is no error.
+        with_probabilities: read the probabilities too; else whatever numbers they hold are no error. A scan whose
+            probabilities are not finite has no prediction, whatever its row says: an error either way.
 
     PredictionsError: no such file, column or class, a value that is none, or a scan given twice.
 
@@ -126,6 +128,7 @@ def load_predictions(
     faults = [f"{quoted(name)} is there twice" for name in scan[scan.duplicated()].unique()]
     classes = tuple(class_names) if class_names else _classes(path, table, label_column, prediction_column)
     shown = scan.map(named)
+    faults += [f"{name}: the network's output was not finite, so that it has no answer" for name in shown[_lost(table)]]
     probabilities = read_probabilities(path, table, shown, classes, faults) if with_probabilities else None
     label = _index(table[label_column], classes, shown, f"column {label_column!r}", faults)
     if prediction_column in table:
@@ -143,6 +146,12 @@ def load_predictions(
     synthetic = "yes" in set(table.get(SYNTHETIC, ()))
     names, about = scan.to_numpy(dtype=str), (classes, groups, group_by, postprocess, synthetic)
     return Predictions(names, label, prediction, group, probabilities, *about)
+
+
+def _lost(table: pd.DataFrame) -> NDArray[np.bool_]:
+    """[N] scans with a probability that is written as infinite or as no number."""
+    columns = table[[column for column in table.columns if str(column).startswith(PROBABILITY)]]
+    return columns.apply(lambda column: column.str.strip().str.lower().isin(NOT_FINITE)).any(axis=1).to_numpy(bool)
 
 
 def _evaluation_names(path: Path, columns: list[str]) -> dict[str, list[str]]:

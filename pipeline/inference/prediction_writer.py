@@ -132,6 +132,9 @@ class LabelledPredictionWriter:
         for i, row in enumerate(torch.softmax(engine.state.output["pred"].float(), dim=1).cpu()):
             groups = [column[i] for column in batch["group_values"]]
             answer = [self.class_names[int(row.argmax())], *(f"{p:.6f}" for p in row.tolist())]
+            if not row.isfinite().all():
+                answer = [""] * len(answer)
+                logger.warning("%s has no answer: the network's output is not finite", batch["scan"][i])
             rows.append([batch["scan"][i], self.class_names[int(batch["label"][i])], *groups, *answer, *self.mark])
         with _part(self.path).open("ab") as file:
             file.write(csv_bytes(rows))

@@ -59,9 +59,15 @@ def _plain(value: Any) -> Any:
 
 
 def require_checkpoint(path: str | Path) -> None:
-    """CheckpointError, with what to do, when there is no checkpoint."""
+    """CheckpointError, with what to do, when there is no checkpoint, or one of a training that diverged."""
     if not Path(path).is_file():
         raise CheckpointError(f"no checkpoint at {path}: train first (train.yaml writes it), or pass --checkpoint FILE")
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["model"]
+    except Exception:  # what it is instead is said where its settings are read
+        return
+    if bad := [name for name, value in weights.items() if not torch.isfinite(value).all()]:
+        raise CheckpointError(f"{path} holds weights that are not finite ({bad[0]}): its training diverged, train anew")
 
 
 def model_settings(checkpoint: str | Path, train_config: str | Path) -> dict[str, Any]:

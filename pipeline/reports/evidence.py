@@ -76,9 +76,10 @@ def write_evaluation(
     if not is_primary():
         return {}
     predictions = Path(predictions)
+    for name in (run_folder.METRICS, run_folder.AUDIT):  # of earlier predictions: these may be none to judge
+        predictions.with_name(name).unlink(missing_ok=True)
     columns = group_columns(group_by)
-    # Only the predicted class counts here, so one scan whose output is not finite does not lose the others.
-    table = load_predictions(predictions, class_names, group_names, columns, with_probabilities=False)
+    table = load_predictions(predictions, class_names, group_names, columns)
     confusion = torch.from_numpy(table.confusion())
     result = {
         "split": split, "checkpoint": checkpoint, "synthetic": table.synthetic,

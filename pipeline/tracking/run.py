@@ -6,6 +6,7 @@ its disk is full, the run goes on and ``fairlung mlflow-sync OUTPUT_DIR`` sends 
 """
 
 import atexit
+import hashlib
 import json
 import logging
 import signal
@@ -249,6 +250,9 @@ class RunTracker:
             now = int(time.time() * 1000)
             self._submit("metrics", values=[[metric_name(k), float(v), now, step] for k, v in named.items()])
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        self._submit("tags", values=dict(tags))
+
     def log_text(self, text: str, name: str) -> None:
         self._submit("text", text=text, name=name)
 
@@ -340,16 +344,29 @@ class RunTracker:
 
 @dataclass(eq=False)
 class TrackTraining:
-    """Logs the trainer's metrics and learning rate each epoch, and closes the run as FAILED if training crashes."""
+    """Logs the trainer's metrics and learning rate each epoch, and closes the run as FAILED if training crashes.
+
+    After the first step it logs what tells two runs apart that should be alike: the number of threads, and a digest of
+    the first batch and its loss. Where the batches are the same and the losses are not, the machines compute otherwise.
+    """
 
     tracker: RunTracker
     optimizer: Optimizer
 
     def attach(self, engine: Engine) -> None:
         # the rate is read before the scheduler, which runs at the end of the epoch, moves it
+        engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), self._log_first_step)
         engine.add_event_handler(Events.EPOCH_STARTED, self._log_rate)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._log_epoch)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.tracker.fail)
+
+    def _log_first_step(self, engine: Engine) -> None:
+        if not is_primary():
+            return
+        first = {"threads": str(torch.get_num_threads()), "first_batch": batch_digest(engine.state.batch)}
+        first["first_loss"] = repr(float(engine.state.output["loss"].detach()))
+        logger.info("%s", "  ".join(f"{name} {value}" for name, value in first.items()))
+        self.tracker.log_tags({f"fairlung.{name}": value for name, value in first.items()})
 
     def _log_rate(self, engine: Engine) -> None:
         self.tracker.log_metrics({"lr": self.optimizer.param_groups[0]["lr"]}, engine.state.epoch)
@@ -373,6 +390,15 @@ class TrackEvaluation:
     def _log_epoch(self, engine: Engine) -> None:
         best = {} if self.fail else {f"best_{engine.state.key_metric_name}": engine.state.best_metric}
         self.tracker.log_metrics({**engine.state.metrics, **best}, engine.state.epoch)
+
+
+def batch_digest(batch: Mapping[str, Any]) -> str:
+    """Digest of the tensors of a batch, by name: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(batch.items()):
+        if isinstance(value, torch.Tensor):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _git_tags(folder: Path) -> dict[str, str]:

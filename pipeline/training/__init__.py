@@ -6,9 +6,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "accumulation": ["MicroBatchInferer", "whole_batch"],
+        "bad_steps": ["BestSaver", "SkipBadSteps"],
         "group_loss": ["GroupLoss", "PrepareGroupBatch"],
         "history": ["EpochLog", "MetricHistory"],
         "output_dir": ["begin", "check_run", "publish"],
-        "resume": ["ResumePoint", "made_for"],
+        "resume": ["ResumePoint", "made_for", "outlive_sigterm", "train"],
     },
 )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from ignite.engine import Engine
 from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from monai.engines import PrepareBatch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..common.names import LEFT_OUT
 from ..common.volumes import unit_range
 from ..losses.two_level import TwoLevelLoss
+from .bad_steps import SKIPPED
 
 
 class PrepareGroupBatch(PrepareBatch):
@@ -57,10 +59,10 @@ class GroupLoss(Metric):
 
     @reinit__is_reduced
     def reset(self) -> None:
-        # rows: loss sum, scans, weight sum; columns: the groups and unknown. They stay on the first batch's device:
-        # moving them at every step would make the step wait.
-        self.sums: Tensor | None = None
-        self.batches: Tensor | None = None
+        # rows: loss sum, scans, weight sum; columns: the groups and unknown. They stay on the batches' device: moving
+        # them at every step would make the step wait.
+        self.sums = torch.zeros(3, len(self.group_names) + 1, dtype=torch.float64, device=self._device)
+        self.batches = torch.zeros(2, dtype=torch.float64, device=self._device)
 
     @reinit__is_reduced
     def update(self, output: tuple[Tensor, Mapping[str, Tensor], Tensor]) -> None:
@@ -71,16 +73,24 @@ class GroupLoss(Metric):
         sums = torch.zeros(3, len(self.group_names) + 1, dtype=torch.float64, device=rows.device)
         sums.index_add_(1, group.long(), rows)
         batch = torch.stack([torch.as_tensor(loss).detach().double().to(rows.device), rows.new_ones(())])
-        self.sums = sums if self.sums is None else self.sums + sums
-        self.batches = batch if self.batches is None else self.batches + batch
+        self.sums, self.batches = self.sums.to(sums) + sums, self.batches.to(batch) + batch
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """This process's part of the epoch so far."""
+        return {"sums": self.sums.cpu(), "batches": self.batches.cpu()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.sums, self.batches = state["sums"].to(self.sums), state["batches"].to(self.batches)
+
+    def iteration_completed(self, engine: Engine) -> None:
+        if not engine.state.output.get(SKIPPED):
+            super().iteration_completed(engine)
 
     @sync_all_reduce("sums", "batches")
     def compute(self) -> dict[str, float]:
-        if self.sums is None or self.batches is None:
-            return {}
         loss, scans, weight = self.sums.cpu()
         batches = self.batches.cpu()
-        result = {"train_loss": (batches[0] / batches[1]).item()}
+        result = {"train_loss": (batches[0] / batches[1]).item()}  # NaN when every step was left out
         for g, name in enumerate((*self.group_names, LEFT_OUT)):
             if scans[g] > 0:
                 result[f"train_loss_{name}"] = (loss[g] / scans[g]).item()

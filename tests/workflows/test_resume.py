@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +17,14 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
+from torch.utils.data import DataLoader, Dataset
 from workflows import SMALL_NETWORK, Start, cause, run
 
+from fairlung.pipeline.common.errors import user_error
 from fairlung.pipeline.common.run_folder import resume_point
 from fairlung.pipeline.networks.checkpoint import CheckpointError
-from fairlung.pipeline.training.resume import ResumePoint
+from fairlung.pipeline.training.output_dir import OutputDirError, discard_previous, unwritable
+from fairlung.pipeline.training.resume import ResumePoint, outlive_sigterm
 
 
 class Interrupted(Exception):
@@ -132,6 +140,11 @@ def test_it_is_one_run_in_mlflow(pair: SimpleNamespace) -> None:
     whole, parts = ([m.value for m in client.get_metric_history(r.info.run_id, "val_score")] for r in runs)
     assert whole == parts and len(parts) == 3
     assert runs[0].data.metrics["val/best_score"] == runs[1].data.metrics["val/best_score"]
+    # what would tell them apart
+    first = [
+        {name: item.data.tags[f"fairlung.{name}"] for name in ("threads", "first_batch", "first_loss")} for item in runs
+    ]
+    assert first[0] == first[1] and first[0]["threads"] == str(torch.get_num_threads())
 
 
 def test_what_is_complete_is_not_resumed(pair: SimpleNamespace, start: Start) -> None:
@@ -145,3 +158,173 @@ def test_where_there_is_nothing_a_resumed_training_begins(start: Start, small_co
     assert not resume_point(tmp_path).exists()
     resume_point(tmp_path).write_bytes(b"no checkpoint")
     assert "resume.pt cannot be read" in refusal(start, **settings, resume=True)
+
+
+# --- what a killed process leaves -------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(
+    "lost",
+    "a resume point that cannot be read",
+    before="the training had to begin anew",
+    now="goes on from the one before, to the bit",
+)
+def test_the_resume_point_before_the_newest_is_kept(start: Start, pair: SimpleNamespace, tmp_path: Path) -> None:
+    settings = pair.settings | {"output_dir": str(tmp_path), "tracking_uri": ""}
+    workflow = start("train", **settings)
+    workflow.initialize()
+    trainer = workflow.parser.get_parsed_content("train::trainer")
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(event_filter=lambda e, _: e.state.epoch == 3), stop)
+    with pytest.raises(RuntimeError):
+        workflow.run()
+    resume_point(tmp_path).write_bytes(resume_point(tmp_path).read_bytes()[:-1000])
+    run(start("train", **settings, resume=True))
+    same_to_the_bit(pair.whole, tmp_path)
+
+
+@pytest.mark.fault(
+    "lost", "files that a killed training was writing", before="stayed for good", now="are removed at the next start"
+)
+@pytest.mark.parametrize("resume", [False, True], ids=["anew", "resumed"])
+def test_what_was_half_written_goes(tmp_path: Path, resume: bool) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "val").mkdir()
+    leftovers = ["models/tmpab12_x9z", "models/.resume.pt", "models/.resume_before.pt", "val/latest.csv.part"]
+    for name in (*leftovers, ".history.csv", "models/resume.pt", "models/resume_before.pt", "models/mine.pt"):
+        (tmp_path / name).write_text("x")
+    discard_previous(tmp_path, resume)
+    kept = {"mine.pt", *(["resume.pt", "resume_before.pt"] if resume else [])}
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == kept
+
+
+def same_to_the_bit(whole: Path, parts: Path) -> None:
+    """The checkpoints and the history of two trainings."""
+    for path in sorted((whole / "models").glob("*.pt")):
+        theirs = weights(parts / "models" / path.name)
+        assert all(torch.equal(value, theirs[key]) for key, value in weights(path).items()), path.name
+    assert (whole / "history.csv").read_text() == (parts / "history.csv").read_text()
+    names = [sorted(path.name for path in (folder / "models").iterdir()) for folder in (whole, parts)]
+    assert names[0] == names[1]
+
+
+# --- SIGTERM ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(
+    "lost",
+    "SIGTERM in the middle of an epoch",
+    before="the epoch was lost",
+    now="is saved after the step, and goes on to the bit",
+)
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+def test_sigterm_costs_nothing(start: Start, small_cohort: Path, tmp_path: Path, workers: int) -> None:
+    """With dropout, whose draws go on in the middle of the epoch, and the sums of the epoch's training loss."""
+    network = SMALL_NETWORK | {"dropout_prob": 0.3}
+    settings = {"cohort": str(small_cohort), "network_def": network, "epochs": 2, "learning_rate": 1e-3}
+    whole, parts = tmp_path / "whole", {**settings, "output_dir": str(tmp_path / "parts"), "num_workers": workers}
+    run(start("train", **settings, output_dir=str(whole)))
+    workflow = start("train", **parts)
+    workflow.initialize()
+    trainer = workflow.parser.get_parsed_content("train::trainer")
+    steps: list[int] = []
+    trainer.add_event_handler(Events.ITERATION_STARTED, lambda engine: steps.append(engine.state.iteration))
+    in_second = Events.ITERATION_STARTED(event_filter=lambda e, _: e.state.iteration == e.state.epoch_length + 2)
+    trainer.add_event_handler(in_second, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        workflow.run()
+    assert caught.value.code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) is before
+    assert steps[-1] == trainer.state.epoch_length + 2  # the step was done, and no other
+    del workflow, trainer
+    run(start("train", **parts, resume=True))
+    same_to_the_bit(whole, tmp_path / "parts")
+
+
+def test_a_second_sigterm_ends_it_at_once() -> None:
+    point = ResumePoint("resume.pt", {}, Engine(lambda *_: None), save_on_sigterm=True)
+    with point.stopping_on_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert point.stopped
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Numbers(Dataset):
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="macOS")
+def test_a_loader_outlives_a_schedulers_sigterm_and_ends_with_its_process() -> None:
+    loader = DataLoader(Numbers(), batch_size=1, sampler=range(8), num_workers=1, worker_init_fn=outlive_sigterm)
+    numbers = iter(loader)
+    found = [int(next(numbers))]
+    (process,) = numbers._workers
+    killer = subprocess.run(["kill", "-TERM", str(process.pid)], check=True)
+    assert killer.returncode == 0
+    found += map(int, numbers)
+    assert found == list(range(8))
+    numbers = iter(loader)
+    next(numbers)
+    (process,) = numbers._workers
+    process.terminate()  # as at the end of the interpreter
+    process.join(60)
+    assert process.exitcode == 0
+
+
+# --- a folder that cannot be written ----------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(
+    "words",
+    "a disk that is full during a training",
+    before="a traceback of 50 to 150 lines",
+    now="one line with the folder, the cause and what is kept",
+)
+def test_a_full_disk_is_one_line(start: Start, pair: SimpleNamespace, tmp_path: Path) -> None:
+    """As if the disk were full from the second epoch on: no file may grow beyond 4 kB."""
+    settings = pair.settings | {"output_dir": str(tmp_path), "tracking_uri": ""}
+    workflow = start("train", **settings)
+    workflow.initialize()
+    trainer = workflow.parser.get_parsed_content("train::trainer")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    second = Events.EPOCH_STARTED(event_filter=lambda e, _: e.state.epoch == 2)
+    trainer.add_event_handler(second, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1])))
+    try:
+        with pytest.raises(Exception) as caught:  # noqa: PT011  (MONAI wraps every kind)
+            workflow.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = user_error(caught.value)
+    assert isinstance(error, OutputDirError) and "\n" not in str(error)
+    assert str(error).startswith(f"{tmp_path} cannot be written (")
+    assert str(error).endswith("ended in epoch 2, it is kept as it was after epoch 1; go on with --resume True")
+
+
+@pytest.mark.fault(
+    "words",
+    "an output folder that cannot be written",
+    before="a traceback, after the network was built",
+    now="one line with the folder and the cause, before anything is built",
+)
+def test_a_folder_that_cannot_be_written_is_refused_first(start: Start, small_cohort: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    error = cause(start("train", cohort=str(small_cohort), output_dir=str(tmp_path / "file" / "run")))
+    assert isinstance(error, OutputDirError) and str(error).endswith("cannot be written: Not a directory")
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (OSError(errno.ENOSPC, "full"), "No space left on device"),
+        (PermissionError(errno.EACCES, "no", "/runs/a/val/latest.csv.part"), "Permission denied"),
+        (PermissionError(errno.EACCES, "no", "/scans/1"), None),
+        (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/3"), "is the disk full?"),
+        (RuntimeError("another"), None),
+    ],
+)
+def test_which_errors_are_of_the_folder(error: Exception, found: str | None) -> None:
+    wrapped = RuntimeError("as MONAI wraps it")
+    wrapped.__cause__ = error
+    reason = unwritable(wrapped, "/runs/a")
+    assert reason is None if found is None else found in str(reason)

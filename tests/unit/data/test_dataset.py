@@ -40,8 +40,10 @@ from fairlung.pipeline.common.volumes import unit_range
 from fairlung.pipeline.data.cohort import load_cohort
 from fairlung.pipeline.data.dataset import (
     NewScanDataset,
+    SameScanError,
     ScanDataset,
     UnreadableScansError,
+    read_scans,
     scan_fingerprint,
     transform_digest,
 )
@@ -227,7 +229,7 @@ def test_another_process_finds_the_cache(
         {"num_slices": 6},
         {"image_size": 28},
         {"volume_transforms#every_slice": True, "num_slices": 6},
-        {"volume_transforms#further": ["$monai.transforms.Lambdad('image', torch.negative)"]},
+        {"volume_transforms#further": ["$monai.transforms.Lambdad('image', torch.square)"]},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -409,6 +411,30 @@ def test_center_crop_is_the_centre(shipped: Shipped, jpg_scan: Path) -> None:
 
 
 # --- reading ahead ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(
+    "wrong",
+    "one scan in two splits under two names",
+    before="was trained on and judged on",
+    now="is refused with both names",
+)
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_scan_of_two_splits_is_refused(shipped: Shipped, jpg_scan: Path, tmp_path: Path, in_memory: bool) -> None:
+    copied = shutil.copytree(jpg_scan, tmp_path / "copy")
+    other = shutil.copytree(jpg_scan, tmp_path / "other")
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(other / "6.png")
+
+    def split(*folders: Path) -> ScanDataset:
+        items = [{"image": str(folder), "scan": folder.name} for folder in folders]
+        return ScanDataset(
+            items, shipped("volume_transforms"), (), None if in_memory else tmp_path / "cache", in_memory
+        )
+
+    read_scans(tmp_path / "intake", train=split(jpg_scan, copied), val=split(other))
+    for _ in range(2):  # computed, then from the cache
+        with pytest.raises(SameScanError, match=r"two splits: scan \(train\) and copy \(val\)$"):
+            read_scans(tmp_path / "intake", train=split(jpg_scan), val=split(other, copied))
 
 
 @pytest.mark.parametrize(("in_memory", "num_workers"), [(False, 0), (True, 0), (False, 1)])

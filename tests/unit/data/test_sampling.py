@@ -15,8 +15,10 @@ from monai.data import DataLoader
 from monai.transforms import RandFlipd, RandScaleIntensityd
 from workflows import SMALL_NETWORK, Start
 
+from fairlung.pipeline.common.names import CLASS_NAMES
+from fairlung.pipeline.data.cohort import load_cohort
 from fairlung.pipeline.data.dataset import ScanDataset
-from fairlung.pipeline.data.sampling import EpochSampler, balanced_class_counts, balanced_order
+from fairlung.pipeline.data.sampling import EpochSampler, balanced_class_counts, balanced_order, training_items
 
 CELLS = {(0, 0): 125, (0, 1): 125, (1, 0): 79, (1, 1): 5, (2, 0): 100, (2, 1): 100, (3, 0): 100, (3, 1): 100}
 PAPER = [{"label": label, "group": group} for (label, group), n in CELLS.items() for _ in range(n)]
@@ -104,6 +106,31 @@ def test_processes_share_an_epoch(every_group: bool, monkeypatch: pytest.MonkeyP
             assert set(merged[:, batch : batch + 2].ravel()) == {0, 1}
 
 
+@pytest.mark.fault(
+    "wrong",
+    "the rows of a cohort in another order",
+    before="gave another training of the same seed",
+    now="draws the same scans",
+)
+def test_draws_do_not_depend_on_the_order_of_rows(small_cohort: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(small_cohort, dtype=str)
+    table["scan"] = [str(small_cohort.parent / scan) for scan in table["scan"]]
+    drawn = []
+    for seed in (0, 1):
+        path = tmp_path / f"{seed}.csv"
+        table.sample(frac=1, random_state=seed).to_csv(path, index=False)
+        items = training_items(load_cohort(path, class_names=CLASS_NAMES), 0, "keep")
+        drawn.append([(items[draw.index]["scan"], draw.seed) for draw in EpochSampler(items, 4, seed=3)])
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 16
+
+
+def test_an_epoch_that_goes_on_draws_what_is_left() -> None:
+    sampler = EpochSampler([{"group": i % 2} for i in range(10)], 2, seed=1)
+    whole = list(sampler)
+    sampler.skip = 4
+    assert list(sampler) == whole[4:] and list(sampler) == whole  # once
+
+
 def test_augmentation_does_not_depend_on_the_loader(tmp_path: Path) -> None:
     data = [{"image": str(tmp_path / str(i)), "label": 0, "group": 0} for i in range(6)]
     for item in data:
@@ -122,7 +149,7 @@ def test_augmentation_does_not_depend_on_the_loader(tmp_path: Path) -> None:
 
 
 def read(item: dict) -> dict:
-    return {**item, "image": torch.arange(4.0).reshape(1, 4)}
+    return {**item, "image": torch.arange(4.0).reshape(1, 4) / 6}
 
 
 def test_a_training_puts_every_group_into_every_batch(start: Start, small_cohort: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from fairlung.pipeline.evaluation.audit import (
     summaries,
     write_audit,
 )
-from fairlung.pipeline.evaluation.predictions import Predictions
+from fairlung.pipeline.evaluation.predictions import Predictions, PredictionsError
 from fairlung.pipeline.evaluation.records import Audit, read_record
 from fairlung.pipeline.evaluation.resampling import wilson
 from fairlung.pipeline.reports.evidence import write_evaluation
@@ -332,21 +332,18 @@ def test_predictions_that_were_post_processed_are_said_to_be() -> None:
     assert any("post-processed (offsets)" in verdict.text for verdict in result.verdicts)
 
 
-def test_one_output_that_is_not_finite_loses_neither_the_metrics_nor_the_audit(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_one_output_that_is_not_finite_is_no_prediction_to_judge(tmp_path: Path) -> None:
     table = predictions_of(random_confusion(1) + 1)
     path = tmp_path / "predictions.csv"
     write_table(table, path)
     rows = pd.read_csv(path)
     for c, name in enumerate(table.class_names):
         rows[f"prob_{name}"] = np.where(np.arange(len(rows)) == 0, np.nan, (table.prediction == c).astype(float))
-    rows.to_csv(path, index=False)
-    result = write_evaluation(path, table.class_names, table.group_names)
-    assert np.sum(result["confusion"]) == len(rows)
-    audited = write_audit(path, table.class_names, table.group_names, resamples=200)
-    assert "no calibration in the audit" in caplog.text
-    assert audited.n == len(rows) and audited.groups[0].calibration is None
+    rows.to_csv(path, index=False, na_rep="nan")
+    for judge in (write_evaluation, write_audit):
+        with pytest.raises(PredictionsError, match="the network's output was not finite"):
+            judge(path, table.class_names, table.group_names)
+    assert not path.with_name("metrics.json").exists() and not path.with_name("audit.json").exists()
 
 
 def test_the_group_called_better_served_is_better_than_the_mix_of_classes_explains() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import numpy as np
@@ -254,10 +255,10 @@ def test_group_loss_reports_the_weights_that_steps_of_a_remembering_loss_had() -
     assert found["train_loss"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_group_loss_keeps_no_graph_and_an_empty_epoch_has_no_metrics() -> None:
+def test_group_loss_keeps_no_graph_and_an_empty_epoch_has_no_loss() -> None:
     loss = FairLACVaRLoss([4, 3, 2, 1])
     metric = GroupLoss(loss, GROUPS[:2])
-    assert metric.compute() == {}
+    assert list(metric.compute()) == ["train_loss"] and math.isnan(metric.compute()["train_loss"])
     logits = torch.randn(2, 4, requires_grad=True)
     target = {"label": torch.tensor([0, 1]), "group": torch.tensor([0, 1])}
     metric.update((logits, target, loss(logits, target)))
@@ -268,3 +269,20 @@ def test_names_that_collide_are_refused() -> None:
     for classes, groups in ((["a", "b"], ["macro", "micro"]), (["b_c", "c"], ["a", "a_b"])):
         with pytest.raises(ValueError, match="twice; rename a group or a class"):
             GroupConfusion(classes, groups)
+
+
+@pytest.mark.fault(
+    "wrong",
+    "a validation with outputs that are not finite",
+    before="counted them as the first class, gap +0.000",
+    now="has NaN for every number, and is never the best",
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_output_that_is_not_finite_has_no_class(value: float) -> None:
+    metric = GroupConfusion(["a", "b"], ["male", "female"], key="score", output_transform=lambda output: output)
+    target = {"label": torch.tensor([0, 1]), "group": torch.tensor([0, 1])}
+    metric.update((torch.tensor([[1.0, 0.0], [value, 0.0]]), target))
+    assert all(map(math.isnan, metric.compute().values()))
+    metric.reset()
+    metric.update((torch.tensor([[1.0, 0.0], [-math.inf, 0.0]]), target))  # a softmax takes minus infinity
+    assert metric.compute()["f1_male_a"] == metric.compute()["f1_female_b"] == 1

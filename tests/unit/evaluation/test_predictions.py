@@ -141,7 +141,7 @@ def test_a_table_of_an_evaluation_has_the_names_of_its_metrics(tmp_path: Path) -
 
 
 def test_probabilities_that_are_none_can_be_left_out(tmp_path: Path) -> None:
-    path = written(tmp_path, label=["a"], sex=["male"], prediction=["b"], prob_a=["nan"], prob_b=["nan"])
+    path = written(tmp_path, label=["a"], sex=["male"], prediction=["b"], prob_a=["0.1"], prob_b=["?"])
     with pytest.raises(PredictionsError, match="are not numbers"):
         load_predictions(path)
     assert load_predictions(path, with_probabilities=False).probabilities is None
@@ -184,3 +184,17 @@ def test_a_scan_in_a_message_is_cut_and_on_one_line(tmp_path: Path) -> None:
         load_predictions(path)
     (_, line) = str(raised.value).splitlines()
     assert line.isprintable() and len(line) < 300
+
+
+@pytest.mark.fault(
+    "wrong",
+    "a table of predictions whose probabilities are not finite",
+    before="judged as if every scan had been given the first class",
+    now="refused, with the scans",
+)
+@pytest.mark.parametrize("value", ["nan", "NaN", "inf", "-inf"])
+def test_a_scan_without_finite_probabilities_has_no_prediction(tmp_path: Path, value: str) -> None:
+    path = written(tmp_path, label=["a"], sex=["male"], prediction=["a"], prob_a=[value], prob_b=["0.5"])
+    for with_probabilities in (True, False):
+        with pytest.raises(PredictionsError, match="the network's output was not finite"):
+            load_predictions(path, with_probabilities=with_probabilities)

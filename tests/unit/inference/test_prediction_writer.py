@@ -23,7 +23,7 @@ from fairlung.pipeline.common.files import whole_records
 from fairlung.pipeline.common.names import SEXES
 from fairlung.pipeline.evaluation.audit import audit
 from fairlung.pipeline.evaluation.compare import compare
-from fairlung.pipeline.evaluation.predictions import load_predictions
+from fairlung.pipeline.evaluation.predictions import PredictionsError, load_predictions
 from fairlung.pipeline.inference import prediction_writer
 from fairlung.pipeline.inference.answers import Answer, AnswerEvents, answer_scans
 from fairlung.pipeline.inference.prediction_writer import (
@@ -96,6 +96,24 @@ def test_an_output_that_is_not_finite_is_no_answer(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "p.csv", keep_default_na=False)
     assert (table["status"][0], table["prediction"][0]) == ("failed", "")
     assert "not finite" in table["reason"][0]
+
+
+@pytest.mark.fault(
+    "wrong",
+    "an evaluation with an output that is not finite",
+    before="gave the scan the first class",
+    now="names the scan, and gives no numbers",
+)
+def test_a_labelled_scan_whose_output_is_not_finite_has_no_answer(tmp_path: Path) -> None:
+    logits = torch.tensor([[float("nan"), 0.0], [0.0, 1.0]])
+    batch = {"logits": logits, "scan": ["x", "y"], "label": torch.tensor([0, 1]), "group_values": [SEXES]}
+    path = tmp_path / "p.csv"
+    (tmp_path / "metrics.json").write_text("{}")  # of an earlier evaluation
+    answer(LabelledPredictionWriter(path, ["a", "b"], "sex"), [batch])
+    assert list(pd.read_csv(path, keep_default_na=False)["prediction"]) == ["", "b"]
+    with pytest.raises(PredictionsError, match="x: column 'prediction' is empty"):
+        write_evaluation(path, ["a", "b"], ["male", "female"])
+    assert not (tmp_path / "metrics.json").exists()
 
 
 def test_rows_of_a_broken_run_are_kept_apart(tmp_path: Path) -> None:

@@ -158,6 +158,21 @@ def test_missing_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
         require_checkpoint(tmp_path / "none.pt")
 
 
+@pytest.mark.fault(
+    "wrong",
+    "a checkpoint with weights that are not finite",
+    before="evaluated, registered and run, with the first class for every scan",
+    now="refused where it is evaluated, registered or run",
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_checkpoint_of_a_training_that_diverged(checkpoint: Path, tmp_path: Path, value: float) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    next(iter(content["model"].values())).view(-1)[-1] = value
+    torch.save(content, tmp_path / "diverged.pt")
+    with pytest.raises(CheckpointError, match=r"diverged.pt holds weights that are not finite"):
+        require_checkpoint(tmp_path / "diverged.pt")
+
+
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 

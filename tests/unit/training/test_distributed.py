@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.multiprocessing
+from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 from workflows import SHRUNK, SMALL_NETWORK, group_objectives, run_statuses
 
@@ -21,9 +23,11 @@ from fairlung.pipeline.losses.aggregation import GroupTreeCVaR
 from fairlung.pipeline.losses.sample_losses import CrossEntropy
 from fairlung.pipeline.losses.two_level import FairLACVaRLoss, TwoLevelLoss
 from fairlung.pipeline.training.accumulation import in_micro_batches
+from fairlung.pipeline.training.bad_steps import SkipBadSteps
+from fairlung.pipeline.training.group_loss import PrepareGroupBatch
 
 # imported once, not by each process
-PRELOADED = ("training.accumulation", "losses.aggregation", "losses.two_level")
+PRELOADED = ("training.accumulation", "training.bad_steps", "losses.aggregation", "losses.two_level")
 multiprocessing.set_forkserver_preload([f"fairlung.pipeline.{name}" for name in PRELOADED])
 COUNTS = [250, 84, 200, 200]
 BATCH = 6  # of the whole group, dealt out to 2 or 3 processes
@@ -65,6 +69,23 @@ def accumulated(image: Tensor, target: dict[str, Tensor]) -> Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None])
 
 
+def trained_with_a_bad_step(image: Tensor, target: dict[str, Tensor], bad: bool) -> Tensor:
+    """Weights after two steps, between which one in which this process, if it is the bad one, has a NaN."""
+    torch.manual_seed(0)
+    network: nn.Module = nn.Linear(5, 4).double()
+    wrapped = nn.parallel.DistributedDataParallel(network) if torch.distributed.is_initialized() else network
+    spoilt = torch.full_like(image, math.nan) if bad else image
+    batches = [{"image": 0.1 * part.double(), **target} for part in (image.abs(), spoilt, 2 * image.abs())]
+    middle = [] if not torch.distributed.is_initialized() else batches[1:2]
+    loss = FairLACVaRLoss(COUNTS, alpha=0.8, estimator="running", num_groups=2)
+    SupervisedTrainer(
+        device=torch.device("cpu"), max_epochs=1, train_data_loader=[batches[0], *middle, batches[2]], network=wrapped,
+        optimizer=torch.optim.Adam(network.parameters(), 0.01), loss_function=loss, prepare_batch=PrepareGroupBatch(),
+        train_handlers=[SkipBadSteps(loss)], decollate=False,
+    ).run()  # fmt: skip
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
 def worker(rank: int, world: int, folder: str) -> None:
     store = torch.distributed.FileStore(f"{folder}/store", world)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
@@ -74,7 +95,9 @@ def worker(rank: int, world: int, folder: str) -> None:
     for gradient, _ in found.values():
         torch.distributed.all_reduce(gradient)
         gradient /= world  # DistributedDataParallel averages
-    found["accumulated"] = (accumulated(image[mine], {name: value[mine] for name, value in target.items()}), {})
+    own = image[mine], {name: value[mine] for name, value in target.items()}
+    found["accumulated"] = (accumulated(*own), {})
+    found["after a bad step"] = (trained_with_a_bad_step(*own, bad=rank == 0), {})
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -84,6 +107,7 @@ def test_gradient_and_memory_are_those_of_the_global_batch(world: int, tmp_path:
     torch.multiprocessing.start_processes(worker, (world, str(tmp_path)), nprocs=world, start_method="forkserver")
     image, weight, target = batch()
     expected = second_step(image, weight, target) | {"accumulated": (accumulated(image, target), {})}
+    expected["after a bad step"] = (trained_with_a_bad_step(image, target, bad=False), {})  # as if it had not been
     for rank in range(world):
         found = torch.load(tmp_path / f"{rank}.pt")
         for name, (gradient, state) in expected.items():

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .dicom.headers import SeriesKey, SliceHeader, is_index, looks_like_dicom, read_headers, series_key
+from .checks import check_setting
+from .dicom.headers import SeriesKey, SliceHeader, is_index, looks_like_dicom, no_ct_slice, read_headers, series_key
 from .files import (
     DICOM_SUFFIXES,
     ITK_SUFFIXES,
@@ -33,6 +34,7 @@ OTHER_SUFFIXES = (
 )  # fmt: skip
 
 Item = dict[str, Any]
+Ends = dict[str, list[SliceHeader]]
 
 
 def is_dicom(path: Path) -> bool:
@@ -109,11 +111,14 @@ def _walk(folder: Path, above: frozenset[str] = frozenset()) -> list[Path]:
     return [folder, *below] if kind else below
 
 
-def find_scans(roots: str | os.PathLike[str] | Sequence[tuple[str, str, str]], all_series: bool = False) -> list[Item]:
+def find_scans(
+    roots: str | os.PathLike[str] | Sequence[tuple[str, str, str]], all_series: bool = False,
+    one_per_study: bool = False,
+) -> list[Item]:  # fmt: skip
     """Every scan at or below a path (:func:`scans_below`), in natural order.
 
     Pictures in a folder that has scans below it are taken for a preview, with a warning. A DICOM series that goes on in
-    further folders is one scan, named by the first.
+    further folders is one scan, named by the first. CTs of a study in several folders have the warning ``same_study``.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -129,15 +134,19 @@ def find_scans(roots: str | os.PathLike[str] | Sequence[tuple[str, str, str]], a
             several roots as (prefix of the names, path, problem); a root with a problem becomes an item that tells it.
         all_series: list every series of a DICOM folder, named ``folder#1``, ``folder#2``; else the chest CT among
             them is chosen when the folder is read.
+        one_per_study: the DICOM folders of a study are one scan, named by the first. Not with ``all_series``.
 
     Returns:
         ``{"image": path or ScanSource, "scan": name}`` a scan; names are paths relative to the root.
 
     Raises:
         FileNotFoundError: a root does not exist, or no scan is found in any.
+        ValueError: both ``all_series`` and ``one_per_study``.
     """
+    check_setting("one_per_study", one_per_study, not (one_per_study and all_series), "false with all_series")
     several = [("", os.fspath(roots), "")] if isinstance(roots, (str, os.PathLike)) else roots
     found: list[Item] = []
+    named: set[str] = set()  # paths that a CSV names: what they hold is meant
     for prefix, path, problem in several:
         if problem:
             found.append({"image": ScanSource(path, problem=problem), "scan": prefix})
@@ -145,7 +154,9 @@ def find_scans(roots: str | os.PathLike[str] | Sequence[tuple[str, str, str]], a
         root = Path(path).expanduser()
         if not root.exists():
             raise FileNotFoundError(f"--scans: {root} does not exist")
-        items = _listed(root) if root.is_file() and has_suffix(root, ROOT_NAMED) else _found(root)
+        listed = root.is_file() and has_suffix(root, ROOT_NAMED)
+        items = _listed(root) if listed else _found(root)
+        named |= {os.fspath(item["image"]) for item in items if listed}
         if prefix:
             items = [item | {"scan": _below(prefix, root, item)} for item in items]
             items = items or [{"image": ScanSource(path, problem="holds no scan", expected=True), "scan": prefix}]
@@ -154,8 +165,12 @@ def find_scans(roots: str | os.PathLike[str] | Sequence[tuple[str, str, str]], a
         kinds = ", ".join((*SLICE_SUFFIXES, *NIFTI_SUFFIXES, *ITK_SUFFIXES))
         looked = ", ".join(path for _, path, _ in several)
         raise FileNotFoundError(f"--scans: no scan found in {looked} (looked for DICOM by content, and {kinds})")
-    found = _continued(found)
-    return [each for item in found for each in _series(item)] if all_series else found
+    ends: Ends = {}
+    found = _continued(found, ends)
+    found = _by_study(found, ends, one_per_study) if not all_series else [s for item in found for s in _series(item)]
+    if ends:
+        _mark_aside(found, {*ends, *named})
+    return found
 
 
 def _found(root: Path) -> list[Item]:
@@ -215,11 +230,11 @@ def _headers(files: Iterable[Path]) -> Iterator[SliceHeader]:
             yield from read_headers(file)
 
 
-def _end_series(folder: Path) -> set[SeriesKey]:
-    """The series of a folder's first and last readable file; only these can go on in another folder."""
+def _ends(folder: Path) -> list[SliceHeader]:
+    """Headers of a folder's first and last readable file; only their series can go on in another folder."""
     files = dicom_files(folder)
     ends = (next(_headers(order), None) for order in (files, reversed(files)))
-    return {series_key(header) for header in ends if header is not None and header.series}
+    return [header for header in ends if header is not None]
 
 
 def _places(folder: Path) -> set[Hashable]:
@@ -230,14 +245,19 @@ def _places(folder: Path) -> set[Hashable]:
     return found
 
 
-def _continued(items: list[Item]) -> list[Item]:
-    """Join the folders over which one DICOM series is spread; copies of a series stay scans of their own."""
+def _continued(items: list[Item], ends: Ends) -> list[Item]:
+    """Join the folders over which one DICOM series is spread; copies of a series stay scans of their own.
+
+    ``ends`` gets the :func:`_ends` of each DICOM folder, by its path.
+    """
     whole: list[Item] = []
     by_series: dict[SeriesKey, Item] = {}  # the scan to which a folder that begins or ends with it is added
     places: dict[str, set[Hashable]] = {}
     for item in items:
         folder = _folder(item)
-        keys = set() if folder is None else _end_series(folder)
+        if folder is not None:
+            ends[str(folder)] = _ends(folder)
+        keys = {series_key(header) for header in ends.get(str(folder), ()) if header.series}
         known = next((by_series[key] for key in sorted(keys) if key in by_series), None)
         if folder is not None and known is not None:
             here = _places(folder)
@@ -255,9 +275,38 @@ def _continued(items: list[Item]) -> list[Item]:
     return whole
 
 
+def _mark_aside(items: list[Item], meant: set[str]) -> None:
+    """Say of the folders of pictures among DICOM scans that nobody named them."""
+    for item in items:
+        path = item["image"]
+        if isinstance(path, str) and path not in meant and os.path.isdir(path):
+            item["image"] = ScanSource(path, aside=True)
+
+
+def _by_study(items: list[Item], ends: Ends, join: bool) -> list[Item]:
+    """Join the DICOM folders of each study, or tell of those of its CTs that lie in folders of their own."""
+    folders: dict[SeriesKey, list[Item]] = {}  # by patient and study: an anonymizer may give all studies the same UID
+    for item in items:
+        headers = [each for each in ends.get(os.fspath(item["image"]), ()) if join or not no_ct_slice(each)]
+        for key in {(each.patient, each.study, "") for each in headers if each.study}:
+            folders.setdefault(key, []).append(item)
+    gone: set[int] = set()
+    for several in folders.values():
+        several = [item for item in several if id(item) not in gone]
+        for item in several if len(several) > 1 else ():
+            source, whole = as_source(item["image"]), as_source(several[0]["image"])
+            if not join:
+                text = f"same_study: one of {len(several)} CTs of a study, in folders of their own; each is answered"
+                item["image"] = replace(source, told=(*source.told, text))
+            elif item is not several[0]:
+                several[0]["image"] = replace(whole, more=(*whole.more, source.path, *source.more))
+                gone.add(id(item))
+    return [item for item in items if id(item) not in gone]
+
+
 def parts_of_scans(paths: Iterable[Path]) -> set[Path]:
     """The DICOM folders among scans that hold only a part of a series."""
-    found = _continued([{"image": str(path), "scan": str(path)} for path in paths])
+    found = _continued([{"image": str(path), "scan": str(path)} for path in paths], {})
     sources = [item["image"] for item in found if isinstance(item["image"], ScanSource)]
     return {Path(part) for source in sources for part in (source.path, *source.more)}
 

@@ -73,7 +73,10 @@ def open_scan(
     except Exception as error:  # readers raise many kinds; a user needs the scan and the cause
         raise _unreadable(kind or "scan", error) from None  # a traceback would quote what the library says
     found = scan.shape[0]
+    scan.warnings += source.told
     if found < min_slices:
+        if kind == "slices" and source.aside:
+            raise Skipped(f"{found} picture{'s' * (found != 1)} among DICOM scans, such as a logo: no scan")
         raise too_few(found, min_slices)
     if found < FEW_SLICES:
         scan.warnings.append(f"few_slices: {found} slices")

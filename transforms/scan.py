@@ -20,6 +20,8 @@ class ScanSource:
         series: which series of the folder, from 1 in the order of :func:`~.read_folder`; None chooses.
         problem: why there is nothing to read, such as an archive that could not be unpacked.
         expected: the problem is none (an archive of other things): the scan is skipped, not refused.
+        aside: pictures in a tree of DICOM scans: too few of them are such as a viewer's logo, and skipped.
+        told: warnings that come from where it lies, ``code: text``.
     """
 
     path: str
@@ -27,6 +29,8 @@ class ScanSource:
     series: int | None = None
     problem: str = ""
     expected: bool = False
+    aside: bool = False
+    told: tuple[str, ...] = ()
 
     def __fspath__(self) -> str:
         return self.path

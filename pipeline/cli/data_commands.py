@@ -159,6 +159,7 @@ def check(
     scans: Annotated[str, Argument(help="A folder tree, a scan, an archive, or a CSV of paths.")],
     output: Annotated[Path, Option("-o", "--output", help="Folder for tables, pictures and the page.")] = Path("check"),
     all_series: Annotated[bool, Option("--all-series", help="Look at every DICOM series of a folder.")] = False,
+    one_per_study: Annotated[bool, Option("--one-per-study", help="Take a study's folders for one scan.")] = False,
     min_slices: Annotated[int | None, Option(help="Fewer slices are refused; else the bundle's.")] = None,
     workers: Annotated[int | None, Option(help="Processes that read; else the bundle's.")] = None,
     bundle_root: Annotated[Path, Option(help="Folder of the bundle.")] = Path("bundles/fair_lung_ct"),
@@ -173,7 +174,8 @@ def check(
 
     configs = [str(bundle_root / "configs" / name) for name in ("inference.yaml", "check.yaml")]
     settings: dict[str, Any] = {"scans": scans, "output_dir": str(output), "bundle_root": str(bundle_root)}
-    settings |= {"all_series": all_series, "min_slices": min_slices, "num_workers": workers}
+    settings |= {"all_series": all_series, "one_per_study": one_per_study}
+    settings |= {"min_slices": min_slices, "num_workers": workers}
     settings = {name: verbatim(value) for name, value in settings.items() if value is not None}
     if absent := [config for config in configs if not Path(config).is_file()]:
         raise FileNotFoundError(f"no {absent[0]}: name the bundle's folder with --bundle-root")

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from fairlung.transforms import FirstSlices, LoadScand, SampleSlices, TrimSlices, find_scans, to_grey_levels
+from fairlung.transforms.checks import check_setting
 from fairlung.transforms.scan import new_record
 
 from .. import __version__
@@ -287,9 +288,10 @@ def with_digest(item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
     return {**item, "digest": hashlib.sha256(volume.tobytes()).hexdigest()}
 
 
-def scan_finder(all_series: bool = False) -> Callable[..., Sequence[Mapping[str, Any]]]:
-    """:func:`~.find_scans` with ``all_series`` chosen, to be called with a root, or several."""
-    return functools.partial(find_scans, all_series=all_series)
+def scan_finder(all_series: bool = False, one_per_study: bool = False) -> Callable[..., Sequence[Mapping[str, Any]]]:
+    """:func:`~.find_scans` with both settings chosen, to be called with a root, or several."""
+    check_setting("one_per_study", one_per_study, not (one_per_study and all_series), "false with all_series")
+    return functools.partial(find_scans, all_series=all_series, one_per_study=one_per_study)
 
 
 class NewScanDataset(Dataset):

@@ -18,6 +18,15 @@ def failure_reason(error: BaseException) -> str:
     return lines[0] if isinstance(error, ValueError) else f"{type(error).__name__}: {lines[0]}"
 
 
+def not_made(what: str, error: Exception) -> str:
+    """The warning ``no_WHAT: why`` of something that was asked for and could not be made.
+
+    Of an error of the operating system the path is left out: warnings go where the scan's name must not be.
+    """
+    said = (isinstance(error, OSError) and error.strerror) or failure_reason(error)
+    return f"no_{what}: {' '.join(said.split())}"
+
+
 def record_of(error: BaseException | None) -> Mapping[str, Any] | None:
     """The intake record that an exception, or one it was raised from, carries as its attribute ``record``."""
     while error is not None:

@@ -23,10 +23,12 @@ from torch import nn
 from fairlung.transforms.checks import check_whole
 
 from ..common.distributed import is_primary
+from ..common.files import write_json
 from ..common.names import UNKNOWN, UNKNOWN_GROUP
 from ..common.volumes import slice_counts, unit_range
 from ..data.dataset import ScanDataset
 from ..data.groups import group_columns
+from ..data.intake_records import not_made
 from ..evaluation.predictions import Predictions, load_predictions
 from .grad_cam import class_activation, error_picture, explained_copy
 
@@ -50,7 +52,8 @@ def write_error_gallery(
     An earlier gallery is removed. ``network`` stays as it is: a copy is explained. The content of errors.json is
     returned, empty where nothing was written.
 
-    An evaluation must not be lost by its pictures: what fails after the check of ``count`` is a warning.
+    An evaluation must not be lost by its pictures: what fails after the check of ``count`` is a warning. errors.json
+    then holds an object whose ``problem`` says why, for the report.
 
     Args:
         predictions: CSV with columns scan, label, the group columns, prediction and a probability a class.
@@ -72,6 +75,8 @@ def write_error_gallery(
         logger.warning("no pictures of the worst errors: %s: %s", type(error).__name__, error)
         with suppress(OSError):
             _discard(folder)
+            folder.mkdir(exist_ok=True)
+            write_json(folder / INDEX, {"problem": not_made("pictures", error)})
     return entries
 
 

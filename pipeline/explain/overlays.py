@@ -4,7 +4,6 @@ Both are Grad-CAM of the predicted class (:mod:`.error_gallery` says what it is 
 of what preprocessing did to the geometry (slices chosen, each resized, the middle cut out).
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,13 +16,11 @@ from fairlung.transforms.checks import check_whole
 
 from ..common.files import ScanPaths, replacing
 from ..common.volumes import slice_counts
-from ..inference.answers import Answer
+from ..inference.answers import Answer, AnswerEvents
 from ..networks.ensemble import Ensemble
 from .grad_cam import class_activation, explained_copy, explained_layer
 from .montage import montage_figure, save_montage
 from .scan_map import map_to_scan, write_map
-
-logger = logging.getLogger(__name__)
 
 
 class OverlayWriter:
@@ -33,7 +30,7 @@ class OverlayWriter:
     taken as a share of its maximum; so are those of the mirrored volumes.
 
     Attach it after :class:`~.PredictionWriter`, whose answers it shows, and after what loads the checkpoint. A picture
-    or map that cannot be made is a warning that names the scan. Pictures and maps of an earlier run are removed, so
+    or map that cannot be made is a warning in the answer. Pictures and maps of an earlier run are removed, so
     that they are not mistaken for this run's. The networks' copies that are explained live until the epoch ends.
 
     Args:
@@ -71,7 +68,9 @@ class OverlayWriter:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._explain)
+        if not engine.has_registered_events(AnswerEvents.ANSWERED):
+            raise RuntimeError("OverlayWriter must be attached after the PredictionWriter, whose answers it shows")
+        engine.add_event_handler(AnswerEvents.ANSWERED, self._explain)
         engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: self._explained.clear())
 
     def montage_path(self, scan: str) -> Path | None:
@@ -86,10 +85,7 @@ class OverlayWriter:
         self._maps.clear()
 
     def _explain(self, engine: Engine) -> None:
-        batch, answers = engine.state.batch, getattr(engine.state, "answers", [])
-        if [answer.scan for answer in answers] != list(batch["scan"]):
-            raise RuntimeError("OverlayWriter must be attached after the PredictionWriter, whose answers it shows")
-        for answer, image in zip(answers, batch["image"], strict=True):
+        for answer, image in zip(engine.state.answers, engine.state.batch["image"], strict=True):
             path = self.folder / self._name(answer.scan)
             montage, map_ = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}_map.nii.gz")
             try:
@@ -98,8 +94,7 @@ class OverlayWriter:
                 if answer.status == "ok":
                     self._write(answer, image, montage, map_)
             except Exception as error:  # the answer must not be lost by its picture: memory, a full disk, odd input
-                what = "map" if answer.scan in self._montages else "overlay"
-                logger.warning("%s: no %s: %s: %s", answer.scan, what, type(error).__name__, error)
+                answer.lacks("map" if answer.scan in self._montages else "overlay", error)
 
     def _write(self, answer: Answer, image: Tensor, montage: Path, map_: Path) -> None:
         intake = answer.intake

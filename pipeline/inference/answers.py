@@ -1,14 +1,19 @@
 """The answer to a new scan, made of the network's output."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from ignite.engine import EventEnum
 from torch import Tensor
 
+from ..data.intake_records import not_made
 from ..postprocessing.fitted import Fitted
+
+logger = logging.getLogger(__name__)
 
 Status = Literal["ok", "failed", "skipped"]
 
@@ -27,6 +32,18 @@ class Answer:
     intake: dict[str, Any]  # the record of how the scan was read, files included; empty where there is none
     agreement: float | None = None  # share of the members whose own most probable class it is; None of one
     uncorrected: dict[str, float] | None = None  # by class, before the correction; None without one
+    study: str = ""  # a keyed digest, the same for the scans of one DICOM study
+
+    def lacks(self, what: str, error: Exception) -> None:
+        """Warn, in the answer and in the log, that something could not be made which was asked for."""
+        self.warnings.append(not_made(what, error).replace(f" {self.scan}: ", " ", 1))
+        logger.warning("%s: %s", self.scan, self.warnings[-1])
+
+
+class AnswerEvents(EventEnum):
+    """What happens within an iteration of an inference."""
+
+    ANSWERED = "answered"  # engine.state.answers holds a batch's answers; what is made of them may add a warning
 
 
 def answer_scans(

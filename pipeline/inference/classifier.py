@@ -72,6 +72,7 @@ class Classifier:
         given = [checkpoint] if isinstance(checkpoint, (str, Path)) else checkpoint
         # scans are read by this process: forking loader processes out of a server's threads is not safe
         self._config |= {"bundle_root": str(root), "checkpoint": [str(path) for path in given], "num_workers": 0}
+        self._config |= {"pseudonyms": None}  # whoever calls knows the scans' names
         self._config |= settings
         parser = ConfigParser(deepcopy(self._config))
         paths = parser.get_parsed_content("checkpoints")
@@ -84,9 +85,9 @@ class Classifier:
         """A row a scan, in the order of the paths; may be called by several threads.
 
         Each path is of a file or of a folder with one scan; what is no path is a scan that failed. ``batch_size`` 0
-        leaves it to inference.yaml. The columns are those of inference's predictions.csv: scan, prediction,
-        prob_<class> (in [0, 1]), status (ok|failed|skipped), reason, warnings. Without an answer, prediction and
-        probabilities are None or NaN.
+        leaves it to inference.yaml. The columns are those of inference's predictions.csv but study: scan,
+        prediction, prob_<class> (in [0, 1]), status (ok|failed|skipped), reason, warnings. Without an answer,
+        prediction and probabilities are None or NaN.
         """
         names = [os.fspath(path) if isinstance(path, (str, Path)) else "" for path in paths]
         answers = _Answers(self.writer)

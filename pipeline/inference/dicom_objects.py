@@ -94,7 +94,7 @@ def _common(sources: Sources, model: Model, kind: str) -> dict[str, Any]:
         SCHEME, name="fairlung classes and answers", version=__version__, responsible_organization=MANUFACTURER
     )
     return {
-        "series_instance_uid": model.uid(kind, sources.headers[0].SeriesInstanceUID),
+        "series_instance_uid": model.uid(kind, sources.series),
         "series_number": SERIES_NUMBERS[kind], "series_description": SERIES_DESCRIPTION, "instance_number": 1,
         "sop_instance_uid": uid_of(kind),  # until the content is known
         "manufacturer": MANUFACTURER, "manufacturer_model_name": model.name, "device_serial_number": model.digest,
@@ -132,7 +132,7 @@ def _measurement_group(sources: Sources, answer: Answer, model: Model) -> sr.Mea
     if answer.agreement is not None:
         agreement = own_code("agreement", "Share of the ensemble's members with the same prediction")
         measurements.append(sr.Measurement(agreement, float(answer.agreement), codes.UCUM.NoUnits))
-    tracking = model.uid("tracking", sources.headers[0].SeriesInstanceUID)
+    tracking = model.uid("tracking", sources.series)
     algorithm = sr.AlgorithmIdentification(
         name=model.name, version=model.version, parameters=[f"checkpoint digest: {model.digest}"],
         manufacturer=MANUFACTURER,
@@ -189,12 +189,12 @@ def montage_pixels(montage: str | Path | NDArray[np.uint8], scan: str) -> NDArra
 
 
 def montage_of(sources: Sources, pixels: NDArray[np.uint8], model: Model) -> SOPClass:
-    """The secondary capture that shows a montage [H, W, 3]."""
+    """The secondary capture that shows a montage [H, W, 3], without references where the sources allow none."""
     left_empty = ("patient_id", "patient_name", "patient_birth_date", "patient_sex", "accession_number", "study_id")
     empty: dict[str, Any] = dict.fromkeys((*left_empty, "referring_physician_name"), "")
     image = SCImage(
         pixel_array=pixels, photometric_interpretation="RGB", bits_allocated=8, coordinate_system="PATIENT",
-        patient_orientation=("L", "P"), study_instance_uid=sources.headers[0].StudyInstanceUID,
+        patient_orientation=("L", "P"), study_instance_uid=sources.study,
         **empty, **_common(sources, model, MONTAGE),
     )  # fmt: skip
     image.PatientOrientation = []  # of many panels there is none; highdicom insists on one, the standard does not
@@ -217,5 +217,6 @@ def montage_of(sources: Sources, pixels: NDArray[np.uint8], model: Model) -> SOP
         item.SpatialLocationsPreserved = "NO"
         item.PurposeOfReferenceCodeSequence = [sr.CodedConcept.from_code(codes.DCM.SourceImageForMontage)]
         references.append(item)
-    image.SourceImageSequence = references
+    if references:
+        image.SourceImageSequence = references
     return image

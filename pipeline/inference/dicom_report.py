@@ -6,12 +6,13 @@ slices that the network saw. Classes of the benchmark have SNOMED CT codes. What
 private scheme ``99FAIRLUNG``: ``class``, ``prediction``, ``agreement``, ``uncorrected``, ``warning``, ``C-<class>`` for
 another class, and ``P-<class>`` for the probability of any class (of a name that is long or not plain, its digest).
 
-Nobody is named. Of a source file only the tags in :data:`~.SOURCE_TAGS` are read (no name, ID, date, description,
-institution or private tag), and their values are taken over one by one; the Patient and Study attributes of what is
-written are empty, and ``PatientIdentityRemoved`` says YES. Kept are the UIDs of study, series, instances and frame of
-reference: without them a reference is none, and an archive finds the study by its UID. One that checks the patient's
-ID too will hold the objects for reconciliation; there somebody who may know the ID fills it in. Both objects say
-that they are research (``ContentQualification`` RESEARCH), the report also that it is preliminary and unverified.
+Nobody is named unless that is asked for. Of a source file only the tags in :data:`~.SOURCE_TAGS` are read (no name, ID,
+date, description, institution or private tag), and their values are taken over one by one; the Patient and Study
+attributes of what is written are empty, and ``PatientIdentityRemoved`` says YES. Kept are the UIDs of study, series,
+instances and frame of reference: without them a reference is none. An archive that goes by the patient's ID, as Orthanc
+does, files such objects with a patient and a study of their own; ``identity="keep"`` takes over what it files by
+(:data:`~.IDENTITY_TAGS`). Both objects say that they are research (``ContentQualification`` RESEARCH), the report also
+that it is preliminary and unverified.
 
 The UID of an instance follows from all that it holds but the times of writing. So a repeated inference gives the same
 instance, which an archive takes for the one it has. A series is one model's answers to one source series.
@@ -31,17 +32,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fairlung.transforms.checks import check_setting
+
 from .. import __version__
 from ..common.files import ScanPaths, replacing
 
 if TYPE_CHECKING:
     from highdicom import SOPClass
     from ignite.engine import Engine
+    from pydicom.dataset import Dataset
 
     from .answers import Answer
     from .dicom_objects import Model
 
-logger = logging.getLogger(__name__)
+IDENTITIES = REMOVE, KEEP = ("remove", "keep")  # what becomes of patient and study
 
 # what repeating an inference changes
 _CLOCK = {f"{of}{what}" for of in ("InstanceCreation", "Content") for what in ("Date", "Time")}
@@ -49,12 +53,13 @@ _CLOCK |= {"DateOfSecondaryCapture", "TimeOfSecondaryCapture"}
 
 
 def write_dicom_answers(
-    folder: str | Path, answer: Answer, model: Model, montage: str | Path | NDArray[np.uint8] | None = None
-) -> list[Path]:
+    folder: str | Path, answer: Answer, model: Model, montage: str | Path | NDArray[np.uint8] | None = None,
+    identity: str = REMOVE,
+) -> list[Path]:  # fmt: skip
     """Write ``report.dcm`` and, with a montage, ``montage.dcm`` (what is in them: see the module).
 
-    Each file is complete or absent. A file that already holds the same instance is left as it is; a ``montage.dcm``
-    of an earlier answer goes when there is no montage now.
+    Each file is complete or absent. A file that already holds the same instance is left as it is; one of an earlier
+    answer goes when it is not made now.
 
     Args:
         answer: of status ``ok``. Of its intake record ``files`` are referred to, which must be of one series; with
@@ -62,26 +67,37 @@ def write_dicom_answers(
             is not written, as a name may identify somebody. Its warnings are written as they are.
         montage: a picture, or [H, W, 3] uint8, RGB. ``BurnedInAnnotation`` will say that it identifies nobody: it must
             show neither the scan's name nor anything else that could.
+        identity: ``remove``, or ``keep`` the patient and the study of the source: the objects then name somebody.
 
-    DicomReportError: no answer, source files that cannot be read or referred to, or a montage that is no picture.
+    DicomReportError: no answer, source files that cannot be read or referred to, or a montage that is no picture. Of
+    files that cannot be referred to, as they lack a UID, the montage is written all the same: it needs no reference.
     """
+    check_setting("dicom_identity", identity, identity in IDENTITIES, f"one of {', '.join(IDENTITIES)}")
+    folder = Path(folder)
     with _no_values_in_messages():
         # highdicom and pydicom are imported when the first report is written
         from .dicom_objects import MONTAGE, REPORT, montage_of, montage_pixels, report_of
-        from .dicom_sources import read_sources
+        from .dicom_sources import DicomReportError, read_sources
 
-        sources = read_sources(answer)
-        instances: dict[str, SOPClass] = {REPORT: report_of(sources, answer, model)}
-        if montage is not None:
-            instances[MONTAGE] = montage_of(sources, montage_pixels(montage, answer.scan), model)
-        for instance in instances.values():
-            _seal(instance)
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, instance in instances.items():
-            _write(instance, folder / name)
-    if montage is None:
-        (folder / MONTAGE).unlink(missing_ok=True)
+        instances: dict[str, SOPClass] = {}
+        try:
+            sources = read_sources(answer, identity == KEEP)
+            if not sources.problem:
+                instances[REPORT] = report_of(sources, answer, model)
+            if montage is not None:
+                instances[MONTAGE] = montage_of(sources, montage_pixels(montage, answer.scan), model)
+            for instance in instances.values():
+                _seal(instance, sources.identity)
+            if instances:
+                folder.mkdir(parents=True, exist_ok=True)
+            for name, instance in instances.items():
+                _write(instance, folder / name)
+        finally:
+            for name in {REPORT, MONTAGE} - instances.keys():
+                (folder / name).unlink(missing_ok=True)
+        if sources.problem:
+            alone = "; the montage was written, without references" if instances else ""
+            raise DicomReportError(sources.problem + alone)
     return [folder / name for name in instances]
 
 
@@ -100,14 +116,17 @@ def _no_values_in_messages() -> Iterator[None]:
             library.setLevel(level)
 
 
-def _seal(instance: SOPClass) -> None:
-    """Say that nobody is named, and give the instance the UID that follows from its content."""
+def _seal(instance: SOPClass, identity: Dataset) -> None:
+    """Say who is named, or that nobody is, and give the instance the UID that follows from its content."""
     from pydicom.dataset import Dataset
 
     from .dicom_objects import uid_of
 
-    instance.PatientIdentityRemoved = "YES"
-    instance.DeidentificationMethod = ["Patient and study attributes left empty", "UIDs retained"]
+    if identity:
+        instance.update(identity)
+    else:
+        instance.PatientIdentityRemoved = "YES"
+        instance.DeidentificationMethod = ["Patient and study attributes left empty", "UIDs retained"]
     for equipment in instance.ContributingEquipmentSequence:
         equipment.pop("ContributionDateTime", None)  # the time of writing, which is said once
     lasting = Dataset()
@@ -147,22 +166,29 @@ class DicomWriter:
     """Engine handler: ``<folder>/<scan>/report.dcm`` and ``montage.dcm`` for each answered scan that came from DICOM.
 
     Attach it after :class:`~.PredictionWriter` and what makes the montages: ``montage_path`` gives for a scan's name a
-    picture without that name in it, or None. Objects that cannot be written are a warning that names the scan; the
-    answer stands in the table all the same.
+    picture without that name in it, or None. A report that cannot be written is a warning in the answer.
+
+    Args:
+        identity: of patient and study: ``remove`` or ``keep`` (:func:`write_dicom_answers`).
     """
 
     def __init__(
-        self, folder: str | Path, checkpoints: Sequence[str | Path], montage_path: Callable[[str], Path | None]
-    ) -> None:
+        self, folder: str | Path, checkpoints: Sequence[str | Path], montage_path: Callable[[str], Path | None],
+        identity: str = REMOVE,
+    ) -> None:  # fmt: skip
+        check_setting("dicom_identity", identity, identity in IDENTITIES, f"one of {', '.join(IDENTITIES)}")
         self.folder, self.checkpoints, self.montage_path = Path(folder), tuple(checkpoints), montage_path
+        self.identity = identity
         self._name = ScanPaths()
         self._model: Model | None = None
 
     def attach(self, engine: Engine) -> None:
         from ignite.engine import Events
 
+        from .answers import AnswerEvents
+
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
+        engine.add_event_handler(AnswerEvents.ANSWERED, self._write)
 
     def _start(self, engine: Engine) -> None:
         if self._model is None:  # one process answers by one model, whatever becomes of the file
@@ -171,10 +197,10 @@ class DicomWriter:
     def _write(self, engine: Engine) -> None:
         assert self._model is not None
         for answer in engine.state.answers:
-            if answer.status != "ok" or answer.intake.get("kind") != "dicom":
+            if answer.status != "ok":
                 continue
             try:
                 folder = self.folder / self._name(answer.scan)
-                write_dicom_answers(folder, answer, self._model, self.montage_path(answer.scan))
+                write_dicom_answers(folder, answer, self._model, self.montage_path(answer.scan), self.identity)
             except Exception as error:  # the answer must not be lost by its report
-                logger.warning("%s: no DICOM report: %s: %s", answer.scan, type(error).__name__, error)
+                answer.lacks("report", error)

@@ -1,20 +1,29 @@
 """What a DICOM answer takes over from the scan's own files: references and geometry, and nothing that names anybody."""
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage, generate_uid
+from pydicom.valuerep import PersonName
 
 from ..common.errors import UserError
 from .answers import Answer
 
 # All that is read of a source file.
 REFERENCE_TAGS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+# read where the objects are to be filed with the patient: modules Patient, General Study and Patient Study
+IDENTITY_TAGS = (
+    "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientBirthTime", "PatientSex",
+    "PatientIdentityRemoved", "DeidentificationMethod", "StudyDate", "StudyTime", "AccessionNumber", "StudyID",
+    "ReferringPhysicianName", "StudyDescription", "PatientAge", "PatientSize", "PatientWeight",
+)  # fmt: skip
 GEOMETRY = {"PixelSpacing": 2, "SliceThickness": 1, "ImagePositionPatient": 3, "ImageOrientationPatient": 6}
 LOSSY_TAGS = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 FRAME_TAGS = ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
@@ -29,36 +38,87 @@ class DicomReportError(UserError, ValueError):
 class Sources(NamedTuple):
     """Headers with what a reference needs and nothing else."""
 
-    headers: list[Dataset]
+    headers: list[Dataset]  # empty where they cannot be referred to
     frames: list[int] | None  # those used of a single multi-frame file
     lossy: Dataset  # what was said of lossy compression
+    identity: Dataset  # patient and study; empty unless it was asked for
+    study: str  # UID
+    series: str  # UID
+    problem: str = ""  # why they cannot be referred to
 
 
-def read_sources(answer: Answer) -> Sources:
+def read_sources(answer: Answer, identity: bool = False) -> Sources:
+    """What an answer in DICOM takes over; with ``identity`` also :data:`IDENTITY_TAGS`.
+
+    Files without a valid UID, as those of some public data sets, and files of several series cannot be referred to.
+    The study's UID is then the files' own if they agree on one, else it follows from their content, as that of the
+    series does.
+
+    DicomReportError: no answer, no DICOM, or files that cannot be read.
+    """
     scan, files = answer.scan, answer.intake.get("files")
+    tags = [*SOURCE_TAGS, *IDENTITY_TAGS * identity]
     if answer.prediction is None:
         raise DicomReportError(f"{scan}: there is no answer to write")
     if not files:
         raise DicomReportError(f"{scan}: no DICOM file to refer to; only scans from DICOM are answered in DICOM")
-    headers: dict[str, Dataset] = {}
+    headers: list[Dataset] = []
+    problem = ""
     for number, path in enumerate(files, start=1):
         which = f"{scan}: source file {number} of {len(files)}"
         try:
             # force: a file without preamble may still be DICOM; another file has none of the tags
-            read = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(SOURCE_TAGS))
+            read = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
+            if not len(read):
+                raise ValueError("no DICOM")
             header = _anonymous_header(read)
             if not headers:
                 frames, lossy = _used_frames(read, answer.intake), _lossy(read)
+                known = _identity(read) if identity else Dataset()
         except Exception as error:  # the parser raises many kinds, and may quote what it read
             raise DicomReportError(f"{which} cannot be read as DICOM ({type(error).__name__})") from None
-        if problem := _problem(header):
-            raise DicomReportError(f"{which} cannot be referred to: {problem}")
-        headers.setdefault(header.SOPInstanceUID, header)
-    for tag, what in (("StudyInstanceUID", "studies"), ("SeriesInstanceUID", "series")):
-        count = len({header[tag].value for header in headers.values()})
-        if count > 1:
-            raise DicomReportError(f"{scan}: its source files are of {count} {what}; a report is about one")
-    return Sources(list(headers.values()), frames if len(headers) == 1 else None, lossy)
+        headers.append(header)
+        if not problem and (found := _problem(header)):
+            problem = f"{which} cannot be referred to: {found}"
+    studies, series = ({header[tag].value for header in headers} for tag in ("StudyInstanceUID", "SeriesInstanceUID"))
+    for uids, what in ((studies, "studies"), (series, "series")):
+        if len(uids) > 1 and not problem:
+            problem = f"{scan}: its source files are of {len(uids)} {what}; a report is about one"
+    if problem:
+        own = next(iter(studies)) if len(studies) == 1 else ""
+        content = _content_digest(files)
+        study = own if _UID.fullmatch(own) else _derived("study", content)
+        return Sources([], None, lossy, known, study, _derived("series", content), problem)
+    distinct: dict[str, Dataset] = {}
+    for header in headers:
+        distinct.setdefault(header.SOPInstanceUID, header)
+    frames = frames if len(distinct) == 1 else None
+    return Sources([*distinct.values()], frames, lossy, known, *studies, *series)
+
+
+def _content_digest(files: Sequence[str]) -> str:
+    """SHA-256 of what is in files, of which nobody knows who does not have them."""
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _derived(what: str, content: str) -> str:
+    """The UID, always the same one, of what has none; not that of another implementation or of a name."""
+    return str(generate_uid(entropy_srcs=["fairlung-source", what, content]))
+
+
+def _identity(read: Dataset) -> Dataset:
+    """Patient and study as the source has them, in Unicode; what cannot be decoded is left out."""
+    known = Dataset()
+    for tag in IDENTITY_TAGS:
+        with suppress(Exception):  # of odd values pydicom raises many kinds
+            value = read.get(tag)
+            if value is not None:
+                setattr(known, tag, str(value) if isinstance(value, PersonName) else value)
+    return known
 
 
 def _numbers(read: Dataset, tag: str) -> list[float]:

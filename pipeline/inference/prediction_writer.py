@@ -27,19 +27,22 @@ from ..data.groups import group_columns
 from ..data.intake_records import SEPARATOR
 from ..evaluation.predictions import POSTPROCESS, PROBABILITY, SYNTHETIC
 from ..postprocessing.fitted import Fitted
-from .answers import Answer, answer_scans
+from .answers import Answer, AnswerEvents, answer_scans
+from .pseudonyms import Pseudonyms
 
 logger = logging.getLogger(__name__)
 
 SPREAD = "spread_"  # before the class name in the column of the members' standard deviation
 AGREEMENT = "agreement"
+STUDY = "study"
 NOT_UNICODE = re.compile("[\ud800-\udfff]")
 ESCAPED = re.compile(r"\\(udc[89a-f][0-9a-f])")  # what the table's encoding makes of a byte that is not Unicode
+WARNING_CODE = re.compile(r"([a-z_]+):")
 _ELSEWHERE = "choose another output folder, or move the table away"
 # keys of an object of the JSON, in order
 OBJECT = (
     "scan", "status", "reason", "prediction", "probabilities", "spread", "agreement", "uncorrected", "prevalence",
-    "models", "warnings", "intake",
+    "models", "warnings", STUDY, "intake",
 )  # fmt: skip
 
 
@@ -153,11 +156,12 @@ class PredictionWriter:
     """Writes a row a new scan, and beside the table a JSON of the same name with the numbers in full.
 
     The columns are scan, prediction, prob_<class>, for an ensemble also spread_<class> and agreement, for corrected
-    probabilities also ``postprocess`` (what was done), then status (ok|failed|skipped), reason, warnings: see
-    :class:`Answer`. The JSON is a list of objects in the same order, with the record of how the scan was read (without
-    its files), the probabilities before a correction (``uncorrected``), the ``prevalence`` corrected for, and the
-    ``models`` that answered, a line each: rows of one table may be of several. After each
-    batch ``engine.state.answers`` holds its answers in the order of the batch, for the handlers attached after this.
+    probabilities also ``postprocess`` (what was done), then status (ok|failed|skipped), reason, warnings and, with
+    ``pseudonyms``, study: see :class:`Answer`. The JSON is a list of objects in the same order, with the record of how
+    the scan was read (without its files), the probabilities before a correction (``uncorrected``), the ``prevalence``
+    corrected for, and the ``models`` that answered, a line each: rows of one table may be of several. Of each batch
+    ``engine.state.answers`` holds the answers in its order when :attr:`AnswerEvents.ANSWERED` is fired, for the
+    handlers attached after this; rows are written when those have made their pictures and reports, or failed to.
 
     The rows reach the disk batch by batch, in ``<path>.part``, which becomes ``path`` when the epoch is complete.
     """
@@ -165,21 +169,25 @@ class PredictionWriter:
     def __init__(
         self, path: str | Path, class_names: Sequence[str], members: int = 1, correction: Fitted | None = None,
         models: Sequence[str] = (),
+        pseudonyms: Pseudonyms | None = None,
     ) -> None:  # fmt: skip
         check_setting("members", members, members >= 1, "at least 1")
         self.path = Path(path)
         self.json_path = self.path.with_suffix(".json")
         self.class_names = tuple(class_names)
-        self.members, self.correction, self.models = members, correction, [*models]
+        self.members, self.correction = members, correction
+        self.models, self.pseudonyms = [*models], pseudonyms
         self.postprocess = "" if correction is None else stated(correction)
         self.columns = ["scan", "prediction", *(PROBABILITY + name for name in self.class_names)]
         self.columns += [*(SPREAD + name for name in self.class_names), AGREEMENT] if members > 1 else []
         self.columns += [POSTPROCESS] if correction is not None else []
-        self.columns += ["status", "reason", "warnings"]
+        self.columns += ["status", "reason", "warnings", *([STUDY] if pseudonyms is not None else [])]
         self.answered: set[str] = set()  # names of the scans that had a row before this run
         self.counts: Counter[str] = Counter()  # rows by status, and of the answered ones "with warnings"
+        self.codes: Counter[str] = Counter()  # answered rows by the code of each of their warnings
 
     def attach(self, engine: Engine) -> None:
+        engine.register_events(*AnswerEvents)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._complete)
@@ -189,7 +197,8 @@ class PredictionWriter:
         given = 1 if logits.ndim == 2 else logits.shape[1]
         if given != self.members:
             raise ValueError(f"members is {self.members}, but the logits {list(logits.shape)} are of {given}")
-        return answer_scans(batch, logits, self.class_names, self.correction)
+        answers = answer_scans(batch, logits, self.class_names, self.correction)
+        return answers if self.pseudonyms is None else list(map(self.pseudonyms.answer, answers))
 
     def cells(self, answer: Answer) -> list[str | float | None]:
         """The row of an answer, None where there is no value."""
@@ -198,7 +207,8 @@ class PredictionWriter:
             row += [*map((answer.spread or {}).get, self.class_names), answer.agreement]
         if self.correction is not None:
             row.append(self.postprocess)
-        return [*row, answer.status, answer.reason, SEPARATOR.join(answer.warnings)]
+        row += [answer.status, answer.reason, SEPARATOR.join(answer.warnings)]
+        return [*row, answer.study] if STUDY in self.columns else row
 
     def record(self, answer: Answer) -> dict[str, Any]:
         prevalence = None if self.correction is None else self.correction.settings.get("target")
@@ -214,20 +224,27 @@ class PredictionWriter:
         self.recover()  # also of a table to which nothing was added
         counts = [self.counts[kind] for kind in ("ok", "with warnings", "skipped", "failed")]
         logger.info("%d scans answered (%d of them with warnings), %d skipped, %d failed: %s", *counts, self.path)
+        by_count = sorted(self.codes.items(), key=lambda item: (-item[1], item[0]))
+        if told := ", ".join(f"{count} {code}" for code, count in by_count):
+            logger.info("scans with each kind of warning: %s", told)
         if self.counts["failed"] or (self.counts["skipped"] and not self.counts["ok"]):
             sys.exit(EXIT_SOME_FAILED)
 
     def _start(self, engine: Engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.counts.clear()
+        self.codes.clear()
+        if self.pseudonyms is not None:
+            self.pseudonyms.share()
         _part(self.path).write_bytes(csv_bytes([self.columns]))
         _part(self.json_path).write_bytes(b"")
 
     def _add(self, engine: Engine) -> None:
         answers = self.answer(engine.state.batch, engine.state.output["pred"])
         engine.state.answers = answers
+        engine.fire_event(AnswerEvents.ANSWERED)
         for answer in self._write(answers):
-            self._count(answer.status, bool(answer.warnings))
+            self._count(answer.status, answer.warnings)
             if answer.status != "ok":
                 log = logger.warning if answer.status == "failed" else logger.info
                 log("%s %s: %s", one_line(answer.scan), answer.status, one_line(answer.reason))
@@ -242,9 +259,11 @@ class PredictionWriter:
         append_durably(objects, b"".join(json_line(self.record(answer)) for answer in answers))
         append_durably(table, csv_bytes([csv_text(self.cells(answer)) for answer in answers]))
 
-    def _count(self, status: str, warned: bool) -> None:
+    def _count(self, status: str, warnings: Iterable[str]) -> None:
+        told = list(filter(None, warnings)) if status == "ok" else []
         self.counts[status] += 1
-        self.counts["with warnings"] += status == "ok" and warned
+        self.counts["with warnings"] += bool(told)
+        self.codes.update({found[1] for found in map(WARNING_CODE.match, told) if found})
 
     def _complete(self, engine: Engine) -> None:
         part, json_part = _part(self.path), _part(self.json_path)
@@ -292,7 +311,7 @@ class AppendingPredictionWriter(PredictionWriter):
             os.truncate(self.path, whole)
         for row in rows:
             self.answered |= {row["scan"], original_name(row["scan"])}
-            self._count(row["status"], bool(row["warnings"]))
+            self._count(row["status"], row["warnings"].split(SEPARATOR))
         self._recovered = True
         if self._journal.exists():
             self._complete()
@@ -322,6 +341,8 @@ class AppendingPredictionWriter(PredictionWriter):
             header, *rows = csv_rows(content) or [self.columns]
         except (UnicodeDecodeError, csv.Error) as error:
             raise PredictionTableError(f"{self.path} is no table of predictions ({error}); {_ELSEWHERE}") from error
+        if [*header, STUDY] == self.columns:
+            self.columns = header  # a table of a version that told no studies goes on without them
         if header != self.columns:
             raise PredictionTableError(
                 f"{self.path} has other columns than what is answered now:\n  there: {', '.join(header)}\n  "
@@ -361,7 +382,7 @@ class AppendingPredictionWriter(PredictionWriter):
             prediction=row["prediction"] or None,
             probabilities=numbers(PROBABILITY), spread=numbers(SPREAD) or None,
             agreement=float(row[AGREEMENT]) if row.get(AGREEMENT) else None,
-            warnings=row["warnings"].split(SEPARATOR) if row["warnings"] else [], intake={},
+            warnings=row["warnings"].split(SEPARATOR) if row["warnings"] else [], intake={}, study=row.get(STUDY, ""),
         )  # fmt: skip
         return self.record(answer) | {"models": []}  # another run's row: nothing says of which
 

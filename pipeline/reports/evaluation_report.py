@@ -94,7 +94,8 @@ def evaluation_report(evidence: Evidence) -> Document:
     add("Calibration", _calibration_blocks(audit, confidence), none)
     add("Learning curves", _curves_blocks(evidence), "learning curves (no history.csv of the training)")
     add("Cohort", _cohort_blocks(evidence), "the cohort (no cells.csv in the evaluation)")
-    add("Worst errors", _error_blocks(evidence), "the worst errors (no gallery in the evaluation)")
+    why = evidence.errors_problem or "no gallery in the evaluation"
+    add("Worst errors", _error_blocks(evidence), f"the worst errors ({why})")
     add("Differences between groups by class", _difference_blocks(audit))
     add("How the numbers were made", _method_blocks(audit, left_out))
     title = f"Fairness report: {evidence.source or (f'{evidence.split} split' if evidence.split else 'an evaluation')}"

@@ -57,6 +57,7 @@ class Evidence:
     marked_by: str = ""  # how that is known
     cells: pd.DataFrame | None = None  # columns split, label, group, n of the cohort
     errors: tuple[ErrorImage, ...] | None = None  # the worst errors; None when no gallery was made
+    errors_problem: str = ""  # why no gallery could be made
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the training, as far as it noted them
     checkpoint_file: Path | None = None  # None when it is not where it was
     judged_on: str = ""  # date of the evaluation, UTC
@@ -126,12 +127,13 @@ def read_evidence(evaluation_dir: str | Path) -> Evidence:
         settings = optional_json(training / run_folder.SETTINGS)
     epoch, known_by = _marked_epoch(checkpoint, record or {}, history)
     places = [Path(checkpoint), *([training / "models" / Path(checkpoint).name] if training is not None else [])]
+    errors, problem = _errors(folder / "errors")
     judged_on = datetime.fromtimestamp((folder / run_folder.METRICS).stat().st_mtime, UTC).date().isoformat()
     run = record or {}
     cells = optional_table(folder / run_folder.CELLS, ("split", "label", "group", "n"))
     return Evidence(
         judged, split=metrics["split"], checkpoint=Path(checkpoint).name, synthetic=bool(metrics["synthetic"]),
-        history=history, marked_epoch=epoch, marked_by=known_by, cells=cells, errors=_errors(folder / "errors"),
+        history=history, marked_epoch=epoch, marked_by=known_by, cells=cells, errors=errors, errors_problem=problem,
         settings=settings or {}, checkpoint_file=next((path for path in places if path.is_file()), None),
         judged_on=judged_on, run=" ".join(filter(None, (run.get("run_name"), run.get("run_id")))),
         commit=run.get("commit") or "",
@@ -188,10 +190,11 @@ def _marked_epoch(checkpoint: str, record: Mapping[str, Any], history: pd.DataFr
     return None, ""
 
 
-def _errors(folder: Path) -> tuple[ErrorImage, ...] | None:
+def _errors(folder: Path) -> tuple[tuple[ErrorImage, ...] | None, str]:
+    """The worst errors, None without a gallery; and why there is none, where that is known."""
     entries = optional_json(folder / "errors.json")
-    if entries is None:
-        return None
+    if entries is None or isinstance(entries, dict):
+        return None, str((entries or {}).get("problem", ""))
     found = []
     for entry in entries:
         image = folder / Path(entry["image"]).name  # a name in this folder, whatever the file says
@@ -204,4 +207,4 @@ def _errors(folder: Path) -> tuple[ErrorImage, ...] | None:
             raise EvidenceError(f"{image} is no PNG")
         scan, label, group, said = (str(entry[name]) for name in ("scan", "label", "group", "prediction"))
         found.append(ErrorImage(scan, label, group, said, float(entry["confidence"]), png))
-    return tuple(found)
+    return tuple(found), ""

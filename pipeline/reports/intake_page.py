@@ -22,11 +22,22 @@ from fairlung.transforms.checks import check_whole
 from ..common import run_folder
 from ..common.files import ScanPaths, encoded, replace_durably
 from ..common.volumes import slice_counts
-from ..data.intake_records import GROUPS, group_counts, group_of, scan_facts, spacing_text, warning_counts, write_intake
+from ..data.intake_records import (
+    GROUPS,
+    group_counts,
+    group_of,
+    not_made,
+    scan_facts,
+    spacing_text,
+    warning_counts,
+    write_intake,
+)
 from .document import Document, Paragraph, Picture, Pictures, Section, Table, render_html
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from ..inference.pseudonyms import Pseudonyms
 
 logger = logging.getLogger(__name__)
 
@@ -142,9 +153,10 @@ class IntakeCollector:
         page = collector.write()
     """
 
-    def __init__(self, output_dir: str | Path, page_pictures: int = 200) -> None:
+    def __init__(self, output_dir: str | Path, page_pictures: int = 200, pseudonyms: Pseudonyms | None = None) -> None:
         check_whole("page_pictures", page_pictures, least=0)
         self.output_dir, self.page_pictures = Path(output_dir), page_pictures
+        self.pseudonyms = pseudonyms
         self.records: list[dict[str, Any]] = []
         self._name = ScanPaths()
         self._pictures: dict[str, Path] = {}
@@ -156,6 +168,8 @@ class IntakeCollector:
             record = {"scan": scan, **intake}
             if reason and record["status"] == "ok":
                 record |= {"status": "refused", "reason": reason}
+            if self.pseudonyms is not None:
+                record = self.pseudonyms.record(scan, record)
             self.records.append(record)
             path = self.output_dir / PICTURES / f"{self._name(scan)}.png"
             try:
@@ -166,6 +180,7 @@ class IntakeCollector:
                     middle_slices(volume, record).save(path, "PNG", optimize=True)
                     self._pictures[scan] = path
             except Exception as error:  # a picture that fails must not cost the record
+                record["warnings"] = [*record["warnings"], not_made("picture", error)]
                 logger.warning("%s: no picture: %s: %s", scan, type(error).__name__, error)
 
     def write(self) -> Path:

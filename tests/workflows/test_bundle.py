@@ -120,7 +120,7 @@ def test_inference_answers_what_it_can_and_says_why_not(answers: tuple[int, pd.D
     code, table = answers
     assert code == EXIT_SOME_FAILED
     probabilities = [f"prob_{name}" for name in CLASSES]
-    assert list(table.columns) == ["scan", "prediction", *probabilities, "status", "reason", "warnings"]
+    assert list(table.columns) == ["scan", "prediction", *probabilities, "status", "reason", "warnings", "study"]
     failed = table[table["status"] == "failed"].set_index("scan")
     assert set(failed.index) == {"broken", "broken.nii.gz"}
     assert (failed["prediction"] == "").all()

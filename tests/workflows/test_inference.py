@@ -4,9 +4,11 @@ that fills. The shipped configs, shrunk."""
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +24,7 @@ from typer.testing import CliRunner
 from workflows import CLASSES, SMALL_SETTINGS, Start, cause, run
 
 from fairlung.pipeline.cli.app import app
+from fairlung.pipeline.inference.pseudonyms import PseudonymKeyError
 from fairlung.pipeline.networks.checkpoint import CheckpointError, ModelSettings
 from fairlung.pipeline.networks.r3d18 import R3D18Classifier
 from fairlung.pipeline.phantoms.writers import write_dicom_series, write_nifti
@@ -220,6 +223,78 @@ def test_a_folder_that_fills_is_answered_as_it_fills(
     )  # a new process picks up where the first stopped
     again = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False)
     assert list(again["scan"]) == ["first.nrrd", "second", "third.nii.gz"]
+
+
+# --- names of scans ---------------------------------------------------------------------------------------------------
+@pytest.fixture
+def named_after_people(data_dir: Path, tmp_path: Path) -> Path:
+    """Scans whose files and folders are named by patients: two CTs of a study, a volume, and what cannot be read."""
+    root = tmp_path / "scans"
+    shutil.copytree(data_dir / "chest_ct_dicom", root / "DOE JANE" / "DOE CT")
+    (root / "DOE JANE" / "DOE THIN").mkdir()
+    for path in (data_dir / "chest_ct_dicom").iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.SeriesInstanceUID, dataset.SeriesNumber = "1.2.3", 7
+        dataset.SOPInstanceUID = pydicom.uid.generate_uid()
+        dataset.save_as(root / "DOE JANE" / "DOE THIN" / path.name)
+    shutil.copy(data_dir / "chest_ct.nrrd", root / "DOE^JOHN.nrrd")
+    (root / "DOE PICTURES").mkdir()
+    for number in range(12):
+        (root / "DOE PICTURES" / f"DOE{number}.png").write_bytes(b"no picture")
+    shutil.make_archive(str(root / "DOE_ZIP"), "zip", data_dir, "chest_ct.nrrd")
+    (root / "DOE_ZIP.zip").write_bytes((root / "DOE_ZIP.zip").read_bytes()[:5000])
+    shutil.copy(data_dir / "golden" / "jpg_scan" / "0.jpg", root / "DOE JANE" / "DOE.jpg")
+    return root
+
+
+@pytest.fixture
+def plain_log_entries() -> Iterator[None]:
+    factory = logging.getLogRecordFactory()
+    yield
+    logging.setLogRecordFactory(factory)
+
+
+@pytest.mark.fault(
+    "leaked", "scans in folders named by patients", before="their names in tables, pictures, reports and the log",
+    now="keyed digests everywhere with --pseudonymize",
+)  # fmt: skip
+@pytest.mark.usefixtures("plain_log_entries")
+def test_names_of_scans_are_replaced_wherever_they_are_written(
+    start: Start, models: Path, named_after_people: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, output = tmp_path / "key", tmp_path / "out"
+    key.write_text("0123456789abcdef0123456789abcdef\n")
+    settings = {"checkpoint": str(models / "seed0" / "models" / "best.pt"), "overlay": True, "dicom_out": True}
+    settings |= {"scans": str(named_after_people), "pseudonymize": str(key), "output_dir": str(output)}
+    with caplog.at_level(logging.INFO), pytest.raises(SystemExit):
+        run(start("inference", **settings))
+    table = pd.read_csv(output / "predictions.csv", keep_default_na=False).set_index("scan")
+    assert sorted(table["status"]) == ["failed", "failed", "ok", "ok", "ok"]
+    assert table.index.str.fullmatch("scan-[0-9a-f]{16}").all() and table.index.is_unique
+    (study,) = set(table["study"]) - {""}
+    joined = table[table["study"] == study]
+    assert len(joined) == 2 and joined["warnings"].str.contains("same_study: one of 2").all()
+    reasons = set(table.loc[table["status"] == "failed", "reason"])
+    assert any("file-" in reason and "cannot be decoded" in reason for reason in reasons)
+    for path in output.rglob("*"):
+        assert "DOE" not in str(path.relative_to(output))
+        assert not path.is_file() or b"DOE" not in path.read_bytes(), path
+    assert "DOE" not in caplog.text and "failed" in caplog.text
+    assert len([*(output / "overlay").glob("scan-*.png")]) == 3
+
+
+def test_a_key_that_cannot_be_used_ends_the_run_before_a_scan_is_read(
+    start: Start, models: Path, hospital: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "key").write_bytes(b"k" * 32)
+    (tmp_path / "short").write_bytes(b"k" * 15)
+    settings = {"scans": str(hospital), "checkpoint": str(models / "seed0" / "models" / "best.pt")}
+    for name, said in (("out/key", "lies in"), ("short", "at least 16 bytes"), ("none", "cannot be read")):
+        settings |= {"output_dir": str(tmp_path / "out"), "pseudonymize": str(tmp_path / name)}
+        error = cause(start("inference", **settings))
+        assert isinstance(error, PseudonymKeyError) and said in str(error)
+        assert not (tmp_path / "none").exists() and not (tmp_path / "out" / "predictions.csv").exists()
 
 
 # --- fairlung check ---------------------------------------------------------------------------------------------------

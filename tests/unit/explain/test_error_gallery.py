@@ -24,6 +24,7 @@ from fairlung.pipeline.data.cohort import load_cohort
 from fairlung.pipeline.evaluation.predictions import Predictions, load_predictions
 from fairlung.pipeline.explain.error_gallery import MAX_BYTES, encode_picture, worst_errors, write_error_gallery
 from fairlung.pipeline.explain.grad_cam import GAP, PANEL, class_activation, error_picture, explained_copy
+from fairlung.pipeline.reports.evidence import _errors
 
 SEXES = ("male", "female")
 
@@ -284,7 +285,11 @@ def test_without_an_error_the_list_is_empty(judged: SimpleNamespace, tmp_path: P
     assert json.loads((tmp_path / "errors" / "errors.json").read_text()) == []
 
 
-def test_a_gallery_that_fails_is_a_warning_and_leaves_nothing(
+@pytest.mark.fault(
+    "wrong", "pictures of the worst errors that cannot be made", before="a line of the log; the report knew no reason",
+    now="the report says why they are missing",
+)  # fmt: skip
+def test_a_gallery_that_fails_is_a_warning_and_leaves_the_reason(
     judged: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     read, written = judged.dataset._transform, []
@@ -298,8 +303,12 @@ def test_a_gallery_that_fails_is_a_warning_and_leaves_nothing(
     monkeypatch.setattr(judged.dataset, "_transform", fail_after_the_first)
     with caplog.at_level(logging.WARNING, "fairlung"):
         assert gallery(judged, tmp_path) == []
-        assert written and not (tmp_path / "errors").exists()
+        assert written and [path.name for path in (tmp_path / "errors").iterdir()] == ["errors.json"]
+        said = "no_pictures: MemoryError: no room"
+        assert json.loads((tmp_path / "errors" / "errors.json").read_text()) == {"problem": said}
+        assert _errors(tmp_path / "errors") == (None, said)
         assert gallery(judged, tmp_path, target_layer="layer9") == []
+        shutil.rmtree(tmp_path / "errors")
         (tmp_path / "errors").write_text("a file in the way")
         assert gallery(judged, tmp_path, count=2) == []
     messages = [record.message for record in caplog.records]

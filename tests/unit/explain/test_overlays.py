@@ -498,6 +498,10 @@ def test_a_short_scan_that_is_padded_is_explained_without_the_padding(tmp_path: 
     np.testing.assert_allclose(made, expected, atol=1.1 / 255)
 
 
+@pytest.mark.fault(
+    "wrong", "a picture or map that was asked for cannot be made",
+    before="a line of the log, and an answer without a warning", now="a warning in the answer's row, and counted",
+)  # fmt: skip
 def test_what_fails_is_a_warning_that_names_the_scan_and_costs_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -506,13 +510,15 @@ def test_what_fails_is_a_warning_that_names_the_scan_and_costs_nothing_else(
     given["intake"][2]["shape"] = None
     (tmp_path / "overlays" / "taken_map.nii.gz").mkdir(parents=True)
     (tmp_path / "overlays" / "odd.png").write_bytes(b"of an earlier run")
-    with caplog.at_level(logging.WARNING, "fairlung.pipeline.explain.overlays"):
+    with caplog.at_level(logging.WARNING, "fairlung.pipeline.inference.answers"):
         overlay = infer(tmp_path, Bright(), [given])
-    assert pd.read_csv(tmp_path / "predictions.csv")["status"].tolist() == ["ok"] * 4
-    warned = [message for message in caplog.messages if ": no " in message]
-    assert warned[0] == "odd: no overlay: ValueError: 2 indices of a volume of 5 slices"
-    assert warned[1] == "no shape: no map: ValueError: the scan's shape is not known"
-    assert warned[2].startswith("taken: no overlay: ")
+    table = pd.read_csv(tmp_path / "predictions.csv", keep_default_na=False)
+    assert table["status"].tolist() == ["ok"] * 4
+    said = ["no_overlay: 2 indices of a volume of 5 slices", "no_map: the scan's shape is not known"]
+    assert table["warnings"].tolist() == ["", *said, "no_overlay: Is a directory"]
+    assert [m for m in caplog.messages if ": no_" in m] == [
+        f"{scan}: {warning}" for scan, warning in zip(table["scan"][1:], table["warnings"][1:], strict=True)
+    ]
     assert overlay.map_path("fine") is not None
     assert overlay.montage_path("no shape") is not None and overlay.map_path("no shape") is None
     assert overlay.montage_path("odd") is None and not (tmp_path / "overlays" / "odd.png").exists()
@@ -563,9 +569,8 @@ def test_settings_that_cannot_work_are_refused_at_once(tmp_path: Path) -> None:
 
 def test_a_handler_in_the_wrong_place_is_told_so(tmp_path: Path) -> None:
     overlay = OverlayWriter(tmp_path, Bright(), CLASSES, SIZE, CROP)
-    engine = SupervisedEvaluator(
-        device=torch.device("cpu"), val_data_loader=[batch(["s"])], network=Bright(), val_handlers=[overlay],
-        decollate=False,
-    )  # fmt: skip
     with pytest.raises(RuntimeError, match="must be attached after the PredictionWriter"):
-        engine.run()
+        SupervisedEvaluator(
+            device=torch.device("cpu"), val_data_loader=[batch(["s"])], network=Bright(), val_handlers=[overlay],
+            decollate=False,
+        )  # fmt: skip

@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
+import torch
+from ignite.engine import Engine
 from PIL import Image
 from pydicom.config import disable_value_validation
 from pydicom.datadict import DicomDictionary
@@ -32,8 +35,9 @@ from fairlung.pipeline.common.errors import UserError
 from fairlung.pipeline.common.names import CLASS_NAMES
 from fairlung.pipeline.inference.answers import Answer
 from fairlung.pipeline.inference.dicom_objects import Model, class_code, probability_code
-from fairlung.pipeline.inference.dicom_report import write_dicom_answers
+from fairlung.pipeline.inference.dicom_report import DicomWriter, write_dicom_answers
 from fairlung.pipeline.inference.dicom_sources import DicomReportError
+from fairlung.pipeline.inference.prediction_writer import PredictionWriter
 from fairlung.pipeline.phantoms.writers import write_dicom_series
 
 MODEL = Model("fairlung R3D18Classifier", "0.1.0", hashlib.sha256(b"weights").hexdigest())
@@ -537,6 +541,100 @@ def test_sources_that_cannot_be_referred_to_are_named_without_identifiers(copies
     assert said.startswith("ward/scan7: ") and isinstance(refused.value, UserError)
     assert not re.search(r"\d\.\d|DOE|IM-", said)
     assert not (tmp_path / "out").exists()
+
+
+MISSING = {
+    "instances": ["SOPInstanceUID"], "series": ["SeriesInstanceUID"], "study": ["StudyInstanceUID"],
+    "all": ["SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"],
+}  # fmt: skip
+
+
+def infer(folder: Path, files: dict[str, list[Path]], picture: np.ndarray, **settings: Any) -> pd.DataFrame:
+    """The table of an inference with DICOM objects; a scan without files is no DICOM."""
+    checkpoint = folder / "model.pt"
+    checkpoint.parent.mkdir(exist_ok=True)
+    checkpoint.write_bytes(b"weights")
+    intake = [
+        answer_of(paths).intake | {"warnings": [], "kind": "dicom" if paths else "nifti"} for paths in files.values()
+    ]
+    batch = {"scan": [*files], "reason": [""] * len(files), "intake": intake}
+    engine = Engine(lambda engine, batch: {"pred": torch.zeros(len(files), len(CLASS_NAMES))})
+    predictions = PredictionWriter(folder / "predictions.csv", CLASS_NAMES)
+    predictions.attach(engine)
+    Image.fromarray(picture).save(folder / "montage.png")
+    DicomWriter(folder / "dicom", [checkpoint], lambda scan: folder / "montage.png", **settings).attach(engine)
+    engine.run([batch])
+    predictions.report()
+    return pd.read_csv(folder / "predictions.csv", keep_default_na=False).set_index("scan")
+
+
+@pytest.mark.fault(
+    "lost", "DICOM files without the UIDs that a report refers to, --dicom_out",
+    before="no object, a line of the log, and 0 answers with warnings",
+    now="the montage without references, a warning in the row, and its count",
+)  # fmt: skip
+@pytest.mark.parametrize("kind", MISSING)
+def test_files_without_uids_are_answered_by_the_montage_alone(copies, picture, tmp_path, kind, caplog):
+    def bare(dataset: Dataset) -> None:
+        for tag in MISSING[kind]:
+            delattr(dataset, tag)
+
+    infer(tmp_path / "out", {"scan": copies}, picture)
+    assert (tmp_path / "out" / "dicom" / "scan" / "report.dcm").is_file()
+    study = pydicom.dcmread(copies[0]).StudyInstanceUID
+    for copy in copies:
+        edited(copy, bare)
+    with caplog.at_level(logging.INFO):
+        table = infer(tmp_path / "out", {"scan": copies, "volume": []}, picture)
+    told = table.loc["scan", "warnings"]
+    assert told.startswith("no_report: source file 1 of 4 cannot be referred to: it has no ") and "montage" in told
+    assert table.loc["volume", "warnings"].startswith("no_report: no DICOM file to refer to")
+    assert "2 scans answered (2 of them with warnings)" in caplog.text and "2 no_report" in caplog.text
+    (path,) = (tmp_path / "out" / "dicom").rglob("*.dcm")  # the report of an earlier run is gone
+    image = pydicom.dcmread(path)
+    assert "SourceImageSequence" not in image and image.StudyInstanceUID.is_valid and image.SeriesInstanceUID.is_valid
+    assert (image.StudyInstanceUID == study) == ("StudyInstanceUID" not in MISSING[kind])
+    infer(tmp_path / "again", {"another name": copies}, picture)
+    again = pydicom.dcmread(tmp_path / "again" / "dicom" / "another name" / "montage.dcm")
+    assert (again.StudyInstanceUID, again.SOPInstanceUID) == (image.StudyInstanceUID, image.SOPInstanceUID)
+    if shutil.which("dciodvfy"):
+        assert "Error" not in run("dciodvfy", path)
+
+
+WHOSE = {
+    "PatientName": "Müller^Zoë", "PatientID": "0042", "IssuerOfPatientID": "WARD", "PatientBirthDate": "19560102",
+    "PatientSex": "F", "StudyDate": "20260105", "StudyTime": "1015", "AccessionNumber": "ACC7", "StudyID": "S1",
+    "ReferringPhysicianName": "Kovács^Éva", "StudyDescription": "CT Thorax",
+}  # fmt: skip
+
+
+@pytest.mark.fault(
+    "lost", "report and montage of a study that an archive has",
+    before="no PatientID, so that Orthanc files another patient and study", now="filed with it: --dicom_identity keep",
+)  # fmt: skip
+@pytest.mark.parametrize("charset", ["ISO_IR 100", "ISO_IR 192"])
+def test_identity_is_kept_when_it_is_asked_for_and_else_left_out(copies, picture, tmp_path, charset):
+    def name(dataset: Dataset) -> None:
+        dataset.SpecificCharacterSet = charset
+        for tag, value in WHOSE.items():
+            setattr(dataset, tag, value)
+
+    for copy in copies:
+        edited(copy, name)
+    infer(tmp_path / "keep", {"scan": copies}, picture, identity="keep")
+    infer(tmp_path / "remove", {"scan": copies}, picture)
+    for file in ("report.dcm", "montage.dcm"):
+        kept, removed = (pydicom.dcmread(tmp_path / what / "dicom" / "scan" / file) for what in ("keep", "remove"))
+        source = pydicom.dcmread(copies[0])
+        assert {tag: str(kept[tag].value) for tag in WHOSE} == WHOSE
+        assert kept.StudyInstanceUID == removed.StudyInstanceUID == source.StudyInstanceUID
+        assert "PatientIdentityRemoved" not in kept and removed.PatientIdentityRemoved == "YES"
+        assert not any(str(removed.get(tag) or "") for tag in WHOSE)
+        if shutil.which("dciodvfy"):
+            complaints = run("dciodvfy", tmp_path / "keep" / "dicom" / "scan" / file)
+            assert "Error" not in complaints, complaints
+    with pytest.raises(ValueError, match="dicom_identity must be one of remove, keep, got 'yes'"):
+        infer(tmp_path / "other", {"scan": copies}, picture, identity="yes")
 
 
 def test_what_is_no_source_no_answer_and_no_picture(series, picture, tmp_path):

@@ -25,7 +25,7 @@ from fairlung.pipeline.evaluation.audit import audit
 from fairlung.pipeline.evaluation.compare import compare
 from fairlung.pipeline.evaluation.predictions import PredictionsError, load_predictions
 from fairlung.pipeline.inference import prediction_writer
-from fairlung.pipeline.inference.answers import Answer, answer_scans
+from fairlung.pipeline.inference.answers import Answer, AnswerEvents, answer_scans
 from fairlung.pipeline.inference.prediction_writer import (
     AppendingPredictionWriter,
     LabelledPredictionWriter,
@@ -35,6 +35,7 @@ from fairlung.pipeline.inference.prediction_writer import (
     csv_rows,
     prediction_writer_of,
 )
+from fairlung.pipeline.inference.pseudonyms import Pseudonyms
 from fairlung.pipeline.postprocessing.fitted import PostprocessError
 from fairlung.pipeline.postprocessing.prior import fit_prior
 from fairlung.pipeline.postprocessing.tables import load_unlabelled, write_table
@@ -213,6 +214,44 @@ def test_later_handlers_get_the_same_answers(tmp_path: Path) -> None:
 
 
 # ---- several networks ----------------------------------------------------------------------------------------------
+def test_what_later_handlers_lack_is_in_the_row_and_counted_also_by_the_next_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def lack(engine: Engine) -> None:
+        for answer in engine.state.answers:
+            answer.lacks("report", ValueError(f"{answer.scan}: it has no UID"))
+            answer.lacks("overlay", OSError(28, "No space left on device", f"/out/{answer.scan}.png"))
+
+    for number, scan in enumerate(("x", "y"), start=1):
+        engine = Engine(lambda engine, batch: {"pred": batch["logits"]})
+        writer = prediction_writer_of(tmp_path / "p.csv", ["a", "b"], append=True)
+        writer.attach(engine)
+        engine.add_event_handler(AnswerEvents.ANSWERED, lack)
+        engine.run([new_scans([scan], torch.zeros(1, 2), intake=[{"warnings": ["odd: some; 3: text"]}])])
+        caplog.clear()
+        writer.report()
+        told = f"{number} no_overlay, {number} no_report, {number} odd"
+        assert caplog.messages[-2].startswith(f"{number} scans answered ({number} of them with warnings)")
+        assert caplog.messages[-1].endswith(f": {told}")
+    expected = "odd: some; 3: text; no_report: it has no UID; no_overlay: No space left on device"
+    assert [row["warnings"] for row in read(tmp_path / "p.csv")] == [expected] * 2
+    assert json.loads((tmp_path / "p.json").read_text())[1]["warnings"][1:] == expected.split("; ")[2:]
+
+
+def test_a_table_without_the_column_study_is_gone_on_with(tmp_path: Path) -> None:
+    add(tmp_path / "old.csv", [new_scans(["x"], torch.zeros(1, 2))])
+    before = (tmp_path / "old.csv").read_bytes()
+    for path, columns in ((tmp_path / "old.csv", [*csv_rows(before)[0]]), (tmp_path / "new.csv", None)):
+        writer = AppendingPredictionWriter(path, ["a", "b"], pseudonyms=Pseudonyms())
+        answer(writer, [new_scans(["y"], torch.zeros(1, 2))])
+        assert csv_rows(path.read_bytes())[0] == (columns or writer.columns)
+        assert path.read_bytes().startswith(before) or columns is None
+    assert writer.columns[-1] == "study"
+    assert [row["scan"] for row in read(tmp_path / "old.csv")] == ["x", "y"]
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     exponential = np.exp(logits - logits.max(-1, keepdims=True))
     return exponential / exponential.sum(-1, keepdims=True)

@@ -151,6 +151,14 @@ def test_synthetic_scans_are_said_to_be(run, evil):
         assert "SYNTHETIC" not in (evil / name).read_text()
 
 
+def test_why_there_is_no_gallery_is_said_where_it_is_known(tmp_path):
+    folder = make_run(tmp_path, extras=False)
+    (folder / "errors").mkdir()
+    (folder / "errors" / "errors.json").write_text('{"problem": "no_pictures: the disk is full"}')
+    write_report(folder)
+    assert "the worst errors (no_pictures: the disk is full)" in (folder / "report.md").read_text().replace("\\", "")
+
+
 def test_what_was_not_made_is_left_out_and_said(tmp_path):
     folder = make_run(tmp_path, extras=False)
     (folder / "audit.json").unlink()  # an evaluation of before the audit: it is run now

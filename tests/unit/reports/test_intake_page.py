@@ -196,7 +196,9 @@ def test_a_picture_that_fails_is_a_warning_and_costs_no_record(
     with caplog.at_level(logging.WARNING, "fairlung.pipeline.reports.intake_page"):
         page = check(tmp_path, [odd, record("fine")])
     assert len(caplog.messages) == 1 and caplog.messages[0].startswith("odd: no picture: ValueError: ")
-    assert pd.read_csv(tmp_path / "intake.csv")["scan"].tolist() == ["odd", "fine"]
+    table = pd.read_csv(tmp_path / "intake.csv", keep_default_na=False)
+    assert table["scan"].tolist() == ["odd", "fine"]
+    assert table["warnings"][0].startswith("no_picture: ") and not table["warnings"][1]
     assert [caption.split(":")[0] for caption in page.captions] == ["fine"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,8 @@ def tree(odd_hu: tuple[np.ndarray, Sequence[float]], tmp_path: Path) -> Path:
 def test_scans_of_a_mixed_tree(tree: Path) -> None:
     names = ["a/patient2", "a/patient10", "b/scan.nii.gz", "b/series", "c.mha"]
     found = find_scans(tree)
-    assert found == [{"image": str(tree / name), "scan": name} for name in names]
+    assert [scan["scan"] for scan in found] == names
+    assert [os.fspath(scan["image"]) for scan in found] == [str(tree / name) for name in names]
     for scan in found:
         assert loader()(scan["image"]).ndim == 4
     assert find_scans(str(tree / "b")) == [
@@ -183,6 +185,85 @@ def test_a_series_in_two_folders_is_one_scan_to_inference_and_no_row_of_a_cohort
     built = build_cohort(tmp_path)
     assert list(built.table["scan"]) == ["train/normal/male/whole"]
     assert {(Path(entry.path).name, entry.reason) for entry in built.skipped} == {("first", PART), ("second", PART)}
+
+
+def study_export(root: Path, source: Path) -> list[Path]:
+    """A study whose scout, two CTs and dose report lie in folders of their own, as on a CD with a viewer's pictures."""
+    folders = []
+    for number, (name, tags) in enumerate(
+        (
+            ("S1", {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}),
+            ("S2", {"ImageType": ["DERIVED", "SECONDARY", "REFORMATTED"]}),
+            ("S3", {}),
+            ("S4", {"Modality": "SR", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.67"}),
+        )
+    ):
+        folder = root / "DICOM" / name
+        folder.mkdir(parents=True)
+        for path in sorted(source.iterdir())[: None if name in ("S2", "S3") else 1]:
+            dataset = pydicom.dcmread(path)
+            dataset.SeriesInstanceUID, dataset.SeriesNumber = f"1.2.3.{number}", number
+            dataset.SOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=[dataset.SOPInstanceUID, name])
+            for tag, value in tags.items():
+                setattr(dataset, tag, value)
+            dataset.save_as(folder / path.name)
+        folders.append(folder)
+    save_grey(root / "VIEWER", ["logo.png", "icon.png"])
+    return folders
+
+
+@pytest.mark.fault(
+    "wrong", "two CTs of one study in two folders", before="two answers without a word",
+    now="the warning same_study at both; one answer with --one_per_study",
+)  # fmt: skip
+@pytest.mark.parametrize("one_per_study", [False, True])
+def test_the_cts_of_a_study_in_folders_of_their_own(one_per_study: bool, data_dir: Path, tmp_path: Path) -> None:
+    study_export(tmp_path, data_dir / "chest_ct_dicom")
+    found = {scan["scan"]: scan["image"] for scan in find_scans(tmp_path, one_per_study=one_per_study)}
+    del found["VIEWER"]
+    if one_per_study:
+        (source,) = found.values()
+        assert list(found) == ["DICOM/S1"]
+        volume, record = loader().read(source)
+        assert record["series"].startswith("3 of 4 (79 slices, original)")
+        assert torch.equal(volume, loader()(data_dir / "chest_ct_dicom"))
+        assert {Path(file).parent.name for file in record["files"]} == {"S3"}
+        return
+    assert list(found) == ["DICOM/S1", "DICOM/S2", "DICOM/S3", "DICOM/S4"]
+    for name in ("DICOM/S2", "DICOM/S3"):
+        told = [text for text in loader().read(found[name])[1]["warnings"] if text.startswith("same_study")]
+        assert told == ["same_study: one of 2 CTs of a study, in folders of their own; each is answered"]
+    for name in ("DICOM/S1", "DICOM/S4"):
+        with pytest.raises(ScanError) as skipped:
+            loader().read(found[name])
+        assert skipped.value.record["status"] == "skipped"
+
+
+@pytest.mark.fault(
+    "wrong", "a viewer's logo on a CD", before="a scan that failed, exit code 3", now="skipped, with the reason",
+)  # fmt: skip
+def test_a_logo_among_dicom_scans_is_skipped_and_a_named_one_fails(data_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(data_dir / "chest_ct_dicom", tmp_path / "DICOM")
+    save_grey(tmp_path / "VIEWER", ["logo.png"])
+    save_grey(tmp_path / "many", [f"{i}.png" for i in range(12)])
+    found = {scan["scan"]: scan["image"] for scan in find_scans(tmp_path)}
+    with pytest.raises(ScanError, match="1 picture among DICOM scans") as skipped:
+        loader(min_slices=10).read(found["VIEWER"])
+    assert skipped.value.record["status"] == "skipped"
+    assert loader(min_slices=10)(found["many"]).shape[1] == 12
+    (tmp_path / "list.csv").write_text("scan\nVIEWER\nDICOM\n")
+    other = tmp_path / "pictures alone"
+    save_grey(other / "scan", ["0.png"])
+    for root in (tmp_path / "list.csv", other):
+        image = find_scans(root)[0]["image"]
+        with pytest.raises(ScanError, match="at least 10 are needed") as refused:
+            loader(min_slices=10).read(image)
+        assert refused.value.record["status"] == "refused"
+
+
+def test_one_answer_a_study_and_every_series_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one_per_study must be false with all_series, got True"):
+        find_scans(tmp_path, all_series=True, one_per_study=True)
 
 
 def test_pictures_above_scans_are_a_scan_to_neither(tmp_path: Path) -> None:

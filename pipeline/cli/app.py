@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from ..common.claims import end_in_order
 from . import data_commands, evaluation_commands, study_commands
 from .console import console
 
@@ -25,7 +26,7 @@ def _main(
     version: Annotated[bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:  # fmt: skip
-    pass
+    end_in_order()
 
 
 for _command in (

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY, MERGE_KEY
 
+from .claims import end_in_order
 from .distributed import is_primary, world_size
 from .errors import UserError, show_user_errors
 from .references import references, unread_by_objective
@@ -53,6 +54,7 @@ def check_settings() -> None:
     cross-entropy with ``--alpha 0.7`` is refused. UnknownSettingError lists all such entries.
     """
     show_user_errors()  # from now on the process ends on one with its message alone
+    end_in_order()
     workflow = _running(ConfigWorkflow)
     config = resolved_config()
     referenced = set(references(config))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..postprocessing.fitted import Fitted
 
 Status = Literal["ok", "failed", "skipped"]
+STATUSES = get_args(Status)
 
 
 @dataclass(frozen=True)

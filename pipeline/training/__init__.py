@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "accumulation": ["MicroBatchInferer", "whole_batch"],
         "group_loss": ["GroupLoss", "PrepareGroupBatch"],
         "history": ["EpochLog", "MetricHistory"],
-        "output_dir": ["begin", "check_run", "publish"],
+        "output_dir": ["begin", "check_run", "end", "publish"],
         "resume": ["ResumePoint", "made_for"],
     },
 )

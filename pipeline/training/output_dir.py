@@ -7,20 +7,30 @@ from typing import Any
 
 from fairlung.transforms.checks import check_setting
 
+from ..common.claims import claim, release
 from ..common.config import resolved_config, resolved_settings, write_settings
 from ..common.distributed import barrier, is_primary
 from ..common.run_folder import EVALUATION_FILES, REVIEW_FILES, SETTINGS, best_checkpoint, is_resumed, resume_point
 from ..data.cohort import Cohort
 from ..data.cohort_checks import SPLITS
 from ..networks.checkpoint import CheckpointError
+from .resume import ResumePoint
 
 logger = logging.getLogger(__name__)
 
 
 def check_run(epochs: int, val_interval: int, output_dir: str | Path, overwrite: bool, resume: bool) -> None:
-    """Refuse, before anything is built, a training without a validation or into a used folder (:func:`require_new`)."""
+    """Refuse, before anything is built, a training without a validation or into a used folder (:func:`require_new`).
+
+    The folder is this training's until :func:`end`: a second one there is a :class:`~.FolderError`.
+    """
     check_setting("val_interval", val_interval, 1 <= val_interval <= epochs, f"in [1, epochs = {epochs}]")
-    require_new(output_dir, overwrite, resume)
+    claim(output_dir)
+    try:
+        require_new(output_dir, overwrite, resume)
+    except CheckpointError:
+        release(output_dir)
+        raise
 
 
 def begin(tracker: Any, cohort: Cohort, output_dir: str | Path, resume: bool = False) -> None:
@@ -28,6 +38,12 @@ def begin(tracker: Any, cohort: Cohort, output_dir: str | Path, resume: bool = F
     tracker.start(resolved_settings(), resolved_config(), cohort, is_resumed(output_dir, resume))
     discard_previous(output_dir, resume)
     write_settings(Path(output_dir, SETTINGS))
+
+
+def end(resume_point: ResumePoint, output_dir: str | Path) -> None:
+    """A training has come to its end: nothing is left to resume, and the folder is free."""
+    resume_point.remove()
+    release(output_dir)
 
 
 def require_new(output_dir: str | Path, overwrite: bool, resume: bool = False) -> None:

@@ -16,9 +16,12 @@ def user_error(error: BaseException | None) -> BaseException | None:
     """What the user can mend in a chain of causes, or None: MONAI wraps what a config raises.
 
     That is a :class:`UserError`, or a ValueError or missing file that fairlung's own code raised: from within a library
-    they are bugs until shown otherwise.
+    they are bugs until shown otherwise. That a loader process was killed torch says by a RuntimeError.
     """
     while error is not None:
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+            said = str(error).strip().rstrip(".")
+            return UserError(f"{said}: most likely memory ran out; take fewer --num_workers or a smaller --batch_size")
         if isinstance(error, UserError) or (isinstance(error, (ValueError, FileNotFoundError)) and _is_ours(error)):
             return error
         error = error.__cause__ or error.__context__

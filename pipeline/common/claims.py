@@ -34,7 +34,7 @@ LOCK, OWNER = ".fairlung.lock", ".fairlung.owner.json"
 PATIENCE = 60.0  # seconds; the loader processes of a killed training hold its lock until they notice
 POLL = 0.2  # seconds
 BOOT = Path("/proc/sys/kernel/random/boot_id")  # one for all containers of a machine, another after each start of it
-_held: dict[Path, FileLock] = {}
+_held: dict[tuple[int, Path], FileLock] = {}  # by process: one that is forked inherits them, and holds none
 
 
 class FolderError(UserError, OSError):
@@ -55,7 +55,7 @@ def claim(folder: str | Path) -> None:
 def release(folder: str | Path) -> None:
     """Let others work in a folder; nothing where this process has not claimed it."""
     folder = Path(folder).resolve()
-    if lock := _held.pop(folder, None):
+    if lock := _held.pop((os.getpid(), folder), None):
         with suppress(OSError):
             (folder / OWNER).unlink(missing_ok=True)
         lock.release(force=True)
@@ -72,7 +72,7 @@ def claimed(folder: str | Path) -> Iterator[None]:
 
 
 def _claim(folder: Path) -> None:
-    if folder in _held:
+    if (os.getpid(), folder) in _held:
         return
     lock = FileLock(folder / LOCK, thread_local=False)
     try:
@@ -88,7 +88,7 @@ def _claim(folder: Path) -> None:
     except OSError as error:
         lock.release()
         raise FolderError(f"{folder} cannot be written to: {error.strerror or error}") from error
-    _held[folder] = lock
+    _held[os.getpid(), folder] = lock
 
 
 def _acquire(lock: FileLock, folder: Path) -> None:
@@ -106,7 +106,7 @@ def _acquire(lock: FileLock, folder: Path) -> None:
 
 @atexit.register
 def _release_all() -> None:
-    for folder in list(_held):
+    for _, folder in list(_held):
         release(folder)
 
 
@@ -153,12 +153,14 @@ def temporary_folder(parent: str | Path | None = None, prefix: str = "fairlung-"
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)).resolve()
     except OSError as error:
         raise FolderError(f"no temporary folder can be made: {error}") from error
+    owner = os.getpid()
     try:
         _claim(folder)
         yield folder
     finally:
-        release(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        if os.getpid() == owner:  # not a process that was forked meanwhile
+            release(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_abandoned(parent: Path, prefix: str) -> None:
@@ -168,7 +170,7 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue
             owner = json_or_nothing(folder / OWNER)  # written under the lock: who is about to claim has none yet
-            if not owner or not _is_here(owner) or folder.resolve() in _held:
+            if not owner or not _is_here(owner) or (os.getpid(), folder.resolve()) in _held:
                 continue
             with suppress(Timeout), FileLock(folder / LOCK, blocking=False):
                 logger.info("removing %s, which process %s left on %s", folder, owner.get("pid"), owner.get("since"))

@@ -84,6 +84,19 @@ def test_what_a_killed_process_began_is_waited_for(tmp_path: Path) -> None:
             assert json.loads((tmp_path / OWNER).read_text())["pid"] == os.getpid()
 
 
+def test_a_process_that_is_forked_neither_has_nor_ends_the_claim(tmp_path: Path) -> None:
+    def try_it() -> None:
+        release(tmp_path)
+        claims._release_all()
+        with pytest.raises(FolderError):
+            claim(tmp_path)
+
+    with claimed(tmp_path), temporary_folder(tmp_path) as folder:
+        with another(try_it):
+            pass
+        assert folder.exists()
+
+
 def test_a_number_that_another_process_was_given_is_no_owner(tmp_path: Path) -> None:
     owner = claims._this_process()
     assert claims._lives(owner)

@@ -26,8 +26,8 @@ from fairlung.transforms.checks import check_setting
 
 from ..common.errors import UserError
 from ..common.files import append_durably
-from .answers import STATUSES
 from .prediction_writer import AppendingPredictionWriter, PredictionWriter
+from .scan_readers import ScanLoader
 
 logger = logging.getLogger(__name__)
 Scan = Mapping[str, Any]
@@ -318,10 +318,7 @@ def watch_scans(
 
     def answer(scans: list[Scan]) -> None:
         predictions.answer_again(scan["scan"] for scan in scans)
-        evaluator.data_loader = loader.with_data(scans)
-        evaluator.state.epoch_length = len(evaluator.data_loader)
-        stop.ends(evaluator.data_loader.stop)
-        evaluator.run()
+        _run(evaluator, loader, scans, stop)
 
     with stop.by_signals():
         pauses = quiet_seconds, poll_seconds, idle_seconds
@@ -333,17 +330,29 @@ def run_until_stopped(evaluator: Evaluator, predictions: PredictionWriter) -> No
     """In place of ``evaluator.run()``: SIGINT and SIGTERM end it in order, with exit code 128 and their number.
 
     That is after the running batch, or at once while it waits for scans to be read; the table is completed with what
-    was answered until then. A second signal has its usual effect. The data loader is a :class:`~.ScanLoader`.
+    was answered until then. A second signal has its usual effect. Scans that have a row already (``append``) are not
+    read again. The data loader is a :class:`~.ScanLoader`.
     """
-    stop = _Stop(evaluator)
-    stop.ends(evaluator.data_loader.stop)
+    stop, loader = _Stop(evaluator), evaluator.data_loader
+    left = [scan for scan in loader.dataset.data if scan["scan"] not in predictions.answered]
+    if len(left) < len(loader.dataset):
+        counts = len(loader.dataset) - len(left), len(loader.dataset)
+        logger.info("%d of %d scans have a row in %s", *counts, predictions.path)
     with stop.by_signals():
-        evaluator.run()
+        if left:
+            _run(evaluator, loader, left, stop)
     if stop.asked:
-        done, number = sum(predictions.counts[status] for status in STATUSES), len(evaluator.data_loader.dataset)
-        said = "stopped by signal %d: %d of %d scans are answered in %s; --append True goes on"
-        logger.warning(said, stop.asked, done, number, predictions.path)
+        said = "stopped by signal %d: the scans answered until then are in %s; --append True goes on with the others"
+        logger.warning(said, stop.asked, predictions.path)
         sys.exit(128 + stop.asked)
+
+
+def _run(evaluator: Evaluator, loader: ScanLoader, scans: Sequence[Scan], stop: "_Stop") -> None:
+    """An epoch over scans."""
+    evaluator.data_loader = loader.with_data(scans)
+    evaluator.state.epoch_length = len(evaluator.data_loader)
+    stop.ends(evaluator.data_loader.stop)
+    evaluator.run()
 
 
 class _Stop:

@@ -12,6 +12,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "prediction_writer": WRITERS,
         "runtimes": ["MemoryKeeper", "MirrorInferer", "inferer_of"],
         "scan_readers": ["ScanLoader"],
-        "watch": ["run_until_stopped", "watch_scans"],
+        "watch": ["run_inference", "watch_scans"],
     },
 )

@@ -297,6 +297,14 @@ class _States(dict[str, State]):
         )
 
 
+def run_inference(evaluator: Evaluator, predictions: PredictionWriter, *watched: Any) -> None:
+    """In place of ``evaluator.run()``: :func:`watch_scans` of what is to be watched, else :func:`run_until_stopped`."""
+    if watched:
+        watch_scans(evaluator, predictions, *watched)
+    else:
+        run_until_stopped(evaluator, predictions)
+
+
 def watch_scans(
     evaluator: Evaluator, predictions: PredictionWriter, root: str | Path, find: Callable[[Path], Sequence[Scan]],
     quiet_seconds: float = 60.0, poll_seconds: float = 5.0, idle_seconds: float | None = None,

@@ -4,7 +4,7 @@
 # make ui      MLflow on the runs of this folder
 # make test    the quick tests (WORKERS=2 processes); make test-all: the slow ones too, with coverage
 # make reliability  docs/reliability.md, from the tests of faults
-# make lint    style and types; make lock: refresh requirements.lock
+# make lint    style, types, known vulnerabilities; make lock: refresh requirements.lock and .hashes; make sbom: dist/
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,14 +14,14 @@ RUN := $(BIN)/python -W ignore -m monai.bundle run --bundle_root $(BUNDLE)
 READY := .venv/.ready
 SEED ?= 0
 
-.PHONY: setup demo study objective ui test test-all reliability lint format lock clean
+.PHONY: setup demo study objective ui test test-all reliability lint format sbom lock clean
 
 setup: $(READY)
 
-$(READY): requirements.lock setup.cfg pyproject.toml
+$(READY): requirements.hashes setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -E '^uv==' requirements.lock)"
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --requirement requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --requirement requirements.hashes
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
 	touch $@
 
@@ -71,6 +71,18 @@ lint: $(READY)
 	ln -sfn ../../pipeline .lint/fairlung/pipeline
 	ln -sfn ../../transforms .lint/fairlung/transforms
 	$(BIN)/mypy
+	@$(BIN)/uv tool run pip-audit@2.10.1 -r requirements.lock --no-deps --disable-pip --progress-spinner off >.lint/audit.txt 2>&1; \
+	missed=$$(grep -c 'could not be audited' .lint/audit.txt); \
+	if grep -q '^Found ' .lint/audit.txt; then cat .lint/audit.txt; exit 1; \
+	elif [ "$$missed" != 0 ]; then echo "known vulnerabilities: the index says nothing of $$missed packages"; \
+	elif ! grep -q '^No known' .lint/audit.txt; then echo "known vulnerabilities: $$(tail -1 .lint/audit.txt)"; fi
+
+# what a release is made of, with licences (CycloneDX)
+sbom: $(READY)
+	mkdir -p dist
+	$(BIN)/uv tool run --from cyclonedx-bom@7.5.0 cyclonedx-py environment --output-reproducible \
+	    --output-file dist/fairlung.cdx.json $(BIN)/python
+	sed -i 's#file://$(CURDIR)##' dist/fairlung.cdx.json
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -80,6 +92,8 @@ lock:
 	test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet uv; }
 	$(BIN)/uv pip compile setup.cfg --all-extras --universal --python-version 3.11 --no-header --no-annotate \
 	    --output-file requirements.lock
+	$(BIN)/uv pip compile requirements.lock --universal --python-version 3.11 --no-header --no-annotate --no-deps \
+	    --generate-hashes --output-file requirements.hashes
 
 clean:
 	rm -rf .venv .lint demo

@@ -1,7 +1,6 @@
 """What lies where: every scan of a folder tree, a file or a CSV of paths."""
 
 import contextlib
-import csv
 import logging
 import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from .files import (
     visible_files,
 )
 from .scan import Refusal, ScanSource, as_source
+from .tables import TableError, read_table
 from .tolerances import MAX_PICTURES_BESIDE
 
 logger = logging.getLogger(__name__)
@@ -170,21 +170,23 @@ def _below(prefix: str, root: Path, item: Item) -> str:
 def _listed(file: Path) -> list[Item]:
     """The scans that a CSV names; a path without a scan becomes an item that says so."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        rows = list(csv.DictReader(text.splitlines(), delimiter="\t" if file.suffix.lower() == ".tsv" else ","))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"--scans: {file} cannot be read as CSV ({error})") from error
-    if not rows or "scan" not in rows[0]:
+        table = read_table(file)
+    except TableError as error:
+        raise ValueError(f"--scans: {file}: {error}") from error
+    if "scan" not in table.header:
         raise ValueError(f"--scans: {file} has no column 'scan' with a path a row")
     items: list[Item] = []
-    for row in rows:
-        name = (row["scan"] or "").strip()
-        if not name:
+    column, first = table.header.index("scan"), dict[str, int]()
+    for line, row in table.rows:
+        name = row[column].strip()
+        if not name or first.setdefault(name, line) != line:
+            logger.warning("%s: line %d names %s", file, line, f"the scan of line {first[name]}" if name else "no scan")
             continue
-        path = file.parent / Path(name).expanduser()
-        below = _found(path) if path.exists() else []
+        path = file.parent / os.path.expanduser(name)
+        exists = os.path.exists(path)  # unlike Path.exists, also of a name that is too long
+        below = _found(path) if exists else []
         if not below:
-            said = "holds no scan" if path.exists() else "does not exist"
+            said = "holds no scan" if exists else "does not exist"
             items.append({"image": ScanSource(str(path), problem=said), "scan": name})
         elif len(below) == 1:
             items.append(below[0] | {"scan": name})

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..common.errors import UserError
+from ..common.text import printable
 from ..evaluation.wording import number_name, percent, span_text, value_text
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ SIGNS = {"finding": "[red]finding[/]", "inconclusive": "[yellow]inconclusive[/]"
 def _show_verdicts(verdicts: Iterable[Verdict]) -> None:
     for verdict in verdicts:
         sign = SIGNS.get(verdict.level, verdict.level)
-        console.print(f"{sign}: {escape(verdict.text)}", highlight=False, soft_wrap=True)
+        console.print(f"{sign}: {plain(verdict.text)}", highlight=False, soft_wrap=True)
     console.print()
 
 
@@ -41,12 +42,12 @@ def _show_table(
     title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], names: int = 1, no_wrap: bool = False
 ) -> None:
     """A table whose first ``names`` columns are names, on one line with ``no_wrap``; the others are numbers."""
-    table = Table(title=escape(title))
+    table = Table(title=plain(title))
     for index, heading in enumerate(columns):
         name = index < names
-        table.add_column(escape(heading), justify="left" if name else "right", no_wrap=no_wrap and name)
+        table.add_column(plain(heading), justify="left" if name else "right", no_wrap=no_wrap and name)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(plain, row))
     console.print(table)
 
 
@@ -56,7 +57,7 @@ def _scans(result: Audit | Comparison | BeforeAfter) -> str:
 
 def say(text: str, sign: str = "") -> None:
     """A line of plain text; a ``sign`` before it is what a reader must not miss."""
-    console.print(f"[yellow]{sign}[/] {escape(text)}" if sign else escape(text), highlight=False, soft_wrap=True)
+    console.print(f"[yellow]{sign}[/] {plain(text)}" if sign else plain(text), highlight=False, soft_wrap=True)
 
 
 def show_intake(intake: Intake) -> None:
@@ -166,14 +167,14 @@ def drawn(table: document.Table, left_out: Sequence[str] = (), colours: Mapping[
     A row that is bold in every column closes a part of the table. ``colours`` are the styles of values that begin with
     a word, in the column ``status``.
     """
-    out = Table(title=escape(printable(table.caption)))
+    out = Table(title=plain(table.caption))
     shown = {index: heading for index, heading in enumerate(table.columns) if heading not in left_out}
     sentences = len(table.columns) - 1 if table.ends_in_text else None
     for index, heading in shown.items():
         word = index == 0 or heading in WORDS
         whole = word and max((len(row[index]) for row in table.rows), default=0) <= WHOLE
         justify: Literal["left", "right"] = "left" if word or index == sentences else "right"
-        out.add_column(escape(printable(heading)), justify=justify, no_wrap=whole, overflow="fold")
+        out.add_column(plain(heading), justify=justify, no_wrap=whole, overflow="fold")
     for number, row in enumerate(table.rows):
         bold = ["bold" if (number, index) in table.strong else "" for index in range(len(row))]
         cells = []
@@ -185,10 +186,9 @@ def drawn(table: document.Table, left_out: Sequence[str] = (), colours: Mapping[
     return out
 
 
-def printable(text: str) -> str:
-    """Without what a terminal would obey, and what has no letter: a file name may hold anything."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in text)
+def plain(text: str) -> str:
+    """Text for the console as it stands: no markup, nothing that a terminal would obey; a name may hold anything."""
+    return escape(printable(text))
 
 
 def cells_table(cohort: Cohort) -> document.Table:
@@ -212,7 +212,7 @@ def cells_table(cohort: Cohort) -> document.Table:
 
 def stop(error: Exception) -> NoReturn:
     """End the command with an error in one line."""
-    Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[red]error:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
     raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Commands that make and check data: cohort, check, phantom, submit."""
+"""Commands that make and check data: cohort, split, check, phantom, submit."""
 
 from __future__ import annotations
 
@@ -14,46 +14,106 @@ from ..common.errors import EXIT_SOME_FAILED, UserError, user_error
 from .console import cells_table, console, drawn, say, show_intake, stop, stops
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..reports.intake_page import IntakeCollector
 
+TABLES = (".csv", ".tsv")
 COLOURS = {"refused": "red", "with warnings": "yellow", "fine": "green", "skipped": "dim"}
 
 
 def cohort(
-    source: Annotated[Path, Argument(metavar="FOLDER_OR_ARCHIVE",
-        help="Root of the data, e.g. with Train/ and Val/ in it; a zip, tar or RAR archive; or a folder of them.")],
+    source: Annotated[Path, Argument(metavar="FOLDER_OR_ARCHIVE_OR_TABLE",
+        help="Root of the data, e.g. with Train/ and Val/ in it; a zip, tar or RAR archive, a folder of them; a CSV.")],
     output: Annotated[Path, Option("-o", "--output", help="The cohort file to write.")] = Path("cohort.csv"),
-    layout: Annotated[Literal["auto", "paper", "challenge"], Option(help="Folder layout.")] = "auto",
+    layout: Annotated[Literal["auto", "paper", "challenge", "any"],
+        Option(help="Folder layout; any lists all scans, to be filled in, as auto does where it knows none.")] = "auto",
     class_name: Annotated[list[str] | None,
         Option("--class-name", help="Classes to take, in order; repeat the option.")] = None,
+    columns: Annotated[str,
+        Option(help="What a table calls the columns of a cohort file, such as path=scan,gender=sex.")] = "",
     chart: Annotated[Path | None, Option(help="Also draw the cohort (the paper's Figure 1) to this file.")] = None,
     unpack_to: Annotated[Path | None,
         Option(help="Folder for what archives hold; else <name>_unpacked beside them.")] = None,
 ) -> None:  # fmt: skip
-    """Describe a folder tree of scans, or archives of it, as a cohort file: scan, label, sex, split."""
-    from ..common.names import CLASS_NAMES, SEXES
-    from ..data.archives import build_with_archives
-    from ..data.cohort import load_cohort
-    from ..data.cohort_checks import CohortError
+    """Describe scans in folders, in archives or in a table as a cohort file: scan, label, sex, split."""
+    from ..data.cohort_drafts import names_of, translated
     from ..data.cohort_folders import write_cohort
 
     with stops():
-        intake = build_with_archives(source, unpack_to, layout=layout, class_names=class_name)
-        built = intake.built
-        found = set(built.table["label"])
-        names = class_name or [*(n for n in CLASS_NAMES if n in found), *sorted(found - set(CLASS_NAMES))]
+        if source.is_file() and source.suffix.lower() in TABLES:
+            table, said = translated(source, _renamed(columns), class_name)
+            root, notes = source.absolute().parent, [(text, "") for text in said]
+        else:
+            if columns:
+                raise ValueError(f"--columns is for a table, and {source} is none")
+            table, root, notes = _described(source, unpack_to, layout, class_name)
+        if "patient" in table or source.suffix.lower() in TABLES:
+            _refuse_existing(output)  # it may have been filled in
         output.parent.mkdir(parents=True, exist_ok=True)
-        path = write_cohort(built.table, output, root=intake.root)
-    show_intake(intake)
-    for entry in built.skipped:
-        say(f"{entry.path}: {entry.reason}", "left out")
+        path = write_cohort(table, output, root=root)
+    for note in notes:
+        say(*note)
+    empty = {name: sum(table[name] == "") for name in ("label", "sex", "split") if name in table}
+    if empty["label"]:
+        say(f"wrote {path}: {len(table)} scans; fill in {', '.join(f'{name} ({n})' for name, n in empty.items() if n)}")
+        return
+    _show_cohort(path, class_name or names_of(table["label"]), chart)
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise ValueError(f"{path} is there already; choose another file with -o")
+
+
+def _renamed(columns: str) -> dict[str, str]:
+    pairs = [pair.strip().partition("=") for pair in columns.split(",") if pair.strip()]
+    for old, _, new in pairs:
+        if not old or not new:
+            raise ValueError(f"--columns must be such as path=scan,gender=sex, got {columns!r}")
+    return {old.strip(): new.strip() for old, _, new in pairs}
+
+
+def _described(
+    source: Path, unpack_to: Path | None, layout: str, class_names: list[str] | None
+) -> tuple[pd.DataFrame, Path, list[tuple[str, str]]]:
+    """The table of a folder or an archive, where its scans start from, and what was left out."""
+    from ..data.archives import build_with_archives
+    from ..data.cohort_checks import CohortError
+
+    notes = []
     try:
-        loaded = load_cohort(path, class_names=names, group_names=SEXES, allow_empty_cells=True)
+        intake = build_with_archives(source, unpack_to, layout=layout, class_names=class_names)
     except CohortError as error:
+        if layout != "auto" or class_names:
+            raise
+        try:
+            intake = build_with_archives(source, unpack_to, layout="any")
+        except CohortError:
+            raise error from None
+        notes = [
+            ("every scan is listed, to be filled in: the folders say too little", ""),
+            ("\n".join(str(error).splitlines()[1:]), ""),
+        ]
+    show_intake(intake)
+    notes += [(f"{entry.path}: {entry.reason}", "left out") for entry in intake.built.skipped]
+    return intake.built.table, intake.root, notes
+
+
+def _show_cohort(path: Path, class_names: list[str], chart: Path | None = None) -> None:
+    """A cohort file's cells, and which are empty; ends the command where it is not ready to train on."""
+    from ..common.names import SEXES
+    from ..data.cohort import load_cohort
+
+    try:
+        loaded = load_cohort(path, class_names=class_names, group_names=SEXES, allow_empty_cells=True)
+    except ValueError as error:
         stop(ValueError(f"wrote {path}, which is not ready to train on: {error}"))
     console.print(drawn(cells_table(loaded)))
     if empty := [f"{r.group} {r.label} in {r.split}" for r in loaded.cells().itertuples() if r.n == 0]:
         say(", ".join(empty), "no scan of")
+    if "split" not in loaded.table:
+        say("it has no splits yet; `fairlung split` makes them")
     say(f"wrote {path}")
     if chart is not None:
         from ..reports.figures import cohort_chart
@@ -63,6 +123,38 @@ def cohort(
         except (OSError, ValueError) as error:
             stop(ValueError(f"no chart: {error}"))
         say(f"wrote {chart}")
+
+
+def split(
+    table: Annotated[Path, Argument(metavar="COHORT", help="A cohort file without splits.")],
+    output: Annotated[Path | None,
+        Option("-o", "--output", help="The cohort file to write; else <name>_split.csv beside it.")] = None,
+    folds: Annotated[int, Option(help="Of so many folds one is test, one val, the others train.")] = 5,
+    seed: Annotated[int, Option(help="Same seed, same splits.")] = 0,
+    group_by: Annotated[list[str] | None, Option(help="Columns of groups, else sex; repeat the option.")] = None,
+) -> None:  # fmt: skip
+    """Split a cohort into train, val and test: no patient in two, classes and groups as even as can be."""
+    from ..data.cohort import load_cohort
+    from ..data.cohort_checks import read_table
+    from ..data.cohort_drafts import names_of
+    from ..data.cohort_folders import write_cohort
+    from ..data.folds import fold_tables, fold_warnings
+
+    output = output or table.with_name(f"{table.stem}_split.csv")
+    with stops():
+        names = names_of(read_table(table)[0].get("label", ()))
+        loaded = load_cohort(table, class_names=names or ["label"], group_by=group_by or "sex", allow_empty_cells=True)
+        if "split" in loaded.table:
+            raise ValueError(f"{table} has splits already: {', '.join(loaded.splits())}; empty its column split first")
+        (fold,) = fold_tables(loaded, folds, seed=seed)[:1]
+        _refuse_existing(output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        path = write_cohort(loaded.table.assign(split=fold.table["split"]), output, root=loaded.root)
+    for text in fold_warnings(loaded, folds):
+        say(text, "few")
+    done = load_cohort(path, class_names=names, group_by=loaded.group_by, allow_empty_cells=True)
+    console.print(drawn(cells_table(done)))
+    say(f"wrote {path}")
 
 
 def check(

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.markup import escape
 from typer import Argument, Option
 
 from ..common.errors import UserError
-from .console import console, say, show_study, stop, stops
+from .console import console, plain, say, show_study, stop, stops
 
 
 def tables(
@@ -109,7 +108,7 @@ def mlflow_sync(
         say(f"nothing to send in {output_dir}")
     for run in done:
         state = f"run {run.run_id}, {run.status}" if run.run_id else "[yellow]left alone[/], its process still runs"
-        console.print(f"{escape(run.name)}: {state}", highlight=False, soft_wrap=True)
+        console.print(f"{plain(run.name)}: {state}", highlight=False, soft_wrap=True)
         for reason in run.refused:
             say(reason, "not sent")
 

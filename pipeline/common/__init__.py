@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "distributed": ["local_device", "start_processes"],
         "run_folder": ["is_resumed", "resume_point"],
+        "tables": ["write_frame"],
         "volumes": ["PADDING", "unit_range"],
     },
 )  # fmt: skip

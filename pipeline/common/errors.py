@@ -5,6 +5,8 @@ import sys
 import traceback
 from types import TracebackType
 
+from .text import printable
+
 EXIT_SOME_FAILED = 3  # exit code of an inference in which some scans failed, or none was answered
 
 
@@ -41,6 +43,6 @@ def show_user_errors() -> None:
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if found := user_error(error):
-        print(f"error: {found}", file=sys.stderr)
+        print(f"error: {printable(str(found))}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)

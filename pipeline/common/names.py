@@ -14,3 +14,6 @@ UNKNOWN_GROUP = -1  # id of a group that is not known or takes no part
 
 CHALLENGE_CLASSES = dict(zip(("a", "g", "covid", "normal"), CLASS_NAMES, strict=True))
 CLASS_ALIASES = CHALLENGE_CLASSES | {"covid-19": "covid19", "covid_19": "covid19", "healthy": "normal"}
+# how other data sets write sexes and splits
+SEX_SPELLINGS = {"m": "male", "man": "male", "f": "female", "w": "female", "woman": "female"}
+SPLIT_SPELLINGS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import platform
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,57 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 def hint_at(near: Sequence[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def spelling_key(value: str) -> str:
+    """The same for values that are most likely one: of other case, Unicode form, spaces, zeros before or behind.
+
+    Example:
+        >>> [spelling_key(value) for value in ("Rome", "ro\\u200bme ", "P01", "p1", "1.0")]
+        ['rome', 'rome', 'p1', 'p1', '1']
+    """
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", value).casefold())
+    text = " ".join("".join(sign for sign in text if unicodedata.category(sign) != "Cf").split())
+    text = re.sub(r"(?<![\d.])0+(?=\d)", "", text)
+    return text.rstrip("0").rstrip(".") if re.fullmatch(r"[+-]?\d+\.\d*", text) else text
+
+
+LONGEST = 120  # characters of a table's value that a message shows
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal or a page would obey, such as control characters: a name may hold anything.
+
+    Example:
+        >>> printable("a\\x1b[2J\\u202eb")
+        'a\\\\x1b[2J\\\\u202eb'
+    """
+    if text.isprintable():
+        return text
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else " " if sign.isspace() else ascii(sign)[1:-1] for sign in text
+    )
+
+
+def cut(text: str) -> str:
+    """The beginning of a text that is long."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def quoted(value: str) -> str:
+    """A table's value for a message: cut, on one line, in quotes; what is not printable as an escape."""
+    return repr(cut(value))
+
+
+def one_line(text: object) -> str:
+    """Text for a log, where a name with line feeds in it could pass for an entry of its own."""
+    return printable(" ".join(str(text).split()))
+
+
+def named(scan: str) -> str:
+    """A scan's name for the beginning of a message: cut, on one line."""
+    return cut(one_line(scan))
 
 
 def device_name(device: torch.device) -> str:

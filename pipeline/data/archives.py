@@ -15,8 +15,9 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from fairlung.transforms.files import visible
 
 from ..common.claims import process_folder, temporary_folder
 from .cohort_checks import SPLITS, CohortError
+from .cohort_drafts import draft_cohort
 from .cohort_folders import BuiltCohort, build_cohort
 from .rar import LISTED, PART, unpack_rar
 from .unpack_limits import ArchiveError, Budget, Limits, broken, check_name, encrypted, examine, what_it_is
@@ -96,20 +98,25 @@ def build_with_archives(
     class_names: Sequence[str] | None = None,
     limits: Limits | None = None,
 ) -> Intake:
-    """:func:`~.build_cohort` of a folder, of an archive, or of a folder with archives in it.
+    """A cohort of a folder, of an archive, or of a folder with archives in it.
+
+    It is :func:`~.build_cohort`'s, or with the layout ``any`` :func:`~.draft_cohort`'s.
 
     Archives are unpacked when ``source`` is one, when ``unpack_to`` is given, or when the folder holds no usable scan
     beside them; else they stay packed and the result names them. ``unpack_to``, by default ``<name>_unpacked`` beside
     ``source``, gets one folder an archive. ``limits`` hold for each archive. Raises as :func:`unpack` and
     :func:`~.build_cohort` do, and ArchiveError where ``unpack_to`` holds something else.
     """
+    describe: Callable[[Path], BuiltCohort] = partial(build_cohort, layout=layout, class_names=class_names)
+    if layout == "any":
+        describe = partial(draft_cohort, patients={})
     source = Path(os.path.abspath(source))
     single = source.is_file()
     archives = [source] if single else archives_in(source) if source.is_dir() else []
     plain: BuiltCohort | None = None
     if not single:
         with suppress(CohortError) if archives else nullcontext():
-            plain = build_cohort(source, layout=layout, class_names=class_names)
+            plain = describe(source)
         if plain is not None and (unpack_to is None or not archives):
             return Intake(plain, source, [], archives)
     stem = archive_stem(source) if single else source.name
@@ -117,7 +124,7 @@ def build_with_archives(
     archives = [archive for archive in archives if not archive.is_relative_to(base)]
     unpacked = _unpack_all(archives, source.parent if single else source, base, limits)
     root = source if plain is not None and base.is_relative_to(source) else _root_of_splits(base)
-    built = build_cohort(root, layout=layout, class_names=class_names)
+    built = describe(root)
     if plain is None or root == source:
         return Intake(built, root, unpacked, [])
     away = [Path(os.path.relpath(root / scan, source)).as_posix() for scan in built.table["scan"]]

@@ -156,7 +156,7 @@ def load_cohort(
         (('male', 'female'), {'normal': 2})
 
     Args:
-        path: the CSV file (UTF-8, comma).
+        path: the CSV file, as :func:`~.read_table` reads it.
         class_names: in the order of their ids.
         group_names: in the order of their ids; of several columns the values joined, such as "male x <65". None takes
             the groups that occur, male before female, others in natural order; ``sex`` then holds these two only.
@@ -186,6 +186,7 @@ def load_cohort(
         values = group_values(table, columns)
         in_rows += checks.group_problems(values, names)
         in_rows += checks.row_problems(table, path.parent)
+        in_rows += checks.patient_problems(table, columns)
         resolved = checks.resolved_groups(values, names, unknown_groups)
         problems += checks.number_problems(resolved, names, columns)
         problems += checks.split_problems(table, require_splits)

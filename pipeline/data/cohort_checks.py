@@ -1,10 +1,6 @@
 """What can be wrong with a cohort file, found all at once."""
 
-import csv
-import io
 import os
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,17 +9,29 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 
+from fairlung.transforms import tables
+from fairlung.transforms.tables import KNOWN_COLUMNS
+
 from ..common.errors import UserError
-from ..common.names import CLASS_ALIASES, JOIN, SEXES, UNKNOWN
-from ..common.text import hint_at, nearest
-from .groups import AGE, AGE_BAND, UnknownGroups, age_bands, group_columns, group_values, joined, occurring_groups
+from ..common.names import CLASS_ALIASES, JOIN, SEX_SPELLINGS, SEXES, SPLIT_SPELLINGS, UNKNOWN
+from ..common.text import hint_at, nearest, one_line, quoted, spelling_key
+from .groups import (
+    AGE,
+    AGE_BAND,
+    UnknownGroups,
+    age_bands,
+    doubtful_values,
+    group_columns,
+    group_values,
+    joined,
+    occurring_groups,
+    years,
+)
 
 SPLITS = ("train", "val", "test")
 UNSPLIT = "all"  # what a file without a split column is called as a whole
-KNOWN_COLUMNS = ("scan", "label", "sex", "split", "patient", "site", "age")
 MAX_PROBLEMS = 50
 MAX_GROUPS = 100  # that a cohort may give by itself; more are no groups but a mistaken column
-MAX_VALUE_LENGTH = 120
 MAX_AGE = 130
 # no groups: they say something else, are patients' own, or are what predictions.csv says beside the groups
 NO_GROUPS = ("", "scan", "label", "split", "patient", AGE, "prediction", "synthetic", "postprocess")
@@ -41,8 +49,18 @@ def listed(names: Sequence[Any], most: int = 12) -> str:
     return ", ".join(map(str, names[:most])) + more
 
 
-def _at(line: int, text: str) -> Problem:
-    return line, f"line {line}: {text}"
+def _at(line: int, text: str, more: int = 0) -> Problem:
+    return line, f"line {line}{f' and {more} more' if more else ''}: {text}"
+
+
+def _lines(values: pd.Series) -> dict[str, Sequence[int]]:
+    """The lines of each value of a column."""
+    return values.groupby(values, sort=False).groups
+
+
+def _where(lines: Sequence[int], text: str) -> Problem:
+    """One problem for all rows that have a value."""
+    return _at(lines[0], text, len(lines) - 1)
 
 
 def check_one_of(argument: str, value: str, choices: Any) -> None:
@@ -79,6 +97,9 @@ def checked_names(names: Sequence[str], argument: str) -> tuple[str, ...]:
             raise ValueError(f"{argument}: {name!r} is not a name (text without space at its ends)")
     if len(set(names)) < len(names):
         raise ValueError(f"{argument}: {list(names)!r} names something twice")
+    alike = {spelling_key(name): name for name in names}
+    if argument == "class_names" and (other := [name for name in names if alike[spelling_key(name)] != name]):
+        raise ValueError(f"class_names: {other[0]!r} is written {alike[spelling_key(other[0])]!r} as well")
     return tuple(names)
 
 
@@ -99,44 +120,20 @@ def checked_group_names(names: Sequence[str], columns: Names, unknown_groups: Un
 def read_table(path: Path) -> tuple[pd.DataFrame, list[Problem]]:
     """The rows as stripped text by the line on which they start, and those left out that do not fit the header.
 
-    The csv module, not pandas: pandas neither tells lines nor refuses an unclosed quote or a short row.
+    A column ``split`` without any value, as in a file that is still to be split, is left out.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        why = f"not UTF-8 text ({error.reason} at byte {error.start}); save it as CSV UTF-8"
-        raise CohortError(f"{path}: {why}") from None
-    except OSError as error:
-        why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise CohortError(f"{path}: {why}") from None
-    if "\0" in text:
-        raise CohortError(f"{path}: not a CSV file (it holds binary data)")
-    if not text.strip():
-        raise CohortError(f"{path}: the file is empty")
-
-    records: list[tuple[int, list[str]]] = []
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    line = 1
-    try:
-        for record in reader:
-            if any(cell.strip() for cell in record) or len(record) > 1:
-                records.append((line, [cell.strip() for cell in record]))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise CohortError(f"{path}: not a CSV file: line {line}: {error}") from None
-
-    (_, header), *rows = records
-    if repeated := [name for name, count in Counter(header).items() if count > 1]:
-        # the line may be no header but a row of patients: show names of ours alone
-        shown = [name for name in repeated if name in KNOWN_COLUMNS]
-        raise CohortError(f"{path}: columns named twice{': ' if shown else ''}{', '.join(map(repr, shown))}")
+        header, rows = found = tables.read_table(path, misfits=True)
+    except FileNotFoundError:
+        raise CohortError(f"{path}: no such file") from None
+    except tables.TableError as error:
+        raise CohortError(f"{path}: {error}") from None
     if not rows:
         raise CohortError(f"{path}: a header and no rows")
-    # What stands in a row that does not fit is not shown: which of it is a patient id is anybody's guess.
-    ends = f"values, but the header has {len(header)}"
-    ragged = [_at(line, f"{len(record)} {ends}") for line, record in rows if len(record) != len(header)]
-    fitting = {line: record for line, record in rows if len(record) == len(header)}
-    return pd.DataFrame(list(fitting.values()), index=list(fitting), columns=header, dtype=str), ragged
+    ragged = [_at(line, text) for line, text in found.misfits().items()]
+    fitting = {line: [cell.strip() for cell in row] for line, row in rows if len(row) == len(header)}
+    table = pd.DataFrame(list(fitting.values()), index=list(fitting), columns=header, dtype=str)
+    return table.drop(columns=[name for name in table if name == "split" and not table[name].any()]), ragged
 
 
 def column_problems(table: pd.DataFrame, columns: Names, edges: tuple[int, ...] | None) -> list[str]:
@@ -147,30 +144,30 @@ def column_problems(table: pd.DataFrame, columns: Names, edges: tuple[int, ...] 
         if name not in table and (name != AGE_BAND or edges is None):
             # a misspelt column, if one is near; others are not shown: without a header, they are a patient's row
             near = nearest(name, [column for column in table.columns if column not in KNOWN_COLUMNS])
-            hint = f" (is it {shown_value(near[0])}?)" if near else ""
+            hint = f" (is it {quoted(near[0])}?)" if near else ""
             if name == AGE_BAND and AGE in table:
                 hint = "; age_bands, such as [65], makes it of the column 'age'"
             problems.append(f"no column {name!r} in the first line{hint}")
-    if problems and len(table.columns) == 1 and re.search(r"[;\t|]", table.columns[0]):
+    if problems and len(table.columns) == 1:
         problems.append("the header is one single column: separate the columns with commas")
     return problems
 
 
 def value_problems(values: pd.Series, valid: Sequence[str], *, may_be_empty: bool = False) -> Iterator[Problem]:
-    for line, value in values.items():
+    for value, lines in _lines(values).items():
         if value and value not in valid:
             hint = _did_you_mean(value, valid)
-            yield _at(line, f"{values.name} {shown_value(value)} is unknown{hint}; valid: {', '.join(valid)}")
+            yield _where(lines, f"{values.name} {quoted(value)} is unknown{hint}; valid: {', '.join(valid)}")
         elif not value and not may_be_empty:
-            yield _at(line, f"{values.name} is empty")
+            yield _where(lines, f"{values.name} is empty")
 
 
 def add_age_bands(table: pd.DataFrame, edges: tuple[int, ...]) -> list[Problem]:
     """Add the column age_band; what is no age is a problem, and is not shown: it may be anything of a patient."""
     written = group_values(table, [AGE])[AGE]
-    years = pd.to_numeric(written, errors="coerce").to_numpy(dtype=float)
-    wrong = (written != "").to_numpy() & ~((years >= 0) & (years <= MAX_AGE))
-    table[AGE_BAND] = age_bands(np.where(wrong, np.nan, years), edges)
+    ages = years(written)
+    wrong = (written != "").to_numpy() & ~((ages >= 0) & (ages <= MAX_AGE))
+    table[AGE_BAND] = age_bands(np.where(wrong, np.nan, ages), edges)
     said = f"age is not a number from 0 to {MAX_AGE}; leave it empty where it is unknown"
     return [_at(line, said) for line in table.index[wrong]]
 
@@ -178,22 +175,18 @@ def add_age_bands(table: pd.DataFrame, edges: tuple[int, ...]) -> list[Problem]:
 def group_problems(values: pd.DataFrame, names: Names | None) -> Iterator[Problem]:
     for name, column in values.items():
         if names is None:
-            yield from value_problems(column, SEXES, may_be_empty=True) if name == "sex" else _spelling_problems(column)
+            if name == "sex":
+                yield from value_problems(column, SEXES, may_be_empty=True)
+            else:
+                lines = _lines(column)
+                for value, text, other in doubtful_values(column):
+                    yield _where(lines[value], text + (f" in line {lines[other][0]}" if other else ""))
     for name, column in values.items() if len(values.columns) > 1 else ():
         for line, value in column.items():
             if JOIN in value:
-                yield _at(line, f"{name} {shown_value(value)} holds {JOIN!r}, which joins the values of a group")
+                yield _at(line, f"{name} {quoted(value)} holds {JOIN!r}, which joins the values of a group")
     if names is not None:
         yield from value_problems(joined(values).rename(JOIN.join(values.columns)), names, may_be_empty=True)
-
-
-def _spelling_problems(values: pd.Series) -> Iterator[Problem]:
-    """Values that differ in case alone: most likely one group."""
-    first: dict[str, tuple[str, int]] = {}
-    for line, value in values.items():
-        other, there = first.setdefault(value.casefold(), (value, line))
-        if other != value:
-            yield _at(line, f"{values.name} {shown_value(value)} is written {shown_value(other)} in line {there}")
 
 
 def resolved_groups(values: pd.DataFrame, names: Names | None, unknown_groups: UnknownGroups) -> Names:
@@ -217,7 +210,7 @@ def number_problems(found: Names, names: Names | None, columns: Names) -> list[s
 
 
 def row_problems(table: pd.DataFrame, root: Path) -> Iterator[Problem]:
-    """What is wrong with splits, scans and patients."""
+    """What is wrong with splits and scans."""
     if "split" in table:
         yield from value_problems(table["split"], SPLITS)
     first_line: dict[str, int] = {}
@@ -228,21 +221,35 @@ def row_problems(table: pd.DataFrame, root: Path) -> Iterator[Problem]:
         # Resolved, so that the same scan under two spellings or links cannot lie in train and in val.
         place = os.path.realpath(root / scan)
         if not os.path.exists(place):
-            yield _at(line, f"scan {shown_value(scan)} does not exist ({shown_value(place)})")
+            yield _at(line, f"scan {quoted(scan)} does not exist ({quoted(place)})")
         if first_line.setdefault(place, line) != line:
-            yield _at(line, f"scan {shown_value(scan)} is the scan of line {first_line[place]} again")
-    if {"patient", "split"} <= set(table):
-        rows = table[(table["patient"] != "") & table["split"].isin(SPLITS)]
-        for _, of_patient in rows.groupby("patient", sort=False):
-            lines = {split: list(of_split.index) for split, of_split in of_patient.groupby("split", sort=False)}
-            named = (f"{split} (line{'s' * (len(its) > 1)} {listed(its, most=10)})" for split, its in lines.items())
-            if len(lines) > 1:
-                yield of_patient.index[0], f"one patient is in {' and in '.join(named)}"
+            yield _at(line, f"scan {quoted(scan)} is the scan of line {first_line[place]} again")
+
+
+def patient_problems(table: pd.DataFrame, columns: Names) -> Iterator[Problem]:
+    """A patient in several splits, or of both sexes where groups are by sex; ids are never shown."""
+    rows = table[table["patient"] != ""] if "patient" in table else table.iloc[:0]
+    patients = rows.get("patient", pd.Series(dtype=str))
+    # ids that differ in case or zeros may be of two patients; of one, they would judge what was trained on
+    if "split" in rows:
+        yield from _several(rows[rows["split"].isin(SPLITS)], patients.map(spelling_key), "split", "in ")
+    if "sex" in rows and "sex" in columns:
+        yield from _several(rows[rows["sex"].isin(SEXES)], patients, "sex", "")
+
+
+def _several(rows: pd.DataFrame, patients: pd.Series, column: str, word: str) -> Iterator[Problem]:
+    for _, its in rows.groupby(patients.loc[rows.index], sort=False):
+        lines = {value: list(part.index) for value, part in its.groupby(column, sort=False)}
+        if len(lines) > 1:
+            named = (f"{word}{value} (line{'s' * (len(of) > 1)} {listed(of, most=10)})" for value, of in lines.items())
+            odd = ", the id written in several ways" if its["patient"].nunique() > 1 else ""
+            yield its.index[0], f"one patient is {' and '.join(named)}{odd}"
 
 
 def split_problems(table: pd.DataFrame, require_splits: Sequence[str]) -> list[str]:
     if require_splits and "split" not in table:
-        return [f"no column 'split', but these splits are needed: {', '.join(require_splits)}"]
+        made = "`fairlung split` makes them, and a study of protocol nested makes folds of its own"
+        return [f"no column 'split', but these splits are needed: {', '.join(require_splits)}; {made}"]
     return [f"{split}: no scan at all" for split in require_splits if split not in set(table["split"])]
 
 
@@ -277,15 +284,13 @@ def _did_you_mean(value: str, valid: Sequence[str]) -> str:
     key = value.casefold()
     begun = [name for name in valid if name.casefold().startswith(key) or key.startswith(name.casefold())]
     near = nearest(value, valid) or begun
-    alias = CLASS_ALIASES.get(key, "")
+    alias = (CLASS_ALIASES | SEX_SPELLINGS | SPLIT_SPELLINGS).get(key, "")
+    if value.isdecimal() and set(valid) == set(SEXES):
+        return " (a number does not say which it is)"
     return hint_at(near if len(near) == 1 else [alias] if alias in valid else [])
-
-
-def shown_value(value: str) -> str:
-    return repr(value if len(value) <= MAX_VALUE_LENGTH else value[: MAX_VALUE_LENGTH - 3] + "...")
 
 
 def problem_report(path: Path, problems: list[str]) -> str:
     more = [f"  ... and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
     head = f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    return "\n".join([head, *(f"  - {problem}" for problem in problems[:MAX_PROBLEMS]), *more])
+    return "\n".join([head, *(f"  - {one_line(problem)}" for problem in problems[:MAX_PROBLEMS]), *more])

@@ -11,7 +11,8 @@ from fairlung.transforms.discovery import is_volume, parts_of_scans, scan_kind, 
 from fairlung.transforms.files import SLICE_SUFFIXES, has_suffix, natural_key, visible, visible_files
 
 from ..common.names import CHALLENGE_CLASSES, CLASS_ALIASES, CLASS_NAMES, SEXES
-from .cohort_checks import SPLITS, CohortError, checked_names, problem_report, shown_value
+from ..common.tables import write_frame
+from .cohort_checks import SPLITS, CohortError, checked_names, problem_report, quoted
 
 LAYOUTS = ("auto", "paper", "challenge")
 PART = "its DICOM series goes on in another folder; put all its files into one"
@@ -70,7 +71,7 @@ def build_cohort(
             parts = parts_of_scans(scan for scan, problem in found if not problem)
             for scan, problem in found:
                 path = scan.relative_to(root).as_posix()
-                problem = problem or (PART if scan in parts else _unwritable(path))
+                problem = problem or (PART if scan in parts else unwritable(path))
                 skipped += [Skipped(path, problem)] if problem else []
                 rows += [] if problem else [(path, label, sex, split)]
         elif scan_kind(place) or any(map(is_volume, visible_files(place))):
@@ -105,10 +106,10 @@ def write_cohort(
     for scan in table["scan"]:
         scans.append(scan if Path(scan).is_absolute() else Path(os.path.relpath(Path(start, scan), target)).as_posix())
         if not os.path.exists(path.parent / scans[-1]):
-            problems.append(f"scan {shown_value(scan)} does not exist under {start}")
+            problems.append(f"scan {quoted(scan)} does not exist under {start}")
     if problems:
         raise CohortError(problem_report(path, problems))
-    table.assign(scan=scans).to_csv(path, index=False, encoding="utf-8", lineterminator="\n")
+    write_frame(table.assign(scan=scans), path)
     return path
 
 
@@ -183,7 +184,7 @@ def _scans_in(sex_folder: Path) -> Iterator[tuple[Path, str]]:
             yield entry, "a single image outside a scan folder"
 
 
-def _unwritable(path: str) -> str:
+def unwritable(path: str) -> str:
     """Why a path cannot be written to a cohort file and read back; empty when it can."""
     if path != path.strip():
         return "its name begins or ends with a space"

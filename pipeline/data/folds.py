@@ -20,6 +20,7 @@ from fairlung.transforms.checks import check_whole
 
 from ..common.errors import UserError
 from ..common.names import UNKNOWN
+from ..common.text import spelling_key
 from .cohort import Cohort
 from .cohort_checks import SPLITS
 from .cohort_folders import write_cohort
@@ -153,7 +154,7 @@ def _cells(cohort: Cohort, table: pd.DataFrame) -> pd.Series:
 def _patients(table: pd.DataFrame) -> Ints:
     """A number for each scan's patient; a scan without an id is its own patient."""
     ids = table["patient"] if "patient" in table else [""] * len(table)
-    keys = [("patient", name) if name else ("scan", str(i)) for i, name in enumerate(ids)]
+    keys = [("patient", spelling_key(name)) if name else ("scan", str(i)) for i, name in enumerate(ids)]
     return pd.factorize(pd.Index(keys, tupleize_cols=False))[0]
 
 

@@ -4,7 +4,8 @@ The cohort, predictions.csv, the metrics and every audit take groups from here. 
 is unknown, and so is a combination with an unknown part.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -15,10 +16,15 @@ from numpy.typing import ArrayLike, NDArray
 from fairlung.transforms.files import natural_key
 
 from ..common.names import JOIN, SEXES, UNKNOWN, UNKNOWN_GROUP
+from ..common.text import cut, quoted, spelling_key
 
 MIN_CELL = 10  # scans of a class and group below which no statement about the cell is made
 AGE = "age"  # column, years
 AGE_BAND = "age_band"  # column that age bands make of it
+DICOM_AGE = re.compile(r"(\d{1,3})([DWMY])")
+IN_A_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12, "Y": 1}
+# what programs write where there is no value
+MISSING = ("na", "n/a", "n.a.", "#n/a", "nan", "<na>", "null", "none", "missing", "?", "-", "--")
 
 UnknownGroups = Literal["leave_out", "own_group"]
 SmallGroups = Literal["keep", "leave_out"]
@@ -39,6 +45,32 @@ def group_values(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """The group columns of a table of text, without space at the ends; "" is unknown."""
     values = table[list(columns)].apply(lambda column: column.str.strip())
     return values.mask(values.apply(lambda column: column.str.lower() == UNKNOWN), "")
+
+
+def doubtful_values(values: pd.Series) -> Iterator[tuple[str, str, str]]:
+    """Values of a column that may be another value, or none, misspelt; what is said of each; and the other value.
+
+    A value is told of when an earlier one has its :func:`~.spelling_key`, or when it is a word for a missing one.
+    """
+    first: dict[str, str] = {}
+    for value in values.unique():
+        other = first.setdefault(spelling_key(value), value)
+        if value.casefold() in MISSING:
+            said = "is what many tables write where there is no value: leave it empty, or list it in group_names"
+            yield value, f"{values.name} {quoted(value)} {said}", ""
+        elif other != value:
+            shown = quoted if value.casefold() == other.casefold() else ascii  # which tells look-alikes apart
+            yield value, f"{values.name} {shown(cut(value))} is written {shown(cut(other))}", other
+
+
+def years(written: pd.Series) -> NDArray[np.float64]:
+    """Ages in years, as numbers or as DICOM has them (065Y, 018M); NaN where it is neither."""
+
+    def number(text: str) -> str | float:
+        found = DICOM_AGE.fullmatch(text)
+        return int(found[1]) / IN_A_YEAR[found[2]] if found else text
+
+    return pd.to_numeric(written.map(number), errors="coerce").to_numpy(dtype=float)
 
 
 def joined(values: pd.DataFrame) -> pd.Series:

@@ -1,7 +1,5 @@
 """The records of how scans were read, as tables."""
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.files import encoded, replace_durably
+from ..common.tables import csv_bytes
 
 
 def failure_reason(error: BaseException) -> str:
@@ -63,13 +62,9 @@ def write_intake(records: Sequence[Mapping[str, Any]], path: str | Path) -> None
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(COLUMNS)
-    writer.writerows(map(_row, records))
     kept = [{name: value for name, value in record.items() if name != "files"} for record in records]
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in kept)
-    replace_durably(path, encoded(text.getvalue()))
+    replace_durably(path, csv_bytes([COLUMNS, *map(_row, records)]))
     replace_durably(path.with_suffix(".json"), encoded(f"[\n{lines}\n]\n"))
 
 

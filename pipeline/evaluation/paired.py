@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import UserError
+from ..common.text import quoted
 from .audit import summaries
 from .predictions import Ints, Predictions
 from .resampling import Floats
@@ -57,9 +58,9 @@ def _like(reference: Predictions, first: str, table: Predictions, name: str) -> 
     wanted = dict.fromkeys(reference.scan.tolist())
     place = {scan: i for i, scan in enumerate(table.scan.tolist())}
     if lost := [scan for scan in wanted if scan not in place]:
-        raise CompareError(f"not the same scans: {name} has no scan {lost[0]!r}, which {first} has")
+        raise CompareError(f"not the same scans: {name} has no scan {quoted(lost[0])}, which {first} has")
     if extra := [scan for scan in place if scan not in wanted]:
-        raise CompareError(f"not the same scans: {name} has a scan {extra[0]!r}, which {first} has not")
+        raise CompareError(f"not the same scans: {name} has a scan {quoted(extra[0])}, which {first} has not")
     table = table.take(np.array([place[scan] for scan in wanted], dtype=np.int64))
     for what, own, other, names in (
         ("class", table.label, reference.label, table.class_names),
@@ -68,7 +69,7 @@ def _like(reference: Predictions, first: str, table: Predictions, name: str) -> 
         if len(differs := np.flatnonzero(own != other)):
             i = int(differs[0])
             both = f"{names[own[i]]} in {name}, {names[other[i]]} in {first}"
-            raise CompareError(f"{what} of scan {str(table.scan[i])!r}: {both}")
+            raise CompareError(f"{what} of scan {quoted(str(table.scan[i]))}: {both}")
     return table
 
 

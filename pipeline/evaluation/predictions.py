@@ -13,10 +13,15 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from fairlung.transforms.tables import TableError
+
 from ..common import run_folder
 from ..common.errors import UserError
 from ..common.names import CLASS_NAMES, UNKNOWN_GROUP
-from ..data.groups import JOIN, group_ids, group_values, joined, natural_order, occurring_groups
+from ..common.tables import read_frame
+from ..common.text import cut, did_you_mean, named, printable, quoted
+from ..data.cohort_checks import listed
+from ..data.groups import JOIN, doubtful_values, group_ids, group_values, joined, natural_order, occurring_groups
 from .metrics import group_confusion
 
 PROBABILITY = "prob_"  # before the class name in the column of its probability
@@ -113,23 +118,24 @@ def load_predictions(
     if not group_by:
         group_names = group_names or beside.get("group_names")
     group_by = tuple(group_by or beside.get("group_by") or ("sex",))
-    has = f"it has {', '.join(map(str, table.columns))}"
+    has = f"it has {columns_text(table)}"
     for column in (label_column, *group_by):
         if column not in table:
-            raise PredictionsError(f"{path}: no column {column!r}; {has}")
+            raise PredictionsError(f"{path}: no column {column!r}{did_you_mean(column, table)}; {has}")
     scan = table[scan_column] if scan_column in table else pd.Series([f"line {i + 2}" for i in range(len(table))])
-    faults = [f"{name!r} is there twice" for name in scan[scan.duplicated()].unique()]
+    faults = [f"{quoted(name)} is there twice" for name in scan[scan.duplicated()].unique()]
     classes = tuple(class_names) if class_names else _classes(path, table, label_column, prediction_column)
-    probabilities = read_probabilities(path, table, scan, classes, faults) if with_probabilities else None
-    label = _index(table[label_column], classes, scan, f"column {label_column!r}", faults)
+    shown = scan.map(named)
+    probabilities = read_probabilities(path, table, shown, classes, faults) if with_probabilities else None
+    label = _index(table[label_column], classes, shown, f"column {label_column!r}", faults)
     if prediction_column in table:
-        prediction = _index(table[prediction_column], classes, scan, f"column {prediction_column!r}", faults)
+        prediction = _index(table[prediction_column], classes, shown, f"column {prediction_column!r}", faults)
     elif probabilities is not None:
         prediction = probabilities.argmax(1)
     else:
         wanted = f"neither a column {prediction_column!r} nor {PROBABILITY}<class> columns"
         raise PredictionsError(f"{path}: {wanted}; {has}")
-    group, groups = _groups(path, table, scan, group_by, group_names, faults)
+    group, groups = _groups(path, table, shown, group_by, group_names, faults)
     if faults:
         more = f"\n  and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
         raise PredictionsError(f"{path} cannot be judged:\n  " + "\n  ".join(faults[:LISTED]) + more)
@@ -151,21 +157,28 @@ def _evaluation_names(path: Path, columns: list[str]) -> dict[str, list[str]]:
 
 def read_table(path: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = read_frame(path)
     except FileNotFoundError:
         raise PredictionsError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except TableError as error:
         raise PredictionsError(f"{path} is no table of predictions: {error}") from error
     if table.empty:
-        raise PredictionsError(f"{path}: no prediction in it")
+        raise PredictionsError(f"{path} is no table of predictions: no prediction in it")
     return table
+
+
+def columns_text(table: pd.DataFrame) -> str:
+    return listed([cut(printable(column)) for column in table.columns])
 
 
 def _classes(path: Path, table: pd.DataFrame, label_column: str, prediction_column: str) -> tuple[str, ...]:
     named = [str(column)[len(PROBABILITY) :] for column in table.columns if str(column).startswith(PROBABILITY)]
     if named:
         return tuple(named)
-    present = set(table[label_column]) | set(table.get(prediction_column, ())) - {""}
+    occurring = pd.concat([table[column] for column in (label_column, prediction_column) if column in table])
+    present = set(occurring) - {""}
+    for _, text, _ in doubtful_values(occurring.rename("class")):
+        raise PredictionsError(f"{path}: {text}")
     if len(present) < 2:
         raise PredictionsError(f"{path}: only one class occurs ({next(iter(present), 'none')}); name them all")
     return CLASS_NAMES if present <= set(CLASS_NAMES) else tuple(sorted(present, key=natural_order))
@@ -174,7 +187,7 @@ def _classes(path: Path, table: pd.DataFrame, label_column: str, prediction_colu
 def _index(values: pd.Series, names: Sequence[str], scan: pd.Series, where: str, faults: list[str]) -> Ints:
     found = pd.Index(names).get_indexer(pd.Index(values))
     for name, value in zip(scan[found < 0], values[found < 0], strict=True):
-        said = f"holds {value!r}, which is none of {', '.join(names)}" if value else "is empty"
+        said = f"holds {quoted(value)}, which is none of {', '.join(names)}" if value else "is empty"
         faults.append(f"{name}: {where} {said}")
     return found.astype(np.int64)
 
@@ -188,7 +201,8 @@ def read_probabilities(
         return None
     if missing:
         raise PredictionsError(f"{path}: no column {missing[0]!r}")
-    values = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    # spreadsheet programs of many countries write 0,5
+    values = table[columns].apply(lambda v: pd.to_numeric(v.str.replace(",", "."), errors="coerce")).to_numpy(float)
     good = np.isfinite(values).all(1) & (values >= 0).all(1) & (np.abs(values.sum(1) - 1) <= SUM_TOLERANCE)
     faults += [f"{name}: the probabilities are not numbers in [0, 1] that add up to 1" for name in scan[~good]]
     return values / np.where(good, values.sum(1), 1)[:, None]
@@ -202,6 +216,8 @@ def _groups(
     for column in group_by if len(group_by) > 1 else ():
         inside = scan[values[column].str.contains(JOIN, regex=False)]
         faults += [f"{name}: column {column!r} holds {JOIN!r}, which joins the names of groups" for name in inside]
+    if not group_names:
+        faults += [text for column in group_by for _, text, _ in doubtful_values(values[column])]
     names = tuple(group_names) if group_names else occurring_groups(values)
     if not names:
         raise PredictionsError(f"{path}: no scan has a group in column {', '.join(group_by)}")
@@ -209,5 +225,5 @@ def _groups(
     group, none_of_them = group_ids(rows, names)
     where = f"column {', '.join(repr(column) for column in group_by)}"
     wrong = zip(scan[none_of_them], rows[none_of_them], strict=True)
-    faults += [f"{name}: {where} holds {value!r}, which is none of {', '.join(names)}" for name, value in wrong]
+    faults += [f"{name}: {where} holds {quoted(value)}, which is none of {', '.join(names)}" for name, value in wrong]
     return group, names

@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
 from ..common.errors import UserError
+from ..common.text import one_line
 from .members import load_members, require_checkpoints
 from .prediction_writer import PredictionWriter
 
@@ -117,5 +118,5 @@ class _Answers:
     def _append(self, engine: Engine) -> None:
         for answer in self.writer.answer(engine.state.batch, engine.state.output["pred"]):
             if answer.status == "failed":
-                logger.warning("%s failed: %s", answer.scan, answer.reason)
+                logger.warning("%s failed: %s", one_line(answer.scan), one_line(answer.reason))
             self.rows.append(self.writer.cells(answer))

@@ -1,7 +1,6 @@
 """Engine handlers that write prediction tables, a row a scan: of labelled scans, of new ones, and added to a table."""
 
 import csv
-import io
 import json
 import logging
 import os
@@ -32,6 +31,8 @@ from ..common.files import (
     told,
     whole_records,
 )
+from ..common.tables import csv_bytes, csv_rows
+from ..common.text import one_line
 from ..data.groups import group_columns
 from ..data.intake_records import SEPARATOR
 from ..evaluation.predictions import POSTPROCESS, PROBABILITY, SYNTHETIC
@@ -54,18 +55,6 @@ OBJECT = (
 
 class PredictionTableError(UserError, ValueError):
     """A table of predictions that rows cannot be added to; the message says why and what to do."""
-
-
-def csv_bytes(rows: Iterable[Sequence[str]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    return encoded(text.getvalue())
-
-
-def csv_rows(content: bytes) -> list[list[str]]:
-    """Without empty rows."""
-    text = content.decode("utf-8-sig")  # a spreadsheet program may have saved it
-    return [row for row in csv.reader(io.StringIO(text, newline="")) if row]
 
 
 def csv_text(cells: Sequence[str | float | None]) -> list[str]:
@@ -254,7 +243,7 @@ class PredictionWriter:
             self._count(answer.status, bool(answer.warnings))
             if answer.status != "ok":
                 log = logger.warning if answer.status == "failed" else logger.info
-                log("%s %s: %s", answer.scan, answer.status, answer.reason)
+                log("%s %s: %s", one_line(answer.scan), answer.status, one_line(answer.reason))
 
     def _write(self, answers: Sequence[Answer]) -> Sequence[Answer]:
         """Write answers, and return the ones that were written."""
@@ -361,7 +350,7 @@ class AppendingPredictionWriter(PredictionWriter):
         new: dict[str, Answer] = {}
         for answer in answers:
             if answer.scan in self.answered or answer.scan in new:
-                logger.warning("%s has a row in %s already, which stays", answer.scan, self.path)
+                logger.warning("%s has a row in %s already, which stays", one_line(answer.scan), self.path)
             else:
                 new[answer.scan] = answer
         self._append([*new.values()], self.path, self._journal)

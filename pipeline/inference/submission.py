@@ -7,10 +7,12 @@ from typing import NamedTuple
 import pandas as pd
 
 from fairlung.transforms.files import DICOM_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES
+from fairlung.transforms.tables import guarded
 
 from ..common.errors import UserError
 from ..common.names import CHALLENGE_CLASSES, CLASS_ALIASES, CLASS_NAMES
-from ..evaluation.predictions import LISTED, read_table
+from ..common.text import quoted
+from ..evaluation.predictions import LISTED, columns_text, read_table
 
 # class: its file, in the challenge's spelling (A, G, covid, normal)
 FILES = {name: f"{key.upper() if len(key) == 1 else key}.csv" for key, name in CHALLENGE_CLASSES.items()}
@@ -55,7 +57,7 @@ def write_submission(
     table = read_table(predictions)
     for column in ("scan", "prediction"):
         if column not in table:
-            raise SubmissionError(f"{predictions}: no column {column!r}; it has {', '.join(map(str, table.columns))}")
+            raise SubmissionError(f"{predictions}: no column {column!r}; it has {columns_text(table)}")
     lines, faults, failed, skipped = _sorted_scans(table)
     if faults:
         raise SubmissionError(_listing(f"{predictions} cannot be submitted", faults))
@@ -81,19 +83,19 @@ def _sorted_scans(table: pd.DataFrame) -> tuple[dict[str, list[str]], list[str],
     reasons = table["reason"] if "reason" in table else [""] * len(table)
     for scan, answer, state, reason in zip(table["scan"], table["prediction"], status, reasons, strict=True):
         if state == "skipped":  # no chest CT, so none of the challenge's scans
-            skipped.append(f"{scan!r}: skipped, {reason or 'no chest CT'}")
+            skipped.append(f"{quoted(scan)}: skipped, {reason or 'no chest CT'}")
             continue
         name = submission_name(scan)
         label = answer if answer in CLASS_NAMES else CLASS_ALIASES.get(answer.casefold())
-        if not name or not name.isprintable() or '"' in name or "," in name:
-            faults.append(f"{scan!r}: its name cannot be a line of the file")
+        if not name or not name.isprintable() or '"' in name or "," in name or guarded(name) != name:
+            faults.append(f"{quoted(scan)}: its name cannot be a line of the file")
         elif name in scan_of:
-            faults.append(f"{scan_of[name]!r} and {scan!r} are both called {name!r}")
+            faults.append(f"{quoted(scan_of[name])} and {quoted(scan)} are both called {name!r}")
         elif state == "ok" and answer and label is None:
-            faults.append(f"{scan!r}: class {answer!r} is none of {', '.join(CLASS_NAMES)}")
+            faults.append(f"{quoted(scan)}: class {quoted(answer)} is none of {', '.join(CLASS_NAMES)}")
         scan_of.setdefault(name, scan)
         if state != "ok" or not answer:
-            failed.append(f"{scan!r}: {reason or 'no prediction'}")
+            failed.append(f"{quoted(scan)}: {reason or 'no prediction'}")
         elif label is not None:
             lines[label].append(name)
     return lines, faults, failed, skipped

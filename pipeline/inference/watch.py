@@ -26,6 +26,7 @@ from fairlung.transforms.checks import check_setting
 
 from ..common.errors import UserError
 from ..common.files import append_durably
+from ..common.text import one_line
 from .prediction_writer import AppendingPredictionWriter, PredictionWriter
 from .scan_readers import ScanLoader
 
@@ -253,9 +254,9 @@ class _Rounds:
             if name not in answered:
                 ready.append(scan)
             elif state[0] < known[0]:  # somebody tidies up
-                logger.warning("%s has lost files since it was answered; its answer stays", name)
+                logger.warning("%s has lost files since it was answered; its answer stays", one_line(name))
             elif state != known:
-                logger.warning("%s has changed since it was answered, and is answered again", name)
+                logger.warning("%s has changed since it was answered, and is answered again", one_line(name))
                 ready.append(scan)
         for entry in fresh:
             entry.settled = True

@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..common.tables import write_frame
+from ..common.text import named, quoted
 from ..evaluation.predictions import (
     LISTED,
     POSTPROCESS,
     PROBABILITY,
     SYNTHETIC,
     Predictions,
+    columns_text,
     load_predictions,
     read_probabilities,
     read_table,
@@ -49,14 +52,14 @@ def load_unlabelled(path: str | Path) -> UnlabelledPredictions:
     table = _raw(path)
     names = tuple(column[len(PROBABILITY) :] for column in map(str, table.columns) if column.startswith(PROBABILITY))
     if not names:
-        raise PostprocessError(f"{path}: no {PROBABILITY}<class> columns; it has {', '.join(map(str, table.columns))}")
+        raise PostprocessError(f"{path}: no {PROBABILITY}<class> columns; it has {columns_text(table)}")
     answered = table[[PROBABILITY + name for name in names]].ne("").any(axis=1)
     table = table[answered].reset_index(drop=True)
     if table.empty:
         raise PostprocessError(f"{path}: no scan has probabilities")
     scan = table["scan"]
-    faults = [f"{name!r} is there twice" for name in scan[scan.duplicated()].unique()]
-    probabilities = read_probabilities(path, table, scan, names, faults)
+    faults = [f"{quoted(name)} is there twice" for name in scan[scan.duplicated()].unique()]
+    probabilities = read_probabilities(path, table, scan.map(named), names, faults)
     if faults or probabilities is None:
         raise PostprocessError(f"{path}:\n  " + "\n  ".join(faults[:LISTED]))
     return UnlabelledPredictions(scan.to_numpy(dtype=str), probabilities, names)
@@ -76,7 +79,7 @@ def write_table(path: str | Path, original: str | Path, predictions: Predictions
     table[POSTPROCESS] = method
     if predictions.synthetic:
         table[SYNTHETIC] = "yes"
-    table.to_csv(path, index=False)
+    write_frame(table, path)
 
 
 def _raw(path: Path) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..common.text import printable
 from ..evaluation.wording import Verdict
 
 if TYPE_CHECKING:
@@ -150,8 +151,9 @@ def require_html(path: str | Path) -> None:
 
 
 def render_html(document: Document) -> str:
-    """One HTML page that asks for nothing from anywhere; every text is escaped."""
-    return _environment(autoescape=True).get_template("report.html.jinja").render(document=document, levels=LEVELS)
+    """One HTML page that asks for nothing from anywhere; every text is escaped and :func:`~.printable`."""
+    environment = _environment(autoescape=True, finalize=lambda v: printable(v) if type(v) is str else v)
+    return environment.get_template("report.html.jinja").render(document=document, levels=LEVELS)
 
 
 def render_markdown(document: Document, pictures: str) -> str:
@@ -179,7 +181,7 @@ def _environment(**settings: Any) -> Environment:
 
 def escape_markdown(text: str) -> str:
     """Text that Markdown shows as it is: no markup, no HTML, no link, no formula, on one line."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = " ".join(printable(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|#~$])", r"\\\1", text)
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word _ is no markup
     return text.replace("://", ":&#47;/")  # an address would become a link

@@ -16,6 +16,7 @@ from ..common import run_folder
 from ..common.distributed import is_primary
 from ..common.errors import UserError
 from ..common.run_folder import RECORD, training_dir
+from ..common.tables import read_frame
 from ..data.groups import group_columns
 from ..evaluation.audit import audit
 from ..evaluation.metrics import fairness_summary
@@ -141,7 +142,7 @@ def optional_json(path: Path) -> Any:
 def optional_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
     """A CSV with these columns, the last (and an epoch) as numbers; None when there is no such file, or no row."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = read_frame(path)
         if missing := [column for column in columns if column not in table]:
             raise ValueError(f"no column {', '.join(missing)}")
         numbers = {name: kind for name, kind in {"epoch": int, "n": int, "value": float}.items() if name in columns}

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from .. import __version__
+from ..common.tables import frame_csv
 from ..evaluation.paired import TESTED
 from ..evaluation.resampling import Estimate
 from ..evaluation.wording import Verdict, number_name, percent, span_text
@@ -392,9 +393,9 @@ def write_tables(
         texts[f"{name}.tex"] = latex_table(table, f"tab:{name}", notes)
     texts["selection.md"] = alone("Selection of alpha", *selection_tables(tables))
     synthetic = {"synthetic": "yes"} if tables.results.synthetic else {}
-    texts["table1.csv"] = table_1_frame(tables).to_csv(index=False)
-    texts["table2.csv"] = tables.devices.assign(**synthetic).to_csv(index=False)
-    texts["selection.csv"] = selection_frame(tables).to_csv(index=False)
+    texts["table1.csv"] = frame_csv(table_1_frame(tables))
+    texts["table2.csv"] = frame_csv(tables.devices.assign(**synthetic))
+    texts["selection.csv"] = frame_csv(selection_frame(tables))
     for name, text in texts.items():
         page.write_text(folder / name, text)
     for picture in document.pictures():

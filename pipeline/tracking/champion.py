@@ -10,10 +10,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from ..common import run_folder
 from ..common.errors import UserError
+from ..common.tables import read_frame
 from ..evaluation.records import Audit, read_record
 
 RULE = (
@@ -71,7 +70,7 @@ def read_judgement(evaluation_dir: str | Path) -> Judgement:
     folder = Path(evaluation_dir)
     try:
         result = json.loads((folder / run_folder.METRICS).read_text())
-        table = pd.read_csv(folder / run_folder.PREDICTIONS, dtype=str, keep_default_na=False)
+        table = read_frame(folder / run_folder.PREDICTIONS)
     except FileNotFoundError as error:
         raise RegistryError(f"{folder} holds no evaluation ({error.filename} is missing): evaluate first") from error
     metrics = result["metrics"]

@@ -9,6 +9,7 @@ from typing import Any
 from ..common.text import without_login
 from ..data.cohort_checks import SPLITS
 from ..evaluation.wording import number_name
+from ..reports.document import escape_markdown
 from .store import TrackingError
 
 MAX_PARAM_LENGTH = 6000  # MLflow's limit
@@ -73,10 +74,12 @@ def note_markdown(result: Mapping[str, Any]) -> str:
     """An evaluation as the Markdown of an MLflow description: verdicts, headline, F1 of each class and group.
 
     ``result`` is what :func:`~.write_evaluation` returns, and may hold ``audit``, of :func:`~.write_audit`, the
-    checkpoint's ``epoch``, and ``about``, a line on the run.
+    checkpoint's ``epoch``, and ``about``, a line on the run in Markdown.
     """
     scores, classes, groups = result["metrics"], result["class_names"], result["group_names"]
-    lines = [f"- {verdict.text}" for verdict in result["audit"].verdicts] if result.get("audit") else []
+    lines = (
+        [f"- {escape_markdown(verdict.text)}" for verdict in result["audit"].verdicts] if result.get("audit") else []
+    )
     lines += [""] if lines else []
     lines += [result["about"], ""] if result.get("about") else []
     keys = ("score", "gap", "abs_gap", *(f"f1_{group}" for group in groups), "f1_macro")
@@ -89,12 +92,12 @@ def note_markdown(result: Mapping[str, Any]) -> str:
     ]
     lines += ["", *_table(["F1 of class", *groups], cells), ""]
     epoch = "" if result.get("epoch") is None else f" of epoch {result['epoch']}"
-    lines.append(f"Split {result['split']}, checkpoint {Path(result['checkpoint']).name}{epoch}.")
+    lines.append(escape_markdown(f"Split {result['split']}, checkpoint {Path(result['checkpoint']).name}{epoch}."))
     if result["synthetic"]:
         lines.append("The scans are **SYNTHETIC** (phantoms): nothing here is about patients.")
     return "\n".join(lines)
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    first, *others = [[cell.replace("|", "\\|") for cell in row] for row in (headings, *rows)]
+    first, *others = [[*map(escape_markdown, row)] for row in (headings, *rows)]
     return [f"| {' | '.join(row)} |" for row in (first, ["---"] * len(first), *others)]

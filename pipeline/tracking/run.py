@@ -30,9 +30,11 @@ from ..common.distributed import is_primary
 from ..common.files import json_or_nothing
 from ..common.names import TRAINING_SETTINGS
 from ..common.run_folder import EVALUATION_FILES, training_dir
+from ..common.tables import frame_csv
 from ..common.text import device_name, without_login
 from ..data.cohort import Cohort
 from ..evaluation.records import Audit
+from ..reports.document import escape_markdown
 from . import store, sync
 from .journal import Journal, batches, is_refusal, send, stamp
 from .loggable import loggable, metric_name, note_markdown, param, refuse_shared_names, short, with_grouped_names
@@ -178,7 +180,7 @@ class RunTracker:
         entity = {key: value for key, value in dict(source._to_mlflow_entity()).items() if value is not None}
         entity |= {"source_type": "code", "source": json.dumps({"tags": {}})}  # MLflow's names the user and a path
         self._submit("dataset", dataset=entity, context=self.kind)
-        self.log_text(cells.to_csv(index=False), "cohort/cells.csv")
+        self.log_text(frame_csv(cells), "cohort/cells.csv")
 
     def _write_record(self, training: Mapping[str, Any]) -> None:
         assert self._journal is not None
@@ -390,7 +392,11 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _about(settings: Mapping[str, Any], kind: str, cohort: Cohort) -> str:
-    named = [f"{name} {param(settings[name])}" for name in TRAINING_SETTINGS[1:] if settings.get(name) is not None]
-    what = ", ".join([f"**{settings.get('system') or 'unknown system'}**", *named])
+    named = [
+        f"{name} {escape_markdown(param(settings[name]))}"
+        for name in TRAINING_SETTINGS[1:]
+        if settings.get(name) is not None
+    ]
+    what = ", ".join([f"**{escape_markdown(settings.get('system') or 'unknown system')}**", *named])
     scans = "SYNTHETIC scans (phantoms)" if cohort.synthetic else "scans"
     return f"{'Training' if kind == 'train' else 'Evaluation'} of {what}, on {len(cohort.table)} {scans}."

@@ -87,6 +87,17 @@ def test_this_environment_is_the_locked_one(lock: list[Requirement]) -> None:
     assert not wrong
 
 
+def test_hashes_are_those_of_the_lock() -> None:
+    pinned, hashes = [], {}
+    for line in (ROOT / "requirements.hashes").read_text().splitlines():
+        if line.startswith("    --hash=sha256:"):
+            hashes.setdefault(pinned[-1], []).append(line)
+        else:
+            pinned.append(line.removesuffix(" \\"))
+    assert pinned == (ROOT / "requirements.lock").read_text().splitlines()
+    assert set(hashes) == set(pinned)
+
+
 def test_conda_installs_what_the_lock_says(lock: list[Requirement], setup: configparser.ConfigParser) -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
@@ -184,11 +195,26 @@ def test_the_top_level_is_the_design_card() -> None:
         pytest.skip("not a git checkout")
     top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
     card = {"pipeline", "transforms", "bundles", "tests", "environment.yml", "setup.cfg", "README.md"}
-    beside = {"pyproject.toml", "Makefile", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "docs"}
-    beside |= {"benchmarks", "studies", "requirements.lock"}
+    beside = {
+        "pyproject.toml",
+        "Makefile",
+        "LICENSE",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "SECURITY.md",
+        "docs",
+    }
+    beside |= {"benchmarks", "studies", "requirements.lock", "requirements.hashes"}
     hidden = {".ci", ".gitignore", ".pre-commit-config.yaml"}
     assert card <= top
     assert top <= card | beside | hidden
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process runs all tests")
+def test_the_tests_of_a_file_stay_on_one_worker(request: pytest.FixtureRequest) -> None:
+    """Else what they share is made once a worker, in twice the time and memory."""
+    assert request.node.nodeid.endswith("@test_packaging")
 
 
 @pytest.mark.slow

@@ -332,3 +332,12 @@ def test_the_smallest_cell_is_one_number(bundle_dir: Path) -> None:
     import yaml
 
     assert yaml.safe_load((bundle_dir / "configs" / "train.yaml").read_text())["min_cell"] == MIN_CELL
+
+
+@pytest.mark.fault("words", "ages as DICOM has them, 065Y", before="refused as no number", now="taken as years")
+@pytest.mark.parametrize(
+    ("age", "band"), [("065Y", ">=65"), ("064Y", "<65"), ("800M", ">=65"), ("007D", "<65"), ("65", ">=65")]
+)
+def test_an_age_of_dicom_is_in_its_band(tmp_path: Path, age: str, band: str) -> None:
+    path = write(tmp_path, pd.DataFrame({"sex": ["male", "female"], "age": [age, age]}))
+    assert load(path, group_by="age_band", age_bands=[65]).group_names == (band,)

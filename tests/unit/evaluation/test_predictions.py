@@ -145,3 +145,42 @@ def test_probabilities_that_are_none_can_be_left_out(tmp_path: Path) -> None:
     with pytest.raises(PredictionsError, match="are not numbers"):
         load_predictions(path)
     assert load_predictions(path, with_probabilities=False).probabilities is None
+
+
+@pytest.mark.fault(
+    "wrong", "a table of predictions in which one group or class is written in two ways, or NA",
+    before="two groups, two classes", now="refused with both spellings",
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("site", ["Rome", "rome"], "site 'rome' is written 'Rome'"),
+        ("site", ["Zürich", "Zu\u0308rich"], r"site 'Zu\u0308rich' is written 'Z\xfcrich'"),
+        ("site", ["1", "1.0"], "site '1.0' is written '1'"),
+        ("site", ["a", "n/a"], "site 'n/a' is what many tables write where there is no value"),
+        ("label", ["normal", "Normal"], "class 'Normal' is written 'normal'"),
+    ],
+)
+def test_names_that_look_alike_are_refused(tmp_path: Path, column: str, values: list[str], said: str) -> None:
+    table = {"scan": ["x", "y"], "label": ["a", "b"], "site": ["s", "t"], "prediction": ["a", "b"], column: values}
+    with pytest.raises(PredictionsError) as raised:
+        load_predictions(written(tmp_path, **table), group_by=["site"])
+    assert said in str(raised.value)
+    if column == "site":
+        named = load_predictions(written(tmp_path, **table), group_by=["site"], group_names=values)
+        assert named.group.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("delimiter", "decimal"), [(",", "."), (";", ","), ("\t", ",")])
+def test_predictions_of_a_spreadsheet_program_are_read(tmp_path: Path, delimiter: str, decimal: str) -> None:
+    table = pd.DataFrame({"label": ["a", "b"], "sex": ["male", "female"], "prob_a": [0.75, 0.5], "prob_b": [0.25, 0.5]})
+    table.to_csv(tmp_path / "p.csv", index=False, sep=delimiter, decimal=decimal, encoding="utf-8-sig")
+    np.testing.assert_array_equal(load_predictions(tmp_path / "p.csv").probabilities, [[0.75, 0.25], [0.5, 0.5]])
+
+
+def test_a_scan_in_a_message_is_cut_and_on_one_line(tmp_path: Path) -> None:
+    path = written(tmp_path, scan=["x\n\x1b[2J" + "y" * 999], label=["c"], sex=["m"], prob_a=[1], prob_b=[0])
+    with pytest.raises(PredictionsError) as raised:
+        load_predictions(path)
+    (_, line) = str(raised.value).splitlines()
+    assert line.isprintable() and len(line) < 300

@@ -36,6 +36,7 @@ from fairlung.pipeline.inference.prediction_writer import (
     PredictionTableError,
     PredictionWriter,
     csv_bytes,
+    csv_rows,
     prediction_writer_of,
 )
 from fairlung.pipeline.postprocessing.fitted import PostprocessError
@@ -427,14 +428,12 @@ CELLS = st.text(
 
 @given(rows=st.lists(st.lists(CELLS, min_size=2, max_size=2), max_size=5), data=st.data())
 def test_whole_records_are_those_that_a_csv_reader_finds(rows: list[list[str]], data: st.DataObject) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    content = text.getvalue().encode()
+    content = csv_bytes(rows)
     cut = data.draw(st.integers(0, len(content)))
     ends = [0, *record_ends(rows)]
     whole = max(end for end in ends if end <= cut)
     assert whole_records(content[:cut]) == whole
-    kept = list(csv.reader(io.StringIO(content[:whole].decode(), newline="")))
+    kept = csv_rows(content[:whole])
     assert kept == rows[: ends.index(whole)]
 
 

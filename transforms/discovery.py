@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .dicom.headers import SeriesKey, SliceHeader, looks_like_dicom, read_headers, series_key
+from .dicom.headers import SeriesKey, SliceHeader, is_index, looks_like_dicom, read_headers, series_key
 from .files import (
     DICOM_SUFFIXES,
     ITK_SUFFIXES,
@@ -36,7 +36,10 @@ Item = dict[str, Any]
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is taken for DICOM: by its content, or as its name says so; a DICOMDIR is an index, no image."""
+    """Whether a file is taken for DICOM: by its content, or as its name says so; a DICOMDIR is an index, no image.
+
+    One whose name says that it is an image is not opened here.
+    """
     if path.name.upper() == DICOM_INDEX or has_suffix(path, OTHER_SUFFIXES):
         return False
     return has_suffix(path, DICOM_SUFFIXES) or looks_like_dicom(path)
@@ -65,12 +68,12 @@ def scan_kind(path: Path) -> str | None:
         return "nifti"
     if has_suffix(path, ITK_SUFFIXES):
         return "itk"
-    return "dicom" if is_dicom(path) else None
+    return "dicom" if is_dicom(path) and not is_index(path) else None
 
 
 def _kind_of_folder(files: Sequence[Path]) -> str | None:
     pictures = sum(has_suffix(file, SLICE_SUFFIXES) for file in files)
-    if any(map(is_dicom, files)):
+    if any(is_dicom(file) and not is_index(file) for file in files):
         return "mixed" if pictures > MAX_PICTURES_BESIDE else "dicom"
     return "slices" if pictures else None
 

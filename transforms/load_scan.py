@@ -27,7 +27,7 @@ from .plausibility import air_of_grey, check_chest, check_grey, check_hu, grey_c
 from .scan import OpenScan, Record, Refusal, ScanError, ScanSource, Skipped, as_source, describe, new_record
 from .slice_folder import open_slices
 from .slices import SliceSelector
-from .tolerances import FEW_SLICES, FIELD_MM, LUNG_BELOW_HU, MIN_EXTENT_MM, MIN_SLICES, THICK_STEP_MM
+from .tolerances import FEW_SLICES, FIELD_MM, LUNG_BELOW_HU, MAX_ASPECT, MIN_EXTENT_MM, MIN_SLICES, THICK_STEP_MM
 from .volume_files import open_itk, open_nifti
 
 QUOTED = r"\"[^\"]*\"?"
@@ -82,7 +82,9 @@ def open_scan(
     if scan.spacing is not None and found > 1 and scan.spacing[0] > THICK_STEP_MM:
         scan.warnings.append(f"thick_steps: slices are {scan.spacing[0]:.1f} mm apart")
     if scan.spacing is not None:
-        field = scan.shape[2] * scan.spacing[2]
+        high, field = (count * step for count, step in zip(scan.shape[1:], scan.spacing[1:], strict=True))
+        if max(high, field) > MAX_ASPECT * min(high, field):
+            scan.warnings.append(f"not_square: slices are {field:.0f} x {high:.0f} mm and become squares")
         if not FIELD_MM[0] <= field <= FIELD_MM[1]:
             scan.warnings.append(f"field_of_view: slices are {field:.0f} mm wide; is the pixel spacing in millimetres?")
     return scan
@@ -100,10 +102,8 @@ def _unreadable(kind: str, error: Exception) -> Refusal:
 
 def _open_dicom(source: ScanSource, min_slices: int) -> OpenScan:
     series, told = read_folder(source_files(source))
-    if source.series is None:
-        chosen = choose(series, min_slices)
-    else:
-        chosen = choose([each for each in series if each.number == source.series], min_slices)
+    asked = [each for each in series if source.series in (None, each.number)]
+    chosen = choose(asked, min_slices, told)
     told += [*chosen.warnings, *check_rescale(chosen.slices)]
     chose = choice(chosen, series) if source.series is None else ""
     if chose and sum(each.problem is None for each in series) > 1:

@@ -8,7 +8,9 @@ from scipy import ndimage
 from .scan import Refusal
 from .tolerances import (
     AIR_BELOW_HU,
+    LEVEL_SPREAD,
     LUNG_SHARE,
+    MASKED_SHARE,
     MAX_FAR_OUT_OF_RANGE,
     MAX_OUT_OF_RANGE,
     MIN_AIR,
@@ -18,6 +20,7 @@ from .tolerances import (
     PADDING_SPREAD_HU,
     RANGE_HU,
     TISSUE_HU,
+    TWO_LEVELS,
 )
 
 PIXELS = 128  # of a slice's side that the checks look at, about
@@ -61,6 +64,11 @@ def check_hu(hu: np.ndarray) -> list[str]:
     return told + _blank(int((hu.min(axis=(1, 2)) == hu.max(axis=(1, 2))).sum()))
 
 
+def _corners(volume: np.ndarray) -> np.ndarray:
+    """The four corners of each slice: [n, 4]."""
+    return volume[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+
+
 def _blank(slices: int) -> list[str]:
     return [f"blank_slices: {slices} slices show nothing"] if slices else []
 
@@ -81,6 +89,17 @@ def check_grey(counts: np.ndarray) -> list[str]:
         raise Refusal(f"its slices are all but one grey (levels {low:g} to {high:g})")
     levels = np.array([grey_percentiles(each, [1, 99]) for each in counts])
     return _blank(int((levels[:, 1] - levels[:, 0] < MIN_CONTRAST).sum()))
+
+
+def check_levels(counts: np.ndarray) -> list[str]:
+    """A warning where all but a few pixels ([256] of each level) have one of two levels, as those of masks have."""
+    share, left = 0.0, counts / counts.sum()
+    for _ in range(2):
+        level = int(left.argmax())
+        near = slice(max(0, level - LEVEL_SPREAD), level + LEVEL_SPREAD + 1)
+        share += float(left[near].sum())
+        left[near] = 0
+    return [f"two_levels: {share:.1%} of the pixels have one of two levels; are these masks?"] * (share > TWO_LEVELS)
 
 
 def grey_counts(grey: np.ndarray) -> np.ndarray:
@@ -131,16 +150,28 @@ def lung_shares(air: np.ndarray) -> tuple[float, float]:
 
 
 def check_chest(volume: np.ndarray, air_below: float) -> list[str]:
-    """A warning where no two large regions of air are seen inside a body (:func:`lung_shares`).
+    """Warnings where no two large regions of air are seen inside a body (:func:`lung_shares`), or no air is around it.
+
+    A body within bright air would pass for lungs within a body: inverted is what has no air in its corners and shows a
+    chest when air and tissue change places. And so would lungs that somebody has cut out on a bright ground, which has
+    exactly one value.
 
     Args:
         volume: [n, H, W], W from right to left.
         air_below: values below are air or lung.
     """
     seen = thinned(volume[:: max(1, len(volume) // CHEST_SLICES)])
-    if min(lung_shares(seen < air_below)) >= LUNG_SHARE:
-        return []
-    return ["no_chest: no two large regions of air inside a body are seen; is it a chest?"]
+    air = seen < air_below
+    if _corners(air).mean() < 0.5 and min(lung_shares(~air)) >= LUNG_SHARE:
+        return ["inverted: a chest is seen where the dark is taken for tissue; is air shown bright?"]
+    around = float(np.median(_corners(seen)))
+    share = float((seen == around).mean())
+    told = []
+    if around >= air_below and share > MASKED_SHARE:
+        told.append(f"masked: {share:.0%} of the voxels are exactly {around:g}, as the corners are; what was cut away?")
+    if min(lung_shares(air)) >= LUNG_SHARE:
+        return told
+    return [*told, "no_chest: no two large regions of air inside a body are seen; is it a chest?"]
 
 
 def air_of_grey(counts: np.ndarray) -> int:

@@ -1,7 +1,5 @@
-"""A folder of JPEG or PNG slices: grey, 8 bits, in natural order of their names."""
+"""A folder of JPEG or PNG slices: grey, 8 bits, in the order of the numbers in their names."""
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,10 +10,14 @@ import numpy as np
 import torch
 
 from .files import slice_files
+from .plausibility import check_levels
 from .scan import OpenScan, Refusal
-from .tolerances import COLOUR_LEVELS, COLOUR_SHARE, GAP_STEPS, MAX_ASPECT
+from .slice_names import in_order
+from .tolerances import COLOUR_LEVELS, COLOUR_SHARE, MAX_ASPECT
 
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+# of files named .jpg or .png, by their content; others may hold more than 8 bits in a mode that Pillow calls RGB
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP")
 EXIF_ORIENTATION = 0x0112
 EXIF_ON_ITS_SIDE = (5, 6, 7, 8)
 
@@ -35,7 +37,7 @@ def open_slices(path: Path, size: int | None, fast_decode: bool = False) -> Open
             levels differ (docs/performance.md). Nothing changes for slices less than twice as large as ``size``, and
             for PNG.
     """
-    files = slice_files(path)
+    files, told = in_order(slice_files(path))
 
     def read(indices: Sequence[int]) -> np.ndarray:
         planes, (height, width), told = _read([files[index] for index in indices], size, fast_decode)
@@ -43,27 +45,15 @@ def open_slices(path: Path, size: int | None, fast_decode: bool = False) -> Open
         scan.warnings += told
         return planes
 
-    scan = OpenScan("slices", (len(files), 0, 0), None, read, decoder="Pillow", file_of=files)
-    scan.warnings += _numbering(files)
-    return scan
+    scan = OpenScan("slices", (len(files), 0, 0), None, read, decoder="Pillow", warnings=told, file_of=files)
+    return scan  # which read fills in
 
 
-def _numbering(files: Sequence[Path]) -> list[str]:
-    """Warnings about the last number in the names: numbers left out, and such that come twice."""
-    numbers = [int(found[-1]) for found in (re.findall(r"\d+", file.stem) for file in files) if found]
-    if len(numbers) < len(files) or len(files) < 3:
-        return []
-    told = []
-    doubled = sum(count - 1 for count in Counter(numbers).values())
-    if doubled:
-        told.append(f"doubled_numbers: {doubled} slices have the number of another")
-    steps = np.diff(sorted(set(numbers)))
-    if len(steps):
-        step = float(np.median(steps))
-        missing = int(sum(round(gap / step) - 1 for gap in steps if gap > GAP_STEPS * step))
-        if missing:
-            told.append(f"missing_slices: by the numbers in the names {missing} slices are missing")
-    return told
+SAID_OF = {
+    "turned": "exif: {} slices were turned as their EXIF orientation says",
+    "coloured": "colour: {} slices hold colour, such as marks or a screenshot",
+    "transparent": "transparent: {} slices have transparent pixels, which are put on black",
+}
 
 
 class _Slice(NamedTuple):
@@ -71,6 +61,8 @@ class _Slice(NamedTuple):
     shape: tuple[int, int]  # (height, width) in the file
     turned: bool
     coloured: bool
+    transparent: bool
+    levels: np.ndarray  # [256] pixels of each level, of some in the file
 
 
 def _read(files: Sequence[Path], size: int | None, fast_decode: bool) -> tuple[np.ndarray, tuple[int, int], list[str]]:
@@ -97,11 +89,10 @@ def _read(files: Sequence[Path], size: int | None, fast_decode: bool) -> tuple[n
     stretched = sum(max(each.shape) > MAX_ASPECT * min(each.shape) for each in slices)
     if stretched:
         warnings.append(f"not_square: {stretched} slices are not square and are stretched")
-    turned, coloured = sum(each.turned for each in slices), sum(each.coloured for each in slices)
-    if turned:
-        warnings.append(f"exif: {turned} slices were turned as their EXIF orientation says")
-    if coloured:
-        warnings.append(f"colour: {coloured} slices hold colour, such as marks or a screenshot")
+    for what, said in SAID_OF.items():
+        if count := sum(getattr(each, what) for each in slices):
+            warnings.append(said.format(count))
+    warnings += check_levels(np.sum([each.levels for each in slices], axis=0))
     return np.stack([each.grey for each in slices]), slices[0].shape, warnings
 
 
@@ -110,8 +101,10 @@ def _decoded(file: Path, size: int | None, fast_decode: bool) -> _Slice:
 
     try:
         with _opened(file) as image:
-            if image.mode not in EIGHT_BIT_MODES:
-                raise Refusal(f"{file.name}: slices must be 8-bit images, got mode {image.mode}")
+            if image.format not in FORMATS:
+                raise Refusal(f"{file.name}: slices must be JPEG or PNG, its content is {image.format}")
+            if (mode := _stored_mode(image)) not in EIGHT_BIT_MODES:
+                raise Refusal(f"{file.name}: slices must be 8-bit images, got mode {mode}")
             width, height = image.size
             if fast_decode and size is not None:
                 image.draft(None, (size, size))  # type: ignore[arg-type]  # None keeps the mode
@@ -123,12 +116,15 @@ def _decoded(file: Path, size: int | None, fast_decode: bool) -> _Slice:
                 upright = ImageOps.exif_transpose(image)
             coloured = _is_coloured(upright)
             grey = upright.convert("L")
+            on_black = _on_black(upright) if upright.has_transparency_data else grey
+            transparent = on_black is not grey and on_black.tobytes() != grey.tobytes()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Refusal(f"{file.name}: cannot be decoded ({error})") from error
     # Pillow's default filter (bicubic) on 8-bit grey, as the published loader has it, to the bit
-    resized = grey if size is None or grey.size == (size, size) else grey.resize((size, size))
+    resized = on_black if size is None or grey.size == (size, size) else on_black.resize((size, size))
     shape = (width, height) if orientation in EXIF_ON_ITS_SIDE else (height, width)
-    return _Slice(np.asarray(resized), shape, turned, coloured)
+    levels = np.bincount(np.asarray(on_black)[::4, ::4].ravel(), minlength=256)
+    return _Slice(np.asarray(resized), shape, turned, coloured, transparent, levels)
 
 
 def _opened(file: Path) -> Any:
@@ -141,6 +137,19 @@ def _opened(file: Path) -> Any:
     with image:
         image.verify()
     return Image.open(file)
+
+
+def _stored_mode(image: Any) -> str:
+    """The mode of an opened image; that of the file's pixels where they have 16 bits, of which Pillow keeps 8."""
+    stored = str(image.tile[0].args) if image.format == "PNG" and image.tile else ""
+    return stored if ";16" in stored else image.mode
+
+
+def _on_black(image: Any) -> Any:
+    """Grey, where what is transparent shows black: the colour beneath is whatever a program left there."""
+    from PIL import Image
+
+    return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA")).convert("L")
 
 
 def _is_coloured(image: Any) -> bool:

@@ -3,7 +3,7 @@
 MIN_SLICES = 10  # fewer are refused (the setting min_slices)
 FEW_SLICES = 32  # fewer are warned of: of 64 sampled ones each would stand in twice
 MIN_EXTENT_MM = 150.0  # a chest shorter than this from end to end is warned of
-MAX_PICTURES_BESIDE = 9  # pictures beside DICOM files taken for previews; with more, which is the scan is unclear
+MAX_PICTURES_BESIDE = 9  # pictures beside DICOM files or numbered slices taken for previews; of more it is unclear
 
 SAME_POSITION_MM = 0.01  # slices closer than this along the normal lie at one position
 SAME_DIRECTION = 1e-3  # components of direction cosines that are one orientation
@@ -32,17 +32,21 @@ TRAILING_BYTES = 16  # that may follow the voxels in a file; more, and its heade
 PADDING_HU = -32768.0  # what stands in a slice for no pixel; the window makes it 0
 PADDING_SPREAD_HU = 40.0  # standard deviation up to which values below the range are one level of padding
 RANGE_HU = (-1300.0, 4000.0)  # beyond it are no tissue and no air
+HU_OF_MORE_BITS = (-8192.0, 4000.0)  # what bits beyond BitsStored make is HU or padding within these, else an overlay
 MAX_OUT_OF_RANGE = 0.02  # share of the voxels; more is warned of
 MAX_FAR_OUT_OF_RANGE = 0.1  # and this is refused
 AIR_BELOW_HU = -600.0  # lungs and the air around the patient
 MIN_AIR = 0.01  # share of the voxels
 TISSUE_HU = (-200.0, 300.0)
 MIN_TISSUE = 0.05
+MASKED_SHARE = 0.1  # of the voxels that may have exactly the value of the corners, where that is no air
 
 LUNG_BELOW_HU = -400.0  # also of lungs that are partly dense
 LUNG_SHARE = 0.05  # of the body's volume that air inside the body must have, on either side of its middle
 
 COLOUR_LEVELS = 32  # by which the channels of a grey picture may differ (JPEG keeps colour coarsely)
 COLOUR_SHARE = 0.01  # share of pixels that may differ more
-MAX_ASPECT = 1.1  # of a slice's sides; more is warned of, as slices are resized to squares
+MAX_ASPECT = 1.1  # of a slice's sides (mm where they are known); more is warned of, as slices become squares
 MIN_CONTRAST = 4  # grey levels between the 1st and the 99th percentile of a scan
+TWO_LEVELS = 0.97  # share of a scan's pixels that may have one of two levels, give or take LEVEL_SPREAD
+LEVEL_SPREAD = 10

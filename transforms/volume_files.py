@@ -10,7 +10,7 @@ import numpy as np
 from .geometry import RAS_OF_LPS, Turn, inclination, turn_to_lps
 from .scan import OpenScan, Refusal
 from .tolerances import MAX_OBLIQUE_DEGREES, MAX_TILT_DEGREES, OBLIQUE_DEGREES, TILT_DEGREES
-from .voxel_bytes import check_metaimage_header, check_number, check_rest, check_voxel_bytes
+from .voxel_bytes import check_metaimage_header, check_nrrd_header, check_number, check_rest, check_voxel_bytes
 
 NRRD_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior")
 
@@ -38,6 +38,8 @@ def open_nifti(path: Path) -> OpenScan:
     codes = [int(header[name]) for name in ("sform_code", "qform_code") if name in header]
     if codes and not any(codes):
         raise Refusal("neither sform nor qform says how it is oriented")
+    if codes and all(codes):
+        _check_sides(header)
     turn = turn_to_lps(np.asarray(image.affine, dtype=float), shape)
     tail = (0,) * len(extra)
     nbytes = image.dataobj.offset + int(np.prod(shape)) * image.get_data_dtype().itemsize
@@ -66,6 +68,22 @@ def open_nifti(path: Path) -> OpenScan:
     )
 
 
+def _check_sides(header: Any) -> None:
+    """Refusal where sform and qform are both stated and differ in the patient's sides: readers take one or the other.
+
+    A registration may have turned one of them by some degrees; that changes no side.
+    """
+    from nibabel.orientations import aff2axcodes
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        sides = ["".join(map(str, aff2axcodes(form()))) for form in (header.get_sform, header.get_qform)]
+    except (HeaderDataError, ValueError):  # a quaternion that is none: nobody can read the qform
+        return
+    if sides[0] != sides[1]:
+        raise Refusal(f"its sform says that its axes grow to {sides[0]}, its qform to {sides[1]}: which side is which?")
+
+
 def open_itk(path: Path) -> OpenScan:
     """An NRRD or MetaImage volume; its voxels are read whole, in the type in which they are stored.
 
@@ -74,8 +92,7 @@ def open_itk(path: Path) -> OpenScan:
     """
     import SimpleITK as sitk
 
-    if path.name.lower().endswith((".mha", ".mhd")):
-        check_metaimage_header(path)
+    (check_metaimage_header if path.name.lower().endswith((".mha", ".mhd")) else check_nrrd_header)(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()

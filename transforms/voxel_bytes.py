@@ -44,6 +44,17 @@ def check_metaimage_header(path: Path) -> None:
         raise ValueError("its header is damaged: NDims is not the number of sizes")
     if not 0 < len(fields.get("elementdatafile", "")) <= LONGEST_NAME:
         raise ValueError("its header is damaged: ElementDataFile")
+    # ITK takes it for LPS of 1 mm then, whatever AnatomicalOrientation says
+    if not any(name in fields for name in MATRICES):
+        raise Refusal("it has no TransformMatrix: nothing says how it is oriented")
+    if "elementspacing" not in fields and "elementsize" not in fields:
+        raise Refusal("it has no ElementSpacing: nothing says how large its voxels are")
+
+
+def check_nrrd_header(path: Path) -> None:
+    """Refusal where an NRRD has no space directions: ITK takes its axes for those of the space, its voxels for 1 mm."""
+    if _nrrd_fields(path)[0].get("spacedirections", "").count("(") < 3:
+        raise Refusal("it has no space directions: nothing says how it is oriented")
 
 
 def check_voxel_bytes(path: Path, nbytes: int) -> None:
@@ -87,7 +98,8 @@ def _unpacked(voxels: VoxelBytes) -> int:
     return total
 
 
-def _of_nrrd(path: Path) -> VoxelBytes | None:
+def _nrrd_fields(path: Path) -> tuple[dict[str, str], int]:
+    """Values by names in small letters without spaces, and the length of the header."""
     fields: dict[str, str] = {}
     with path.open("rb") as file:
         while file.tell() < LONGEST_HEADER and (line := file.readline(LONGEST_HEADER)):
@@ -98,7 +110,11 @@ def _of_nrrd(path: Path) -> VoxelBytes | None:
             name, colon, value = text.partition(": ")
             if colon and ":=" not in name:
                 fields[re.sub(r"\s", "", name).lower()] = value.strip()
-        offset = file.tell()
+        return fields, file.tell()
+
+
+def _of_nrrd(path: Path) -> VoxelBytes | None:
+    fields, offset = _nrrd_fields(path)
     encoding = fields.get("encoding", "").lower()
     if encoding not in ("raw", "gzip", "gz") or any(int(fields.get(skip, 0)) for skip in ("lineskip", "byteskip")):
         return None

@@ -7,7 +7,7 @@ import typer
 from .. import __version__
 from ..common.claims import end_in_order
 from . import data_commands, evaluation_commands, study_commands
-from .console import console
+from .console import console, stops
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -33,6 +33,6 @@ for _command in (
     data_commands.cohort, data_commands.split, data_commands.check, data_commands.phantom, evaluation_commands.results,
     evaluation_commands.audit, evaluation_commands.compare, data_commands.submit, evaluation_commands.report,
     study_commands.tables, evaluation_commands.model_card, evaluation_commands.postprocess, study_commands.study,
-    study_commands.mlflow_sync, study_commands.register,
+    study_commands.mlflow_sync, study_commands.register, study_commands.settings,
 ):  # fmt: skip
-    app.command()(_command)
+    app.command()(stops(_command))

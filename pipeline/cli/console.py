@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import typer
@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ..common.errors import UserError
+from ..common.errors import in_a_line, shows_whole_stack
 from ..common.text import printable
-from ..evaluation.wording import number_name, percent, span_text, value_text
+from ..evaluation.wording import ABOUT_NUMBERS, number_name, percent, span_text, value_text
 
 if TYPE_CHECKING:
     from ..data.archives import Intake
@@ -152,6 +152,7 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
     _show_table("F1 (scans) of each class and group", ["class", *groups], cells)
     chance = 1 / len(classes)
     above = scores["score"] - chance
+    say(ABOUT_NUMBERS)
     console.print(f"Guessing evenly gives P of about {chance:.2f}; this is {above:+.2f} from it.\n", highlight=False)
 
 
@@ -211,15 +212,24 @@ def cells_table(cohort: Cohort) -> document.Table:
 
 
 def stop(error: Exception) -> NoReturn:
-    """End the command with an error in one line."""
-    Console(stderr=True).print(f"[red]error:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
+    """End the command with an error in one line; with the words of one that was not raised."""
+    text = in_a_line(error) if error.__traceback__ else str(error)
+    Console(stderr=True).print(f"[red]error:[/] {plain(text)}", highlight=False, soft_wrap=True)
     raise typer.Exit(1)
 
 
-@contextmanager
-def stops(kinds: tuple[type[Exception], ...] = (UserError, ValueError)) -> Iterator[None]:
-    """End the command with errors of these kinds in one line."""
-    try:
-        yield
-    except kinds as error:
-        stop(error)
+def stops(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that ends with any error in one line; FAIRLUNG_TRACEBACK=1 shows the whole stack."""
+
+    @wraps(command)
+    def stopping(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if shows_whole_stack():
+                raise
+            stop(error)
+
+    return stopping

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from ..common.errors import EXIT_SOME_FAILED, UserError, user_error
-from .console import cells_table, console, drawn, say, show_intake, stop, stops
+from ..common.errors import EXIT_SOME_FAILED
+from .console import cells_table, console, drawn, say, show_intake, stop
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,18 +40,17 @@ def cohort(
     from ..data.cohort_drafts import names_of, translated
     from ..data.cohort_folders import write_cohort
 
-    with stops():
-        if source.is_file() and source.suffix.lower() in TABLES:
-            table, said = translated(source, _renamed(columns), class_name)
-            root, notes = source.absolute().parent, [(text, "") for text in said]
-        else:
-            if columns:
-                raise ValueError(f"--columns is for a table, and {source} is none")
-            table, root, notes = _described(source, unpack_to, layout, class_name)
-        if "patient" in table or source.suffix.lower() in TABLES:
-            _refuse_existing(output)  # it may have been filled in
-        output.parent.mkdir(parents=True, exist_ok=True)
-        path = write_cohort(table, output, root=root)
+    if source.is_file() and source.suffix.lower() in TABLES:
+        table, said = translated(source, _renamed(columns), class_name)
+        root, notes = source.absolute().parent, [(text, "") for text in said]
+    else:
+        if columns:
+            raise ValueError(f"--columns is for a table, and {source} is none")
+        table, root, notes = _described(source, unpack_to, layout, class_name)
+    if "patient" in table or source.suffix.lower() in TABLES:
+        _refuse_existing(output)  # it may have been filled in
+    output.parent.mkdir(parents=True, exist_ok=True)
+    path = write_cohort(table, output, root=root)
     for note in notes:
         say(*note)
     empty = {name: sum(table[name] == "") for name in ("label", "sex", "split") if name in table}
@@ -141,15 +140,14 @@ def split(
     from ..data.folds import fold_tables, fold_warnings
 
     output = output or table.with_name(f"{table.stem}_split.csv")
-    with stops():
-        names = names_of(read_table(table)[0].get("label", ()))
-        loaded = load_cohort(table, class_names=names or ["label"], group_by=group_by or "sex", allow_empty_cells=True)
-        if "split" in loaded.table:
-            raise ValueError(f"{table} has splits already: {', '.join(loaded.splits())}; empty its column split first")
-        (fold,) = fold_tables(loaded, folds, seed=seed)[:1]
-        _refuse_existing(output)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        path = write_cohort(loaded.table.assign(split=fold.table["split"]), output, root=loaded.root)
+    names = names_of(read_table(table)[0].get("label", ()))
+    loaded = load_cohort(table, class_names=names or ["label"], group_by=group_by or "sex", allow_empty_cells=True)
+    if "split" in loaded.table:
+        raise ValueError(f"{table} has splits already: {', '.join(loaded.splits())}; empty its column split first")
+    (fold,) = fold_tables(loaded, folds, seed=seed)[:1]
+    _refuse_existing(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    path = write_cohort(loaded.table.assign(split=fold.table["split"]), output, root=loaded.root)
     for text in fold_warnings(loaded, folds):
         say(text, "few")
     done = load_cohort(path, class_names=names, group_by=loaded.group_by, allow_empty_cells=True)
@@ -171,22 +169,18 @@ def check(
     """
     from monai.bundle import ConfigWorkflow
 
+    from ..common.settings import verbatim
+
     configs = [str(bundle_root / "configs" / name) for name in ("inference.yaml", "check.yaml")]
     settings: dict[str, Any] = {"scans": scans, "output_dir": str(output), "bundle_root": str(bundle_root)}
     settings |= {"all_series": all_series, "min_slices": min_slices, "num_workers": workers}
-    settings = {name: value for name, value in settings.items() if value is not None}
-    try:
-        if absent := [config for config in configs if not Path(config).is_file()]:
-            raise FileNotFoundError(f"no {absent[0]}: name the bundle's folder with --bundle-root")
-        workflow = ConfigWorkflow(configs, workflow_type="infer", **settings)
-        workflow.initialize()
-        workflow.run()
-        workflow.finalize()
-    except Exception as error:  # MONAI wraps every kind
-        found = user_error(error)
-        if not isinstance(found, Exception):
-            raise
-        stop(found)
+    settings = {name: verbatim(value) for name, value in settings.items() if value is not None}
+    if absent := [config for config in configs if not Path(config).is_file()]:
+        raise FileNotFoundError(f"no {absent[0]}: name the bundle's folder with --bundle-root")
+    workflow = ConfigWorkflow(configs, workflow_type="infer", **settings)
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
 
 
 def show_check(records: Sequence[Mapping[str, Any]], fine: int = 30) -> None:
@@ -233,14 +227,13 @@ def phantom(
     from ..data.cohort import load_cohort
     from ..phantoms.cohort import write_phantom_cohort, write_phantom_scans
 
-    with stops((FileExistsError, ValueError)):
-        if new_scans:
-            cells = cycle((label, sex) for sex, label in product(SEXES, CLASS_NAMES))
-            chosen = list(islice(cells, new_scans))
-            write_phantom_scans(out, chosen, preset=preset, fmt=format, seed=seed, workers=workers, progress=True)
-            say(f"wrote {new_scans} synthetic scans to {out}")
-            return
-        path = write_phantom_cohort(out, preset, format, seed, workers=workers)
+    if new_scans:
+        cells = cycle((label, sex) for sex, label in product(SEXES, CLASS_NAMES))
+        chosen = list(islice(cells, new_scans))
+        write_phantom_scans(out, chosen, preset=preset, fmt=format, seed=seed, workers=workers, progress=True)
+        say(f"wrote {new_scans} synthetic scans to {out}")
+        return
+    path = write_phantom_cohort(out, preset, format, seed, workers=workers)
     console.print(drawn(cells_table(load_cohort(path, class_names=CLASS_NAMES, group_names=SEXES))))
     say(f"wrote {path} (synthetic scans)")
 
@@ -254,8 +247,7 @@ def submit(
     """Write the challenge's submission: A.csv, G.csv, covid.csv and normal.csv, one scan name a line."""
     from ..inference.submission import write_submission
 
-    with stops((UserError, OSError)):
-        written = write_submission(predictions, output, allow_missing=allow_missing, overwrite=overwrite)
+    written = write_submission(predictions, output, allow_missing=allow_missing, overwrite=overwrite)
     for text in written.missing:
         say(text, "in no file")
     for path, count in written.files.items():

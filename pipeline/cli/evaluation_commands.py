@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Option
 
 from ..common import run_folder
-from .console import say, show_audit, show_before_after, show_comparison, show_evaluation, stop, stops
+from .console import say, show_audit, show_before_after, show_comparison, show_evaluation, stop
 
 if TYPE_CHECKING:
     from ..evaluation.records import Audit, Comparison
@@ -33,6 +33,16 @@ def results(folder: Annotated[Path, Argument(help="An output_dir, or one metrics
         show_evaluation(json.loads(path.read_text()))
 
 
+def show_results(metrics: str | Path) -> None:
+    """What a training or evaluation shows at its end: the numbers of its metrics.json, and where its report lies."""
+    from ..common.distributed import is_primary
+
+    if is_primary():
+        results(Path(metrics))
+        report = Path(metrics).with_name(run_folder.REPORT)
+        say(f"report: {report}" if report.is_file() else f"numbers: {metrics}")
+
+
 def audit(
     source: Annotated[str,
         Argument(help="A table of predictions, the output_dir of an evaluation, or an MLflow run (runs:/ID).")],
@@ -54,11 +64,10 @@ def audit(
     from ..evaluation.audit import audit as audit_of
     from ..evaluation.predictions import load_predictions
 
-    with stops():
-        columns = {"label_column": label_column, "prediction_column": prediction_column}
-        path = _one_table(source, split, tracking_uri)
-        table = load_predictions(path, class_name, group_name, group_by, **columns)  # type: ignore[arg-type]
-        result = audit_of(table, resamples, resamples, confidence, method, seed)  # type: ignore[arg-type]
+    columns = {"label_column": label_column, "prediction_column": prediction_column}
+    path = _one_table(source, split, tracking_uri)
+    table = load_predictions(path, class_name, group_name, group_by, **columns)  # type: ignore[arg-type]
+    result = audit_of(table, resamples, resamples, confidence, method, seed)  # type: ignore[arg-type]
     _write(result, output)
     show_audit(result)
 
@@ -80,12 +89,11 @@ def compare(
     from ..evaluation.predictions import load_predictions
     from .sources import find_predictions, named_sources
 
-    with stops():
-        systems = {}
-        for name, given in named_sources(sources).items():
-            paths = [path for source in given for path in find_predictions(source, split, tracking_uri)]
-            systems[name] = [load_predictions(path, class_name, group_name, group_by) for path in paths]
-        result = compare_systems(systems, resamples, resamples, confidence, seed)
+    systems = {}
+    for name, given in named_sources(sources).items():
+        paths = [path for source in given for path in find_predictions(source, split, tracking_uri)]
+        systems[name] = [load_predictions(path, class_name, group_name, group_by) for path in paths]
+    result = compare_systems(systems, resamples, resamples, confidence, seed)
     _write(result, output)
     show_comparison(result)
 
@@ -105,15 +113,14 @@ def report(
     from ..reports.document import write_document
     from ..reports.evaluation_report import report_of_table
 
-    with stops():
-        if comparison is not None and source is None:
-            path = write_comparison_report(comparison, output or Path(run_folder.REPORT))
-        elif source is not None and comparison is None:
-            table = _one_table(source, split, tracking_uri)
-            beside = table.with_name(run_folder.REPORT) if Path(source).is_dir() else Path(run_folder.REPORT)
-            path = write_document(report_of_table(table, class_name, group_name, group_by), output or beside)
-        else:
-            raise ValueError("give a SOURCE, or --compare with a file")
+    if comparison is not None and source is None:
+        path = write_comparison_report(comparison, output or Path(run_folder.REPORT))
+    elif source is not None and comparison is None:
+        table = _one_table(source, split, tracking_uri)
+        beside = table.with_name(run_folder.REPORT) if Path(source).is_dir() else Path(run_folder.REPORT)
+        path = write_document(report_of_table(table, class_name, group_name, group_by), output or beside)
+    else:
+        raise ValueError("give a SOURCE, or --compare with a file")
     say(f"wrote {path}, {path.with_suffix('.md').name}")
 
 
@@ -127,11 +134,10 @@ def model_card(
     """Write the model card of an evaluated checkpoint, and fill in the performance section of its bundle's README."""
     from ..reports.model_card import update_performance, write_model_card
 
-    with stops():
-        evaluation_dir = _one_table(str(output_dir), split, None).parent
-        write_model_card(evaluation_dir, output)
-        if bundle_readme is not None:
-            update_performance(bundle_readme, evaluation_dir)
+    evaluation_dir = _one_table(str(output_dir), split, None).parent
+    write_model_card(evaluation_dir, output)
+    if bundle_readme is not None:
+        update_performance(bundle_readme, evaluation_dir)
     _say_written(output, bundle_readme)
 
 
@@ -162,34 +168,33 @@ def postprocess(
     from ..postprocessing.fitted import load_fitted
 
     outputs = list(filter(None, (output, save)))
-    with stops():
-        given: dict[str, Any] = {"objective": objective, "max_loss": max_loss}
-        given["target"] = None if target is None else prior.read_target(target)
-        given["source"] = None if source is None else prior.read_frequencies(source, "source")
-        settings = {name: value for name, value in given.items() if value is not None}
-        tables.refuse_overwriting(filter(None, (judged, fit_on, load)), outputs)
-        if load is not None:
-            if fit_on is not None or settings:
-                raise ValueError("--load takes a fit as it was saved: leave out --fit and the settings of the method")
-            fitted = load_fitted(load)
-            if fitted.method != method:
-                raise ValueError(f"{load} holds a fit of {fitted.method}, not of {method}")
-        else:
-            if fit_on is None and not isinstance(settings.get("target"), dict):
-                raise ValueError("give --fit with a table, --load with a saved fit, or for prior --target by name")
-            unlabelled = settings.get("target") == "em"
-            table = None
-            if fit_on is not None:
-                table = tables.load_unlabelled(fit_on) if unlabelled else tables.load_table(fit_on, group_by)
-            fitted = fit.fit(method, table, **settings)
-        before = tables.load_table(judged, group_by)
-        after = fit.apply(fitted, before)
-        result = before_after.before_after(before, after, resamples, confidence, seed)
-        for path in outputs:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        tables.write_table(output, judged, after, fitted.method)
-        if save is not None:
-            fitted.save(save)
+    given: dict[str, Any] = {"objective": objective, "max_loss": max_loss}
+    given["target"] = None if target is None else prior.read_target(target)
+    given["source"] = None if source is None else prior.read_frequencies(source, "source")
+    settings = {name: value for name, value in given.items() if value is not None}
+    tables.refuse_overwriting(filter(None, (judged, fit_on, load)), outputs)
+    if load is not None:
+        if fit_on is not None or settings:
+            raise ValueError("--load takes a fit as it was saved: leave out --fit and the settings of the method")
+        fitted = load_fitted(load)
+        if fitted.method != method:
+            raise ValueError(f"{load} holds a fit of {fitted.method}, not of {method}")
+    else:
+        if fit_on is None and not isinstance(settings.get("target"), dict):
+            raise ValueError("give --fit with a table, --load with a saved fit, or for prior --target by name")
+        unlabelled = settings.get("target") == "em"
+        table = None
+        if fit_on is not None:
+            table = tables.load_unlabelled(fit_on) if unlabelled else tables.load_table(fit_on, group_by)
+        fitted = fit.fit(method, table, **settings)
+    before = tables.load_table(judged, group_by)
+    after = fit.apply(fitted, before)
+    result = before_after.before_after(before, after, resamples, confidence, seed)
+    for path in outputs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    tables.write_table(output, judged, after, fitted.method)
+    if save is not None:
+        fitted.save(save)
     say(fit.describe(fitted))
     show_before_after(result)
     _say_written(*outputs)

@@ -1,4 +1,4 @@
-"""Commands for studies and for MLflow: study, tables, mlflow-sync, register."""
+"""Commands for trainings, studies and MLflow: settings, study, tables, mlflow-sync, register."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,7 +6,23 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from ..common.errors import UserError
-from .console import console, plain, say, show_study, stop, stops
+from .console import console, plain, say, show_study, stop
+
+
+def settings(
+    configs: Annotated[list[str],
+        Argument(metavar="CONFIG...", help="train, evaluate or inference, then overlays, such as systems/focal.")],
+    bundle_root: Annotated[Path, Option(help="Folder of the bundle.")] = Path("bundles/fair_lung_ct"),
+) -> None:  # fmt: skip
+    """Show every setting of the bundle's configs: its value, what it is and what it may be."""
+    import yaml
+
+    from ..common.settings import settings_text
+
+    merged: dict[str, object] = {}
+    for path in (bundle_root / "configs" / f"{name}.yaml" for name in configs):
+        merged |= yaml.safe_load(path.read_text())
+    say(settings_text(merged))
 
 
 def tables(
@@ -21,8 +37,7 @@ def tables(
     """Write the tables and figures of a study, finished or not: index.html, Markdown, CSV, LaTeX, PNG and SVG."""
     from ..studies.tables import write_tables
 
-    with stops():
-        written = write_tables(studies, output, confidence, resamples, seed)
+    written = write_tables(studies, output, confidence, resamples, seed)
     show_study(written.table, written.verdicts)
     say(f"wrote {written.paths[0].parent}: {', '.join(path.name for path in written.paths)}")
 
@@ -73,8 +88,8 @@ def study(
                 tables_at = _tables_of(place)
             finally:  # interrupted too
                 close_study_run(written, folder, tables_at)
-    except (UserError, ValueError) as error:
-        stop(error)
+    except KeyboardInterrupt:
+        stop(StudyError(f"interrupted; the same command goes on with the study in {place}"))
     counts = folder.counts()
     if counts["finished"] < len(folder.planned):
         stop(StudyError(f"{counts['failed']} of {len(folder.planned)} runs failed; run the study again to repeat them"))
@@ -99,11 +114,9 @@ def mlflow_sync(
         Option(help="Where to send to, if not to where the run was meant to go.")] = None,
 ) -> None:  # fmt: skip
     """Send what MLflow did not take while it was away; twice changes nothing."""
-    from ..tracking.store import TrackingError
     from ..tracking.sync import sync
 
-    with stops((TrackingError,)):
-        done = sync(output_dir, tracking_uri)
+    done = sync(output_dir, tracking_uri)
     if not done:
         say(f"nothing to send in {output_dir}")
     for run in done:
@@ -124,7 +137,6 @@ def register(
     """Register an evaluated checkpoint in MLflow; it becomes `champion` when its P is higher and its gap not worse."""
     from ..tracking.registry import register_output
 
-    with stops((UserError,)):
-        registered = register_output(output_dir, name, bundle_root, split, checkpoint, tracking_uri)
+    registered = register_output(output_dir, name, bundle_root, split, checkpoint, tracking_uri)
     outcome = "now the champion" if registered.decision.champion else "not the champion"
     say(f"{name} version {registered.version}: {outcome} ({registered.decision.reason})")

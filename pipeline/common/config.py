@@ -3,17 +3,20 @@
 import json
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY, MERGE_KEY
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .claims import end_in_order
 from .distributed import is_primary, world_size
-from .errors import UserError, show_user_errors
-from .references import references, unread_by_objective
+from .errors import UserError, show_errors_in_a_line
+from .references import read_by, references, unread_by_objective
+from .settings import KINDS, SettingError, check_values, is_expression, settings_text, typed_settings
 from .text import did_you_mean, without_login
 
 # where and how a training runs, not what it computes: a training that is resumed may change them
@@ -23,6 +26,7 @@ RUN_SETTINGS = (
     "cache_limit", "cache_in_memory",
 )  # fmt: skip
 
+_UNTIL_EXIT = ExitStack()
 Running = TypeVar("Running", ConfigParser, ConfigWorkflow)
 
 
@@ -46,25 +50,90 @@ def run_name(system: str, **settings: Any) -> str:
 
 
 def check_settings() -> None:
-    """Stop on any entry of the running config that nothing reads, such as a mistyped override.
+    """Stop on any entry of the running config that nothing reads, such as a mistyped override, and on any wrong value.
 
     MONAI accepts ``--lrr 1e-3``, adds an entry ``lrr`` and ignores it. Here every entry, of sections too, must be
     referenced by another one, be an instruction list, or be declared by one of the merged config files (not every
     overlay uses all of train.yaml). A setting that the objective does not read must be as train.yaml has it: plain
-    cross-entropy with ``--alpha 0.7`` is refused. UnknownSettingError lists all such entries.
+    cross-entropy with ``--alpha 0.7`` is refused. Every other setting must be what :class:`~.settings.Settings` says.
+    ``--help`` shows the settings and ends the process.
+
+    Raises:
+        UnknownSettingError: all entries that nothing reads.
+        SettingError: all values that do not fit.
     """
-    show_user_errors()  # from now on the process ends on one with its message alone
+    show_errors_in_a_line()  # from now on the process ends on an error in a line
     end_in_order()
+    _UNTIL_EXIT.enter_context(logging_redirect_tqdm())  # a line of the log does not end in a progress bar
     workflow = _running(ConfigWorkflow)
+    typed = typed_settings()
+    for name in typed.keys() & workflow.parser.config.keys():
+        _settle(workflow.parser, name, typed[name])
     config = resolved_config()
+    if config.pop("help", False):
+        print(settings_text(config))
+        sys.exit(0)
     referenced = set(references(config))
-    passed = _instructions(workflow) | _declared_entries(workflow.config_root_path, config)
+    files = _merged_files(workflow.config_root_path, config)
+    passed = _instructions(workflow) | {entry for content in files for entry in _entries(content)}
     unread = [entry for entry in _entries(config) if entry not in passed and not _is_read(entry, referenced)]
     if unread:
         listed = ", ".join(f"{entry!r}{_nearest(entry, config, unread)}" for entry in unread)
         raise UnknownSettingError(f"unknown setting, nothing in the config reads it: {listed}")
+    _refuse_replaced_sections(config, files)
     if config.get("loss") is not None:  # inference and evaluation have none
         _refuse_unread_settings(config, workflow.config_root_path / "train.yaml")
+    _check_values(workflow.parser, typed)
+    show_errors_in_a_line(_if_interrupted(config, workflow.parser))
+
+
+def _settle(parser: ConfigParser, name: str, value: Any) -> None:
+    """Give a setting its value, past MONAI, which makes ``::`` of ``#`` whenever it resolves a text."""
+    parser.config[name] = value
+    parser.ref_resolver.resolved_content[name] = value
+
+
+def _check_values(parser: ConfigParser, typed: Mapping[str, Any]) -> None:
+    """SettingError unless every setting is as declared; an expression is evaluated if it reads settings alone.
+
+    What it reads besides, such as a checkpoint's settings, is not there yet, and no user's to set.
+    """
+    config = resolved_config()
+    unread = unread_by_objective(config)
+    names = [name for name in config if name in KINDS and name not in unread]
+    computed = [name for name in names if name not in typed and is_expression(config[name])]
+    values = {name: config[name] for name in names if name not in computed}
+    for name in values.keys() - typed.keys():
+        if ID_SEP_KEY in str(values[name]):
+            said = "MONAI makes that of every # in a file, so use the command line, or a text without"
+            raise SettingError(f"{name} holds ::, got {values[name]!r}; {said}")
+    checked = check_values(values)
+    if "device" in checked:  # a text became a device
+        parser.ref_resolver.resolved_content["device"] = checked["device"]
+    for name in computed:
+        if {entry.split(ID_SEP_KEY)[0] for entry in read_by(name, config)} <= KINDS.keys():
+            values[name] = parser.get_parsed_content(name)
+    check_values(values)
+
+
+def _if_interrupted(config: Mapping[str, Any], parser: ConfigParser) -> str:
+    """What to say when a user stops the run."""
+    if config.get("loss") is not None:
+        return "interrupted; --resume True goes on after the last epoch that was finished"
+    if "scans" in config and "predictions" in config:
+        table = Path(parser.get_parsed_content("output_dir"), "predictions.csv")
+        kept = table if parser.get_parsed_content("append") else f"{table}.part"
+        return f"interrupted; the answers so far are in {kept}; --append True goes on with those in {table}"
+    return "interrupted"
+
+
+def _refuse_replaced_sections(config: Mapping[str, Any], files: Iterable[Mapping[str, Any]]) -> None:
+    """SettingError for a plain value where the files have a section, such as ``--optimizer AdamW``."""
+    sections = {name for content in files for name, value in content.items() if isinstance(value, (dict, list))}
+    for name in sections - KINDS.keys():
+        if isinstance(value := config.get(name), (str, int, float)) and not is_expression(value):
+            how = f"replace one of its entries, such as --{name}::_target_ torch.optim.AdamW"
+            raise SettingError(f"{name} is a section of the config, got {value!r}; {how}")
 
 
 def _refuse_unread_settings(config: dict[str, Any], defaults: Path) -> None:
@@ -89,14 +158,14 @@ def _nearest(entry: str, config: dict[str, Any], unread: list[str]) -> str:
     return did_you_mean(entry, valid if ID_SEP_KEY in entry else plain, cutoff=0)
 
 
-def _declared_entries(folder: Path, config: dict[str, Any]) -> set[str]:
-    """Entries of the folder's config files that were merged: of each file whose top-level entries are all there."""
-    declared: set[str] = set()
+def _merged_files(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The folder's config files that were merged: each whose top-level entries are all there, without its ``+``."""
+    contents = []
     for path in folder.glob("*.yaml"):
-        content = ConfigParser.load_config_file(path)
-        if {ReferenceResolver.split_id(key)[0].removeprefix(MERGE_KEY) for key in content} <= set(config):
-            declared.update(_entries(content))
-    return declared
+        content = {key.removeprefix(MERGE_KEY): value for key, value in ConfigParser.load_config_file(path).items()}
+        if {ReferenceResolver.split_id(key)[0] for key in content} <= set(config):
+            contents.append(content)
+    return contents
 
 
 def _entries(config: dict, prefix: str = "") -> Iterator[str]:

@@ -42,6 +42,20 @@ def told(path: Path) -> Iterator[None]:
         raise said from error
 
 
+def why_unreadable(path: str | Path) -> str:
+    """Why a file that torch should have saved cannot be read, in words: torch's own are about its options."""
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(40)
+    except OSError as error:
+        return error.strerror or str(error)
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer: git lfs pull brings the file itself"
+    if not head:
+        return "it is empty"
+    return "it was cut short, or is damaged" if head.startswith(b"PK") else "it is no file that torch saved"
+
+
 @contextmanager
 def replacing(path: Path, name: str = "") -> Iterator[Path]:
     """Write a file so that a reader finds the old content or the new, never a part.

@@ -153,8 +153,10 @@ class ScanDataset(Dataset):
             return  # nothing would be kept
         if not is_first_here():
             barrier()  # the first process of a host fills the cache on disk, the others find it filled
+        if is_primary():
+            logger.info("%s: %d", description, len(self))
         loader = DataLoader(_Attempts(self.cached), num_workers=num_workers, batch_size=None)
-        progress = tqdm(loader, desc=description, unit="scan", leave=False, disable=not is_primary())
+        progress = tqdm(loader, desc=description, unit="scan", leave=False, disable=None if is_primary() else True)
         failed, records, size = [], [], 0
         for index, (item, attempt) in enumerate(zip(self.data, progress, strict=True)):
             failed += [attempt.failure] if attempt.failure else []

@@ -2,5 +2,5 @@
 
 import lazy_loader
 
-EXPORTS = {"audit": ["write_audit"], "metrics": ["GroupConfusion"], "resampling": ["check_resampling"]}
+EXPORTS = {"audit": ["write_audit"], "metrics": ["GroupConfusion"]}
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=EXPORTS)

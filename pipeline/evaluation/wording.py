@@ -17,6 +17,11 @@ NAMES = {
     "auc": "AUC", "brier": "Brier score", "ece": "ECE", "nll": "NLL",
 }  # fmt: skip
 
+ABOUT_NUMBERS = (
+    "P is the mean over the groups of their macro F1. The gap is that of the first group minus that of the second; of "
+    "more groups there is |gap|, the largest difference. 0 is fair."
+)
+
 
 @dataclass(frozen=True)
 class Verdict:

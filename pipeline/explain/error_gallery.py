@@ -38,11 +38,6 @@ MAX_BYTES = 60_000  # of a picture: a report holds all of them
 PALETTES = (256, 128, 64)  # colours that are tried, in turn, for a picture that is larger
 
 
-def check_error_images(count: int) -> None:
-    """ValueError when a number of pictures is none."""
-    check_whole("error_images", count, least=0)
-
-
 def write_error_gallery(
     predictions: str | Path, dataset: ScanDataset, network: nn.Module, class_names: Sequence[str],
     group_names: Sequence[str], group_by: str | Sequence[str] = "sex", count: int = 12, target_layer: str | None = None,
@@ -63,7 +58,7 @@ def write_error_gallery(
         count: pictures at most, at least 0 (ValueError); 0 makes none.
         target_layer: module whose output [N, F, d, h, w] is explained; None is :func:`~.explained_layer`.
     """
-    check_error_images(count)
+    check_whole("error_images", count, least=0)
     if not is_primary():
         return []
     folder = Path(predictions).parent / FOLDER

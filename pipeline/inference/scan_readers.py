@@ -28,7 +28,7 @@ import torch
 
 from fairlung.transforms.checks import check_setting
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shows_whole_stack
 from ..data.dataset import NewScanDataset
 from ..data.intake_records import failure_reason
 
@@ -182,7 +182,7 @@ def _serve(connection: Connection, pickled: bytes, timeout: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     with suppress(OSError):  # when memory runs out, a reader is ended rather than the process that holds the network
         Path("/proc/self/oom_score_adj").write_text("1000")
-    if os.environ.get("FAIRLUNG_TRACEBACK") != "1":
+    if not shows_whole_stack():
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)

@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from ..common.errors import UserError
+from ..common.files import why_unreadable
 
 # settings of train.yaml that give a checkpoint its meaning
 MODEL_SETTINGS = (
@@ -75,7 +76,7 @@ def model_settings(checkpoint: str | Path, train_config: str | Path) -> dict[str
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for files that are no checkpoint
-        raise CheckpointError(f"{checkpoint} cannot be read as a checkpoint ({error})") from error
+        raise CheckpointError(f"{checkpoint} cannot be read as a checkpoint: {why_unreadable(checkpoint)}") from error
     if not isinstance(content, dict) or not {"model", "settings"} <= set(content):
         raise CheckpointError(
             f"{checkpoint} is not a checkpoint of this bundle: it holds no 'model' with its 'settings'"

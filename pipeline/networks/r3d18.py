@@ -10,6 +10,7 @@ from torchvision.models.video import R3D_18_Weights, r3d_18
 from fairlung.transforms.checks import check_setting
 
 from ..common.errors import UserError
+from ..common.files import why_unreadable
 
 KINETICS_CLASSES = 400
 
@@ -41,8 +42,10 @@ def load_published_weights(
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        what = f"{data} weights cannot be downloaded" if file is None else f"{file} cannot be read as a state dict"
-        raise PretrainedWeightsError(f"{what} ({error}). {how_to_get}") from error
+        what = f"{data} weights cannot be downloaded ({error})"
+        if file is not None:
+            what = f"{file} cannot be read as a state dict: {why_unreadable(file)}"
+        raise PretrainedWeightsError(f"{what}. {how_to_get}") from error
     try:
         network.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:

@@ -171,7 +171,8 @@ def _write_all(out: Path, specs: Sequence[ScanSpec], *, workers: int, progress: 
         alone = workers == 1 or len(specs) < 2
         each = map if alone else stack.enter_context(ProcessPoolExecutor(max_workers=workers)).map
         written = each(partial(_write_one, out), specs)
-        return list(tqdm(written, total=len(specs), desc="synthetic scans", unit="scan", disable=not progress))
+        shown = None if progress else True  # None: on a terminal
+        return list(tqdm(written, total=len(specs), desc="synthetic scans", unit="scan", disable=shown))
 
 
 def _write_one(out: Path, spec: ScanSpec) -> dict[str, object]:

@@ -14,7 +14,7 @@ from ..evaluation.audit import NoAuditError
 from ..evaluation.predictions import load_predictions
 from ..evaluation.records import Audit
 from ..evaluation.resampling import Interval
-from ..evaluation.wording import number_name, percent, span_text, value_text
+from ..evaluation.wording import ABOUT_NUMBERS, number_name, percent, span_text, value_text
 from . import document
 from .document import Block, Document, Paragraph, Picture, Pictures, Section, Table, figure_picture
 from .evidence import Evidence, evidence_of_table, read_evidence
@@ -87,7 +87,7 @@ def evaluation_report(evidence: Evidence) -> Document:
             left_out.append(otherwise)
 
     add("Verdicts", (document.Verdicts(audit.verdicts), *optimistic))
-    add("Headline numbers", (_estimates_picture(audit, confidence), headline_table(audit)))
+    add("Headline numbers", (Paragraph(ABOUT_NUMBERS), _estimates_picture(audit, confidence), headline_table(audit)))
     add("Classes and groups", _cell_blocks(audit, confidence))
     add("Confusion matrices", (_confusion_picture(evidence),))
     none = "calibration and AUC (the predictions have no probabilities)"
@@ -106,6 +106,7 @@ def evaluation_facts(evidence: Evidence) -> tuple[tuple[str, str], ...]:
     facts = [("Predictions", evidence.source), ("Split", evidence.split), ("Checkpoint", evidence.checkpoint)]
     known = [name for name in TRAINING_SETTINGS if evidence.settings.get(name) is not None]
     facts += [("Training", ", ".join(f"{name} {evidence.settings[name]}" for name in known))]
+    facts += [("Run", evidence.run), ("Commit", evidence.commit), ("Judged on", evidence.judged_on)]
     return (*(fact for fact in facts if fact[1]), *scan_facts(evidence.audit))
 
 

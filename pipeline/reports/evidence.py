@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ class Evidence:
     errors: tuple[ErrorImage, ...] | None = None  # the worst errors; None when no gallery was made
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the training, as far as it noted them
     checkpoint_file: Path | None = None  # None when it is not where it was
+    judged_on: str = ""  # date of the evaluation, UTC
+    run: str = ""  # the training's run in MLflow
+    commit: str = ""  # of the code that trained
 
 
 def write_evaluation(
@@ -121,11 +125,15 @@ def read_evidence(evaluation_dir: str | Path) -> Evidence:
         settings = optional_json(training / run_folder.SETTINGS)
     epoch, known_by = _marked_epoch(checkpoint, record or {}, history)
     places = [Path(checkpoint), *([training / "models" / Path(checkpoint).name] if training is not None else [])]
+    judged_on = datetime.fromtimestamp((folder / run_folder.METRICS).stat().st_mtime, UTC).date().isoformat()
+    run = record or {}
     cells = optional_table(folder / run_folder.CELLS, ("split", "label", "group", "n"))
     return Evidence(
         judged, split=metrics["split"], checkpoint=Path(checkpoint).name, synthetic=bool(metrics["synthetic"]),
         history=history, marked_epoch=epoch, marked_by=known_by, cells=cells, errors=_errors(folder / "errors"),
         settings=settings or {}, checkpoint_file=next((path for path in places if path.is_file()), None),
+        judged_on=judged_on, run=" ".join(filter(None, (run.get("run_name"), run.get("run_id")))),
+        commit=run.get("commit") or "",
     )  # fmt: skip
 
 

@@ -177,6 +177,6 @@ class IntakeCollector:
 
 def collect(loader: Iterable[Mapping[str, Any]], collector: IntakeCollector) -> None:
     """Take all batches of a loader that has a length, with a progress bar; then write the tables and the page."""
-    for batch in tqdm(loader, desc="checking", unit="batch", leave=False):
+    for batch in tqdm(loader, desc="checking", unit="batch", leave=False, disable=None):
         collector.add(batch)
     collector.write()

@@ -17,9 +17,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..common.errors import user_error
+from ..common.errors import in_a_line
 from ..common.files import write_json
 from ..common.run_folder import is_complete
+from ..common.settings import is_expression, verbatim
 from .record import PlannedRun, read_record
 
 DONE, FAILED, LOG = "done.json", "failed.json", "log.txt"
@@ -37,9 +38,7 @@ def main(path: str) -> int:
             device = run(read_record(PlannedRun, Path(path)), folder)
         except (Exception, SystemExit) as error:
             traceback.print_exc()
-            known = user_error(error)
-            reason = str(known) if known else traceback.format_exception_only(_root(error))[-1].strip()
-            write_json(folder / FAILED, {"reason": reason})
+            write_json(folder / FAILED, {"reason": in_a_line(error)})
             return 1
         write_json(folder / DONE, {"device": device, "seconds": round(time.monotonic() - begin, 1)})
     return 0
@@ -58,7 +57,7 @@ def run(planned: PlannedRun, folder: Path) -> str:
     settings |= {"output_dir": str(folder), **planned.settings, "parent_run": planned.parent_run}
     settings |= {"tracking_uri": planned.tracking_uri} if planned.tracking_uri else {}
     device = torch.device(settings.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
-    settings["device"] = f"$torch.device('{device}')"
+    settings = {k: v if is_expression(v) else verbatim(v) for k, v in settings.items()} | {"device": str(device)}
     if not is_complete(folder):
         run_bundle(config_file=files, resume=True, **settings)
     files.append(str(configs / "evaluate.yaml"))
@@ -66,13 +65,6 @@ def run(planned: PlannedRun, folder: Path) -> str:
         gc.collect()  # frees what the training has left
         run_bundle(config_file=files, split=split, **settings | dict(planned.evaluation))
     return device_name(device)
-
-
-def _root(error: BaseException) -> BaseException:
-    """The error that others, such as MONAI's, were raised from."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _end_with_parent() -> None:

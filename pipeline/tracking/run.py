@@ -186,6 +186,7 @@ class RunTracker:
         assert self._journal is not None
         content: dict[str, Any] = {"tracking_uri": self._uri, "run_id": self.run_id, "run_name": self.run_name}
         content |= {"journal": self._journal.uid, "settings": training}
+        content |= {"commit": _git_tags(self.source_dir).get("mlflow.source.git.commit")}
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             (self.output_dir / run_folder.RECORD).write_text(json.dumps(loggable(content), indent=2))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 from ignite.engine import Engine, Events
-from monai.engines import SupervisedTrainer
+from monai.engines import Evaluator, SupervisedTrainer
 
 from ..common.distributed import is_primary
 from ..common.files import replacing
@@ -28,6 +28,8 @@ class EpochLog:
         if not is_primary():
             return
         shown = [f"{name} {engine.state.metrics[name]:.4f}" for name in self.names if name in engine.state.metrics]
+        if isinstance(engine, Evaluator) and 1 < engine.state.epoch == engine.state.best_metric_epoch:
+            shown.append("best so far")
         logger.info("epoch %d  %s  %s", engine.state.epoch, self.label, "  ".join(shown))
 
 

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..common.config import training_config
 from ..common.distributed import is_primary
-from ..common.files import replacing
+from ..common.files import replacing, why_unreadable
 from ..data.cohort import Cohort
 from ..networks.checkpoint import CheckpointError
 
@@ -84,7 +84,8 @@ class ResumePoint:
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for files that are none of its own
-            raise CheckpointError(f"{self.path} cannot be read ({error}); remove it to begin anew") from error
+            why = why_unreadable(self.path)
+            raise CheckpointError(f"{self.path} cannot be read: {why}; remove it to begin anew") from error
         made_for = content["made_for"]
         names = {**made_for, **self.made_for}
         if differing := [name for name in names if made_for.get(name) != self.made_for.get(name)]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,6 +66,7 @@ class Defect:
         says: codes of all warnings; or a piece of the reason.
         volume: HU of the clean chest -> HU of the answer.
         note: how the answer differs, in words.
+        fault: what went wrong, what 0.1 did, what happens now; None where 0.1 was right.
     """
 
     what: str
@@ -73,6 +75,12 @@ class Defect:
     says: tuple[str, ...] = ()
     volume: Callable[[Volume], Volume] | None = None
     note: str = ""
+    fault: tuple[str, str, str] | None = None
+
+
+def mended(what: str, before: str, now: str, *defects: Defect) -> list[Defect]:
+    """Inputs of one fault of version 0.1."""
+    return [replace(defect, fault=(what, before, now)) for defect in defects]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -285,6 +293,24 @@ def dicomdir(folder: Path) -> None:
     (folder / "object.dcm").rename(folder / "DICOMDIR")
 
 
+def media_directory(name: str) -> Callable[[Path], None]:
+    """A DICOMDIR, which says what it is in its meta information alone."""
+
+    def plant(folder: Path) -> None:
+        from pydicom import Dataset, uid
+        from pydicom.dataset import FileMetaDataset
+
+        index = Dataset()
+        index.FileSetID, index.DirectoryRecordSequence = "ZEPHYRINE", []
+        index.file_meta = FileMetaDataset()
+        index.file_meta.MediaStorageSOPClassUID = uid.MediaStorageDirectoryStorage
+        index.file_meta.MediaStorageSOPInstanceUID = "1.2.826.0.1.78"
+        index.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+        index.save_as(folder / name, enforce_file_format=True)
+
+    return plant
+
+
 def pictures(number: int) -> Callable[[Path], None]:
     def plant(folder: Path) -> None:
         from PIL import Image
@@ -436,6 +462,13 @@ def sheared(degrees: float) -> Callable[[Path], None]:
     return moved(lambda index: (0, index * step, 0))
 
 
+def cropped(dataset: Any, index: int) -> None:
+    """Its middle 36 rows."""
+    plane = dataset.pixel_array
+    dataset.Rows = 36
+    dataset.PixelData = np.ascontiguousarray(plane[6:42]).tobytes()
+
+
 def stretched(dataset: Any, index: int) -> None:
     """Rows of half the number."""
     plane = dataset.pixel_array
@@ -520,6 +553,14 @@ def coloured(dataset: Any, index: int) -> None:
     dataset["PixelData"].VR = "OB"
 
 
+def lungs_alone(hu: Volume) -> Volume:
+    return np.where((hu < -400) & (hu >= -950), hu, 0)
+
+
+def body_alone(hu: Volume) -> Volume:
+    return np.where(hu < -950, 0, hu)
+
+
 def metal(hu: Volume) -> Volume:
     hu = hu.astype(int).copy()
     hu[..., 10:18, 10:19] = 9000
@@ -568,48 +609,95 @@ def big_endian(folder: Path) -> None:
         pydicom.dcmwrite(file, dataset, implicit_vr=False, little_endian=False, force_encoding=True)
 
 
-def enhanced(*, geometry: bool = True, phases: int = 1) -> Callable[[Path], Path]:
-    """The series as one multi-frame file whose frames are in no order."""
+ENHANCED_GROUPS = {
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
+}
+
+
+def functional_group(**sequences: dict[str, Any]) -> Any:
+    from pydicom import Dataset
+
+    item = Dataset()
+    for sequence, values in sequences.items():
+        inner = Dataset()
+        for name, value in values.items():
+            setattr(inner, name, value)
+        setattr(item, sequence, [inner])
+    return item
+
+
+def enhanced(
+    *,
+    geometry: bool = True,
+    phases: int = 1,
+    change: Callable[[Any], None] = lambda whole: None,
+    parts: int = 1,
+    of: Callable[[int, Any], dict[str, dict[str, Any]]] = lambda phase, dataset: {},
+) -> Callable[[Path], Path]:
+    """The series as one multi-frame file whose frames are in no order.
+
+    Args:
+        change: of the file.
+        parts: files of a concatenation into which it is split.
+        of: further functional groups of a frame from its phase and the slice of the series.
+    """
 
     def plant(folder: Path) -> Path:
         import pydicom
-        from pydicom import Dataset
 
         datasets = [pydicom.dcmread(file) for file in files_of(folder)]
-        order = [shuffled(index) for index in range(40)] * phases
+        frames = [(phase, datasets[shuffled(index)]) for phase in range(phases) for index in range(40)]
         whole = pydicom.dcmread(files_of(folder)[0])
-        names = {
-            "PlanePositionSequence": ("ImagePositionPatient",),
-            "PlaneOrientationSequence": ("ImageOrientationPatient",),
-            "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
-            "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
-        }
 
-        def group(dataset: Any, sequences: Iterable[str]) -> Any:
-            item = Dataset()
-            for sequence in sequences:
-                inner = Dataset()
-                for name in names[sequence]:
-                    setattr(inner, name, dataset[name].value)
-                setattr(item, sequence, [inner])
-            return item
+        def group(dataset: Any, sequences: Iterable[str], more: dict[str, dict[str, Any]]) -> Any:
+            values = {key: {name: dataset[name].value for name in ENHANCED_GROUPS[key]} for key in sequences}
+            return functional_group(**values | more)
 
-        if geometry:
-            first, *shared = names
-            whole.SharedFunctionalGroupsSequence = [group(datasets[0], shared)]
-            whole.PerFrameFunctionalGroupsSequence = [group(datasets[index], [first]) for index in order]
-            whole.SOPClassUID = whole.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
-        for name in sum(names.values(), ()):
+        for name in sum(ENHANCED_GROUPS.values(), ()):
             if geometry or name.startswith("Image"):
                 delattr(whole, name)
-        whole.NumberOfFrames = len(order)
-        whole.PixelData = b"".join(datasets[index].PixelData for index in order)
         for file in files_of(folder):
             file.unlink()
-        whole.save_as(folder / "enhanced.dcm")
+        first, *shared = ENHANCED_GROUPS
+        for part in range(parts):
+            mine = frames[part * len(frames) // parts : (part + 1) * len(frames) // parts]
+            if geometry:
+                whole.SharedFunctionalGroupsSequence = [group(datasets[0], shared, {})]
+                each = [group(dataset, [first], of(phase, dataset)) for phase, dataset in mine]
+                whole.PerFrameFunctionalGroupsSequence = each
+                whole.SOPClassUID = whole.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+            if parts > 1:
+                whole.ConcatenationUID, whole.InConcatenationNumber = "1.2.826.0.1.79", part + 1
+                whole.SOPInstanceUID = whole.file_meta.MediaStorageSOPInstanceUID = f"1.2.826.0.1.79.{part}"
+            whole.NumberOfFrames = len(mine)
+            pixels = [dataset.pixel_array + 50 * phase for phase, dataset in mine]
+            whole.PixelData = np.stack(pixels).astype("<u2").tobytes()
+            change(whole)
+            whole.save_as(folder / f"enhanced{part}.dcm")
         return folder
 
     return plant
+
+
+def told_apart(higher: float = 0.0, **names: Callable[[int], Any]) -> Callable[[int, Any], dict[str, dict[str, Any]]]:
+    """Phases that lie ``higher`` steps from each other, and what of FrameContentSequence tells them apart."""
+
+    def of(phase: int, dataset: Any) -> dict[str, dict[str, Any]]:
+        x, y, z = dataset.ImagePositionPatient
+        place = [x, y, f"{float(z) + phase * higher * clean_volume()[1][0]:.6g}"]
+        content = {name: value(phase) for name, value in names.items()}
+        return {"PlanePositionSequence": {"ImagePositionPatient": place}, "FrameContentSequence": content}
+
+    return of
+
+
+def pixel_spacing_of_all(whole: Any) -> None:
+    """Each frame has a pixel measure too, of its thickness."""
+    for item in whole.PerFrameFunctionalGroupsSequence:
+        item.update(functional_group(PixelMeasuresSequence={"SliceThickness": "8.08"}))
 
 
 def real_jpeg_lossless(**values: Any) -> Callable[[Path], None]:
@@ -669,6 +757,22 @@ def qform_only(image: Any) -> None:
     image.set_sform(None, 0)
 
 
+def with_qform(turn: Sequence[float], sform_code: int, qform_code: int) -> Callable[[Any], None]:
+    """A qform whose axes are those of the sform, times 1 or -1."""
+
+    def change(image: Any) -> None:
+        affine = image.affine
+        image.set_sform(affine, sform_code)
+        image.set_qform(affine @ np.diag([*turn, 1.0]), qform_code)
+
+    return change
+
+
+def qform_turned(image: Any) -> None:
+    """By 10 degrees, as a registration leaves it."""
+    image.set_qform(about_x(10)(image, image.affine)[1], 1)
+
+
 def about_x(degrees: float) -> Callable[[Volume, Volume], tuple[Volume, Volume]]:
     angle = np.radians(degrees)
     turn = np.eye(4)
@@ -710,6 +814,14 @@ def itk(
         return folder / name
 
     return plant
+
+
+def as_las(content: bytes) -> bytes:
+    """The header of an NRRD in left-posterior-superior as one in left-anterior-superior, of the same place."""
+    head, end, voxels = content.partition(b"\n\n")
+    head = head.replace(b"left-posterior-superior", b"left-anterior-superior")
+    turned = re.sub(rb"\(([^,]+),([^,]+),", lambda found: b"(%s,%g," % (found[1], -float(found[2])), head)
+    return turned + end + voxels
 
 
 def replaced(pattern: bytes, by: bytes) -> Callable[[bytes], bytes]:
@@ -802,6 +914,66 @@ def unknown(levels: Volume, index: int) -> Volume:
     return levels
 
 
+def of_16_bits(colour_type: int, channels: int) -> Callable[[Path], None]:
+    """The slices as PNG of 16 bits a channel, which Pillow does not write: 12-bit values of CT in each."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+
+    def plant(folder: Path) -> None:
+        for file, plane in zip(sorted(folder.iterdir()), clean_volume()[0], strict=True):
+            values = np.repeat((plane + 1024).astype(">u2")[..., None], channels, axis=2)
+            rows = b"".join(b"\0" + row.tobytes() for row in values)
+            sizes = b"".join(side.to_bytes(4, "big") for side in plane.shape[::-1])
+            header = chunk(b"IHDR", sizes + bytes([16, colour_type, 0, 0, 0]))
+            packed = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+            file.write_bytes(b"\x89PNG\r\n\x1a\n" + header + packed)
+
+    return plant
+
+
+def as_ppm(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.write_bytes(b"P6 48 48 65535\n" + bytes(2 * 3 * 48 * 48 - 6) + b"\0\7" * 3)
+
+
+def inverted_soft_tissue(grey: Volume) -> Volume:
+    """The levels of a window from -160 to 240 HU, inverted, of those of -1350 to 150 HU."""
+    hu = grey / 255 * 1500 - 1350
+    return 255 - np.rint((hu + 160).clip(0, 400) / 400 * 255).astype(np.uint8)
+
+
+def bare(image: Any, index: int) -> Any:
+    """The air around the patient, which is below level 90 here, transparent with white beneath."""
+    grey = np.asarray(image)
+    return picture(np.stack([np.where(grey < 90, 255, grey)] * 3 + [np.where(grey < 90, 0, 255)], -1).astype(np.uint8))
+
+
+def bare_levels(hu: Volume) -> Volume:
+    grey = grey_volume(hu)
+    return np.where(grey < 90, 0, grey)
+
+
+def as_grey_alpha(image: Any, index: int) -> Any:
+    return bare(image, index).convert("LA")
+
+
+def as_palette(image: Any, index: int) -> Any:
+    """Levels of a palette whose entry 0 is white and transparent."""
+    levels = picture(np.where((grey := np.asarray(image)) < 90, 0, grey).astype(np.uint8)).convert("P")
+    levels.putpalette([255] * 3 + [level for grey in range(1, 256) for level in (grey,) * 3])
+    levels.info["transparency"] = 0
+    return levels
+
+
+def with_previews(*names: str) -> Callable[[Path], None]:
+    def plant(folder: Path) -> None:
+        for name in names:
+            shutil.copy(folder / "0.png", folder / name)
+
+    return plant
+
+
 def lying(image: Any, index: int) -> Any:
     from PIL import Image
 
@@ -821,6 +993,10 @@ def picture(levels: Volume) -> Any:
     from PIL import Image
 
     return Image.fromarray(levels)
+
+
+def deleted(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
 
 
 def written(name: str, content: bytes) -> Callable[[Path], None]:
@@ -904,6 +1080,9 @@ DEFECTS: dict[str, list[Defect]] = {
         refused("slices of another patient between, the same UIDs", doubled(higher, range(40), PatientID="another"),
                 "holds CTs of 2 patients"),
         unchanged("DICOMDIR", dicomdir),
+        *mended("a DICOMDIR of another name", "an unreadable file, or a scan that is refused", "left out",
+                unchanged("a DICOMDIR without a suffix of another name", media_directory("DIRFILE")),
+                unchanged("a DICOMDIR named .dcm", media_directory("index.dcm"))),
         unchanged("text, PDF, system files", texts),
         unchanged("hidden `._` files", resource_forks),
         warned("a preview picture", pictures(1), "pictures"),
@@ -954,6 +1133,10 @@ DEFECTS: dict[str, list[Defect]] = {
                every(doubled(higher, range(40)), edited(lambda ds, i: setattr(ds, "InstanceNumber", i % 40 + 1)),
                      with_values(AcquisitionNumber=None)),
                "interleaved", volume=lambda hu: np.stack([hu, hu + 50], 1).reshape(80, 48, 48), note="both phases"),
+        *mended("a slice of another AcquisitionNumber where the others have a gap",
+                "dropped as of another phase, and called missing", "taken, and told of",
+                warned("one of another AcquisitionNumber", with_values([20], AcquisitionNumber=2), "acquisitions"),
+                warned("one without AcquisitionNumber", with_values([20], AcquisitionNumber=None), "acquisitions")),
         unchanged("one of another SeriesInstanceUID, the last", with_values([39], SeriesInstanceUID="1.2.826.0.1.5"),
                   left_out(39), "not detected; the record's `series` names it"),
         refused("8 slices", removed(range(8, 40)), "8 slices, at least 10 are needed"),
@@ -1003,6 +1186,10 @@ DEFECTS: dict[str, list[Defect]] = {
         refused("PixelSpacing in metres", with_values(PixelSpacing=[0.0084, 0.0084]), "are these millimetres?"),
         refused("PixelSpacing in micrometres", with_values(PixelSpacing=[8410, 8410]), "are these millimetres?"),
         warned("PixelSpacing in centimetres", with_values(PixelSpacing=[0.84, 0.84]), "field_of_view"),
+        *mended("HU volumes whose slices are no squares", "squashed to squares without a word", "told of",
+                warned("pixels twice as high as wide", with_values(PixelSpacing=[16.82, 8.41]), "not_square"),
+                warned("36 rows of 48 columns", edited(cropped), "not_square", volume=lambda hu: hu[:, 6:42],
+                       note="of these rows")),
         warned("positions in centimetres",
                edited(lambda ds, i: setattr(ds, "ImagePositionPatient", [0, 0, f"{i * STEP / 10:.4f}"])), "short"),
         unchanged("the other way up, with an orientation that says nothing of it",
@@ -1029,6 +1216,18 @@ DEFECTS: dict[str, list[Defect]] = {
                   with_stored(lambda hu: hu + 1024 | 0x8000, BitsStored=12, HighBit=11)),
         unchanged("12 bits in 16, signed, the sign not extended",
                   with_stored(lambda hu: hu & 0xFFF, BitsStored=12, HighBit=11, **SIGNED)),
+        *mended("values larger than BitsStored says", "cut to other values", "refused",
+                refused("values of 11 bits, 10 BitsStored", with_values(BitsStored=10, HighBit=9),
+                        "pixels have values beyond their 10 BitsStored"),
+                refused("the same, RLE", every(compressed("RLELossless"), with_values(BitsStored=10, HighBit=9)),
+                        "pixels have values beyond their 10 BitsStored"),
+                refused("the same, JPEG-LS", every(compressed("JPEGLSLossless"), with_values(BitsStored=10, HighBit=9)),
+                        "pixels have values beyond their 10 BitsStored"),
+                refused("the same, in one slice", with_values([20], BitsStored=10, HighBit=9),
+                        "pixels have values beyond their 10 BitsStored"),
+                refused("padding of -3024, 12 BitsStored",
+                        with_stored(corner(-3024), "<i2", BitsStored=12, HighBit=11, **SIGNED),
+                        "pixels have values beyond their 12 BitsStored")),
         refused("12 bits in the upper part of 16", with_stored(lambda hu: hu + 1024 << 4, BitsStored=12, HighBit=15),
                 "a HighBit of 15 with 12 BitsStored"),
         refused("8 bits instead of 16 in one slice", with_values([20], BitsAllocated=8, BitsStored=8, HighBit=7),
@@ -1052,6 +1251,15 @@ DEFECTS: dict[str, list[Defect]] = {
         warned("a slab of water, no lungs",
                with_stored(lambda hu: np.where(hu < -400, np.where(hu < -950, hu, 0), hu) + 1024), "no_chest",
                volume=lambda hu: np.where((hu < -400) & (hu >= -950), 0, hu), note="as it is"),
+        *mended("HU volumes that are inverted", "answered without a word", "told of",
+                warned("negated, air of 24 HU around a body of -1000",
+                       with_stored(lambda hu: -1000 - hu, "<i2", **SIGNED), "inverted",
+                       volume=lambda hu: -1000 - hu, note="as it is")),
+        *mended("volumes of which all but a part was set to one value", "answered without a word", "told of",
+                warned("all but the lungs of 0 HU", with_stored(stored(lungs_alone)), "masked", volume=lungs_alone,
+                       note="as it is"),
+                warned("all but the body of 0 HU", with_stored(stored(body_alone)), "masked", volume=body_alone,
+                       note="as it is")),
         warned("compressed with loss before", with_values(LossyImageCompression="01"), "lossy"),
     ],
     "Transfer syntaxes and multi-frame": [
@@ -1066,6 +1274,28 @@ DEFECTS: dict[str, list[Defect]] = {
         refused("JPEG 2000, a slice cut short", compressed("JPEG2000Lossless", 200), "its compressed pixels end early"),
         unchanged("Enhanced CT, frames in no order", enhanced()),
         refused("Enhanced CT, two phases in it", enhanced(phases=2), "40 positions hold several slices that differ"),
+        *mended("Enhanced CT of two phases", "both phases in one volume, or refused", "one phase, as of single frames",
+                *(warned(f"Enhanced CT, two phases {where}, {name} tells them apart",
+                         enhanced(phases=2, of=told_apart(higher, **{name: value})), "acquisitions", note="the first")
+                  for name, value in (("FrameAcquisitionNumber", int), ("TemporalPositionIndex", int), ("StackID", str))
+                  for where, higher in {"between each other": 0.5, "at the same positions": 0.0}.items())),
+        *mended("Enhanced CT in two files, each of a phase", "both phases in one volume", "one phase, or told of",
+                warned("Enhanced CT, a file of each phase, FrameAcquisitionNumber tells them apart",
+                       enhanced(phases=2, parts=2, of=told_apart(0.5, FrameAcquisitionNumber=int)), "acquisitions",
+                       note="the first")),
+        unchanged("Enhanced CT, a concatenation of two files", enhanced(parts=2)),
+        *mended("Enhanced CT of which a file is missing", "answered without it", "refused",
+                refused("Enhanced CT, the last of two files is missing, the first says two",
+                        without(enhanced(parts=2, change=lambda ds: setattr(ds, "InConcatenationTotalNumber", 2)),
+                                "enhanced1.dcm"), "1 of the 2 files of its concatenation are missing"),
+                refused("Enhanced CT, the first of two files is missing", without(enhanced(parts=2), "enhanced0.dcm"),
+                        "1 of the 2 files of its concatenation are missing")),
+        *mended("Enhanced CT whose headers are odd", "refused for a wrong reason", "answered, or the reason is named",
+                unchanged("Enhanced CT, PixelSpacing of all, SliceThickness of each frame",
+                          enhanced(change=pixel_spacing_of_all)),
+                refused("Enhanced CT, more frames said than described",
+                        enhanced(change=lambda ds: setattr(ds, "NumberOfFrames", 41)),
+                        "has 41 frames but describes 40")),
         refused("multi-frame without geometry", enhanced(geometry=False), "slices without ImagePositionPatient"),
     ],
     "NIfTI, NRRD, MetaImage": [
@@ -1083,6 +1313,14 @@ DEFECTS: dict[str, list[Defect]] = {
                 "must be one 3-D volume, got shape (48, 48, 40, 2)"),
         refused("NIfTI without sform and qform", nifti(lambda data, affine: (data, None)), "neither sform nor qform"),
         unchanged("NIfTI, qform only", nifti(then=qform_only)),
+        *mended("NIfTI whose sform and qform disagree about a side", "the sform was taken", "refused",
+                *(refused(f"NIfTI, sform (code {sform}) and qform (code {qform}) of opposite {what}",
+                          nifti(then=with_qform(turn, sform, qform)), "which side is which?")
+                  for what, turn, codes in (("sides", (-1, 1, 1), ((1, 1), (2, 1), (1, 2), (4, 1))),
+                                            ("ends", (1, 1, -1), ((1, 1), (2, 1))))
+                  for sform, qform in codes)),
+        unchanged("NIfTI, sform and qform of one orientation", nifti(then=with_qform((1, 1, 1), 1, 1))),
+        unchanged("NIfTI, a qform turned by 10 degrees", nifti(then=qform_turned)),
         unchanged("NIfTI, scl_slope",
                   nifti(lambda data, affine: ((data + 1024).astype(np.int16), affine),
                         lambda image: image.header.set_slope_inter(1, -1024))),
@@ -1106,6 +1344,16 @@ DEFECTS: dict[str, list[Defect]] = {
         refused("NRRD, its voxels not there", without(itk("scan.nhdr"), "scan.raw"), "cannot be read as itk"),
         refused("NRRD without space", itk("scan.nrrd", replaced(rb"space: .*", rb"space dimension: 3")),
                 "nothing says how it is oriented"),
+        *mended("a volume of which nothing says how it is oriented", "taken for LPS of 1 mm", "refused",
+                refused("NRRD without space directions", itk("scan.nrrd", replaced(rb"space directions: .*\n", b"")),
+                        "it has no space directions"),
+                refused("MHA without TransformMatrix, AnatomicalOrientation alone",
+                        itk("scan.mha", replaced(rb"TransformMatrix = .*\n", b"")), "it has no TransformMatrix"),
+                refused("MHA without ElementSpacing", itk("scan.mha", replaced(rb"ElementSpacing = .*\n", b"")),
+                        "it has no ElementSpacing")),
+        *mended("NRRD in left-anterior-superior", "turned by 180 degrees with SimpleITK before 2.5.6",
+                "right, as SimpleITK 2.5.6 is the oldest that is taken",
+                unchanged("NRRD in left-anterior-superior", itk("scan.nrrd", as_las))),
         refused("NRRD in metres", itk("scan.nrrd", scale=0.001), "are these millimetres?"),
         refused("NRRD of colours", itk("scan.nrrd", hu=lambda hu: np.stack([grey_of(hu)] * 3, -1), vector=True),
                 "must be one 3-D volume of scalars"),
@@ -1135,7 +1383,29 @@ DEFECTS: dict[str, list[Defect]] = {
         unchanged("names IM-0001.png", slices(lambda index: f"IM-{index:04d}.png")),
         unchanged("names slice_3.png", slices(lambda index: f"slice_{index}.png")),
         unchanged("names 12.PNG", slices(lambda index: f"{index}.PNG")),
-        warned("numbers left out", slices(after=lambda folder: (folder / "20.png").unlink()), "missing_slices",
+        *mended("names of signed, decimal or hexadecimal numbers", "the slices in a wrong order",
+                "in the order of the numbers",
+                unchanged("names -12.5.png, millimetres", slices(lambda index: f"{2.5 * index - 50:g}.png")),
+                unchanged("names slice_-12,50mm.png",
+                          slices(lambda index: f"slice_{2.5 * index - 50:.2f}mm.png".replace(".", ",", 1))),
+                unchanged("names -5.png, before and behind 0", slices(lambda index: f"{5 * index - 100}.png")),
+                unchanged("names 0.25.png, quarters", slices(lambda index: f"{index / 4:g}.png")),
+                unchanged("names 1f.png", slices(lambda index: f"{index:x}.png")),
+                unchanged("names IM001F.png", slices(lambda index: f"IM{index:04X}.png")),
+                warned("numbers left out of hexadecimal ones",
+                       slices(lambda index: f"slice{index:02x}.png", after=deleted("slice14.png")), "missing_slices",
+                       volume=lambda hu: np.delete(grey_volume(hu), 20, axis=0), note=LACKS)),
+        *mended("a picture without a number among numbered slices", "a slice, and gaps were not looked for",
+                "left out and told of",
+                warned("a preview among them", slices(after=with_previews("preview.png")), "pictures"),
+                warned("a preview among them, one missing",
+                       slices(after=every(with_previews("preview.png"), deleted("20.png"))),
+                       "missing_slices", "pictures",
+                       volume=lambda hu: np.delete(grey_volume(hu), 20, axis=0), note=LACKS),
+                warned("ten without a number among them",
+                       slices(after=with_previews(*(f"view {letter}.png" for letter in "abcdefghij"))), "unnumbered",
+                       volume=lambda hu: grey_volume(hu)[[*range(40), *[0] * 10]], note="with them, as slices")),
+        warned("numbers left out", slices(after=deleted("20.png")), "missing_slices",
                volume=lambda hu: np.delete(grey_volume(hu), 20, axis=0), note=LACKS),
         warned("numbers twice", slices(lambda index: f"{'ab'[index // 20]}_{index % 20}.png"), "doubled_numbers"),
         unchanged("no numbers, the order of the names is not that of the slices",
@@ -1156,6 +1426,27 @@ DEFECTS: dict[str, list[Defect]] = {
         refused("a text named .jpg", slices(after=written("20.jpg", b"no picture")), "20.jpg: cannot be decoded"),
         refused("16 bits", slices(change=lambda image, index: picture(np.asarray(image).astype(np.uint16) * 200)),
                 "slices must be 8-bit images, got mode I;16"),
+        *mended("pictures of 16 bits in colour or with transparency", "the low byte was lost", "refused",
+                refused("16 bits, colour", slices(after=of_16_bits(2, 3)), "must be 8-bit images, got mode RGB;16B"),
+                refused("16 bits, grey with transparency", slices(after=of_16_bits(4, 2)), "got mode LA;16B"),
+                refused("16 bits, colour with transparency", slices(after=of_16_bits(6, 4)), "got mode RGBA;16B"),
+                refused("16 bits, colour, PPM that is named .png", slices(after=as_ppm), "its content is PPM")),
+        *mended("inverted pictures", "answered without a word", "told of",
+                warned("inverted, air white", slices(change=lambda image, index: picture(255 - np.asarray(image))),
+                       "inverted", volume=lambda hu: 255 - grey_volume(hu), note="as it is"),
+                warned("inverted, of a window of soft tissue",
+                       slices(change=lambda image, index: picture(inverted_soft_tissue(np.asarray(image)))), "inverted",
+                       volume=lambda hu: inverted_soft_tissue(grey_volume(hu)), note="as it is")),
+        *mended("masks", "answered without a word", "told of",
+                *(warned(f"masks of {bits}", slices(change=lambda image, index, mode=mode: picture(
+                    (np.asarray(image) > 150).astype(np.uint8) * 255).convert(mode)), "two_levels",
+                    volume=lambda hu: (grey_volume(hu) > 150) * 255, note="as it is")
+                  for bits, mode in {"8 bits": "L", "1 bit": "1"}.items())),
+        *mended("transparent pixels", "had the colour beneath them, such as white air", "black, and told of",
+                *(warned(f"{what}, transparent air with white beneath", slices(change=change), "transparent",
+                         volume=bare_levels, note="on black")
+                  for what, change in {"RGBA": bare, "LA": as_grey_alpha, "palette": as_palette}.items())),
+        unchanged("RGBA, nothing transparent", slices(change=lambda image, index: image.convert("RGBA"))),
         refused("all black", slices(change=lambda image, index: image.point(lambda level: 0)), "all but one grey"),
         warned("one black", slices(change=lambda image, index: image.point(lambda level: 0) if index == 20 else image),
                "blank_slices", volume=lambda hu: np.where(np.arange(40).reshape(-1, 1, 1) == 20, 0, grey_volume(hu)),

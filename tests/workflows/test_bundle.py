@@ -452,7 +452,7 @@ def test_configs_are_short_and_hide_nothing(bundle_dir: Path) -> None:
         expressions = [value for value in strings(config) if value.startswith("$")]
         assert not [value for value in expressions if len(value) > 120], path
         steps = config.get("initialize", [])
-        assert len(steps) <= 9, path
+        assert len(steps) <= 8, path
         # a step calls a function or builds an entry; it is no tuple of them, and reads no property for its effect
         assert all(re.fullmatch(r"\$@[\w:]+|\$(@?[\w:.]+)\(.*\)( if .* else None)?", step) for step in steps), path
 

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from workflows import SHRUNK
+from workflows import SHRUNK, SMALL_NETWORK
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +63,66 @@ def test_a_user_error_ends_with_its_message_alone(bundle_dir: Path, tmp_path: Pa
     printed = command("run", *arguments, "--lrr", "1", cwd=tmp_path, code=1)
     assert printed.rstrip().endswith("'lrr' (did you mean 'learning_rate'?)")
     assert "Traceback" not in printed
+
+
+@pytest.mark.fault(
+    "lost", "two runs with --output_dir out#A and out#B", before="one folder out, the second table replaced the first",
+    now="each in its own",
+)  # fmt: skip
+def test_folders_are_what_was_typed(bundle_dir: Path, small_cohort: Path, tmp_path: Path) -> None:
+    configs = str([str(bundle_dir / "configs" / name) for name in ("inference.yaml", "check.yaml")])
+    scan = next((small_cohort.parent / "scans" / "val").rglob("*.nii.gz"))
+    (tmp_path / "1e3").mkdir()
+    (tmp_path / "1e3" / "ct.nii.gz").symlink_to(scan)
+    arguments = ["run", "--config_file", configs, "--bundle_root", str(bundle_dir), "--num_workers", "0"]
+    for output in (["--output_dir", "out#A"], ["--output-dir=2026_12"]):
+        command(*arguments, "--scans", "1e3", *output, cwd=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1e3", "2026_12", "out#A"]
+    assert "ct.nii.gz" in (tmp_path / "out#A" / "intake.csv").read_text()
+
+
+@pytest.mark.fault(
+    "words", "a command that fails", before="50 to 70 lines of stack", now="one line; FAIRLUNG_TRACEBACK=1 shows all"
+)
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--optimizer::_target_", "torch.optim.Nadam"], "optimizer: "),
+        (["--batch_size", "0"], "batch_size must be a whole number of at least 1, got 0"),
+        (["--device", "cuda:99"], "device must be a device of this machine"),
+    ],
+)
+def test_a_command_that_fails_says_why_in_a_line(
+    bundle_dir: Path, small_cohort: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    arguments = ["--config_file", str(bundle_dir / "configs" / "train.yaml"), "--bundle_root", str(bundle_dir)]
+    arguments += ["--cohort", str(small_cohort), "--pretrained", "False", "--tracking_uri", ""]
+    printed = command("run", *arguments, *words, cwd=tmp_path, code=1)
+    assert "Traceback" not in printed
+    assert any(line.startswith(f"error: {said}") for line in printed.splitlines()[-2:])
+
+
+@pytest.mark.fault("words", "Ctrl-C in a training", before="60 lines of stack", now="one line that says how to go on")
+def test_an_interrupted_training_says_how_to_go_on(bundle_dir: Path, small_cohort: Path, tmp_path: Path) -> None:
+    shrunk = [f"--{name}={value}" for name, value in SHRUNK.items() if name not in ("epochs", "num_workers")]
+    arguments = ["--config_file", str(bundle_dir / "configs" / "train.yaml"), "--bundle_root", str(bundle_dir)]
+    arguments += ["--cohort", str(small_cohort), "--pretrained=False", "--tracking_uri=", "--num_workers=2", *shrunk]
+    arguments += [f"--network_def={SMALL_NETWORK}"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "monai.bundle", "run", *arguments], cwd=tmp_path, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as training:  # fmt: skip
+        assert training.stdout is not None
+        lines = []
+        for line in training.stdout:
+            lines.append(line)
+            if " epoch 1  train " in line:
+                os.killpg(training.pid, signal.SIGINT)
+    assert training.returncode == -signal.SIGINT
+    assert lines[-1] == "interrupted; --resume True goes on after the last epoch that was finished\n"
+    printed = "".join(lines)
+    assert "Traceback" not in printed and "\r" not in printed
+    assert "resuming from iteration" not in printed and "best metric of train_loss" not in printed
 
 
 def test_training_needs_no_mlflow_when_tracking_is_off(bundle_dir: Path, small_cohort: Path, tmp_path: Path) -> None:

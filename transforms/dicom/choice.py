@@ -9,7 +9,6 @@ from ..scan import Refusal, Skipped
 from ..tolerances import MIN_EXTENT_MM
 from .headers import (
     CHEST_PARTS,
-    DICOMDIR,
     SeriesKey,
     SliceHeader,
     is_original,
@@ -35,7 +34,6 @@ def read_folder(files: Iterable[Path]) -> tuple[list[Series], list[str]]:
             headers += read_headers(file)
         except Refusal as error:
             unreadable[str(error)] += 1
-    headers = [header for header in headers if header.sop_class != DICOMDIR]
     by_series: dict[SeriesKey, list[SliceHeader]] = defaultdict(list)
     for header in headers:
         by_series[series_key(header)].append(header)
@@ -48,11 +46,14 @@ def read_folder(files: Iterable[Path]) -> tuple[list[Series], list[str]]:
     return series, [f"unreadable_files: {'; '.join(told)}"] if told else []
 
 
-def choose(series: Sequence[Series], min_slices: int) -> Series:
+def choose(series: Sequence[Series], min_slices: int, told: Sequence[str] = ()) -> Series:
     """The chest CT among the series of a folder.
 
     Of the series that can be answered the first by these rules, in turn: the body part is the chest or not stated; as
     long as a chest; original rather than derived, and that rather than reformatted; more slices; the lower number.
+
+    Args:
+        told: what :func:`read_folder` warned of.
 
     Raises:
         Refusal: none can be answered; says why of each. Or those of several patients can.
@@ -74,7 +75,7 @@ def choose(series: Sequence[Series], min_slices: int) -> Series:
             best.warnings.append(f"several_studies: CTs of {len(studies)} studies, of which one is answered")
         return best
     if not series:
-        raise Refusal("holds no readable DICOM image")
+        raise Refusal("; ".join(["holds no readable DICOM image", *told]))
     kind: Callable[[str], Refusal] = Skipped if all(isinstance(s.problem, Skipped) for s in series) else Refusal
     if len(series) == 1:
         raise kind(str(series[0].problem))

@@ -22,6 +22,7 @@ LONGEST_FIRST_ELEMENT = 128  # bytes of the first value in group 0008 of an impl
 
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 DICOMDIR = "1.2.840.10008.1.3.10"
+META = 512  # bytes in which a file's meta information says what it is
 OTHER_OBJECTS = {  # by the beginning of the SOP class
     "1.2.840.10008.5.1.4.1.1.7": "secondary capture",
     "1.2.840.10008.5.1.4.1.1.88": "structured report (such as a dose report)",
@@ -41,7 +42,8 @@ TAGS = [
     "PatientID", "PatientName", "PatientBirthDate",
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID",
     "Modality", "ImageType", "SeriesNumber", "AcquisitionNumber",
-    "TemporalPositionIndex", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
+    "TemporalPositionIndex", "ConcatenationUID", "InConcatenationNumber", "InConcatenationTotalNumber",
+    "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BodyPartExamined", "GantryDetectorTilt", "RescaleSlope",
     "RescaleIntercept", "RescaleType", "ModalityLUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit",
     "PixelRepresentation",
@@ -64,6 +66,8 @@ class SliceHeader:
         orientation: direction cosines of a row and of a column, LPS.
         pixel_spacing: (between rows, between columns) mm.
         rescale: (slope, intercept) to HU; None where the file does not say.
+        acquisition: its number, its position in time, the name of its stack.
+        part: (UID, number, how many there are or 0) of a file that is a part of a concatenation.
         padding: (lowest, highest) stored value that stands for no pixel.
     """
 
@@ -78,7 +82,8 @@ class SliceHeader:
     image_type: tuple[str, ...] = ()
     series_number: int | None = None
     number: int | None = None
-    acquisition: tuple[int | None, int | None] = (None, None)
+    acquisition: tuple[int | None, int | None, str] = (None, None, "")
+    part: tuple[str, int, int] | None = None
     position: tuple[float, float, float] | None = None
     orientation: tuple[float, ...] | None = None
     pixel_spacing: tuple[float, float] | None = None
@@ -94,15 +99,33 @@ class SliceHeader:
     has_lookup_table: bool = False
 
 
-def looks_like_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM does: with the preamble, or with an element of group 0008 or 0002 in its place."""
+def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            head = file.read(PREAMBLE + len(MAGIC))
+            return file.read(META)
     except OSError:
-        return False
-    if head[PREAMBLE:] == MAGIC:
-        return True
+        return b""
+
+
+def _is_index(head: bytes) -> bool:
+    """Whether a file's first bytes say that it is a DICOMDIR, by its Media Storage SOP class."""
+    uid = DICOMDIR.encode()
+    return b"\x02\0\x02\0UI" + len(uid).to_bytes(2, "little") + uid in head
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file is a DICOMDIR, an index of other files, whatever it is called."""
+    return _is_index(_head(path))
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM does, and is no DICOMDIR.
+
+    With the preamble, or with an element of group 0008 or 0002 in its place.
+    """
+    head = _head(path)
+    if head[PREAMBLE:].startswith(MAGIC):
+        return not _is_index(head)
     if head[:2] not in (b"\x08\x00", b"\x02\x00") or len(head) < 12:
         return False
     return head[4:6] in VALUE_REPRESENTATIONS or int.from_bytes(head[4:8], "little") <= LONGEST_FIRST_ELEMENT
@@ -125,7 +148,7 @@ def quiet_pydicom() -> Iterator[None]:
 
 
 def read_headers(path: Path) -> list[SliceHeader]:
-    """The slices of a file: one, or one a frame.
+    """The slices of a file: one, or one a frame; none of a DICOMDIR.
 
     Raises:
         Refusal: the file cannot be read as DICOM.
@@ -135,6 +158,8 @@ def read_headers(path: Path) -> list[SliceHeader]:
     try:
         with quiet_pydicom():
             dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS, force=True)
+            if DICOMDIR in (_text(dataset.file_meta, "MediaStorageSOPClassUID"), _text(dataset, "SOPClassUID")):
+                return []
             if not len(dataset):
                 raise Refusal("is no DICOM file")
             return _slices_of(dataset, path)
@@ -157,7 +182,8 @@ def _slices_of(dataset: Any, path: Path) -> list[SliceHeader]:
         image_type=image_type,
         series_number=_whole(dataset, "SeriesNumber"),
         number=_whole(dataset, "InstanceNumber"),
-        acquisition=(_whole(dataset, "AcquisitionNumber"), _whole(dataset, "TemporalPositionIndex")),
+        acquisition=(_whole(dataset, "AcquisitionNumber"), _whole(dataset, "TemporalPositionIndex"), ""),
+        part=_part(dataset),
         rows=_whole(dataset, "Rows") or 0,
         columns=_whole(dataset, "Columns") or 0,
         samples=_whole(dataset, "SamplesPerPixel") or 1,
@@ -184,8 +210,8 @@ def _slices_of(dataset: Any, path: Path) -> list[SliceHeader]:
 
 
 def _frame(common: SliceHeader, index: int, groups: Sequence[Any]) -> SliceHeader:
-    def group(name: str) -> Any:
-        return next((item for each in groups for item in _items(each, name)[:1]), {})
+    def group(name: str) -> list[Any]:
+        return [item for each in groups for item in _items(each, name)[:1]]
 
     frame_type = _texts(group("CTImageFrameTypeSequence"), "FrameType")
     placed = _placed(
@@ -196,10 +222,18 @@ def _frame(common: SliceHeader, index: int, groups: Sequence[Any]) -> SliceHeade
         group("PixelValueTransformationSequence"),
     )
     tilt = _number(group("CTAcquisitionDetailsSequence"), "GantryDetectorTilt")
+    content = group("FrameContentSequence")
+    acquired, time = _whole(content, "FrameAcquisitionNumber"), _whole(content, "TemporalPositionIndex")
+    of_file = common.acquisition
     return replace(
         placed,
         frame=index,
-        number=None,  # of the file
+        number=index,  # that of the file is the same in all
+        acquisition=(
+            of_file[0] if acquired is None else acquired,
+            of_file[1] if time is None else time,
+            _text(content, "StackID"),
+        ),
         image_type=frame_type or common.image_type,
         tilt_degrees=common.tilt_degrees if tilt is None else tilt,
     )
@@ -222,7 +256,10 @@ def _syntax(dataset: Any) -> str:
 
 
 def _value(dataset: Any, name: str) -> Any:
+    """A value; of several datasets, such as the groups of a frame and those of all, that of the first which has it."""
     try:
+        if isinstance(dataset, list):
+            return next((value for each in dataset if (value := each.get(name)) is not None), None)
         return dataset.get(name)
     except Exception:  # a value that cannot be decoded is a value that is not there
         return None
@@ -268,6 +305,13 @@ def _number(dataset: Any, name: str) -> float | None:
 def _whole(dataset: Any, name: str) -> int | None:
     number = _number(dataset, name)
     return None if number is None else int(number)
+
+
+def _part(dataset: Any) -> tuple[str, int, int] | None:
+    number = _whole(dataset, "InConcatenationNumber")
+    if number is None:
+        return None
+    return _text(dataset, "ConcatenationUID"), number, _whole(dataset, "InConcatenationTotalNumber") or 0
 
 
 def _padding(dataset: Any) -> tuple[float, float] | None:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from ..scan import Refusal
-from ..tolerances import AIR_BELOW_HU, PADDING_HU, RANGE_HU, TRAILING_BYTES
+from ..tolerances import AIR_BELOW_HU, HU_OF_MORE_BITS, PADDING_HU, RANGE_HU, TRAILING_BYTES
 from .headers import SliceHeader, quiet_pydicom
 
 SECOND_DECODER = "SimpleITK"
 JPEG_FAMILY = "1.2.840.10008.1.2.4."  # transfer syntaxes of JPEG, JPEG-LS and JPEG 2000
 END_OF_IMAGE = b"\xff\xd9"
 PIXEL_LAYOUT = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+OVERLAYS = range(0x6000, 0x6020, 2)  # groups whose element 0102 says in which bit of the pixels an overlay is
 HU_TYPES = ("", "HU", "US")  # of RescaleType; US = unspecified, which older scanners write of HU
 SPELLED_OUT = ("HOUNSFIELD", "HOUNDSFIELD")  # Houndsfield Unit, say reformats of GE
 
@@ -60,7 +61,7 @@ def read_hu(slices: Sequence[SliceHeader]) -> Iterator[tuple[np.ndarray, str]]:
                 if header.path != path:  # frames of one file follow each other: read it once
                     path, dataset = header.path, pydicom.dcmread(header.path, force=True)
                     _check_layout(dataset)
-                stored, by = _stored(dataset, header.frame or 0)
+                stored, by = _stored(dataset, header)
         except Refusal as error:
             raise Refusal(f"{header.path.name}: {error}") from error
         except Exception as error:  # decoders raise many kinds; no value of the header may reach a message or traceback
@@ -68,16 +69,40 @@ def read_hu(slices: Sequence[SliceHeader]) -> Iterator[tuple[np.ndarray, str]]:
         yield _hu(header, stored), by
 
 
-def _stored(dataset: Any, frame: int) -> tuple[np.ndarray, str]:
+def _stored(dataset: Any, header: SliceHeader) -> tuple[np.ndarray, str]:
     from pydicom.pixels import pixel_array
+    from pydicom.uid import JPEG2000TransferSyntaxes
 
+    frame = header.frame or 0
     syntax = _transfer_syntax(dataset)
     # of a stream that ends early CharLS makes many seconds of work
     if syntax.startswith(JPEG_FAMILY) and END_OF_IMAGE not in _codestream(dataset, frame)[-TRAILING_BYTES:]:
         raise Refusal("its compressed pixels end early")
     if _is_decoded_by_pydicom(syntax):
-        return pixel_array(dataset, index=frame), "pydicom"
+        values = pixel_array(dataset, index=frame, correct_unused_bits=False)
+        # a JPEG 2000 codestream says itself how many bits it has
+        return values if syntax in JPEG2000TransferSyntaxes else _of_stored_bits(values, dataset, header), "pydicom"
     return _decoded_by_itk(dataset, frame), SECOND_DECODER
+
+
+def _of_stored_bits(values: np.ndarray, dataset: Any, header: SliceHeader) -> np.ndarray:
+    """Values without what stands in the bits beyond BitsStored, such as an overlay.
+
+    Raises:
+        Refusal: they are no overlay: values are larger than BitsStored says, and would be cut.
+    """
+    spare = dataset.BitsAllocated - dataset.BitsStored
+    if spare <= 0:
+        return values
+    stored = (values << spare) >> spare
+    beyond = values[stored != values]
+    without_sign = values.min() >= 0 and values.max() < 1 << dataset.BitsStored  # not extended to the bits beyond
+    if beyond.size and not without_sign and not any((group, 0x0102) in dataset for group in OVERLAYS):
+        assert header.rescale is not None
+        hu = beyond * header.rescale[0] + header.rescale[1]
+        if ((hu > HU_OF_MORE_BITS[0]) & (hu < HU_OF_MORE_BITS[1])).any():
+            raise Refusal(f"pixels have values beyond their {dataset.BitsStored} BitsStored")
+    return stored
 
 
 def _codestream(dataset: Any, frame: int) -> bytes:

@@ -90,6 +90,7 @@ def lay_out(series: Series) -> None:
     Raises:
         Refusal: they do not make one axial stack within the tolerances.
     """
+    _check_parts(series.slices)
     _keep_one_stack(series)
     _drop_copies(series)
     first = series.first
@@ -110,14 +111,25 @@ def lay_out(series: Series) -> None:
     _split_acquisitions(series, normal)
     _check_numbers(series)
     positions = np.array([header.position for header in series.slices])
-    steps = np.abs(np.diff(positions @ normal))
-    step = _check_steps(series, steps)
+    step = _check_steps(series, _steps(series.slices, normal))
     direction = _check_line(series, positions, normal * np.sign(normal[2]), step)
     rows_mm, columns_mm = first.pixel_spacing
     lps = np.eye(4)
     lps[:3, 0], lps[:3, 1], lps[:3, 2] = row * columns_mm, column * rows_mm, direction
     lps[:3, 3] = series.first.position
     series.affine = RAS_OF_LPS @ lps
+
+
+def _check_parts(slices: Sequence[SliceHeader]) -> None:
+    """Refusal where parts of a concatenation are missing, as far as those that are there say how many there are."""
+    numbers: dict[str, set[int]] = defaultdict(set)
+    last: dict[str, int] = defaultdict(int)
+    for uid, number, total in {header.part for header in slices if header.part is not None}:
+        numbers[uid].add(number)
+        last[uid] = max(last[uid], number, total)
+    for uid, found in numbers.items():
+        if len(found) < last[uid]:
+            raise Refusal(f"{last[uid] - len(found)} of the {last[uid]} files of its concatenation are missing")
 
 
 def _keep_one_stack(series: Series) -> None:
@@ -184,17 +196,22 @@ def _split_acquisitions(series: Series, normal: np.ndarray) -> None:
     for header in series.slices:
         acquisitions[header.acquisition].append(header)
     places = _places(series.slices, normal)
-    if len(places) == len(series.slices) and not _interleaved(series.slices, len(acquisitions)):
+    alone = len(places) == len(series.slices)
+    if alone and not _interleaved(series.slices, len(acquisitions)):
         return
     # of equal ones the one acquired first, not the one that files happen to name first
     largest = max(sorted(acquisitions.values(), key=lambda found: _acquired(found[0])), key=len)
+    if alone and _steps(series.slices, normal).min() > np.median(_steps(largest, normal)) / GAP_STEPS:
+        others = len(series.slices) - len(largest)
+        series.warnings.append(f"acquisitions: {others} slices of another acquisition lie where the others have gaps")
+        return
     if len(acquisitions) > 1 and _covers(largest, series.slices, places, normal):
         series.warnings.append(
             f"acquisitions: {len(acquisitions)} acquisitions of the same region, one of {len(largest)} slices is taken"
         )
         series.slices = largest
         return
-    if len(places) == len(series.slices):
+    if alone:
         raise Refusal(f"slices of {len(acquisitions)} acquisitions lie between each other, and none covers the scan")
     doubled = [place for place in places if len(place) > 1]
     for place in doubled:
@@ -214,8 +231,14 @@ def _interleaved(slices: Sequence[SliceHeader], acquisitions: int) -> bool:
     return changes >= acquisitions
 
 
-def _acquired(header: SliceHeader) -> list[tuple[bool, int]]:
-    return [series_order(number) for number in header.acquisition]
+def _steps(slices: Sequence[SliceHeader], normal: np.ndarray) -> np.ndarray:
+    """Distances in mm between slices in order."""
+    return np.abs(np.diff([float(normal @ np.array(header.position)) for header in slices]))
+
+
+def _acquired(header: SliceHeader) -> tuple[Any, ...]:
+    number, time, stack = header.acquisition
+    return series_order(number), series_order(time), stack
 
 
 def _check_numbers(series: Series) -> None:

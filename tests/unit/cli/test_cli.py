@@ -86,6 +86,61 @@ def test_results_shows_the_table(cli, tmp_path: Path) -> None:
     assert "holds no evaluation" in none.output
 
 
+def test_an_evaluation_ends_with_its_numbers_and_what_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fairlung.pipeline.cli.evaluation_commands import show_results
+    from fairlung.pipeline.reports.evidence import write_evaluation
+
+    rows = [("a", "x", "male", "x"), ("b", "y", "male", "y"), ("c", "x", "female", "x"), ("d", "y", "female", "x")]
+    pd.DataFrame(rows, columns=["scan", "label", "sex", "prediction"]).to_csv(tmp_path / "predictions.csv", index=False)
+    write_evaluation(tmp_path / "predictions.csv", ["x", "y"], ["male", "female"], split="test")
+    (tmp_path / "report.html").write_text("")
+    show_results(str(tmp_path / "metrics.json"))
+    printed = capsys.readouterr().out
+    assert "0.6667" in printed and "+0.6667" in printed
+    assert "P is the mean over the groups" in printed and "The gap is" in printed
+    assert f"report: {tmp_path}/report.html" in printed.replace("\n", "")
+
+
+def test_settings_shows_each_with_its_value_and_range(cli, bundle_dir: Path) -> None:
+    done = cli("settings", "train", "systems/focal", "--bundle-root", bundle_dir)
+    assert done.exit_code == 0, done.output
+    assert "--dropout 0.5\n" in done.output and "(in [0, 1))" in done.output
+    assert "--gamma 2.0\n" in done.output and "--scans" not in done.output
+
+
+@pytest.mark.fault(
+    "words", "a command that meets a file it cannot use", before="a stack, where nobody had thought of the error",
+    now="one line with the file and the reason",
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("settings", "trian"), "configs/trian.yaml: No such file or directory"),
+        (("results", "{}/broken.json"), "JSONDecodeError"),
+        (("results", "{}/list.json"), "TypeError"),
+        (("tables", "{}/none"), "none"),
+        (("phantom", "{}/broken.json/x", "--preset", "tiny"), "broken.json"),
+        (("submit", "{}", "-o", "{}/s"), "{}"),
+        (("cohort", "{}/none"), "none"),
+    ],
+)
+def test_a_command_that_fails_says_why_in_a_line(
+    cli, tmp_path: Path, arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "list.json").write_text("[]")
+    done = cli(*(argument.replace("{}", str(tmp_path)) for argument in arguments))
+    assert done.exit_code == 1
+    first, *rest = done.stderr.strip().split("\n")
+    assert first.startswith("error: ") and said.replace("{}", str(tmp_path)) in first
+    assert len(rest) <= 1
+    monkeypatch.setenv("FAIRLUNG_TRACEBACK", "1")
+    shown = cli(*(argument.replace("{}", str(tmp_path)) for argument in arguments))
+    assert shown.exit_code == 1 and (shown.exception is not None)
+
+
 def test_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "fairlung.pipeline", "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, __version__)

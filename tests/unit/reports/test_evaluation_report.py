@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -41,6 +43,18 @@ def test_the_verdicts_stand_first_with_a_sign_and_a_word(run):
     assert len({word for _, word in LEVELS.values()}) == len({sign for sign, _ in LEVELS.values()}) == 4
     markdown = (run / "report.md").read_text()
     assert markdown.index("## Verdicts") < markdown.index("**No statement**: female normal") < markdown.index("## Head")
+
+
+def test_a_report_names_its_run_the_commit_and_the_day(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, extras=False)
+    known = dict(evaluation_report(read_evidence(folder)).facts)
+    assert "Run" not in known and "Commit" not in known
+    written = datetime.fromtimestamp((folder / "metrics.json").stat().st_mtime, UTC)
+    assert known["Judged on"] == f"{written:%Y-%m-%d}"
+    record = {"run_name": "LA+CVaR seed 1", "run_id": "0badf00d", "commit": "c0ffee"}
+    (tmp_path / "mlflow_run.json").write_text(json.dumps(record))
+    known = dict(evaluation_report(read_evidence(folder)).facts)
+    assert (known["Run"], known["Commit"]) == ("LA+CVaR seed 1 0badf00d", "c0ffee")
 
 
 def test_every_number_of_the_audit_stands_in_a_table(run):

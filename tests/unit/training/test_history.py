@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from ignite.engine import Events
-from monai.engines import SupervisedTrainer
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from workflows import SHRUNK, Trained
 
-from fairlung.pipeline.training.history import MetricHistory
+from fairlung.pipeline.training.history import EpochLog, MetricHistory
 
 
 def trainer(epochs: int, losses: list[float], fail_at: int = 0) -> SupervisedTrainer:
@@ -36,6 +36,18 @@ def trainer(epochs: int, losses: list[float], fail_at: int = 0) -> SupervisedTra
 
 def rows(path: Path) -> list[tuple[int, str, float]]:
     return list(pd.read_csv(path).itertuples(index=False, name=None))
+
+
+def test_a_validation_says_when_it_is_the_best_so_far(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    network, scores = torch.nn.Linear(1, 1), [0.2, 0.1, 0.3]
+    engine = SupervisedEvaluator("cpu", [{"image": torch.ones(1, 1), "label": torch.ones(1, 1)}], network)
+    EpochLog(["val_score"], "val").attach(engine)
+    for epoch, score in enumerate(scores, 1):
+        engine.state.metrics["val_score"], engine.state.max_epochs, engine.state.epoch = score, epoch, epoch
+        engine.state.best_metric_epoch = scores.index(max(scores[:epoch])) + 1
+        engine.fire_event(Events.EPOCH_COMPLETED)
+    assert ["best so far" in message for message in caplog.messages] == [False, False, True]
 
 
 def test_each_epoch_has_its_metrics_and_the_rate_that_it_was_trained_with(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from planted_defects import media_directory
 from small_scans import PERSON, loader, save_grey
 
 from fairlung.pipeline.data.cohort_folders import PART, build_cohort
@@ -59,6 +60,24 @@ def test_nothing_found(tree: Path) -> None:
         find_scans(tree / "none")
     with pytest.raises(FileNotFoundError, match=r"--scans: no scan found in .*empty \(looked for DICOM .*\.jpg.*\.nii"):
         find_scans(tree / "empty")
+
+
+@pytest.mark.fault(
+    "wrong",
+    "a DICOMDIR of another name",
+    before="an unreadable file, or a scan that is refused",
+    now="left out",
+)
+@pytest.mark.parametrize("name", ["DIRFILE", "DICOMDIR.dcm"])
+def test_a_dicomdir_of_any_name_is_no_scan(name: str, tmp_path: Path, data_dir: Path) -> None:
+    study = tmp_path / "study"
+    shutil.copytree(data_dir / "chest_ct_dicom", study / "series")
+    for folder in (study, study / "series"):
+        media_directory(name)(folder)
+    assert [scan["scan"] for scan in find_scans(tmp_path)] == ["study/series"]
+    assert scan_kind(study / name) is None
+    _, record = loader().read(study / "series")
+    assert record["warnings"] == []
 
 
 def test_a_stray_picture_changes_no_answer(tmp_path: Path, data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:

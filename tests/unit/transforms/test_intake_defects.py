@@ -88,7 +88,15 @@ def test_the_clean_chest_draws_no_warning(clean: Path) -> None:
     check(clean, Defect("nothing", lambda folder: None, "unchanged"))
 
 
-@pytest.mark.parametrize(("group", "defect"), ROWS, ids=[f"{group[:5]}-{row.what}" for group, row in ROWS])
+def with_fault(group: str, defect: Defect) -> Any:
+    marks = []
+    if defect.fault is not None:
+        what, before, now = defect.fault
+        marks = [pytest.mark.fault("wrong", what, before=before, now=now)]
+    return pytest.param(group, defect, id=f"{group[:5]}-{defect.what}", marks=marks)
+
+
+@pytest.mark.parametrize(("group", "defect"), [with_fault(*row) for row in ROWS])
 def test_a_defect(
     group: str,
     defect: Defect,
@@ -121,7 +129,7 @@ def test_rows_are_of_different_kinds() -> None:
 def test_every_warning_is_drawn_and_documented() -> None:
     root = Path(__file__).parents[3]
     told = {
-        code for file in (root / "transforms").glob("*.py") for code in re.findall(r'f?"([a-z_]+): ', file.read_text())
+        code for file in (root / "transforms").rglob("*.py") for code in re.findall(r'f?"([a-z_]+): ', file.read_text())
     }
     assert "missing_slices" in told
     assert told - {code for _, defect in ROWS for code in defect.says} == set()

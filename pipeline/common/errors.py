@@ -16,6 +16,7 @@ REMEDIES = {
     r"shared memory|\bshm\b|/torch_\d": "the loaders' processes need more shared memory (docker run --shm-size 8g), or "
     "--num_workers 0",
     r"out of memory|alloc.*memory": "a smaller --batch_size needs less; --accumulate makes up for it in training",
+    r"DataLoader worker": "most likely memory ran out, and the system killed it: take fewer --num_workers",
 }
 
 
@@ -27,12 +28,9 @@ def user_error(error: BaseException | None) -> BaseException | None:
     """What the user can mend in a chain of causes, or None: MONAI wraps what a config raises.
 
     That is a :class:`UserError`, or a ValueError or missing file that fairlung's own code raised: from within a library
-    they are bugs until shown otherwise. That a loader process was killed torch says by a RuntimeError.
+    they are bugs until shown otherwise.
     """
     while error is not None:
-        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
-            said = str(error).strip().rstrip(".")
-            return UserError(f"{said}: most likely memory ran out; take fewer --num_workers or a smaller --batch_size")
         if isinstance(error, UserError) or (isinstance(error, (ValueError, FileNotFoundError)) and _is_ours(error)):
             return error
         error = error.__cause__ or error.__context__

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from ..common.claims import end_in_order
 from ..common.text import mask_logins
 from . import data_commands, evaluation_commands, study_commands
 from .console import console, stops
@@ -27,6 +28,7 @@ def _main(
         typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:  # fmt: skip
     mask_logins()
+    end_in_order()
 
 
 for _command in (

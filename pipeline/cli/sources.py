@@ -1,9 +1,7 @@
 """Where tables of labelled predictions lie: a CSV, a glob pattern, the output_dir of a job, an MLflow run."""
 
-import atexit
 import glob
 import re
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 from fairlung.transforms.files import visible
 
 from ..common import run_folder
+from ..common.claims import process_folder
 from ..common.text import nearest, without_login
 from ..evaluation.predictions import PredictionsError
 from ..tracking.store import UPLOAD_TIMEOUT, impatient, living_run
@@ -126,8 +125,7 @@ def _of_run(run_id: str, split: str | None, tracking_uri: str | None) -> Path:
             if run is None:
                 raise PredictionsError(f"MLflow at {shown} has no run {run_id}; another store: --tracking-uri")
             artifact = f"evaluation/{_split_of_run(client, run, split)}/{TABLE}"
-            folder = tempfile.mkdtemp(prefix="fairlung-")
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            folder = tempfile.mkdtemp(dir=process_folder())
             where = {"run_id": run_id, "artifact_path": artifact, "dst_path": folder, "tracking_uri": uri}
             return Path(mlflow.artifacts.download_artifacts(**where))
     except PredictionsError:

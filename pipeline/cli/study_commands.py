@@ -57,8 +57,7 @@ def study(
     dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be run.")] = False,
 ) -> None:  # fmt: skip
     """Train and judge a grid of systems, seeds and folds; what is finished stays, what was killed goes on."""
-    from filelock import FileLock, Timeout
-
+    from ..common.claims import claimed
     from ..studies import engines
     from ..studies.folder import StudyFolder, close_study_run, open_study_run
     from ..studies.plan import final_study, plan, read_study
@@ -70,8 +69,7 @@ def study(
         place = output or Path("runs", written.name)
         if final is not None:
             written, place = final_study(written, place, final)
-        place.mkdir(parents=True, exist_ok=True)
-        with FileLock(place / "study.lock", blocking=False):
+        with claimed(place):
             folder = StudyFolder(place, written, plan(written, place, final), write=not dry_run)
             waiting = [folder.run_file(run.id) for run in folder.to_run()]
             say(f"{written.name}: {len(waiting)} of {len(folder.planned)} runs to do, in {place}")
@@ -90,8 +88,6 @@ def study(
                 tables_at = _tables_of(place)
             finally:  # interrupted too
                 close_study_run(written, folder, tables_at)
-    except Timeout:
-        stop(StudyError(f"{place} is being run by another process"))
     except KeyboardInterrupt:
         stop(StudyError(f"interrupted; the same command goes on with the study in {place}"))
     counts = folder.counts()

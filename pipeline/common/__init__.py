@@ -5,6 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "claims": ["claim", "release"],
         "config": [
             "check_settings", "resolved_config", "resolved_settings", "run_name", "training_config", "write_settings",
         ],

@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY, MERGE_KEY
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from .claims import end_in_order
 from .distributed import is_primary, world_size
 from .errors import UserError, show_errors_in_a_line
 from .references import read_by, references, unread_by_objective
@@ -70,6 +71,7 @@ def check_settings() -> None:
         SettingError: all values that do not fit.
     """
     show_errors_in_a_line()  # from now on the process ends on an error in a line
+    end_in_order()
     _UNTIL_EXIT.enter_context(logging_redirect_tqdm())  # a line of the log does not end in a progress bar
     workflow = _running(ConfigWorkflow)
     typed = typed_settings()

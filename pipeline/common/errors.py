@@ -16,6 +16,7 @@ REMEDIES = {
     r"shared memory|\bshm\b|/torch_\d": "the loaders' processes need more shared memory (docker run --shm-size 8g), or "
     "--num_workers 0",
     r"out of memory|alloc.*memory": "a smaller --batch_size needs less; --accumulate makes up for it in training",
+    r"DataLoader worker": "most likely memory ran out, and the system killed it: take fewer --num_workers",
 }
 
 

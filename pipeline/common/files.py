@@ -1,5 +1,6 @@
 """Files that survive a kill, written as a whole or appended durably; and file names for scans."""
 
+import errno
 import hashlib
 import io
 import json
@@ -12,10 +13,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
+
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff<>:"|?*\\]')  # on some system; half pairs: in no Unicode name
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file names on Windows
 OURS = (".png", ".nii.gz")  # a folder of such a name could stand where a file of ours must be
 NAME_BYTES = 160  # of one part of a path; file systems take 255, and suffixes are added
+
+
+# a disk that is full, or beyond its quota or a limit; a folder that may not be written to; a disk that is broken
+UNWRITABLE = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")}
+
+
+class WriteError(UserError, OSError):
+    """A file that cannot be written, for a reason that the user can mend."""
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Say in one line which file cannot be written, where the disk is full or the folder read-only."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE or isinstance(error, WriteError):
+            raise
+        said = WriteError(f"{path} cannot be written: {error.strerror}")
+        said.errno = error.errno
+        raise said from error
 
 
 def why_unreadable(path: str | Path, error: BaseException | None = None) -> str:
@@ -48,11 +72,12 @@ def replacing(path: Path, name: str = "") -> Iterator[Path]:
         .a.txt 5
     """
     part = path.with_name(name or f".{path.name}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with told(path):
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 # a file name need not be Unicode; it must not stop the others' answers
@@ -72,7 +97,7 @@ def whole_records(content: bytes) -> int:
 
 def append_durably(path: Path, content: bytes) -> None:
     """Add bytes to a file, on the disk when this returns; all, or (where the disk is full) none."""
-    with path.open("ab", buffering=0) as file:
+    with told(path), path.open("ab", buffering=0) as file:
         size = file.seek(0, io.SEEK_END)
         try:
             written = 0

@@ -6,12 +6,10 @@ The standard library unpacks zip and tar; RAR takes the first of :data:`~.RAR_PR
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import lzma
 import os
-import shutil
 import stat
 import tarfile
 import tempfile
@@ -27,6 +25,7 @@ import pandas as pd
 
 from fairlung.transforms.files import visible
 
+from ..common.claims import process_folder, temporary_folder
 from .cohort_checks import SPLITS, CohortError
 from .cohort_drafts import draft_cohort
 from .cohort_folders import BuiltCohort, build_cohort
@@ -159,8 +158,8 @@ def unpack(archive: str | os.PathLike[str], target: str | os.PathLike[str], limi
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             return _reuse(archive, target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as work:
-            content = Path(work, "content")
+        with temporary_folder(target.parent, f".{target.name}.") as work:
+            content = work / "content"
             content.mkdir()
             begun = _identity(archive)
             try:
@@ -357,8 +356,7 @@ def _is_orphan(path: Path) -> bool:
 
 def _unpacked(archive: Path, name: str, limits: Limits | None) -> Root:
     archive = Path(os.path.abspath(archive))  # as errors name it
-    folder = Path(tempfile.mkdtemp(prefix="fairlung-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=process_folder()))
     try:
         done = unpack(archive, folder / "scans", limits)
     except (ArchiveError, OSError) as error:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import rarfile
 
+from ..common.claims import temporary_folder
 from .unpack_limits import LISTED, MAX_ENTRIES, ArchiveError, Budget, broken, check_name, encrypted, examine
 
 rarfile.RAR_MAX_COMMENT = -1  # comments are not read: those of old archives are unpacked by running a program
@@ -163,10 +164,10 @@ def _run(
     It gets links of plain names in a folder of their own: some programs take ``train1.rar`` and ``train2.rar`` for
     volumes of one archive, or a name that begins with a dash for an option.
     """
-    with tempfile.TemporaryDirectory() as links, tempfile.TemporaryFile() as said:
+    with temporary_folder() as links, tempfile.TemporaryFile() as said:
         for volume in reversed(volumes):
             part = PART.fullmatch(volume.name)
-            path = Path(links, f"archive.part{part['number']}.rar" if part else f"archive{volume.suffix.lower()}")
+            path = links / (f"archive.part{part['number']}.rar" if part else f"archive{volume.suffix.lower()}")
             path.symlink_to(volume)
         call = [program, *command(str(path), str(folder))]  # of the first volume
         unicode = os.environ | {"LC_ALL": "C.UTF-8"}  # for names

@@ -13,6 +13,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "pseudonyms": ["Pseudonyms"],
         "runtimes": ["MemoryKeeper", "MirrorInferer", "inferer_of"],
         "scan_readers": ["ScanLoader"],
-        "watch": ["watch_scans"],
+        "watch": ["run_inference", "watch_scans"],
     },
 )

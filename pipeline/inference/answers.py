@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ..postprocessing.fitted import Fitted
 logger = logging.getLogger(__name__)
 
 Status = Literal["ok", "failed", "skipped"]
+STATUSES = get_args(Status)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,23 @@ from fairlung.transforms.checks import check_setting
 
 from ..common.distributed import gather_interleaved, is_primary, rank, world_size
 from ..common.errors import EXIT_SOME_FAILED, UserError
-from ..common.files import append_durably, finite, replace_durably, whole_records
+from ..common.files import (
+    WriteError,
+    append_durably,
+    encoded,
+    finite,
+    replace_durably,
+    replacing,
+    told,
+    whole_records,
+)
 from ..common.tables import csv_bytes, csv_rows
 from ..common.text import one_line
 from ..data.groups import group_columns
 from ..data.intake_records import SEPARATOR
 from ..evaluation.predictions import POSTPROCESS, PROBABILITY, SYNTHETIC
 from ..postprocessing.fitted import Fitted
-from .answers import Answer, AnswerEvents, answer_scans
+from .answers import STATUSES, Answer, AnswerEvents, answer_scans
 from .pseudonyms import Pseudonyms
 
 logger = logging.getLogger(__name__)
@@ -124,8 +134,9 @@ class LabelledPredictionWriter:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._complete)
 
     def _start(self, engine: Engine) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _part(self.path).write_bytes(csv_bytes([self.columns]))
+        with told(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _part(self.path).write_bytes(csv_bytes([self.columns]))
 
     def _add(self, engine: Engine) -> None:
         batch, rows = engine.state.batch, []
@@ -136,7 +147,7 @@ class LabelledPredictionWriter:
                 answer = [""] * len(answer)
                 logger.warning("%s has no answer: the network's output is not finite", batch["scan"][i])
             rows.append([batch["scan"][i], self.class_names[int(batch["label"][i])], *groups, *answer, *self.mark])
-        with _part(self.path).open("ab") as file:
+        with told(self.path), _part(self.path).open("ab") as file:
             file.write(csv_bytes(rows))
 
     def _complete(self, engine: Engine) -> None:
@@ -146,10 +157,12 @@ class LabelledPredictionWriter:
             if not is_primary():
                 part.unlink()
                 return
-            part.write_bytes(csv_bytes([self.columns, *rows]))
+            with told(self.path):
+                part.write_bytes(csv_bytes([self.columns, *rows]))
         part.replace(self.path)
         if self.best_path is not None and engine.state.best_metric_epoch == engine.state.epoch:
-            shutil.copyfile(self.path, self.best_path)
+            with replacing(self.best_path) as best:
+                shutil.copyfile(self.path, best)
 
 
 class PredictionWriter:
@@ -231,19 +244,24 @@ class PredictionWriter:
             sys.exit(EXIT_SOME_FAILED)
 
     def _start(self, engine: Engine) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.counts.clear()
         self.codes.clear()
         if self.pseudonyms is not None:
             self.pseudonyms.share()
-        _part(self.path).write_bytes(csv_bytes([self.columns]))
-        _part(self.json_path).write_bytes(b"")
+        with told(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _part(self.path).write_bytes(csv_bytes([self.columns]))
+            _part(self.json_path).write_bytes(b"")
 
     def _add(self, engine: Engine) -> None:
         answers = self.answer(engine.state.batch, engine.state.output["pred"])
         engine.state.answers = answers
         engine.fire_event(AnswerEvents.ANSWERED)
-        for answer in self._write(answers):
+        try:
+            written = self._write(answers)
+        except WriteError as error:
+            raise WriteError(f"{error}; {self._kept()}") from error
+        for answer in written:
             self._count(answer.status, answer.warnings)
             if answer.status != "ok":
                 log = logger.warning if answer.status == "failed" else logger.info
@@ -253,6 +271,11 @@ class PredictionWriter:
         """Write answers, and return the ones that were written."""
         self._append(answers, _part(self.path), _part(self.json_path))
         return answers
+
+    def _kept(self) -> str:
+        """What is there of a run that cannot write on."""
+        count = sum(self.counts[status] for status in STATUSES)
+        return f"the {count} answers until then are kept in {_part(self.path)}, and taken up by --append True"
 
     def _append(self, answers: Sequence[Answer], table: Path, objects: Path) -> None:
         # objects first: a row never lacks its object, and an object without its row is not looked at
@@ -275,7 +298,8 @@ class PredictionWriter:
                 part.unlink()
                 json_part.unlink()
                 return
-            part.write_bytes(csv_bytes([self.columns, *rows]))
+            with told(self.path):
+                part.write_bytes(csv_bytes([self.columns, *rows]))
         replace_durably(self.json_path, json_list(objects))
         json_part.unlink()
         part.replace(self.path)
@@ -286,8 +310,8 @@ class AppendingPredictionWriter(PredictionWriter):
 
     A process that is killed loses the batch in work at most. A row that a kill cut off is dropped when the next process
     takes the table up (:meth:`recover`), and its scan is not among :attr:`answered`. The JSON is brought up to date
-    after each epoch, from a journal beside it. A scan that has a row, of whatever status, keeps it. One process at a
-    time may add to a table.
+    after each epoch, from a journal beside it. A scan that has a row, of whatever status, keeps it, unless it is to be
+    answered again (:meth:`answer_again`). One process at a time may add to a table.
     """
 
     _recovered = False
@@ -301,6 +325,7 @@ class AppendingPredictionWriter(PredictionWriter):
         """Take up the table, once: check and count its rows, and cut off what a kill left of the last one."""
         if self._recovered:
             return
+        self._take_up_parts()
         content = self.path.read_bytes() if self.path.exists() else b""
         whole = whole_records(content)
         if not whole and not csv_bytes([self.columns]).startswith(content):
@@ -315,6 +340,27 @@ class AppendingPredictionWriter(PredictionWriter):
         self._recovered = True
         if self._journal.exists():
             self._complete()
+
+    def _take_up_parts(self) -> None:
+        """Rows of a run without append that was broken off begin the table, unless there is one."""
+        part, objects = _part(self.path), _part(self.json_path)
+        if part.exists() and not self.path.exists():
+            if objects.exists():
+                objects.replace(self._journal)
+            part.replace(self.path)
+        for path in filter(Path.exists, (part, objects)):
+            logger.warning("%s, of a run that was to replace the table and was broken off, is removed", path)
+            path.unlink()
+
+    def _kept(self) -> str:
+        with suppress(OSError):  # the JSON may need more room than there is; the next process writes it
+            self._complete()
+        return f"the rows until then are kept in {self.path}; the same command goes on"
+
+    def answer_again(self, scans: Iterable[str]) -> None:
+        """The next answers to these scans take the place of the rows that they have; until then the rows stay."""
+        for scan in scans:
+            self.answered -= {scan, encoded(scan).decode()}
 
     def _start(self, engine: Engine) -> None:
         if world_size() > 1:
@@ -361,13 +407,20 @@ class AppendingPredictionWriter(PredictionWriter):
         return table
 
     def _complete(self, engine: Engine | None = None) -> None:
-        """Rewrite the JSON, an object for each row of the table, and remove the journal."""
+        """Leave the last row of each scan, rewrite the JSON, an object a row, and remove the journal."""
         known = {record["scan"]: json_line(record) for record in json_objects(self.json_path)}
         journal = self._journal.read_bytes() if self._journal.exists() else b""
         for line in journal[: journal.rfind(b"\n") + 1].splitlines(keepends=True):
             known[json.loads(line)["scan"]] = line  # the last counts: the one before may have lost its row
         rows = self._checked(self.path.read_bytes() if self.path.exists() else b"")
-        lines = [known.get(row["scan"]) or json_line(self._record_of(row)) for row in rows]
+        last = {row["scan"]: row for row in rows}
+        if len(last) < len(rows):
+            replace_durably(self.path, csv_bytes([self.columns, *([*row.values()] for row in last.values())]))
+        self.counts.clear()
+        self.codes.clear()
+        for row in last.values():
+            self._count(row["status"], row["warnings"].split(SEPARATOR))
+        lines = [known.get(scan) or json_line(self._record_of(row)) for scan, row in last.items()]
         replace_durably(self.json_path, json_list(lines))
         self._journal.unlink(missing_ok=True)
 

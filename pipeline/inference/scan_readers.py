@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import pickle
 import queue
+import select
 import signal
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -176,6 +178,7 @@ def _without_main_script() -> Iterator[None]:
 
 def _serve(connection: Connection, pickled: bytes, timeout: float) -> None:
     """Answer indices by items until the other side closes."""
+    threading.Thread(target=_end_with, args=(connection.fileno(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     with suppress(OSError):  # when memory runs out, a reader is ended rather than the process that holds the network
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -183,6 +186,7 @@ def _serve(connection: Connection, pickled: bytes, timeout: float) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
+    tempfile.tempdir = multiprocessing.current_process()._config.get("tempdir")  # type: ignore[attr-defined]  # its parent's
     os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
     torch.set_num_threads(1)  # there is a process a core
     dataset = pickle.loads(pickled)
@@ -197,6 +201,14 @@ def _serve(connection: Connection, pickled: bytes, timeout: float) -> None:
                 answer = _packed(dataset.failed(index, failure_reason(error)))
             connection.send_bytes(answer)
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _end_with(descriptor: int) -> None:
+    """End this process when the other side of its connection does, however that ends, even if a decoder hangs here."""
+    poll = select.poll()
+    poll.register(descriptor, 0)  # of nothing but its end
+    poll.poll()
+    os._exit(0)
 
 
 def _packed(item: Item) -> bytes:

@@ -3,9 +3,12 @@
 The folder is looked at again and again, because a file server's reports of changes are not to be relied on.
 """
 
+import hashlib
+import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,10 +25,14 @@ from monai.engines import Evaluator
 from fairlung.transforms.checks import check_setting
 
 from ..common.errors import UserError
+from ..common.files import append_durably
+from ..common.text import one_line
 from .prediction_writer import AppendingPredictionWriter, PredictionWriter
+from .scan_readers import ScanLoader
 
 logger = logging.getLogger(__name__)
 Scan = Mapping[str, Any]
+State = tuple[int, str]  # how many files a scan has, and the digest of their names, sizes and times
 Stamp = tuple[int, int, int]  # size in bytes, times of the last change of content and of the file, in nanoseconds
 
 # what copying programs call a file that is not complete
@@ -133,15 +140,16 @@ class _Folder:
                 names |= self._by_stem[_stem(first)] if entry.is_file else {first}
         return names
 
-    def stamps(self, scan: Scan) -> dict[str, Stamp]:
-        """The files of a scan: itself, or the files directly in its folders."""
+    def state(self, scan: Scan) -> State:
+        """Of a scan's files: itself, or the files directly in its folders."""
         wanted = set(self._paths(scan))
-        return {
-            path: stamp
+        files = sorted(
+            (path, size, changed)
             for name in self.entries_of(scan)
-            for path, stamp in self.entries[name].files.items()
+            for path, (size, changed, _) in self.entries[name].files.items()
             if path in wanted or (path.rpartition("/")[0] or ".") in wanted
-        }
+        )
+        return len(files), hashlib.sha256(repr(files).encode()).hexdigest()
 
     def _paths(self, scan: Scan) -> list[str]:
         """A scan's paths (``more`` of a source too), relative to the folder; its name for what lies elsewhere."""
@@ -164,21 +172,24 @@ def watch(
     poll_seconds: float = 5.0,
     idle_seconds: float | None = None,
     *,
+    states: dict[str, State] | None = None,
     stopped: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Answer the scans of a folder as they arrive, each once.
+    """Answer the scans of a folder as they arrive, each once, and again when it has changed.
 
     A scan is answered when names, sizes and times of all files of its study have been the same for ``quiet_seconds``,
     and none of them has the name of an incomplete one. The study is the entry of ``root`` that the scan lies in, with
     everything below it; of a file that lies in ``root`` itself, the files of the same name up to the first dot.
-    A scan that changes after it was answered keeps its answer; a warning says so once.
+    A scan whose files have changed since it was answered, such as by a copy that had stalled, is answered again; one
+    that has lost files keeps its answer.
 
     Args:
         root: the folder; it may not exist yet, and a file is a WatchError.
         find: the scans in it, ``{"image": path or source, "scan": name}``; FileNotFoundError is none.
         answered: names of the scans that have an answer, from an earlier run as well.
+        states: of the scans when they were answered, by this run or an earlier one; what is answered is added.
         idle_seconds: end when nothing has changed for so long, and nothing waits for its quiet time; None = never.
         stopped: whether to end; asked between rounds, and before each look.
     """
@@ -189,7 +200,7 @@ def watch(
     if root.exists() and not root.is_dir():
         raise WatchError(f"only a folder can be watched, and {root} is a file")
     folder = _Folder(root, quiet_seconds, clock())
-    rounds = _Rounds(folder, find, answer, answered, clock)
+    rounds = _Rounds(folder, find, answer, answered, clock, {} if states is None else states)
     logger.info("watching %s: a scan is answered when its study has not changed for %g s", root, quiet_seconds)
     while not stopped():
         now = clock()
@@ -219,8 +230,8 @@ class _Rounds:
     answer: Callable[[list[Scan]], None]
     answered: Callable[[], Collection[str]]
     clock: Callable[[], float]
+    states: dict[str, State]  # of the scans when they were answered
     done: set[str] = field(default_factory=set)  # by this run, whatever a table says
-    stamps: dict[str, dict[str, Stamp] | None] = field(default_factory=dict)  # when answered; None: a change was told
 
     def run(self, now: float) -> int:
         """How many scans were given to be answered."""
@@ -232,21 +243,31 @@ class _Rounds:
         now = self.clock()
         self.folder.update(now)  # finding may take long, and a study may have gone on meanwhile
         answered = {*self.answered(), *self.done}
-        ready = []
+        ready: list[Scan] = []
+        states: dict[str, State] = {}
         for scan in scans:
-            if not all(self.folder.is_quiet(name, now) for name in self.folder.entries_of(scan)):
+            name = scan["scan"]
+            if not all(self.folder.is_quiet(entry, now) for entry in self.folder.entries_of(scan)):
                 continue
-            if scan["scan"] in answered:
-                self._compare(scan)
-            else:
+            state = states[name] = self.folder.state(scan)
+            known = self.states.get(name, state)
+            if name not in answered:
                 ready.append(scan)
-                self.stamps[scan["scan"]] = self.folder.stamps(scan)
+            elif state[0] < known[0]:  # somebody tidies up
+                logger.warning("%s has lost files since it was answered; its answer stays", one_line(name))
+            elif state != known:
+                logger.warning("%s has changed since it was answered, and is answered again", one_line(name))
+                ready.append(scan)
         for entry in fresh:
             entry.settled = True
         if ready:
             self.answer(ready)
             self.done |= {scan["scan"] for scan in ready}
             self.folder.changed = self.clock()
+        answered = set(self.answered())
+        new = {name: state for name, state in states.items() if name in answered and self.states.get(name) != state}
+        if new:
+            self.states.update(new)
         return len(ready)
 
     def _found(self) -> Sequence[Scan] | None:
@@ -258,12 +279,31 @@ class _Rounds:
             logger.warning("%s cannot be searched for scans now: %s", self.folder.root, error.strerror or error)
             return None
 
-    def _compare(self, scan: Scan) -> None:
-        name, stamps = scan["scan"], self.folder.stamps(scan)
-        known = self.stamps.setdefault(name, stamps)
-        if known is not None and known != stamps:
-            self.stamps[name] = None
-            logger.warning("%s has changed since it was answered; it is not answered again", name)
+
+class _States(dict[str, State]):
+    """States of scans by name, which :meth:`update` also adds to a file; the last line of a scan counts."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        for line in path.read_bytes().splitlines() if path.exists() else []:
+            with suppress(ValueError):  # it was cut off
+                name, count, digest = json.loads(line)
+                self[name] = count, digest
+
+    def update(self, states: Mapping[str, State]) -> None:  # type: ignore[override]
+        super().update(states)
+        append_durably(
+            self.path, b"".join(json.dumps([name, *state]).encode() + b"\n" for name, state in states.items())
+        )
+
+
+def run_inference(evaluator: Evaluator, predictions: PredictionWriter, *watched: Any) -> None:
+    """In place of ``evaluator.run()``: :func:`watch_scans` of what is to be watched, else :func:`run_until_stopped`."""
+    if watched:
+        watch_scans(evaluator, predictions, *watched)
+    else:
+        run_until_stopped(evaluator, predictions)
 
 
 def watch_scans(
@@ -282,30 +322,60 @@ def watch_scans(
         raise ValueError("predictions must be written with append, or each round would begin the table anew")
     predictions.recover()
     loader = evaluator.data_loader
-    stop = _Stop()
+    stop = _Stop(evaluator)
+    states = _States(predictions.path.with_name(f".{predictions.path.stem}.watched.jsonl"))
 
     def answer(scans: list[Scan]) -> None:
-        evaluator.data_loader = loader.with_data(scans)
-        evaluator.state.epoch_length = len(evaluator.data_loader)
-        stop.ends(evaluator.data_loader.stop)
-        evaluator.run()
+        predictions.answer_again(scan["scan"] for scan in scans)
+        _run(evaluator, loader, scans, stop)
 
-    def end_if_stopped(engine: Evaluator) -> None:
-        if stop.asked:
-            engine.terminate_epoch()  # not terminate(): the epoch's handlers complete the table
-
-    evaluator.add_event_handler(Events.ITERATION_COMPLETED, end_if_stopped)
     with stop.by_signals():
         pauses = quiet_seconds, poll_seconds, idle_seconds
-        watch(root, find, answer, lambda: predictions.answered, *pauses, stopped=lambda: stop.asked, sleep=stop.sleep)
+        stops: dict[str, Any] = {"stopped": lambda: stop.asked != 0, "sleep": stop.sleep}
+        watch(root, find, answer, lambda: predictions.answered, *pauses, states=states, **stops)
+
+
+def run_until_stopped(evaluator: Evaluator, predictions: PredictionWriter) -> None:
+    """In place of ``evaluator.run()``: SIGINT and SIGTERM end it in order, with exit code 128 and their number.
+
+    That is after the running batch, or at once while it waits for scans to be read; the table is completed with what
+    was answered until then. A second signal has its usual effect. Scans that have a row already (``append``) are not
+    read again. The data loader is a :class:`~.ScanLoader`.
+    """
+    stop, loader = _Stop(evaluator), evaluator.data_loader
+    left = [scan for scan in loader.dataset.data if scan["scan"] not in predictions.answered]
+    if len(left) < len(loader.dataset):
+        counts = len(loader.dataset) - len(left), len(loader.dataset)
+        logger.info("%d of %d scans have a row in %s", *counts, predictions.path)
+    with stop.by_signals():
+        if left:
+            _run(evaluator, loader, left, stop)
+    if stop.asked:
+        said = "stopped by signal %d: the scans answered until then are in %s; --append True goes on with the others"
+        logger.warning(said, stop.asked, predictions.path)
+        sys.exit(128 + stop.asked)
+
+
+def _run(evaluator: Evaluator, loader: ScanLoader, scans: Sequence[Scan], stop: "_Stop") -> None:
+    """An epoch over scans."""
+    evaluator.data_loader = loader.with_data(scans)
+    evaluator.state.epoch_length = len(evaluator.data_loader)
+    stop.ends(evaluator.data_loader.stop)
+    evaluator.run()
 
 
 class _Stop:
-    """Whether a signal has asked for the end. It is a plain flag: a handler must not wait for a lock."""
+    """The signal that has asked an engine for its end; 0: none. It is a plain number: a handler must not wait."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, engine: Evaluator) -> None:
+        self.asked = 0
         self._end: Callable[[], None] = lambda: None
+
+        def end_if_stopped(engine: Evaluator) -> None:
+            if self.asked:
+                engine.terminate_epoch()  # not terminate(): the epoch's handlers complete the table
+
+        engine.add_event_handler(Events.ITERATION_COMPLETED, end_if_stopped)
 
     def sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -326,7 +396,7 @@ class _Stop:
 
         def ask(number: int, frame: FrameType | None) -> None:
             restore()
-            self.asked = True
+            self.asked = number
             self._end()
 
         previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -11,6 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "history": ["EpochLog", "MetricHistory"],
         "output_dir": ["begin", "check_run", "publish"],
         "record": ["TrainingRecord"],
-        "resume": ["ResumePoint", "made_for", "outlive_sigterm", "train"],
+        "resume": ["ResumePoint", "end", "made_for", "outlive_sigterm", "train"],
     },
 )

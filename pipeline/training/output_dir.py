@@ -12,6 +12,7 @@ from ignite.engine import Engine
 
 from fairlung.transforms.checks import check_setting
 
+from ..common.claims import claim, release
 from ..common.config import resolved_config, resolved_settings, write_settings
 from ..common.distributed import barrier, is_primary
 from ..common.errors import UserError
@@ -67,10 +68,18 @@ def require_writable(folder: str | Path) -> None:
 
 def check_run(epochs: int, val_interval: int, output_dir: str | Path, overwrite: bool, resume: bool) -> None:
     """Refuse, before anything is built, a training without a validation, or into a folder that is used
-    (:func:`require_new`) or cannot be written."""
+    (:func:`require_new`) or cannot be written.
+
+    The folder is this training's until :func:`~.end`: a second one there is a :class:`~.FolderError`.
+    """
     check_setting("val_interval", val_interval, 1 <= val_interval <= epochs, f"in [1, epochs = {epochs}]")
-    require_new(output_dir, overwrite, resume)
     require_writable(output_dir)
+    claim(output_dir)
+    try:
+        require_new(output_dir, overwrite, resume)
+    except CheckpointError:
+        release(output_dir)
+        raise
 
 
 def begin(

@@ -26,6 +26,7 @@ from monai.engines import SupervisedTrainer
 from monai.handlers import CheckpointSaver
 from torch.nn.parallel import DistributedDataParallel
 
+from ..common.claims import release
 from ..common.config import training_config
 from ..common.distributed import is_primary, rank, world_size
 from ..common.files import replacing, why_unreadable
@@ -284,3 +285,9 @@ def _survive_kills(saver: Any) -> None:
                 remove(filename)
 
     saver.remove = forgiving
+
+
+def end(resume_point: ResumePoint, output_dir: str | Path) -> None:
+    """A training has come to its end: nothing is left to resume, and the folder is free."""
+    resume_point.remove()
+    release(output_dir)

@@ -48,7 +48,7 @@ def starter(bundle: Path, cache: Path) -> Start:
 
     def start(*names: str, **overrides: Any) -> ConfigWorkflow:
         files = [str(bundle / "configs" / f"{name}.yaml") for name in names]
-        settings: dict[str, Any] = {"bundle_root": str(bundle), "num_workers": 0}
+        settings: dict[str, Any] = {"bundle_root": str(bundle), "num_workers": 0, "output_dir": str(cache / "out")}
         infers = names[0] == "inference"
         if not infers:
             settings |= {**SHRUNK, "pretrained": False, "model_file": "", "cache_dir": str(cache), "tracking_uri": ""}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -20,7 +22,7 @@ from ignite.handlers import DiskSaver
 from torch.utils.data import DataLoader, Dataset
 from workflows import SMALL_NETWORK, Start, cause, run
 
-from fairlung.pipeline.common.errors import user_error
+from fairlung.pipeline.common.errors import in_a_line, user_error
 from fairlung.pipeline.common.run_folder import resume_point
 from fairlung.pipeline.networks.checkpoint import CheckpointError
 from fairlung.pipeline.training.output_dir import OutputDirError, discard_previous, unwritable
@@ -64,6 +66,30 @@ def test_a_kill_between_two_files_costs_nothing(
     run(start("train", **settings, resume=True))
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["best.pt", "checkpoint_epoch=2.pt"]
     assert weights(tmp_path / "models" / "best.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.fault(
+    "lost", "a loader process of a training that the system kills", before="a traceback of 60 lines",
+    now="one line that says so and what to do; the training is resumed",
+)  # fmt: skip
+def test_a_loader_process_that_is_killed_ends_the_training_in_a_line(
+    start: Start, small_cohort: Path, tmp_path: Path
+) -> None:
+    settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path), "network_def": SMALL_NETWORK, "epochs": 3}
+    workflow = start("train", **settings, num_workers=1)
+    workflow.initialize()
+
+    def kill(*_: object) -> None:
+        multiprocessing.active_children()[0].kill()
+
+    trainer = workflow.parser.get_parsed_content("train::trainer")
+    trainer.add_event_handler(Events.EPOCH_STARTED(once=2), kill)
+    with pytest.raises(RuntimeError) as caught:
+        workflow.run()
+    assert re.search(r"DataLoader worker .* most likely memory ran out", in_a_line(caught.value))
+    run(start("train", **settings, resume=True))
+    assert set(pd.read_csv(tmp_path / "history.csv")["epoch"]) == {1, 2, 3}
 
 
 def stop_at(epoch: int, save: Callable) -> Callable:

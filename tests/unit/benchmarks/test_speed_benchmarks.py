@@ -18,8 +18,9 @@ from fairlung.transforms import LoadScan, ScanError, slice_folder
 from fairlung.transforms.plausibility import grey_percentiles
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-docs, harness, loader, loss, published, scans = (
-    importlib.import_module(f"speed.{name}") for name in ("docs", "harness", "loader", "loss", "published", "scans")
+docs, harness, load, loader, loss, published, scans = (
+    importlib.import_module(f"speed.{name}")
+    for name in ("docs", "harness", "load", "loader", "loss", "published", "scans")
 )
 
 
@@ -150,6 +151,24 @@ def test_a_benchmark_ends_in_a_table_of_the_page(options: Any) -> None:
     assert "exact, 1 thread" in found and "Not measured yet." in found and "stale" not in found
     assert docs.filled(found, docs.results(options.results)) == found
     assert [line for line in found.splitlines() if line in ("above", "below")] == ["above", "below"]
+
+
+@pytest.mark.parametrize("leaks", [False, True])
+def test_what_a_long_run_holds_is_counted(tmp_path: Path, leaks: bool) -> None:
+    samples: list[dict[str, Any]] = []
+    note, held = load.sampler(samples, 100), []
+    for done in range(1, 101):
+        with Path(__file__).open():
+            held += [Path(__file__).open()] if leaks else []  # noqa: SIM115
+        note(done)
+    assert [sample["done"] for sample in samples] == [*range(2, 101, 2)]
+    first, last = (part[-1]["files"] for part in load._ends(samples))
+    assert (last - first == 60) if leaks else (last == first)
+    load.draw({"a run": samples}, tmp_path / "load.png")
+    with Image.open(tmp_path / "load.png") as picture:
+        assert picture.size[0] > 500
+    for open_file in held:
+        open_file.close()
 
 
 def test_what_a_gpu_measured_stands_for_what_a_cpu_could_not() -> None:

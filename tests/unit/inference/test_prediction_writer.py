@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import logging
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ignite.engine import Engine, Events
 
-from fairlung.pipeline.common.errors import EXIT_SOME_FAILED, UserError
-from fairlung.pipeline.common.files import whole_records
+from fairlung.pipeline.common.errors import EXIT_SOME_FAILED, UserError, user_error
+from fairlung.pipeline.common.files import WriteError, whole_records
 from fairlung.pipeline.common.names import SEXES
 from fairlung.pipeline.evaluation.audit import audit
 from fairlung.pipeline.evaluation.compare import compare
@@ -512,6 +516,64 @@ def test_a_full_disk_leaves_the_table_as_it_was(tmp_path: Path, monkeypatch: pyt
     monkeypatch.undo()
     go_on()  # what has no row is not taken for answered
     assert [row["scan"] for row in read(path)] == [name.encode("utf-8", "backslashreplace").decode() for name in ODD]
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file grows beyond so many bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 30, 100, 200, 300, 450, 600, 900])
+@pytest.mark.parametrize("append", [True, False])
+@pytest.mark.fault(
+    "lost", "a disk that gets full while scans are answered", before="a traceback of 50 lines and more",
+    now="one line that names the file and what is kept; the next run with append goes on from there",
+)  # fmt: skip
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
+    tmp_path: Path, reference: tuple[bytes, list[dict[str, Any]]], append: bool, size: int
+) -> None:
+    path = tmp_path / "p.csv"
+    writer = (AppendingPredictionWriter if append else PredictionWriter)(path, ["a", "b"])
+    with files_up_to(size), pytest.raises(WriteError) as full:
+        answer(writer, odd_batches(ODD))
+    assert str(full.value).startswith(str(tmp_path)) and "cannot be written: File too large" in str(full.value)
+    assert "\n" not in str(full.value) and user_error(full.value) is full.value
+    add(path, odd_batches(rest(path)))
+    assert_complete(path, reference)
+
+
+def test_an_append_that_fails_leaves_table_and_json_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, batches = tmp_path / "p.csv", odd_batches(ODD)
+    add(path, batches[:1])
+
+    def fill(file: int) -> None:
+        if os.path.samestat(os.fstat(file), os.stat(path)) and len(read(path)) > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fill)
+    with pytest.raises(WriteError, match=f"{path} cannot be written: No space .* kept in {path}; the same command"):
+        add(path, batches[1:])
+    scans = [row["scan"] for row in read(path)]
+    assert len(scans) == 6
+    assert [found["scan"] for found in json.loads(path.with_suffix(".json").read_text())] == scans
+
+
+def test_a_run_that_was_broken_off_is_taken_up_by_append(
+    tmp_path: Path, reference: tuple[bytes, list[dict[str, Any]]], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "p.csv"
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            answer(PredictionWriter(path, ["a", "b"]), [*odd_batches(ODD[:3]), {"scan": ["y"]}])
+        add(path, odd_batches(rest(path)))
+        assert_complete(path, reference)
+    assert "p.csv.part, of a run that was to replace the table and was broken off, is removed" in caplog.text
 
 
 def test_a_scan_keeps_the_row_that_it_has(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

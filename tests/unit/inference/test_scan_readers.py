@@ -6,6 +6,7 @@ import ctypes
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -415,6 +416,26 @@ def test_the_readers_leave_ctrl_c_to_their_parent() -> None:
         reader.send_signal(signal.SIGINT)
     found += batches
     assert [batch["reason"] for batch in found] == [[""]] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.fault(
+    "lost", "a process that is ended while a reader hangs", before="leaves the reader running for ten minutes",
+    now="the reader ends with it",
+)  # fmt: skip
+def test_a_reader_that_hangs_ends_with_its_parent(number: int) -> None:
+    names = ["ok-0", "hang-"]
+    code = f"import time, {Path(__file__).stem} as tests; batches = iter(tests.loader({names}, 1, 1)); next(batches)"
+    code += "; print('hangs', flush=True); time.sleep(600)"
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command, environment = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": path}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"hangs\n"
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert len(below) >= 3  # fork server, resource tracker, reader
+        process.send_signal(number)
+    wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in below))
 
 
 class Local(Read):

@@ -98,11 +98,18 @@ def test_the_process_ends_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert printed == "interrupted; go on with --resume True"
 
 
-def test_the_whole_stack_is_shown_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_stack_is_shown_when_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     monkeypatch.setenv("FAIRLUNG_TRACEBACK", "1")
     show_errors_in_a_line()
-    assert sys.excepthook is sys.__excepthook__
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback") and "_ = 1 / 0" in said
 
 
 @pytest.mark.fault(

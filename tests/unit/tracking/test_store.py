@@ -19,7 +19,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from monai.bundle.scripts import _log_input_summary
 from workflows import CLASSES, run_statuses
 
-from fairlung.pipeline.common.errors import show_user_errors
+from fairlung.pipeline.common.errors import show_errors_in_a_line
 from fairlung.pipeline.common.text import without_login
 from fairlung.pipeline.data.cohort import Cohort, load_cohort
 from fairlung.pipeline.studies.plan import StudyPlan
@@ -257,7 +257,7 @@ def test_no_login_is_logged_or_printed(
     factory = logging.getLogRecordFactory()
     caplog.set_level(logging.INFO)
     try:
-        show_user_errors()
+        show_errors_in_a_line()
         _log_input_summary("run", {"tracking_uri": address, "tags": {"a": address}})
         for traced in ("0", "1"):
             monkeypatch.setenv("FAIRLUNG_TRACEBACK", traced)

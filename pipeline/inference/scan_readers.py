@@ -189,7 +189,7 @@ def _serve(connection: Connection, pickled: bytes, timeout: float) -> None:
     tempfile.tempdir = multiprocessing.current_process()._config.get("tempdir")  # type: ignore[attr-defined]  # its parent's
     os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
     torch.set_num_threads(1)  # there is a process a core
-    dataset = pickle.loads(pickled)
+    dataset = pickle.loads(pickled)  # noqa: S301  (of the parent, over a pipe of the two)
     connection.send_bytes(b"")
     with suppress(EOFError):
         while True:
@@ -311,7 +311,7 @@ class _Reader(threading.Thread):
             answer = connection.recv_bytes()
         except (EOFError, OSError):
             return self.end()
-        item = pickle.loads(answer)
+        item = pickle.loads(answer)  # noqa: S301  (of our own reader, over a pipe of the two)
         return item | {"image": torch.from_numpy(item["image"])}
 
     def _connected(self) -> Connection:

@@ -179,9 +179,7 @@ class Settings(TypedDict, total=False):
     overlay: Annotated[bool, "write a montage a scan, and what the answer looked at as NIfTI"]
     dicom_out: Annotated[bool, "write the answer as a DICOM report, the montage as secondary capture"]
     dicom_identity: Annotated[Literal["remove", "keep"], "keep: DICOM with the name and ID of the scan's patient"]
-    pseudonymize: Annotated[
-        str | None, "a file with a key: scans are named by keyed digests; null: by name"
-    ]
+    pseudonymize: Annotated[str | None, "a file with a key: scans are named by keyed digests; null: by name"]
     one_per_study: Annotated[bool, "answer one CT a study, whichever of its folders it lies in"]
     flip_tta: Annotated[bool, "also show each volume mirrored, and average: twice the time"]
     prevalence: Annotated[Frequencies | list[str] | None, "class frequencies where the model works, {class: number}"]

@@ -72,7 +72,8 @@ def check_settings() -> None:
     """
     show_errors_in_a_line()  # from now on the process ends on an error in a line
     end_in_order()
-    _UNTIL_EXIT.enter_context(logging_redirect_tqdm())  # a line of the log does not end in a progress bar
+    if sys.stderr.isatty():
+        _UNTIL_EXIT.enter_context(logging_redirect_tqdm())  # a line of the log does not end in a progress bar
     workflow = _running(ConfigWorkflow)
     typed = typed_settings()
     for name in typed.keys() & workflow.parser.config.keys():

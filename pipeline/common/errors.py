@@ -15,6 +15,7 @@ WHOLE_STACK = "FAIRLUNG_TRACEBACK"  # the environment variable that, set to 1, s
 REMEDIES = {
     r"shared memory|\bshm\b|/torch_\d": "the loaders' processes need more shared memory (docker run --shm-size 8g), or "
     "--num_workers 0",
+    r"AF_UNIX path too long": "the temporary folder's name is too long for a socket: set TMPDIR to a shorter one",
     r"out of memory|alloc.*memory": "a smaller --batch_size needs less; --accumulate makes up for it in training",
     r"DataLoader worker": "most likely memory ran out, and the system killed it: take fewer --num_workers",
 }

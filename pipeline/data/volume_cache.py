@@ -155,8 +155,7 @@ class VolumeCache(PersistentDataset):
             self._make_room(path, content.getbuffer().nbytes)
         except OSError as error:
             if not self._warned:
-                said = "the cache %s cannot be written, the training goes on without it: %s"
-                logger.warning(said, path.parent, error)
+                logger.warning("the training goes on without a cache in %s: %s", path.parent, error)
             self._warned = True
 
     def _make_room(self, path: Path, written: int) -> None:

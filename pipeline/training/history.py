@@ -98,7 +98,7 @@ class MetricHistory:
             with replacing(self.path) as part:
                 pd.DataFrame(self._rows, columns=list(self.COLUMNS)).to_csv(part, index=False, na_rep="nan")
         except OSError as error:
-            self._warn("%s cannot be written, the training goes on: %s", self.path, error)
+            self._warn("the training goes on: %s", error)
 
     def _warn(self, message: str, *values: Any) -> None:
         if not self._warned:

@@ -111,6 +111,7 @@ def test_an_interrupted_training_says_how_to_go_on(bundle_dir: Path, small_cohor
     with subprocess.Popen(
         [sys.executable, "-m", "monai.bundle", "run", *arguments], cwd=tmp_path, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     ) as training:  # fmt: skip
         assert training.stdout is not None
         lines = []

@@ -49,6 +49,12 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.make_archive(str(folder / "scans"), "zip", folder / "packed"))
 
 
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short one: the readers' sockets lie below it, and a socket's path has 107 bytes at most."""
+    return tmp_path_factory.mktemp("t")
+
+
 class Inference:
     """``python -m monai.bundle run``, with a temporary folder of its own."""
 

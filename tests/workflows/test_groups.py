@@ -114,12 +114,12 @@ def test_combinations_train_and_every_judgement_agrees(
         return
 
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
-        logged = store.execute("select key, value from metrics where key in ('val_score', 'val/best_score')").fetchall()
+        logged = store.execute("select key, value from metrics where key in ('val/score', 'val/best_score')").fetchall()
         keys = {key for (key,) in store.execute("select key from metrics")}
         params = dict(store.execute("select key, value from params"))
     assert {round(value, 9) for _, value in logged} == {round(metrics["metrics"]["score"], 9)}
     assert json.loads(params["groups"]) == names
-    assert {"val_f1_male x under 55", "val_f1_male x from 55", "val_f1_unknown"} <= keys
+    assert {"val/f1/male x under 55", "val/f1/male x from 55", "val/f1/unknown"} <= keys
 
 
 def test_small_combinations_stop_with_what_to_set(start: Start, small_cohort: Path, tmp_path: Path) -> None:

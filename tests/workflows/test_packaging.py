@@ -30,7 +30,7 @@ DISTRIBUTIONS = {
 # imported by packages that a requirement brings along and re-exports
 PART_OF = {"alembic": "mlflow", "fire": "monai", "markupsafe": "jinja2", "packaging": "pytest"}
 # imported by a requirement that does not bring it along, when it is asked for
-ASKED_FOR = {"psutil", "pyjpegls"}  # MLflow, to log the machine's load; pydicom, to decode JPEG-LS
+ASKED_FOR = {"pyjpegls"}  # pydicom, to decode JPEG-LS
 
 
 def canonical(name: str) -> str:

@@ -114,7 +114,7 @@ def _run_all(start: Start, cohort: Path, new: Path, out: Path, bundle: Path) -> 
     for inference in ({"overlay": True, "dicom_out": True}, {"all_series": True}):
         place = {"scans": str(new), "output_dir": str(out / f"answers {len(shown)}"), "min_slices": 5}
         with pytest.raises(SystemExit):
-            run(start("inference", **network, **place, checkpoint=str(out / "model.pt"), **inference))
+            run(start("inference", **network, **place, checkpoint=str(out / "run" / "models" / "best.pt"), **inference))
         shown.append("")
     table = pd.read_csv(cohort)
     table["scan"] = [str(cohort.parent / scan) for scan in table["scan"]]

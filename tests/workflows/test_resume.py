@@ -24,6 +24,7 @@ from workflows import SMALL_NETWORK, Start, cause, run
 
 from fairlung.pipeline.common.errors import in_a_line, user_error
 from fairlung.pipeline.common.run_folder import resume_point
+from fairlung.pipeline.common.settings import SettingError
 from fairlung.pipeline.networks.checkpoint import CheckpointError
 from fairlung.pipeline.training.output_dir import OutputDirError, discard_previous, unwritable
 from fairlung.pipeline.training.resume import ResumePoint, outlive_sigterm
@@ -336,7 +337,8 @@ def test_a_full_disk_is_one_line(start: Start, pair: SimpleNamespace, tmp_path: 
 def test_a_folder_that_cannot_be_written_is_refused_first(start: Start, small_cohort: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     error = cause(start("train", cohort=str(small_cohort), output_dir=str(tmp_path / "file" / "run")))
-    assert isinstance(error, OutputDirError) and str(error).endswith("cannot be written: Not a directory")
+    assert isinstance(error, SettingError)
+    assert str(error).startswith("output_dir must be a folder that can be written") and str(error).endswith("is a file")
 
 
 @pytest.mark.parametrize(

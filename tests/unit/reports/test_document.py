@@ -110,7 +110,9 @@ def test_a_name_is_text_in_a_description_of_mlflow() -> None:
     result = {
         "metrics": scores, "class_names": [one, two], "group_names": HOSTILE[:2], "confusion": [[[1, 0], [0, 1]]] * 2,
         "split": "test", "checkpoint": "model.pt", "synthetic": False,
-        "audit": SimpleNamespace(verdicts=(Verdict("note", name) for name in HOSTILE)),
+        "audit": SimpleNamespace(
+            verdicts=(Verdict("note", name) for name in HOSTILE), overall=SimpleNamespace(numbers=dict), groups=()
+        ),
     }  # fmt: skip
     rendered = Page(MarkdownIt("commonmark", {"html": True}).enable("table").render(note_markdown(result)))
     assert {tag for tag, _ in rendered.elements} & {"script", "svg", "img", "a"} == set()

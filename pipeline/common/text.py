@@ -113,6 +113,7 @@ def mask_logins() -> None:
     make = logging.getLogRecordFactory()
     if not isinstance(make, _Masking):
         logging.setLogRecordFactory(_Masking(make))
+    logging.raiseExceptions = False  # a line that cannot be written is dropped, not shown with the stack and its values
 
 
 class _Masking:

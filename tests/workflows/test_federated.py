@@ -86,6 +86,7 @@ def check_what_leaves(sent: ExchangeObject, weights: Weights, scans: Sequence[st
     assert not [scan for scan in scans if Path(scan).name.encode() in packed]
 
 
+@pytest.mark.slow
 def test_two_sites_train_one_network(start: Start, bundle_dir: Path, small_cohort: Path, tmp_path: Path) -> None:
     cohorts = split_into_sites(small_cohort, tmp_path)
     counts = {name: group_counts(path) for name, path in cohorts.items()}

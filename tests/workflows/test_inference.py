@@ -193,6 +193,7 @@ def test_a_csv_of_paths_is_answered_row_by_row(start: Start, models: Path, data_
     assert "does not exist" in table.loc["gone.nrrd", "reason"]
 
 
+@pytest.mark.slow
 def test_a_folder_that_fills_is_answered_as_it_fills(
     start: Start, models: Path, data_dir: Path, odd_hu: tuple, tmp_path: Path
 ) -> None:
@@ -259,6 +260,7 @@ def plain_log_entries() -> Iterator[None]:
     now="keyed digests everywhere with --pseudonymize",
 )  # fmt: skip
 @pytest.mark.usefixtures("plain_log_entries")
+@pytest.mark.slow
 def test_names_of_scans_are_replaced_wherever_they_are_written(
     start: Start, models: Path, named_after_people: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -244,6 +244,7 @@ def same_to_the_bit(whole: Path, parts: Path) -> None:
     now="is saved after the step, and goes on to the bit",
 )
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
 def test_sigterm_costs_nothing(start: Start, small_cohort: Path, tmp_path: Path, workers: int) -> None:
     """With dropout, whose draws go on in the middle of the epoch, and the sums of the epoch's training loss."""
     network = SMALL_NETWORK | {"dropout_prob": 0.3}

@@ -199,6 +199,7 @@ def test_killed_resumed_and_by_ray_the_numbers_are_the_same(
         assert child.info.status == "FINISHED" and child.data.tags["fairlung.device"]
 
 
+@pytest.mark.slow
 def test_nested_folds_choose_and_judge_on_different_scans(
     write: Any, small_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def on_fixed_batch(workflow: ConfigWorkflow, batch: dict[str, Any]) -> torch.Ten
 @pytest.mark.parametrize(
     ("name", "settings"), VARIANTS, ids=lambda part: part if isinstance(part, str) else "-".join(part.values())
 )
+@pytest.mark.slow
 def test_every_system_trains_and_lowers_its_loss(
     start: Start, unequal_cohort: Path, tmp_path: Path, name: str, settings: dict[str, str]
 ) -> None:
@@ -157,6 +158,7 @@ def test_an_overlay_of_0_1_trains_and_its_nulls_are_not_recorded(
 
 
 # ---- another network -----------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_another_network_of_monai_is_three_lines(start: Start, small_cohort: Path, tmp_path: Path) -> None:
     names = ("train", "networks/densenet121")
     settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path)}

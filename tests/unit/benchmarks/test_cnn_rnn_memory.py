@@ -62,6 +62,7 @@ def test_kept_activations_are_what_autograd_saves() -> None:
 
 
 @pytest.mark.parametrize("encoder_mode", ENCODER_MODES)
+@pytest.mark.slow
 def test_memory_is_as_counted_and_bounded(encoder_mode: str) -> None:
     network = build(encoder_mode)
     depths, gradients = (8, 16), 4 * sum(p.numel() for p in network.parameters() if p.requires_grad)

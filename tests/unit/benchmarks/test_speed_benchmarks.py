@@ -137,6 +137,7 @@ def test_percentiles_by_counting_are_numpys() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # from measurement to page
 # ---------------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_benchmark_ends_in_a_table_of_the_page(options: Any) -> None:
     result = loader.measure(options)
     path = harness.write(result, options)

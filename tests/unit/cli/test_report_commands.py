@@ -25,6 +25,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_commands_write_reports_and_cards(cli, tmp_path):
     run = make_run(tmp_path / "run", synthetic=True)
     write_report(run)

@@ -28,6 +28,7 @@ def checkpoints(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     return sorted(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_several_checkpoints_answer_together(checkpoints: list[Path], small_cohort: Path) -> None:
     scans = [small_cohort.parent / scan for scan in pd.read_csv(small_cohort)["scan"][:2]]
     names = [f"prob_{name}" for name in CLASSES]

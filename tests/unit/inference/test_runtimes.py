@@ -56,6 +56,7 @@ def network() -> nn.Module:
 
 
 @pytest.mark.parametrize(("runtime", "tolerance"), [("openvino", 1e-5), ("openvino_bf16", 0.05)])
+@pytest.mark.slow
 def test_its_logits_are_those_of_pytorch(network: nn.Module, images: Tensor, runtime: str, tolerance: float) -> None:
     inferer = inferer_of(runtime, torch.device("cpu"))
     with torch.inference_mode():
@@ -120,6 +121,7 @@ def test_what_it_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert user_error(caught.value) is caught.value
 
 
+@pytest.mark.slow
 def test_the_bundle_answers_as_with_pytorch(start: Start, network: nn.Module, data_dir: Path, tmp_path: Path) -> None:
     from fairlung.pipeline.networks.checkpoint import ModelSettings
 

@@ -108,6 +108,7 @@ def nothing_left() -> Iterator[None]:
     wait_for(lambda: readers() == [])
 
 
+@pytest.mark.slow
 def test_a_scan_that_hangs_or_crashes_its_reader_costs_no_other() -> None:
     names = ["ok-0", "exit-", "ok-2", "segfault-", "hang-", "ok-5", "abort-", "killed-", "ok-8", "memory-", "error-"]
     names += ["sys.exit-", "unpicklable-", "ok-13"]

@@ -431,6 +431,7 @@ def test_a_link_that_leads_back_up_is_followed_once(tmp_path: Path) -> None:
     assert watch_module.look(tmp_path)["study"].keys() == {"study/0.dcm"}
 
 
+@pytest.mark.slow
 def test_a_slow_copy_is_answered_when_it_is_complete(tmp_path: Path) -> None:
     """With the real clock, and times that the copy keeps."""
     source = tmp_path / "source"

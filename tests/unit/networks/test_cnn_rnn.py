@@ -177,6 +177,7 @@ def test_frozen_gradients_are_those_of_gru_and_head(build: Callable) -> None:
         torch.testing.assert_close(frozen[name], full[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_the_chunk_changes_nothing(build: Callable) -> None:
     image = batch(3, 5).double()  # in single precision a value near 0 may fall on either side of a ReLU
     one, other = (gradients(build(chunk=chunk).double(), image) for chunk in (1, 16))
@@ -291,6 +292,7 @@ def trained(start: Start, small_cohort: Path, tmp_path_factory: pytest.TempPathF
     return SimpleNamespace(output=output, workflow=workflow, settings=settings)
 
 
+@pytest.mark.slow
 def test_it_trains_and_lowers_its_loss(trained: SimpleNamespace) -> None:
     history = pd.read_csv(trained.output / "history.csv")
     loss = history[history["metric"] == "train_loss"].sort_values("epoch")["value"].tolist()
@@ -301,6 +303,7 @@ def test_it_trains_and_lowers_its_loss(trained: SimpleNamespace) -> None:
     assert content["settings"]["num_slices"] == SLICES
 
 
+@pytest.mark.slow
 def test_its_checkpoint_is_evaluated(trained: SimpleNamespace, start: Start) -> None:
     run(start(*SYSTEM, "evaluate", **trained.settings))
     folder = trained.output / "val" / "evaluation"

@@ -59,6 +59,7 @@ def test_a_registered_model_of_0_1_answers_as_it_did(old: SimpleNamespace, monke
 
 
 @pytest.mark.parametrize("append", [False, True])
+@pytest.mark.slow
 def test_a_copy_of_0_1s_inference_runs(old: SimpleNamespace, tmp_path: Path, append: bool) -> None:
     settings = {"scans": old.scan, "output_dir": str(tmp_path), "checkpoint": old.checkpoint, "append": append}
     file = f"{old.bundle}/configs/inference.yaml"

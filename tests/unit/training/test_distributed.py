@@ -103,6 +103,7 @@ def worker(rank: int, world: int, folder: str) -> None:
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_gradient_and_memory_are_those_of_the_global_batch(world: int, tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(worker, (world, str(tmp_path)), nprocs=world, start_method="forkserver")
     image, weight, target = batch()

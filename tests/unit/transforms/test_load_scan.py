@@ -109,6 +109,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_hu_are_those_of_other_readers(data_dir: Path, tmp_path: Path) -> None:
     found = read_hu(data_dir / "chest_ct_dicom").clip(-1024, 3071)
     slices = [pydicom.dcmread(file) for file in (data_dir / "chest_ct_dicom").glob("*.dcm")]

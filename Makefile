@@ -65,7 +65,7 @@ coverage: $(READY)
 	$(PYTEST) -n $(or $(WORKERS),2) --cov --cov-report=term $(ARGS)
 
 reliability: $(READY)
-	$(PYTEST) -n $(or $(WORKERS),2) -m fault --reliability docs/reliability.md $(ARGS)
+	$(PYTEST) -n $(or $(WORKERS),2) -m fault --reliability=docs/reliability.md $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

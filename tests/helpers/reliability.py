@@ -25,7 +25,7 @@ class Reliability:
         self.rows: dict[tuple[str, str, str, str], list[bool]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" or (report.failed and report.when == "setup"):
+        if (report.when == "call" and not report.skipped) or (report.failed and report.when == "setup"):
             for name, row in report.user_properties:
                 if name == "fault":
                     self.rows.setdefault(tuple(row), []).append(report.passed)  # type: ignore[arg-type]

@@ -186,10 +186,15 @@ def process_folder() -> Path:
     return folder
 
 
-def end_in_order() -> None:
-    """Let SIGTERM end this process as sys.exit does, and nothing of it stay in the temporary folder after a kill."""
+def exit_on_sigterm() -> None:
+    """Let SIGTERM, a scheduler's stop, end this process as sys.exit does, unless it has a handler already."""
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def end_in_order() -> None:
+    """:func:`exit_on_sigterm`, and let nothing of this process stay in the temporary folder after a kill."""
+    exit_on_sigterm()
     with suppress(OSError):  # where multiprocessing puts its sockets; else in folders pymp-* that nobody removes
         multiprocessing.current_process()._config.setdefault("tempdir", str(process_folder()))  # type: ignore[attr-defined]

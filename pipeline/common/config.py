@@ -44,9 +44,10 @@ def _running(kind: type[Running]) -> Running:
 
 def run_name(system: str, **settings: Any) -> str:
     """A run in a line, ``LA+CVaR R3D18 alpha 0.8 tau 1.0 exact seed 42``; what its loss does not read is left out."""
-    unread = unread_by_objective(_running(ConfigParser).config)
+    config = _running(ConfigParser).config
+    unread = unread_by_objective(config)
     shown = {name: value for name, value in settings.items() if value is not None and name not in unread}
-    named = [system, network_name(_running(ConfigParser).config).removesuffix("Classifier")]
+    named = [system, network_name(config).removesuffix("Classifier")]
     named += [str(v) if name == "gradient" else f"{name} {v}" for name, v in shown.items()]
     return " ".join(filter(None, named))
 

@@ -21,8 +21,9 @@ OURS = (".png", ".nii.gz")  # a folder of such a name could stand where a file o
 NAME_BYTES = 160  # of one part of a path; file systems take 255, and suffixes are added
 
 
-# a disk that is full, or beyond its quota or a limit; a folder that may not be written to; a disk that is broken
-UNWRITABLE = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk that is full, or beyond its quota or a limit
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # a folder that may not be written to
+UNWRITABLE = (*FULL, *REFUSED, errno.EIO)  # or a disk that is broken
 
 
 class WriteError(UserError, OSError):

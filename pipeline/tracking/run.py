@@ -9,9 +9,7 @@ import atexit
 import hashlib
 import json
 import logging
-import signal
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -28,6 +26,7 @@ from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 
 from ..common import run_folder
+from ..common.claims import exit_on_sigterm
 from ..common.distributed import is_primary
 from ..common.files import json_or_nothing
 from ..common.names import TRAINING_SETTINGS
@@ -151,9 +150,7 @@ class RunTracker:
         uid = uuid.uuid4().hex
         self._journal = Journal(self.output_dir, uid)
         atexit.register(self.finish, "FAILED")  # however the process ends, short of a kill -9: the run is closed
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # a scheduler's stop: ends as sys.exit does
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        exit_on_sigterm()
         if away is not None:
             self._go_offline(away)
         uri = self._uri if without_login(self._uri) == self._uri else None

@@ -1,6 +1,5 @@
 """The begin and the end of a training: its output folder refused or emptied, its best checkpoint published."""
 
-import errno
 import logging
 import os
 import shutil
@@ -16,7 +15,7 @@ from ..common.claims import claim, release
 from ..common.config import resolved_config, resolved_settings, write_settings
 from ..common.distributed import barrier, is_primary
 from ..common.errors import UserError
-from ..common.files import replacing
+from ..common.files import FULL, REFUSED, replacing
 from ..common.names import TRAINING_SETTINGS
 from ..common.run_folder import EVALUATION_FILES, REVIEW_FILES, SETTINGS, best_checkpoint, is_resumed, resume_point
 from ..data.cohort import Cohort
@@ -33,8 +32,6 @@ from .record import TrainingRecord
 
 logger = logging.getLogger(__name__)
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # what a process that was killed was about to write: ignite's, ours, and the tables of a validation
 LEFTOVERS = ("models/tmp????????", "models/.*.pt", "val/*.part*", ".history.csv")
 

@@ -86,6 +86,16 @@ def sampler(samples: list[dict[str, Any]], length: int) -> Callable[[int], None]
     return note
 
 
+def run_noted(workflow: Any, engine: str, event: Any, length: int, samples: list[dict[str, Any]]) -> None:
+    """Run a workflow, and note what its processes hold after each iteration or epoch of one of its engines."""
+    workflow.initialize()
+    note = sampler(samples, length)
+    running = workflow.parser.get_parsed_content(engine)
+    running.add_event_handler(event, lambda engine: note(engine.state.get_event_attrib_value(event)))
+    workflow.run()
+    workflow.finalize()
+
+
 def infer(scratch: str, number: int) -> list[dict[str, Any]]:
     """inference.yaml with two reading processes, by an untrained network."""
     import torch
@@ -109,12 +119,7 @@ def infer(scratch: str, number: int) -> list[dict[str, Any]]:
             "inference.yaml", scans=str(first.parent), output_dir=f"{folder}/out", checkpoint=str(model), num_workers=2,
             device="$torch.device('cpu')",
         )  # fmt: skip
-        workflow.initialize()
-        note = sampler(samples, number)
-        evaluator = workflow.parser.get_parsed_content("evaluator")
-        evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: note(engine.state.iteration))
-        workflow.run()
-        workflow.finalize()
+        run_noted(workflow, "evaluator", Events.ITERATION_COMPLETED, number, samples)
         answers = json.loads(Path(folder, "out", "predictions.json").read_text())
     assert [answer["status"] for answer in answers] == ["ok"] * number
     return samples
@@ -135,12 +140,7 @@ def train(scratch: str, epochs: int) -> list[dict[str, Any]]:
             model_file="", pretrained=False, tracking_uri="", epochs=epochs, min_cell=1, keep_checkpoints=1,
             num_workers=1, network_def=DENSENET, device="$torch.device('cpu')", **SMALL,
         )  # fmt: skip
-        workflow.initialize()
-        note = sampler(samples, epochs)
-        trainer = workflow.parser.get_parsed_content("train::trainer")
-        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: note(engine.state.epoch))
-        workflow.run()
-        workflow.finalize()
+        run_noted(workflow, "train::trainer", Events.EPOCH_COMPLETED, epochs, samples)
     return samples
 
 

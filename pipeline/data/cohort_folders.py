@@ -12,7 +12,8 @@ from fairlung.transforms.files import SLICE_SUFFIXES, has_suffix, natural_key, v
 
 from ..common.names import CHALLENGE_CLASSES, CLASS_ALIASES, CLASS_NAMES, SEXES
 from ..common.tables import write_frame
-from .cohort_checks import SPLITS, CohortError, checked_names, problem_report, quoted
+from ..common.text import quoted
+from .cohort_checks import SPLITS, CohortError, checked_names, problem_report
 
 LAYOUTS = ("auto", "paper", "challenge")
 PART = "its DICOM series goes on in another folder; put all its files into one"

@@ -1,10 +1,13 @@
 """Names, values and notes as MLflow takes them, and as a person may read them: short, plain, without logins."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ..common.text import without_login
 from ..data.cohort_checks import SPLITS
@@ -115,3 +118,12 @@ def headline_table(scores: Mapping[str, float], groups: Sequence[str], audit: An
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     first, *others = [[*map(escape_markdown, row)] for row in (headings, *rows)]
     return [f"| {' | '.join(row)} |" for row in (first, ["---"] * len(first), *others)]
+
+
+def batch_digest(batch: Mapping[str, Any]) -> str:
+    """Digest of the tensors of a batch, by name: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(batch.items()):
+        if isinstance(value, Tensor):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

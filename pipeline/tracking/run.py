@@ -6,7 +6,6 @@ its disk is full, the run goes on and ``fairlung mlflow-sync OUTPUT_DIR`` sends 
 """
 
 import atexit
-import hashlib
 import json
 import logging
 import subprocess
@@ -38,11 +37,13 @@ from ..evaluation.records import Audit
 from ..reports.document import escape_markdown
 from . import store, sync
 from .journal import ARTIFACTS, Journal, batches, deliver, stamp, subject
-from .loggable import loggable, note_markdown, param, refuse_shared_names, short, shown_name
+from .loggable import batch_digest, loggable, note_markdown, param, refuse_shared_names, short, shown_name
 from .store import TrackingError, bounded, impatient, patience
 from .system_load import SystemMonitor
 
 logger = logging.getLogger(__name__)
+
+COMMIT = "mlflow.source.git.commit"  # tag
 
 # settings that an evaluation has of its own where a training has them too
 JUDGED_WITH = (
@@ -132,9 +133,11 @@ class RunTracker:
         self._about = _about(settings, self.kind, cohort)
         interrupted = self._interrupted() if resumed else {}
         self.run_name = interrupted.get("run_name", self.run_name)
-        self._open(self._start_tags(settings, cohort), interrupted, away)
+        tags = self._start_tags(settings, cohort)
+        self._open(tags, interrupted, away)
         if self.kind == "train":
-            self._write_record({key: settings[key] for key in TRAINING_SETTINGS if settings.get(key) is not None})
+            objective = {key: settings[key] for key in TRAINING_SETTINGS if settings.get(key) is not None}
+            self._write_record(tags.get(COMMIT), objective)
         if not interrupted:  # MLflow takes a parameter once; settings that may change stand in settings.json
             self._submit("params", values={name: param(value) for name, value in settings.items()})
             self._log_cohort(cohort)
@@ -205,11 +208,10 @@ class RunTracker:
         self._submit("dataset", dataset=entity, context=self.kind)
         self.log_text(frame_csv(cells), "cohort/cells.csv")
 
-    def _write_record(self, training: Mapping[str, Any]) -> None:
+    def _write_record(self, commit: str | None, training: Mapping[str, Any]) -> None:
         assert self._journal is not None
         content: dict[str, Any] = {"tracking_uri": self._uri, "run_id": self.run_id, "run_name": self.run_name}
-        content |= {"journal": self._journal.uid, "settings": training}
-        content |= {"commit": _git_tags(self.source_dir).get("mlflow.source.git.commit")}
+        content |= {"journal": self._journal.uid, "settings": training, "commit": commit}
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             (self.output_dir / run_folder.RECORD).write_text(json.dumps(loggable(content), indent=2))
@@ -446,15 +448,6 @@ class TrackEvaluation:
         self.tracker.log_metrics({**engine.state.metrics, **best}, engine.state.epoch)
 
 
-def batch_digest(batch: Mapping[str, Any]) -> str:
-    """Digest of the tensors of a batch, by name: 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, value in sorted(batch.items()):
-        if isinstance(value, torch.Tensor):
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _git_tags(folder: Path) -> dict[str, str]:
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
@@ -462,7 +455,7 @@ def _git_tags(folder: Path) -> dict[str, str]:
 
     try:
         changed = bool(git("status", "--porcelain", "--untracked-files=no"))
-        tags = {"mlflow.source.git.commit": git("rev-parse", "HEAD")}
+        tags = {COMMIT: git("rev-parse", "HEAD")}
     except (OSError, subprocess.CalledProcessError):
         return {}
     return tags | {"fairlung.uncommitted_changes": str(changed).lower()}

@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +52,6 @@ def unwritable(error: BaseException | None, folder: str | Path) -> str | None:
     return None
 
 
-def require_writable(folder: str | Path) -> None:
-    """Make a folder if need be; OutputDirError if it cannot be written."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x")
-    except OSError as error:
-        raise OutputDirError(f"output_dir {folder} cannot be written: {error.strerror or error}") from error
-
-
 def check_run(epochs: int, val_interval: int, output_dir: str | Path, overwrite: bool, resume: bool) -> None:
     """Refuse, before anything is built, a training without a validation, or into a folder that is used
     (:func:`require_new`) or cannot be written.
@@ -70,7 +59,6 @@ def check_run(epochs: int, val_interval: int, output_dir: str | Path, overwrite:
     The folder is this training's until :func:`~.end`: a second one there is a :class:`~.FolderError`.
     """
     check_setting("val_interval", val_interval, 1 <= val_interval <= epochs, f"in [1, epochs = {epochs}]")
-    require_writable(output_dir)
     claim(output_dir)
     try:
         require_new(output_dir, overwrite, resume)

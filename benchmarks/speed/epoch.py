@@ -29,12 +29,12 @@ def cohort(options: Options) -> Path:
     """A scan of every class and sex in both splits, in the published layout, with its cohort.csv."""
     slices, size = (12, 64) if options.small else (300, 512)
     scan = jpeg_scan(options.scratch, slices, size)
-    folder = options.scratch / f"epoch_{slices}_{size}"
+    folder = options.scratch / f"epochs_{slices}_{size}"
     rows = []
     for split in ("Train", "Val"):
         for label in CLASSES:
             for sex in SEXES:
-                copy = copy_of(scan, folder / split / label / sex / f"{label}-{sex}")
+                copy = copy_of(scan, folder / split / label / sex / f"{label}-{sex}", backwards=split == "Val")
                 rows.append({"scan": str(copy.relative_to(folder)), "label": label, "sex": sex, "split": split.lower()})
     with (folder / "cohort.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

@@ -40,16 +40,20 @@ def jpeg_scan(scratch: Path, slices: int, size: int = SIZE, name: str = "") -> P
     return folder
 
 
-def copy_of(scan: Path, folder: Path) -> Path:
-    """The same scan in another folder, which shares its files where the file system can."""
+def copy_of(scan: Path, folder: Path, backwards: bool = False) -> Path:
+    """The same slices in another folder, which shares their files where the file system can.
+
+    ``backwards`` they make another volume: a training refuses one that is in two splits.
+    """
     if not folder.is_dir():
         part = folder.with_name(f"{folder.name}.{os.getpid()}")
         part.mkdir(parents=True)
-        for file in scan.iterdir():
+        files = sorted(scan.iterdir())
+        for file, named in zip(files, reversed(files) if backwards else files, strict=True):
             try:
-                os.link(file, part / file.name)
+                os.link(file, part / named.name)
             except OSError:
-                shutil.copyfile(file, part / file.name)
+                shutil.copyfile(file, part / named.name)
         part.rename(folder)
     return folder
 

@@ -38,8 +38,11 @@ def _without_waiting_for_the_disk(connection: Any, _: object) -> None:
 
 
 # ---- which worker runs what ------------------------------------------------------------------------------------------
-# files that take longest, first: a long one that comes last is waited for by all other workers
-FIRST = ("test_commands", "test_mlflow_server", "test_distributed", "test_study", "test_systems", "test_inference")
+# files that take longest, first: a long one that comes last is waited for by all other workers; and those that need
+# most memory, while a worker is small
+FIRST = ("test_commands", "test_mlflow_server", "test_distributed", "test_grad_cam", "test_cnn_rnn", "test_r3d18")
+FIRST += ("test_registered_0_1", "test_study", "test_systems", "test_inference", "test_resume")
+FIRST += ("test_intake_defects", "test_intake_fuzz")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -54,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
-GROWTH = 200 << 20  # bytes by which a worker may grow before it is tidied
+GROWTH = 150 << 20  # bytes by which a worker may grow before it is tidied
 
 
 class Tidy:

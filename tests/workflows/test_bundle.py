@@ -207,6 +207,7 @@ def test_real_slices_train_evaluate_and_infer(start: Start, data_dir: Path, tmp_
     np.testing.assert_allclose(table["prob_adenocarcinoma"] + table["prob_squamous_cell"], 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_three_classes_and_three_groups_of_another_column(start: Start, small_cohort: Path, tmp_path: Path) -> None:
     table = pd.read_csv(small_cohort, dtype=str, keep_default_na=False)
     table = table[table["label"] != "covid19"]
@@ -307,6 +308,7 @@ def test_a_missing_scans_folder_is_a_user_error(start: Start, trained: Trained, 
     assert "none does not exist" in str(error)
 
 
+@pytest.mark.slow
 def test_an_external_cohort_has_a_test_split_alone(
     start: Start, trained: Trained, small_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,7 +140,10 @@ def pair(start: Start, small_cohort: Path, tmp_path_factory: pytest.TempPathFact
         other = refusal(start, **parts | {"learning_rate": 1e-2, "resume": True})
         assert other.endswith("other settings:\n  learning_rate: was 0.001, is 0.01")
         # the number of loader processes changes nothing
-        run(start("train", **parts | {"resume": True, "num_workers": 2}))
+        resumed = run(start("train", **parts | {"resume": True, "num_workers": 2}))
+        for part in ("train", "validate"):
+            # Python's collector would wait five seconds for each process
+            resumed.parser.get_parsed_content(f"{part}::dataloader")._iterator._shutdown_workers()
         return SimpleNamespace(whole=folder / "whole", parts=folder / "parts", settings=parts)
 
 

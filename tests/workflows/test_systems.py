@@ -110,7 +110,9 @@ def test_every_system_has_a_name_and_a_header(start: Start) -> None:
         assert (FOLDER / f"{name}.yaml").read_text().startswith("# Overlay on train.yaml: ")
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("ce", "cvar") else pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS]
+)
 def test_a_setting_that_the_system_does_not_have_is_refused(start: Start, name: str, tmp_path: Path) -> None:
     """A run of plain cross-entropy is never recorded with an alpha."""
     overlay = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())

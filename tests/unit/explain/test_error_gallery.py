@@ -124,6 +124,7 @@ def test_cells_of_the_cohort_lie_beside_the_predictions(judged: SimpleNamespace,
     pd.testing.assert_frame_equal(pd.read_csv(judged.folder / "cells.csv"), cells)
 
 
+@pytest.mark.slow
 def test_no_picture_when_none_is_asked_for_and_what_is_no_number_is_refused_first(
     judged: SimpleNamespace, start: Start, tmp_path: Path
 ) -> None:

@@ -31,6 +31,7 @@ def monai_activation(network: nn.Module, image: Tensor, class_index: int) -> np.
     grad_cam = GradCAM(explained, explained_layer(network), postprocessing=lambda activation: activation)
     grad_cam.nn_module.gradients = Contiguous()
     activation = grad_cam(image[None], class_idx=class_index)[0, 0].detach()
+    vars(grad_cam.nn_module).clear()  # MONAI's hooks keep this object for good: at least without network and gradients
     peak = activation.max()
     return (activation / peak if peak > 0 else activation).numpy()
 
@@ -44,12 +45,12 @@ def network_of(kind: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", ["r3d18", "channels_last", "cnn_rnn"])
-@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("mirrored", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_map_is_monais_to_the_last_digit(kind: str, mirrored: bool) -> None:
     network = network_of(kind)
-    image = torch.rand(1, 16, 48, 40)
+    image = torch.rand(1, 12, 40, 32)
     if kind == "cnn_rnn":
-        image[:, 13:] = -1  # padding
+        image[:, 10:] = -1  # padding
     image = image.flip(-1) if mirrored else image
     explained, shown = explained_copy(network), 0
     for index in range(3):

@@ -316,6 +316,7 @@ def test_its_checkpoint_is_evaluated(trained: SimpleNamespace, start: Start) -> 
     assert all(entry["peak_slice"] < entry["num_slices"] for entry in errors)
 
 
+@pytest.mark.slow
 def test_padding_comes_after_the_cache(trained: SimpleNamespace, small_cohort: Path) -> None:
     size, crop = SHRUNK["image_size"], SHRUNK["crop_size"]
     counts = set()
@@ -335,6 +336,7 @@ def test_padding_comes_after_the_cache(trained: SimpleNamespace, small_cohort: P
     assert min(counts) < SLICES and SLICES in counts
 
 
+@pytest.mark.slow
 def test_slices_are_those_of_the_scan_in_order(trained: SimpleNamespace) -> None:
     dataset = trained.workflow.parser.get_parsed_content("validate::dataset")
     edge = (SHRUNK["image_size"] - SHRUNK["crop_size"]) // 2
@@ -371,6 +373,7 @@ def test_the_recipe_of_the_paper_is_the_shipped_one(bundle_dir: Path) -> None:
     assert len(same) >= len(train["augmentation"]) - 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("train", "evaluate"), ("inference",)])
 def test_configs_of_another_network_refuse_its_checkpoint(
     trained: SimpleNamespace, start: Start, names: tuple[str, ...], tmp_path: Path, data_dir: Path
@@ -387,6 +390,7 @@ def test_configs_of_another_network_refuse_its_checkpoint(
     assert not list(tmp_path.rglob("predictions.csv"))
 
 
+@pytest.mark.slow
 def test_its_config_refuses_the_checkpoint_of_another_network(
     trained: SimpleNamespace, start: Start, tmp_path: Path
 ) -> None:
@@ -399,6 +403,7 @@ def test_its_config_refuses_the_checkpoint_of_another_network(
     assert "network: checkpoint 'R3D18Classifier', run 'CNNRNNClassifier'" in str(error)
 
 
+@pytest.mark.slow
 def test_its_checkpoint_is_not_registered_for_inference(trained: SimpleNamespace, bundle_dir: Path) -> None:
     from fairlung.pipeline.tracking.bundle_model import log_bundle_model
     from fairlung.pipeline.tracking.champion import RegistryError

@@ -40,6 +40,7 @@ FILES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_papers_protocol_is_called_optimistic(given_study, given_found, tmp_path):
     tables = given_found
     text = optimism_text(tables)

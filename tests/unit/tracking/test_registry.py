@@ -300,6 +300,7 @@ def again(store: SimpleNamespace, bundle_dir: Path, tmp_path: Path, monkeypatch:
     return SimpleNamespace(output=output, evaluation=evaluation, register=register, client=store.client)
 
 
+@pytest.mark.slow
 def test_the_alias_follows_the_rule(again: SimpleNamespace) -> None:
     def held() -> str:
         return again.client.get_model_version_by_alias("m", CHAMPION).version

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchio
 from monai.transforms import (
     Compose,
     EnsureTyped,
@@ -89,7 +90,6 @@ def test_a_stock_augmentation_is_the_one_of_unit_volumes(name: str, first: bool,
 
 @FAULT
 def test_an_augmentation_of_torchio_works_and_is_drawn_by_the_seed(tmp_path: Path) -> None:
-    torchio = pytest.importorskip("torchio")
     noise = torchio.RandomNoise(std=0.05, include=["image"])
     first, again, other = (seen([noise], tmp_path, seed) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)

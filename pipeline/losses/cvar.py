@@ -21,7 +21,7 @@ class GroupMeans(NamedTuple):
 
 def group_means(sample_losses: Tensor, group: Tensor) -> GroupMeans:
     """Mean loss over the samples of each group present in the batch (paper, Eq. 3); id -1 belongs to no group."""
-    same = (group[:, None] == group[None, :]) & (group >= 0)[:, None]
+    same = group[:, None] == group[None, :]
     first = ~torch.tril(same, diagonal=-1).any(dim=1) & (group >= 0)
     share = same.to(sample_losses) / same.sum(dim=1, keepdim=True).clamp(min=1)
     share = share * first[:, None].to(share)

@@ -55,7 +55,7 @@ LOSSES = ("tests/unit/losses/test_*.py", "tests/test_losses.py", "tests/test_agg
 SLICES = ("tests/unit/transforms/test_slices.py", "tests/test_slices.py")
 INTAKE = tuple(
     f"tests/{folder}test_{name}*.py"
-    for name in ("load_scan", "intake_defects", "intake_real", "intake_fuzz")
+    for name in ("plausibility", "load_scan", "intake_defects", "intake_real", "intake_fuzz")
     for folder in ("unit/transforms/", "")
 )
 ROOMS = {
@@ -95,7 +95,7 @@ MUTANTS = [
       "scale * (logits - margins.to(logits) * _one_hot(label, logits))",
       "scale * logits - margins.to(logits) * _one_hot(label, logits)"),
     # ---- CVaR ----
-    M("cvar", "unknown are a group", "& (group >= 0)[:, None]", "& (group >= -1)[:, None]"),
+    M("cvar", "ties in their order", "(tied @ weights) / tied.sum(dim=1).clamp(min=1) * used", "weights * used"),
     M("cvar", "first slot unknown", "torch.tril(same, diagonal=-1).any(dim=1) & (group >= 0)",
       "torch.tril(same, diagonal=-1).any(dim=1) & (group >= -1)"),
     M("cvar", "a group's slot is its last", "first = ~torch.tril(same, diagonal=-1)", "first = ~torch.triu(same, diagonal=1)"),
@@ -145,7 +145,7 @@ MUTANTS = [
     M("metrics", "gap turned", "(f1[0] - f1[1]).item()", "(f1[1] - f1[0]).item()"),
     M("metrics", "abs_gap to the mean", "(judged.max() - judged.min()).item()", "(judged.max() - judged.mean()).item()"),
     M("metrics", "empty groups judged", "judged = f1[present] if present.any() else f1", "judged = f1"),
-    M("metrics", "pooled without the unknown", "class_scores(confusion.sum(0))", "class_scores(confusion[:-1].sum(0))"),
+    M("metrics", "pooled with the unknown", "class_scores(confusion[:-1].sum(0))", "class_scores(confusion.sum(0))"),
     M("metrics", "the last batch alone", "self.confusion += counts.to(self._device)", "self.confusion = counts.to(self._device)"),
     # ---- slices ----
     M("slices", "too few to trim, by one", "MIN_SLICES_TO_TRIM = 6", "MIN_SLICES_TO_TRIM = 7"),
@@ -163,8 +163,7 @@ MUTANTS = [
     M("plausibility", "tissue of the other end", "(known > TISSUE_HU[0]) & (known < TISSUE_HU[1])", "known > TISSUE_HU[0]"),
     M("plausibility", "padding counts", "known = hu[hu > PADDING_HU]", "known = hu[hu >= PADDING_HU]"),
     M("plausibility", "corners are lungs", "reaches_corner[around[[0, 0, -1, -1], [0, -1, 0, -1]]] = True", ""),
-    M("plausibility", "one lung is enough", "if min(lung_shares(seen < air_below)) >= LUNG_SHARE:",
-      "if max(lung_shares(seen < air_below)) >= LUNG_SHARE:"),
+    M("plausibility", "one lung is enough", "if min(lung_shares(air)) >= LUNG_SHARE:", "if max(lung_shares(air)) >= LUNG_SHARE:"),
 ]  # fmt: skip
 
 

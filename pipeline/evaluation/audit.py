@@ -1,6 +1,7 @@
 """What the numbers of one model on one set of labelled scans can bear: intervals, tests, calibration and verdicts.
 
 The numbers of scans of each class and group are the design, not chance: resampling is stratified by class and group.
+Where patients have several scans, patients are drawn instead (patients.py).
 """
 
 import logging
@@ -22,6 +23,7 @@ from . import records
 from .audit_words import verdicts
 from .calibration import group_calibration
 from .metrics import class_scores
+from .patients import Clusters, DesignEffects, design_effects, warn_of_repeated
 from .predictions import Predictions, load_predictions
 from .records import Audit, Power
 from .resampling import CheckedEstimate, Floats, check_resampling, estimate, interval, wilson
@@ -76,21 +78,26 @@ def bootstrap_confusion(
 
 def confusion_intervals(
     confusion: NDArray[Any], rng: np.random.Generator, resamples: int = 10_000, confidence: float = 0.95,
-    method: IntervalMethod = "smoothed",
+    method: IntervalMethod = "smoothed", patients: Clusters | None = None,
 ) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, Floats]]:  # fmt: skip
     """Intervals of every number of :func:`summaries`.
 
     ``smoothed`` draws from smoothed shares (:func:`row_shares`). That moves means over cells towards chance, so the
     draws of P, the gap and the F1 of a group are moved back to what was observed; those of a single cell are not,
     which is what gives a cell that was always right a lower end. ``percentile`` is the plain bootstrap. How often
-    each covers the truth: benchmarks/intervals.py, docs/statistics.md.
+    each covers the truth: benchmarks/intervals.py, docs/statistics.md. With ``patients`` these are drawn, not scans
+    (:meth:`.Clusters.bootstrap`).
 
     Returns:
         name -> (value, low, high), and the draws behind them, name -> [B, ...].
     """
     observed = summaries(np.asarray(confusion, dtype=float))
-    draws = summaries(bootstrap_confusion(confusion, resamples, rng, method))
-    centre = summaries(row_shares(confusion, method) * np.asarray(confusion).sum(-1, keepdims=True))
+    if patients is None:
+        drawn: NDArray[Any] = bootstrap_confusion(confusion, resamples, rng, method)
+        mean = row_shares(confusion, method) * np.asarray(confusion).sum(-1, keepdims=True)
+    else:
+        drawn, mean = patients.bootstrap(resamples, rng, method == "smoothed")
+    draws, centre = summaries(drawn), summaries(mean)
     found: dict[str, tuple[Any, Any, Any]] = {}
     for name, value in observed.items():
         recentre = method == "smoothed" and name in ("score", "gap", "group_f1")
@@ -105,45 +112,57 @@ def confusion_intervals(
     return found, draws
 
 
-def fair_model(confusion: NDArray[Any], resamples: int, rng: np.random.Generator) -> dict[str, Floats]:
+def fair_model(
+    confusion: NDArray[Any], resamples: int, rng: np.random.Generator, patients: Clusters | None = None
+) -> dict[str, Floats]:
     """:func:`summaries` [B, ...] of a perfectly fair model of the same overall behaviour on scans like these.
 
     Every group's predictions are drawn from the shares of all groups together, class by class, for counts [G, C, C].
     |gap| of a fair model is never 0 on a finite sample: an observed |gap| means something only beside this. Its signed
     gap is not 0 on average either where the groups have different proportions of classes, as precision depends on them.
     """
+    if patients is not None:
+        return summaries(patients.alike(resamples, rng))
     counts = np.asarray(confusion)
     shares = np.broadcast_to(row_shares(counts.sum(0, keepdims=True), "percentile"), counts.shape)
     return summaries(rng.multinomial(counts.sum(-1), shares, size=(resamples, *counts.shape[:2])))
 
 
-def permutation_test(confusion: NDArray[Any], permutations: int, rng: np.random.Generator) -> float:
+def permutation_test(
+    confusion: NDArray[Any], permutations: int, rng: np.random.Generator, patients: Clusters | None = None
+) -> float:
     """p-value of the gap of counts [G, C, C] when groups are shuffled among the scans of each class.
 
     Under the null hypothesis the group of a scan says nothing about its prediction once its class is known. The gap of
     two groups is held against the mean over shuffles, which is not 0 where their classes have different proportions;
     with more groups the statistic t is |gap|. p = #{t* >= t} / (1 + permutations), the observed t among the t*.
+    With ``patients`` these are shuffled whole (:meth:`.Clusters.shuffled`).
     """
     counts = np.asarray(confusion, dtype=np.int64)
-    groups, classes, _ = counts.shape
-    name = "gap" if groups == 2 else "abs_gap"
+    name = "gap" if len(counts) == 2 else "abs_gap"
     found = [summaries(counts[None])[name]]
     size = max(1, min(permutations, PERMUTATION_CHUNK // max(1, int(counts.sum()))))
     for start in range(0, permutations, size):
         b = min(size, permutations - start)
-        shuffled = np.zeros((b, groups, classes, classes), dtype=np.int64)
-        for label in range(classes):
-            predictions = np.repeat(np.arange(classes, dtype=np.int16), counts[:, label].sum(0))
-            order = rng.permuted(np.broadcast_to(predictions, (b, len(predictions))), axis=1)
-            ends = np.cumsum(counts[:, label].sum(-1))
-            for group, part in enumerate(np.split(order, ends[:-1], axis=1)):
-                for predicted in range(classes):
-                    shuffled[:, group, label, predicted] = (part == predicted).sum(1)
-        found.append(summaries(shuffled)[name])
+        found.append(summaries(_shuffled(counts, b, rng) if patients is None else patients.shuffled(b, rng))[name])
     statistic = np.concatenate(found)
-    if groups == 2:
+    if len(counts) == 2:
         statistic = np.abs(statistic - statistic.mean())
     return float((statistic >= statistic[0] - 1e-12).mean())
+
+
+def _shuffled(counts: NDArray[np.int64], permutations: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """[B, G, C, C]: the scans of each class shuffled between the groups."""
+    groups, classes, _ = counts.shape
+    shuffled = np.zeros((permutations, groups, classes, classes), dtype=np.int64)
+    for label in range(classes):
+        predictions = np.repeat(np.arange(classes, dtype=np.int16), counts[:, label].sum(0))
+        order = rng.permuted(np.broadcast_to(predictions, (permutations, len(predictions))), axis=1)
+        ends = np.cumsum(counts[:, label].sum(-1))
+        for group, part in enumerate(np.split(order, ends[:-1], axis=1)):
+            for predicted in range(classes):
+                shuffled[:, group, label, predicted] = (part == predicted).sum(1)
+    return shuffled
 
 
 def power_of_gap(gap: float, standard_error: float, n: int, confidence: float = 0.95) -> Power:
@@ -229,16 +248,19 @@ def audit(
     if len(known.group_names) < 2:
         names = ", ".join(known.group_names) or "none"
         raise NoAuditError(f"an audit of fairness needs scans of two groups at least; there are scans of: {names}")
-    rng = np.random.default_rng(seed)
+    warn_of_repeated(known)
+    rng, patients = np.random.default_rng(seed), Clusters.of(known)
     confusion = known.confusion()[:-1]
-    found, draws = confusion_intervals(confusion, rng, resamples, confidence, method)
-    pooled, _ = confusion_intervals(confusion.sum(0, keepdims=True), rng, resamples, confidence, method)
-    fair_draws = fair_model(confusion, resamples, rng)
+    found, draws = confusion_intervals(confusion, rng, resamples, confidence, method, patients)
+    together = patients.pooled() if patients else None
+    pooled, _ = confusion_intervals(confusion.sum(0, keepdims=True), rng, resamples, confidence, method, together)
+    fair_draws = fair_model(confusion, resamples, rng, patients)
     fair = [fair_draws["abs_gap"].mean(), np.quantile(fair_draws["abs_gap"], 0.95)]
     if "gap" in fair_draws:
         fair += [fair_draws["gap"].mean(), *np.quantile(fair_draws["gap"], [0.025, 0.975])]
-    groups = _groups(known, confusion, found["group_f1"], max(100, resamples // 5), confidence, rng)
-    cells = _cells(known, confusion, found["cell_f1"], confidence, min_cell)
+    effects = design_effects(patients, confusion)
+    groups = _groups(known, confusion, found["group_f1"], max(100, resamples // 5), confidence, rng, effects.accuracy)
+    cells = _cells(known, confusion, found["cell_f1"], confidence, min_cell, effects)
     estimates = {name: estimate(*found[name]) for name in ("score", "gap", "abs_gap") if name in found}
     tested, power = "abs_gap", None  # the largest of several differences is not normally distributed around 0
     if "gap" in found:
@@ -253,8 +275,9 @@ def audit(
         overall=records.Overall(**estimates, f1_macro=estimate(*pooled["score"])),
         groups=groups, cells=cells, worst_cell=_worst_cell(cells, draws["cell_f1"], confusion),
         fair_model=records.FairModel(*map(float, fair)),
-        permutation=records.Permutation(tested, permutation_test(confusion, permutations, rng)), power=power,
-        differences=group_differences(known), confusion=confusion.tolist(),
+        permutation=records.Permutation(tested, permutation_test(confusion, permutations, rng, patients)),
+        power=power, differences=group_differences(known), confusion=confusion.tolist(),
+        patients=patients.worth() if patients else None,
     )  # fmt: skip
     return replace(result, verdicts=tuple(verdicts(result)))
 
@@ -283,7 +306,7 @@ def write_audit(
 
 def _groups(
     known: Predictions, confusion: NDArray[Any], f1: Sequence[Floats], resamples: int, confidence: float,
-    rng: np.random.Generator,
+    rng: np.random.Generator, effects: Floats,
 ) -> tuple[records.GroupResult, ...]:  # fmt: skip
     by_fairlearn = group_scores(known)
     calibration = group_calibration(known, rng, resamples, confidence)
@@ -291,17 +314,20 @@ def _groups(
     for g, name in enumerate(known.group_names):
         hits, n = int(confusion[g].trace()), int(confusion[g].sum())
         macro_f1 = CheckedEstimate(*estimate(*(part[g] for part in f1)), by_fairlearn[name])
-        groups.append(records.GroupResult(name, n, macro_f1, wilson(hits, n, confidence), calibration.get(name)))
+        accuracy = wilson(hits, n, confidence, effects[g])
+        groups.append(records.GroupResult(name, n, macro_f1, accuracy, calibration.get(name)))
     return tuple(groups)
 
 
 def _cells(
-    known: Predictions, confusion: NDArray[Any], f1: Sequence[Floats], confidence: float, min_cell: int
-) -> tuple[records.Cell, ...]:
+    known: Predictions, confusion: NDArray[Any], f1: Sequence[Floats], confidence: float, min_cell: int,
+    effects: DesignEffects,
+) -> tuple[records.Cell, ...]:  # fmt: skip
     cells = []
     for (g, group), (c, name) in product(enumerate(known.group_names), enumerate(known.class_names)):
         hits, n, predicted = (int(k) for k in (confusion[g, c, c], confusion[g, c].sum(), confusion[g, :, c].sum()))
-        precision, recall = wilson(hits, predicted, confidence), wilson(hits, n, confidence)
+        precision = wilson(hits, predicted, confidence, effects.precision[g, c])
+        recall = wilson(hits, n, confidence, effects.recall[g, c])
         found = estimate(*(part[g, c] for part in f1))
         cells.append(records.Cell(group, name, n, predicted, precision, recall, found, n < min_cell))
     return tuple(cells)

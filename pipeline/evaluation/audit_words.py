@@ -11,6 +11,12 @@ def verdicts(result: Audit) -> list[Verdict]:
     few = few_groups(result)
     found = [Verdict("no-statement", f"{few[0].upper()}{few[1:]}: no statement on the gap.")] if few else []
     found = found or [_gap_verdict(result), *_power_verdicts(result)]
+    if result.patients:
+        text = (
+            f"The {result.n} scans are of {result.patients.n} patients: patients, not scans, were resampled and moved "
+        )
+        text += f"between the groups. The answers to a patient's scans correlate by {result.patients.correlation:.2f}."
+        found.append(Verdict("note", text))
     if result.postprocess:
         text = f"These are not the network's own answers: they were post-processed ({result.postprocess})."
         found.append(Verdict("note", text))
@@ -67,14 +73,19 @@ def _power_verdicts(result: Audit) -> list[Verdict]:
     power, n = result.power, result.n
     if power is None:
         return []
-    text = f"{n} scans show a gap of {power.detectable_gap:.3f} or more in {in_percent(POWER)} of studies"
+    scans = f"{n} scans"
+    if result.patients:
+        worth = f"{result.patients.effective_scans:.0f} scans of as many patients"
+        scans += f" of {result.patients.n} patients, worth {worth},"
+    text = f"{scans} show a gap of {power.detectable_gap:.3f} or more in {in_percent(POWER)} of studies"
     if power.detectable_gap > 1:  # no gap is larger
-        text = f"On {n} scans no gap, however large, is seen in {in_percent(POWER)} of studies"
+        text = f"On {scans} no gap, however large, is seen in {in_percent(POWER)} of studies"
     if power.scans is None:
         return [Verdict("note", f"{text}.")]
     if power.scans <= n:
         return [Verdict("note", f"{text}; the observed one is of that size.")]
     text += f"; one of the observed size would need about {planned(power.scans)} scans in the same proportions "
+    text += "and as many a patient " if result.patients else ""
     return [Verdict("note", f"{text}({power.scans / n:.1f} times as many).")]
 
 

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .patients import Clusters, chances, resample_scans
 from .predictions import Ints, Predictions
 from .records import Calibration, Chance, ReliabilityBin
-from .resampling import Floats, estimate_from, resample_counts
+from .resampling import Floats, estimate_from
 
 BINS = 10
 
@@ -42,7 +43,9 @@ def reliability_curve(
     return tuple(curve)
 
 
-def auc_of_resamples(label: Ints, probabilities: Floats, counts: Floats, rng: np.random.Generator) -> Floats:
+def auc_of_resamples(
+    label: Ints, probabilities: Floats, counts: Floats, rng: np.random.Generator, patient: Ints | None = None
+) -> Floats:
     """Macro one-against-rest ROC AUC [B] of each resample, from the Mann-Whitney statistic with repeated scans.
 
     Resamples of a class that is perfectly separated are all separated, which would make its AUC of 1 a certainty. Its
@@ -50,14 +53,15 @@ def auc_of_resamples(label: Ints, probabilities: Floats, counts: Floats, rng: np
     Beta(k, 1), whose lower quantiles are the exact bounds of Clopper and Pearson (1934). All separated classes get the
     same chance, as classes of one group are not independent.
 
-    ``label`` [N] holds every class of ``probabilities`` [N, C]; ``counts`` [B, N] of :func:`resample_counts` are
-    stratified by class.
+    ``label`` [N] holds every class of ``probabilities`` [N, C], and so does each resample of ``counts`` [B, N]. With
+    ``patient`` [N] pairs are of patients.
     """
     areas, chance = [], rng.random(len(counts))
+    whose = np.arange(len(label)) if patient is None else patient
     for c in range(probabilities.shape[1]):
         positive, negative = np.flatnonzero(label == c), np.flatnonzero(label != c)
         if probabilities[positive, c].min() > probabilities[negative, c].max():
-            areas.append(chance ** (1 / min(len(positive), len(negative))))
+            areas.append(chance ** (1 / min(len(np.unique(whose[positive])), len(np.unique(whose[negative])))))
             continue
         above = np.sign(probabilities[positive, c][:, None] - probabilities[negative, c]) / 2 + 0.5
         won = ((counts[:, positive] @ above) * counts[:, negative]).sum(1)
@@ -75,6 +79,7 @@ def group_calibration(
     if predictions.probabilities is None:
         return found
     classes = len(predictions.class_names)
+    patients = Clusters.of(predictions)
     for g, name in enumerate(predictions.group_names):
         inside = predictions.group == g
         if not inside.any():
@@ -82,21 +87,25 @@ def group_calibration(
         label, probabilities = predictions.label[inside], predictions.probabilities[inside]
         said = predictions.prediction[inside]
         sure, correct = probabilities[np.arange(len(said)), said], said == label
-        counts = resample_counts(label, resamples, rng)
+        patient = predictions.patient[inside] if patients and predictions.patient is not None else None
+        counts = resample_scans(label, patient, resamples, rng)
+        drawn = counts.sum(1)
         squares = ((probabilities - np.eye(classes)[label]) ** 2).sum(1)
         auc = None
         if len(np.unique(label)) == classes:
             judged = [1] if classes == 2 else range(classes)  # of two classes the other AUC is the same
             value = float(np.mean([roc_auc_score(label == c, probabilities[:, c]) for c in judged]))
-            auc = estimate_from(auc_of_resamples(label, probabilities, counts, rng), value, confidence)
+            every = counts[(counts @ np.eye(classes)[label] > 0).all(1)]  # a class may be of a patient of several alone
+            auc = estimate_from(auc_of_resamples(label, probabilities, every, rng, patient), value, confidence)
         bins = np.eye(BINS)[bin_of(sure)]
         error = float(expected_calibration_error(sure, correct))
         # Resampling adds chance, which makes the ECE larger; the basic bootstrap mirrors it at the observed one.
-        eces = np.clip(2 * error - np.abs((counts * (correct - sure)) @ bins).sum(1) / len(label), 0, 1)
-        chance = expected_calibration_error(sure, rng.random((resamples, len(sure))) < sure)
+        eces = np.clip(2 * error - np.abs((counts * (correct - sure)) @ bins).sum(1) / drawn, 0, 1)
+        at_random = chances(len(sure), patient, patients.correlation if patients else 0.0, resamples, rng)
+        chance = expected_calibration_error(sure, at_random < sure)
         found[name] = Calibration(
             auc,
-            estimate_from(counts @ squares / len(label), float(squares.mean()), confidence),
+            estimate_from(counts @ squares / drawn, float(squares.mean()), confidence),
             estimate_from(eces, error, confidence),
             Chance(float(chance.mean()), float(np.quantile(chance, 0.95))),
             float(sure.mean()),

@@ -23,6 +23,7 @@ from ..common.text import cut, did_you_mean, named, printable, quoted
 from ..data.cohort_checks import listed
 from ..data.groups import JOIN, doubtful_values, group_ids, group_values, joined, natural_order, occurring_groups
 from .metrics import group_confusion
+from .patients import PATIENT, of_several_groups, patient_ids
 
 PROBABILITY = "prob_"  # before the class name in the column of its probability
 POSTPROCESS = "postprocess"  # column: what was done to the probabilities
@@ -51,9 +52,11 @@ class Predictions:
     group_by: tuple[str, ...]  # the columns that the groups come from
     postprocess: str = ""  # what was done to the probabilities after the network, as far as the table says
     synthetic: bool = False  # whether the table says that some of the scans are phantoms
+    patient: Ints | None = None  # [N] a number a patient; None when the table does not say whose the scans are
 
     def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Predictions:
-        parts = ["scan", "label", "prediction", "group", *(["probabilities"] if self.probabilities is not None else [])]
+        parts = ["scan", "label", "prediction", "group"]
+        parts += [name for name in ("probabilities", "patient") if getattr(self, name) is not None]
         changed: dict[str, Any] = {name: getattr(self, name)[rows] for name in parts}
         return replace(self, **changed)
 
@@ -80,7 +83,7 @@ class Predictions:
 def load_predictions(
     path: str | Path, class_names: Sequence[str] | None = None, group_names: Sequence[str] | None = None,
     group_by: Sequence[str] | None = None, scan_column: str = "scan", label_column: str = "label",
-    prediction_column: str = "prediction", with_probabilities: bool = True,
+    prediction_column: str = "prediction", with_probabilities: bool = True, patient_column: str | None = None,
 ) -> Predictions:  # fmt: skip
     """Read a CSV with a row a scan: true class, group columns, and the predicted class or ``prob_<class>`` columns.
 
@@ -121,7 +124,7 @@ def load_predictions(
         group_names = group_names or beside.get("group_names")
     group_by = tuple(group_by or beside.get("group_by") or ("sex",))
     has = f"it has {columns_text(table)}"
-    for column in (label_column, *group_by):
+    for column in (label_column, *group_by, *filter(None, [patient_column])):
         if column not in table:
             raise PredictionsError(f"{path}: no column {column!r}{did_you_mean(column, table)}; {has}")
     scan = table[scan_column] if scan_column in table else pd.Series([f"line {i + 2}" for i in range(len(table))])
@@ -139,12 +142,15 @@ def load_predictions(
         wanted = f"neither a column {prediction_column!r} nor {PROBABILITY}<class> columns"
         raise PredictionsError(f"{path}: {wanted}; {has}")
     group, groups = _groups(path, table, shown, group_by, group_names, faults)
+    patient = patient_ids(table[patient_column or PATIENT]) if (patient_column or PATIENT) in table else None
+    if patient is not None and (several := of_several_groups(patient, group, shown, groups)):
+        faults.append(several)
     if faults:
         more = f"\n  and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
         raise PredictionsError(f"{path} cannot be judged:\n  " + "\n  ".join(faults[:LISTED]) + more)
     postprocess = ", ".join(sorted(set(table.get(POSTPROCESS, ())) - {""}))
     synthetic = "yes" in set(table.get(SYNTHETIC, ()))
-    names, about = scan.to_numpy(dtype=str), (classes, groups, group_by, postprocess, synthetic)
+    names, about = scan.to_numpy(dtype=str), (classes, groups, group_by, postprocess, synthetic, patient)
     return Predictions(names, label, prediction, group, probabilities, *about)
 
 

@@ -130,6 +130,15 @@ class Power:
 
 
 @dataclass(frozen=True)
+class RepeatedPatients:
+    """Where patients have several scans: how many they are, and what their scans are worth."""
+
+    n: int  # patients of known group
+    correlation: float  # of two scans of a patient being right, within class and group
+    effective_scans: float  # that tell as much, were each of another patient
+
+
+@dataclass(frozen=True)
 class Differences:
     """Largest difference between two groups, by class; a class without a rate in some group is left out."""
 
@@ -170,6 +179,7 @@ class Audit:
     power: Power | None  # None with more than two groups
     differences: Differences
     confusion: Confusion  # [G][C][C] counts, rows true, columns predicted
+    patients: RepeatedPatients | None = None  # None: every scan is taken for another patient
     verdicts: tuple[Verdict, ...] = ()  # the most important first
 
 

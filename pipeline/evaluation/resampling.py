@@ -63,11 +63,14 @@ def estimate_from(draws: Floats, observed: float, confidence: float = 0.95) -> E
     return estimate(observed, *interval(draws, observed, confidence))
 
 
-def wilson(hits: float, n: float, confidence: float = 0.95) -> Estimate:
-    """A proportion with its Wilson score interval (statsmodels); no scan gives 0 in [0, 1]."""
+def wilson(hits: float, n: float, confidence: float = 0.95, effect: float = 1.0) -> Estimate:
+    """A proportion with its Wilson score interval (statsmodels); no scan gives 0 in [0, 1].
+
+    ``effect`` is how many scans tell as much as one of as many patients (:meth:`.Clusters.design_effect`).
+    """
     from statsmodels.stats.proportion import proportion_confint
 
     if n == 0:
         return Estimate(0.0, 0.0, 1.0)
-    low, high = map(float, proportion_confint(hits, n, alpha=1 - confidence, method="wilson"))
+    low, high = map(float, proportion_confint(hits / effect, n / effect, alpha=1 - confidence, method="wilson"))
     return Estimate(hits / n, min(low, hits / n), max(high, hits / n))

@@ -285,16 +285,23 @@ def _method_blocks(audit: Audit, left_out: list[str]) -> tuple[Paragraph, ...]:
         "that was always right is not taken for certain",
         "percentile": "of the observed scans (percentile bootstrap; too narrow for small cells)",
     }[settings.method]
+    unit, several = "scans", ""
+    if audit.patients:
+        unit = "patients"
+        several = (
+            " A patient's scans stay together in all of this; Wilson's intervals take them for as many scans fewer as "
+        )
+        several += "their correlation says. Only the bins of the reliability curves take each for another patient's."
     by_fairlearn = max(abs(group.f1.value - group.f1.by_fairlearn) for group in audit.groups)
     agree = "agree" if by_fairlearn < 1e-9 else f"differ by up to {by_fairlearn:.2g}"
     texts = [
         f"Intervals are {percent(settings.confidence)} intervals. Precision, recall and accuracy: Wilson. F1, P and "
-        f"the gap: {settings.resamples:,} bootstrap resamples of the scans within each class and group, {how}. AUC, "
+        f"the gap: {settings.resamples:,} bootstrap resamples of the {unit} within each class and group, {how}. AUC, "
         f"Brier score and ECE: {max(100, settings.resamples // 5):,} plain resamples within each class and group. "
         "They speak of other scans like these, not of other seeds or sites.",
-        f"The test of the gap shuffles the groups among the scans of each class {settings.permutations:,} times. "
+        f"The test of the gap shuffles the groups among the {unit} of each class {settings.permutations:,} times. "
         "The perfectly fair model draws each group's predictions from those of all groups together, class by class. "
-        f"Seed {settings.seed}.",
+        f"Seed {settings.seed}.{several}",
         "Conventions are scikit-learn's with zero_division=0: a class never predicted has precision 0, a class without "
         "a scan in a group has F1 0 there, and both count in the macro mean. F1 of each group, computed a second time "
         f"by scikit-learn through fairlearn: the two {agree}. Of a cell of fewer than {audit.settings.min_cell} scans "

@@ -50,6 +50,8 @@ def audit(
     group_by: GroupBy = None, group_name: GroupName = None, class_name: ClassName = None,
     label_column: Annotated[str, Option(help="Column of the true class.")] = "label",
     prediction_column: Annotated[str, Option(help="Column of the predicted class.")] = "prediction",
+    patient_column: Annotated[str | None,
+        Option(help="Column that says whose scan it is, by default patient if there is one.")] = None,
     split: Split = None, tracking_uri: TrackingUri = None,
     confidence: Annotated[float, Option(help="Of the intervals.")] = 0.95,
     resamples: Resamples = 10_000,
@@ -64,7 +66,7 @@ def audit(
     from ..evaluation.audit import audit as audit_of
     from ..evaluation.predictions import load_predictions
 
-    columns = {"label_column": label_column, "prediction_column": prediction_column}
+    columns = {"label_column": label_column, "prediction_column": prediction_column, "patient_column": patient_column}
     path = _one_table(source, split, tracking_uri)
     table = load_predictions(path, class_name, group_name, group_by, **columns)  # type: ignore[arg-type]
     result = audit_of(table, resamples, resamples, confidence, method, seed)  # type: ignore[arg-type]
@@ -93,6 +95,11 @@ def compare(
     for name, given in named_sources(sources).items():
         paths = [path for source in given for path in find_predictions(source, split, tracking_uri)]
         systems[name] = [load_predictions(path, class_name, group_name, group_by) for path in paths]
+    if any(table.repeated for tables in systems.values() for table in tables):
+        said = (
+            "patients have several scans, and a comparison resamples scans: its intervals are too narrow, p too small"
+        )
+        say(said, "note")
     result = compare_systems(systems, resamples, resamples, confidence, seed)
     _write(result, output)
     show_comparison(result)

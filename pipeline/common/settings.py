@@ -85,6 +85,9 @@ class Settings(TypedDict, total=False):
     # ---- what is read and written
     bundle_root: Annotated[str, "folder of the bundle"]
     cohort: Annotated[str, "the data set: a CSV with scan, label, sex, split and more"]
+    patient_key: Annotated[
+        str | None, "a file with a key: patients are the same digests in every run; null: a run's own"
+    ]
     scans: Annotated[str, "new scans: a folder tree, one scan, an archive, or a CSV with a column scan of paths"]
     output_dir: Annotated[Folder, "folder for all that a run writes"]
     overwrite: Annotated[bool, "train into an output_dir that already holds a training"]

@@ -23,7 +23,8 @@ from . import records
 from .audit_words import verdicts
 from .calibration import group_calibration
 from .metrics import class_scores
-from .patients import Clusters, DesignEffects, design_effects, warn_of_repeated
+from .patient_column import warn_of_repeated
+from .patients import Clusters, DesignEffects, design_effects
 from .predictions import Predictions, load_predictions
 from .records import Audit, Power
 from .resampling import CheckedEstimate, Floats, check_resampling, estimate, interval, wilson
@@ -248,7 +249,8 @@ def audit(
     if len(known.group_names) < 2:
         names = ", ".join(known.group_names) or "none"
         raise NoAuditError(f"an audit of fairness needs scans of two groups at least; there are scans of: {names}")
-    warn_of_repeated(known)
+    if known.patient is None:
+        warn_of_repeated(known.scan.tolist())
     rng, patients = np.random.default_rng(seed), Clusters.of(known)
     confusion = known.confusion()[:-1]
     found, draws = confusion_intervals(confusion, rng, resamples, confidence, method, patients)

@@ -5,85 +5,20 @@ Everything here treats a patient's scans as one unit (a cluster), in strata by t
 
 from __future__ import annotations
 
-import logging
-import re
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..common.names import UNKNOWN_GROUP
+from .predictions import Ints, Predictions
 from .records import RepeatedPatients
 from .resampling import Floats, resample_counts
 
-if TYPE_CHECKING:
-    from .predictions import Ints, Predictions
 
-logger = logging.getLogger(__name__)
-
-PATIENT = "patient"  # column: whose scan it is, in a table of predictions a keyed digest
-SITE = "site"  # column: where a scan was made
-LISTED = 3  # patients, and names, that a message shows
-LAST_PART = re.compile(r"(?P<stem>.*\d)(?:[_. -]t?\d{1,2}|[_. -]?[a-z])", re.IGNORECASE)  # p01_a, p01b, p01-2, p01_t1
-SUFFIX = re.compile(r"(\.[a-z][a-z\d]{1,4}){1,2}$", re.IGNORECASE)  # of a file
-MOST_OF_ONE = 10  # scans of one patient; a stem that more have is a year, a site or a fold
-
-
-# ---- whose scans -----------------------------------------------------------------------------------------------------
-def patient_ids(values: pd.Series) -> Ints:
-    """[N] a number a patient, of a column of ids in any Unicode form; who has none is a patient of his own."""
-    ids = values.map(lambda value: unicodedata.normalize("NFC", value).strip())
-    if empty := int((ids == "").sum()):
-        logger.warning("%d of %d scans have no patient: each is taken for a patient of its own", empty, len(ids))
-    own = [f"\0{row}" for row in range(len(ids))]
-    return pd.factorize(ids.where(ids != "", own))[0].astype(np.int64)
-
-
-def of_several_groups(patient: Ints, group: Ints, scans: Sequence[str], group_names: Sequence[str]) -> str:
-    """The patients of more than one known group, in words, by their scans (an id may be a name); "" without any."""
-    known = group != UNKNOWN_GROUP
-    found = []
-    for _, rows in pd.Series(np.flatnonzero(known)).groupby(patient[known], sort=False):
-        first = rows.groupby(group[rows], sort=False).first()
-        if len(first) > 1:
-            found.append(" and ".join(f"{scans[row]} ({group_names[g]})" for g, row in first.items()))
-    more = f"; and {len(found) - LISTED} more" if len(found) > LISTED else ""
-    one = "1 patient is" if len(found) == 1 else f"{len(found)} patients are"
-    return f"{one} of several groups: {'; '.join(found[:LISTED])}{more}" if found else ""
-
-
-def seem_repeated(scans: Sequence[str]) -> tuple[str, str] | None:
-    """Two names that look as if they were of one patient (``p01_a``, ``p01_b``), where a table has many such.
-
-    At least two stems that end in a digit, and a tenth of the scans, must have several; no stem may have more than
-    :data:`MOST_OF_ONE`, as those of 2021_01 to 2021_99 are no patient's.
-    """
-    parts = [(name, LAST_PART.fullmatch(SUFFIX.sub("", name))) for name in scans]
-    names = pd.DataFrame([(found["stem"], name) for name, found in parts if found], columns=["stem", "name"])
-    of_stem = names.groupby("stem")["name"].agg(list)
-    several = of_stem[of_stem.map(len) > 1]
-    sizes = several.map(len)
-    if len(several) < 2 or sizes.sum() < len(scans) / 10 or sizes.max() > MOST_OF_ONE:
-        return None
-    return several.iloc[0][0], several.iloc[0][1]
-
-
-def warn_of_repeated(predictions: Predictions) -> None:
-    """One warning where nothing says whose the scans are, and their names look as if patients had several."""
-    if predictions.patient is None and (alike := seem_repeated(predictions.scan.tolist())):
-        logger.warning(
-            "names such as %s and %s look like scans of one patient, and no column says whose they are: intervals are "
-            "too narrow and p too small where patients have several; a column %r says it (--patient-column)",
-            *alike, PATIENT,
-        )  # fmt: skip
-
-
-# ---- what chance does to them ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Clusters:
     """The patients of G groups, those whose scans were answered alike counted together, as P patterns.
@@ -98,11 +33,9 @@ class Clusters:
     @classmethod
     def of(cls, known: Predictions) -> Clusters | None:
         """Those of scans of known group; None where no patient has several, or nothing says whose the scans are."""
-        if known.patient is None:
+        if known.patient is None or not known.repeated:
             return None
         ids, first, patient = np.unique(known.patient, return_index=True, return_inverse=True)
-        if len(ids) == len(known.patient):
-            return None
         own = np.zeros((len(ids), len(known.class_names), len(known.class_names)), dtype=np.int64)
         np.add.at(own, (patient, known.label, known.prediction), 1)
         patterns, pattern = np.unique(own, axis=0, return_inverse=True)

@@ -23,7 +23,7 @@ from ..common.text import cut, did_you_mean, named, printable, quoted
 from ..data.cohort_checks import listed
 from ..data.groups import JOIN, doubtful_values, group_ids, group_values, joined, natural_order, occurring_groups
 from .metrics import group_confusion
-from .patients import PATIENT, of_several_groups, patient_ids
+from .patient_column import PATIENT, of_several_groups, patient_ids
 
 PROBABILITY = "prob_"  # before the class name in the column of its probability
 POSTPROCESS = "postprocess"  # column: what was done to the probabilities
@@ -59,6 +59,11 @@ class Predictions:
         parts += [name for name in ("probabilities", "patient") if getattr(self, name) is not None]
         changed: dict[str, Any] = {name: getattr(self, name)[rows] for name in parts}
         return replace(self, **changed)
+
+    @property
+    def repeated(self) -> bool:
+        """Whether some patient has several scans, as far as the table says."""
+        return self.patient is not None and len(np.unique(self.patient)) < len(self.patient)
 
     def known(self) -> Predictions:
         return self.take(self.group != UNKNOWN_GROUP)

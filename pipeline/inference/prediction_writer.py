@@ -38,7 +38,7 @@ from ..data.intake_records import SEPARATOR
 from ..evaluation.predictions import POSTPROCESS, PROBABILITY, SYNTHETIC
 from ..postprocessing.fitted import Fitted
 from .answers import STATUSES, Answer, AnswerEvents, answer_scans
-from .pseudonyms import Pseudonyms
+from .pseudonyms import AboutScans, Pseudonyms
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def _part(path: Path) -> Path:
 
 
 class LabelledPredictionWriter:
-    """Writes a row a labelled scan: scan, label, the group columns, prediction, prob_<class>.
+    """Writes a row a labelled scan: scan, label, the group columns, prediction, prob_<class>, and patient and site.
 
     Probabilities are the softmax of the raw logits: the loss may carry the class prior, so they are the posterior under
     the class frequencies that :class:`~.TrainingRecord` saves. Group columns hold what the cohort says. The rows reach
@@ -115,11 +115,12 @@ class LabelledPredictionWriter:
         group_by: one or several group columns; the batch has ``group_values``, a list of N values a column.
         best_path: also copy the table here in epochs whose key metric is the best so far.
         synthetic: whether the scans are phantoms; a column ``synthetic`` (yes) then goes wherever the table goes.
+        about: the patient, as a keyed digest, and the site, as far as the cohort has them.
     """
 
     def __init__(
         self, path: str | Path, class_names: Sequence[str], group_by: str | Sequence[str],
-        best_path: str | Path | None = None, synthetic: bool = False,
+        best_path: str | Path | None = None, synthetic: bool = False, about: AboutScans | None = None,
     ) -> None:  # fmt: skip
         self.path = Path(path)
         self.class_names = tuple(class_names)
@@ -127,6 +128,8 @@ class LabelledPredictionWriter:
         self.mark = ["yes"] if synthetic else []
         self.columns = ["scan", "label", *group_columns(group_by), "prediction"]
         self.columns += [*(PROBABILITY + name for name in self.class_names), *([SYNTHETIC] if synthetic else [])]
+        self.about = about
+        self.columns += [] if about is None else about.columns
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
@@ -134,6 +137,8 @@ class LabelledPredictionWriter:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._complete)
 
     def _start(self, engine: Engine) -> None:
+        if self.about is not None:
+            self.about.share()
         with told(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _part(self.path).write_bytes(csv_bytes([self.columns]))
@@ -146,7 +151,8 @@ class LabelledPredictionWriter:
             if not row.isfinite().all():
                 answer = [""] * len(answer)
                 logger.warning("%s has no answer: the network's output is not finite", batch["scan"][i])
-            rows.append([batch["scan"][i], self.class_names[int(batch["label"][i])], *groups, *answer, *self.mark])
+            scan, label = batch["scan"][i], self.class_names[int(batch["label"][i])]
+            rows.append([scan, label, *groups, *answer, *self.mark, *(self.about.row(scan) if self.about else [])])
         with told(self.path), _part(self.path).open("ab") as file:
             file.write(csv_bytes(rows))
 

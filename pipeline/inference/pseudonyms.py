@@ -1,4 +1,4 @@
-"""Keyed digests for what may identify somebody: the studies of a table, and on request the names of scans.
+"""Keyed digests for what may identify somebody: studies, patients, and on request the names of scans.
 
 A digest is HMAC-SHA256 (RFC 2104), cut to 64 bits. Who does not have the key cannot try names or UIDs out.
 """
@@ -15,10 +15,15 @@ from typing import Any
 
 from fairlung.transforms.scan import ScanSource, as_source
 
-from ..common.distributed import gather_interleaved
+from ..common.distributed import gather_interleaved, is_primary
 from ..common.errors import UserError
 from ..data.archives import SUFFIXES
+from ..data.cohort import Cohort
+from ..data.groups import group_values, joined
+from ..evaluation.patient_column import PATIENT, SITE, spelling
 from .answers import Answer
+
+logger = logging.getLogger(__name__)
 
 MIN_KEY_BYTES = 16
 DIGITS = 16  # hexadecimal, of a digest
@@ -32,24 +37,75 @@ class PseudonymKeyError(UserError, ValueError):
     """A key file that cannot be used."""
 
 
-def read_key(key_file: str | Path, output_dir: str | Path) -> bytes:
+def read_key(key_file: str | Path, output_dir: str | Path, setting: str = "pseudonymize") -> bytes:
     """The key in a file; PseudonymKeyError when there is none, it is short, or lies where the outputs go."""
     path = Path(key_file).expanduser()
     if path.resolve().is_relative_to(Path(output_dir).resolve()):
-        raise PseudonymKeyError(
-            f"pseudonymize: {path} lies in {output_dir}, beside what it protects; move it elsewhere"
-        )
+        raise PseudonymKeyError(f"{setting}: {path} lies in {output_dir}, beside what it protects; move it elsewhere")
     try:
         key = path.read_bytes().strip()
     except OSError as error:
         how = f"make one with: openssl rand -hex 32 > {path}"
-        raise PseudonymKeyError(f"pseudonymize: {path} cannot be read ({error.strerror}); {how}") from error
+        raise PseudonymKeyError(f"{setting}: {path} cannot be read ({error.strerror}); {how}") from error
     if len(key) < MIN_KEY_BYTES:
-        raise PseudonymKeyError(f"pseudonymize: the key in {path} must have at least {MIN_KEY_BYTES} bytes")
+        raise PseudonymKeyError(f"{setting}: the key in {path} must have at least {MIN_KEY_BYTES} bytes")
     return key
 
 
-class Pseudonyms:
+class Digests:
+    """Keyed digests: with a key file the same in every run with that key, else of a random key that ends with the run.
+
+    Args:
+        key_file: of at least 16 bytes; PseudonymKeyError where it cannot be used.
+        output_dir: where the key must not lie.
+        setting: what names the file, for errors.
+    """
+
+    def __init__(self, key_file: str | Path | None, output_dir: str | Path, setting: str) -> None:
+        self._key = read_key(key_file, output_dir, setting) if key_file else secrets.token_bytes(32)
+
+    def digest(self, *what: str) -> str:
+        text = "\0".join(what).encode("utf-8", "surrogatepass")
+        return hmac.new(self._key, text, "sha256").hexdigest()[:DIGITS]
+
+    def share(self) -> None:
+        """Take the first process's key, where several answer together."""
+        self._key = gather_interleaved([self._key])[0]
+
+
+class AboutScans(Digests):
+    """What a cohort says of its scans beside label and groups, as columns of a table: the patient's digest, the site.
+
+    A patient of several groups, as by age, is a patient of each, with a warning: an audit needs every one in one group.
+
+    Args:
+        cohort: with a column ``patient``, ``site``, both or neither; a group column is none of these.
+        key_file, output_dir: of :class:`Digests`.
+    """
+
+    def __init__(self, cohort: Cohort, key_file: str | Path | None = None, output_dir: str | Path = ".") -> None:
+        super().__init__(key_file, output_dir, "patient_key")
+        table = cohort.table
+        self.columns = [name for name in (PATIENT, SITE) if name in table and name not in cohort.group_by]
+        self._site = dict(zip(table["scan"], table.get(SITE, ()), strict=False))
+        self._patient: dict[str, tuple[str, ...]] = {}
+        if PATIENT in self.columns:
+            ids, group = table[PATIENT].map(spelling), joined(group_values(table, cohort.group_by))
+            groups = group[(ids != "") & (group != "")].groupby(ids).nunique()
+            several = groups.index[groups > 1]
+            if len(several) and is_primary():
+                logger.warning("%d patients are of several groups: each counts as a patient of each", len(several))
+            rows = zip(table["scan"], ids, group.where(ids.isin(several), ""), strict=True)
+            self._patient = {scan: (one, *filter(None, [of])) if one else () for scan, one, of in rows}
+
+    def row(self, scan: str) -> list[str]:
+        """The cells of a scan; a patient's is empty where none is given."""
+        patient = self._patient.get(scan)
+        cells = {PATIENT: self.digest(PATIENT, *patient) if patient else "", SITE: self._site.get(scan, "")}
+        return [cells[name] for name in self.columns]
+
+
+class Pseudonyms(Digests):
     """Gives each study of an inference a digest and, with a key file, each scan a name that says nothing.
 
     Without a key file names stay, and the key is a random one that ends with the process: digests then tell which rows
@@ -65,21 +121,13 @@ class Pseudonyms:
     def __init__(
         self, key_file: str | Path | None = None, output_dir: str | Path = ".", scans: str | Path | None = None
     ) -> None:
+        super().__init__(key_file, output_dir, "pseudonymize")
         self.named = bool(key_file)
-        self._key = read_key(key_file, output_dir) if key_file else secrets.token_bytes(32)
         self._names: dict[str, str] = {}  # real paths and names: what stands for them
         self._paths: dict[str, str] = {}  # pseudonyms of scans: their paths
         self._roots = {os.path.expanduser(scans)} if scans else set()
         if self.named:
             self._rename_in_logs()
-
-    def digest(self, *what: str) -> str:
-        text = "\0".join(what).encode("utf-8", "surrogatepass")
-        return hmac.new(self._key, text, "sha256").hexdigest()[:DIGITS]
-
-    def share(self) -> None:
-        """Take the first process's key, where several answer together."""
-        self._key = gather_interleaved([self._key])[0]
 
     def finder(self, find: Finder) -> Finder:
         """The same, with pseudonyms for names where there is a key file."""

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ..common.tables import write_frame
 from ..common.text import named, quoted
+from ..evaluation.patient_column import PATIENT, SITE
 from ..evaluation.predictions import (
     LISTED,
     POSTPROCESS,
@@ -66,19 +67,23 @@ def load_unlabelled(path: str | Path) -> UnlabelledPredictions:
 
 
 def write_table(path: str | Path, original: str | Path, predictions: Predictions, method: Method) -> None:
-    """Write post-processed predictions: scan, label, groups, prediction, prob_<class>, postprocess, and synthetic.
+    """Write post-processed predictions: scan, label, groups, prediction, prob_<class>, postprocess, synthetic, patient.
 
-    ``original`` is the CSV that the predictions come from, with the same scans in the same order; its other columns are
-    not copied. The column ``postprocess`` says the method: nobody takes the table for the model's own.
+    ``original`` is the CSV that the predictions come from, with the same scans in the same order; of its other columns
+    ``site`` alone is copied. The column ``postprocess`` says the method: nobody takes the table for the model's own.
     """
     probabilities = given_probabilities(predictions)
-    table = _raw(Path(original))[["scan", "label", *predictions.group_by]].copy()
+    given = _raw(Path(original))
+    table = given[["scan", "label", *predictions.group_by]].copy()
     table["prediction"] = np.array(predictions.class_names)[predictions.prediction]
     for c, name in enumerate(predictions.class_names):
         table[PROBABILITY + name] = [f"{value:.8g}" for value in probabilities[:, c]]
     table[POSTPROCESS] = method
     if predictions.synthetic:
         table[SYNTHETIC] = "yes"
+    for column in (PATIENT, SITE):
+        if column in given:
+            table[column] = given[column]
     write_frame(table, path)
 
 

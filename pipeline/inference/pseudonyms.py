@@ -94,7 +94,9 @@ class AboutScans(Digests):
             groups = group[(ids != "") & (group != "")].groupby(ids).nunique()
             several = groups.index[groups > 1]
             if len(several) and is_primary():
-                logger.warning("%d patients are of several groups: each counts as a patient of each", len(several))
+                logger.warning(
+                    "patients of several groups, each of which counts as a patient of each: %d", len(several)
+                )
             rows = zip(table["scan"], ids, group.where(ids.isin(several), ""), strict=True)
             self._patient = {scan: (one, *filter(None, [of])) if one else () for scan, one, of in rows}
 

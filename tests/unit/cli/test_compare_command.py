@@ -35,7 +35,7 @@ def write(path: Path, run: Predictions) -> Path:
         "label": np.array(run.class_names)[run.label],
         "sex": np.array(run.group_names)[run.group],
         "prediction": np.array(run.class_names)[run.prediction],
-        "patient": "DOE^JANE",
+        "patient": [f"DOE^JANE {i}" for i in range(len(run.scan))],
     }
     pd.DataFrame(columns).to_csv(path, index=False)
     return path
@@ -56,6 +56,16 @@ def test_the_command_shows_verdicts_and_writes_the_comparison(cli, tmp_path: Pat
     assert done.output.index("too few for a statement") < done.output.index("pooled macro F1")
     assert f"{expected.comparisons[0].differences['score'].value:+.3f}" in done.output
     assert "DOE" not in done.output + out.read_text()
+    assert "resamples scans" not in done.output
+
+
+def test_a_comparison_of_patients_with_several_scans_says_that_it_resamples_scans(cli, tmp_path: Path) -> None:
+    for name, seed in (("old", 5), ("new", 0)):
+        table = pd.read_csv(write(tmp_path / f"{name}.csv", runs(seed)[0]), dtype=str)
+        table["patient"] = table["sex"] + (table.index // 2).astype(str)
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    done = cli(tmp_path / "old.csv", tmp_path / "new.csv", "--resamples", 200)
+    assert done.output.startswith("note patients have several scans, and a comparison resamples scans"), done.output
 
 
 def test_the_command_says_what_is_wrong(cli, tmp_path: Path) -> None:

@@ -41,6 +41,17 @@ def test_an_audit_of_another_models_table(table: Path, tmp_path: Path) -> None:
         assert cell["class"] in done.output
 
 
+def test_an_audit_takes_the_column_that_says_whose_a_scan_is(table: Path) -> None:
+    frame = pd.read_csv(table, dtype=str)
+    frame["subject"] = frame["gender"] + (frame.index // 2).astype(str)
+    frame.to_csv(table, index=False)
+    assert "not scans" not in runner.invoke(app, ["audit", str(table), *OTHERS]).output
+    done = runner.invoke(app, ["audit", str(table), *OTHERS, "--patient-column", "subject"])
+    assert f"155 scans are of {frame['subject'].nunique()} patients: patients, not scans" in " ".join(
+        done.output.split()
+    )
+
+
 def test_the_order_of_the_groups_is_the_sign_of_the_gap(table: Path) -> None:
     done = runner.invoke(app, ["audit", str(table), *OTHERS, "--group-name", "M", "--group-name", "F"])
     assert done.output.startswith("inconclusive: The gap of -0.024 (M minus F")
@@ -53,6 +64,7 @@ def test_the_order_of_the_groups_is_the_sign_of_the_gap(table: Path) -> None:
         (["--confidence", "95"], "confidence must be in (0, 1), got 95"),
         (["--method", "bca"], "method must be one of smoothed, percentile, got 'bca'"),
         (["--group-name", "M"], "which is none of M"),
+        (["--patient-column", "patient"], "no column 'patient'; it has scan, truth, said, gender"),
     ],
 )
 def test_an_audit_that_cannot_be_made_says_why(table: Path, arguments: list[str], message: str) -> None:

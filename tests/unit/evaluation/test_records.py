@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ AUDITED = {
     "three groups": table(3, True),
     "no probabilities": table(2, False),
     "a group without a class": without_a_class(table(2, True)),
+    "patients": replace(
+        table(2, True), patient=np.arange(len(table(2, True).label)) // 2 + 1000 * table(2, True).group
+    ),
     "no gap": predictions_of([np.diag([12, 12]), np.diag([12, 12])]),
 }
 
@@ -56,12 +60,13 @@ def test_an_audit_holds_its_schema_and_is_read_again(name: str, tmp_path: Path) 
     path = tmp_path / "audit.json"
     path.write_text(json_text(result))
     Draft202012Validator(SCHEMA).validate(json.loads(path.read_text()))
+    assert (json.loads(path.read_text()).get("patients") is not None) == (name == "patients")
     assert read_record(Audit, path) == result
 
 
 def test_the_schema_is_strict() -> None:
     Draft202012Validator.check_schema(SCHEMA)
-    good = to_plain(audit(AUDITED["two groups"], **FAST))
+    good = to_plain(audit(AUDITED["patients"], **FAST))
     validator = Draft202012Validator(SCHEMA)
 
     def parts(content: Any) -> list[dict[str, Any]]:

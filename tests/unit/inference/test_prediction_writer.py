@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from ignite.engine import Engine, Events
 from fairlung.pipeline.common.errors import EXIT_SOME_FAILED, UserError, user_error
 from fairlung.pipeline.common.files import WriteError, whole_records
 from fairlung.pipeline.common.names import SEXES
+from fairlung.pipeline.data.cohort import Cohort
 from fairlung.pipeline.evaluation.audit import audit
 from fairlung.pipeline.evaluation.compare import compare
 from fairlung.pipeline.evaluation.predictions import PredictionsError, load_predictions
@@ -39,7 +41,7 @@ from fairlung.pipeline.inference.prediction_writer import (
     csv_rows,
     prediction_writer_of,
 )
-from fairlung.pipeline.inference.pseudonyms import Pseudonyms
+from fairlung.pipeline.inference.pseudonyms import AboutScans, Pseudonyms
 from fairlung.pipeline.postprocessing.fitted import PostprocessError
 from fairlung.pipeline.postprocessing.prior import fit_prior
 from fairlung.pipeline.postprocessing.tables import load_unlabelled, write_table
@@ -68,6 +70,24 @@ def test_a_table_says_itself_that_its_scans_are_phantoms(tmp_path: Path, synthet
     write_table(tmp_path / "after.csv", path, table, "temperature")
     assert load_predictions(tmp_path / "after.csv").synthetic is synthetic
     assert bool(evaluation_report(evidence_of_table(table, "p.csv")).badge) is synthetic
+
+
+def test_patients_and_sites_of_a_cohort_stand_beside_the_answers(tmp_path: Path) -> None:
+    batch = {"logits": torch.eye(2), "scan": ["x", "y"], "label": torch.tensor([0, 1]), "group_values": [SEXES]}
+    about = {"patient": ["=DOE", ""], "site": ["A", "B"]}
+    cohort = pd.DataFrame({"scan": ["x", "y"], "sex": SEXES, **about})
+    path = tmp_path / "p.csv"
+    found = AboutScans(Cohort(cohort, tmp_path, ("a", "b"), SEXES, ("sex",)))
+    answer(LabelledPredictionWriter(path, ["a", "b"], "sex", synthetic=True, about=found), [batch])
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    assert list(table) == ["scan", "label", "sex", "prediction", "prob_a", "prob_b", "synthetic", "patient", "site"]
+    assert table["site"].tolist() == ["A", "B"] and re.fullmatch("[0-9a-f]{16}", table["patient"][0])
+    assert table["patient"][1] == ""
+    judged = load_predictions(path)
+    assert judged.patient is not None and not judged.repeated
+    write_table(tmp_path / "after.csv", path, judged, "temperature")
+    after = pd.read_csv(tmp_path / "after.csv", dtype=str, keep_default_na=False)
+    assert after[["patient", "site"]].equals(table[["patient", "site"]])
 
 
 def test_a_name_that_is_not_unicode_costs_nobody_an_answer(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from cohort_files import full_rows, load, write_rows
 
 from fairlung.pipeline.data.archives import scan_roots
 from fairlung.pipeline.inference.answers import Answer
-from fairlung.pipeline.inference.pseudonyms import PseudonymKeyError, Pseudonyms, study_uid
+from fairlung.pipeline.inference.pseudonyms import AboutScans, PseudonymKeyError, Pseudonyms, study_uid
 from fairlung.transforms import find_scans
 from fairlung.transforms.scan import ScanSource
 
@@ -135,3 +136,37 @@ def test_a_key_file_that_protects_nothing_is_refused(
     with pytest.raises(PseudonymKeyError, match=said):
         Pseudonyms(path, tmp_path / "out")
     assert path.exists() == (content is not None)  # a key is never made silently
+
+
+# ---- patients of a cohort --------------------------------------------------------------------------------------------
+def test_a_patient_is_the_same_digest_in_every_run_with_a_key(key: Path, tmp_path: Path) -> None:
+    rows = [row | {"patient": "Zoë", "site": "A"} for row in full_rows(groups=("male",))]
+    rows[1]["patient"], rows[2]["patient"], rows[3]["patient"] = "Zoe\u0308", "", "roe"
+    cohort = load(write_rows(tmp_path, [row | {"split": "train"} for row in rows]), allow_empty_cells=True)
+    about = AboutScans(cohort, key, tmp_path / "out")
+    assert about.columns == ["patient", "site"]
+    (zoe, site), same, nobody, (roe, _) = (about.row(f"s{i}") for i in range(4))
+    expected = hmac.new(b"0123456789abcdef", "patient\0Zo\u00eb".encode(), hashlib.sha256).hexdigest()[:16]
+    assert (zoe, site) == (expected, "A") and same == [zoe, "A"] and nobody == ["", "A"] and roe != zoe
+    assert AboutScans(cohort, key, tmp_path / "out").row("s0") == [zoe, "A"]
+    random = AboutScans(cohort)
+    assert random.row("s0") == random.row("s1") != AboutScans(cohort).row("s0")
+    with pytest.raises(PseudonymKeyError, match="patient_key: .* lies in "):
+        AboutScans(cohort, key, tmp_path)
+
+
+def test_what_a_cohort_does_not_have_or_groups_by_is_no_column(tmp_path: Path) -> None:
+    bare = [{name: row[name] for name in ("scan", "label", "sex", "split")} for row in full_rows()]
+    assert AboutScans(load(write_rows(tmp_path / "a", bare))).row("s0") == []
+    sites = write_rows(tmp_path / "b", full_rows(groups=("p", "q"), column="site"))
+    assert AboutScans(load(sites, group_by="site", group_names=None)).columns == ["patient"]
+
+
+def test_a_patient_of_two_groups_is_one_of_each(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = full_rows(groups=("p", "q"), splits=("train",), column="site")
+    rows = [row | {"patient": row["patient"] if i > 2 else "DOE"} for i, row in enumerate(rows)]
+    about = AboutScans(load(write_rows(tmp_path, rows), group_by="site", group_names=None))
+    assert about.row("s0") == about.row("s2") != about.row("s1")
+    assert [record.getMessage() for record in caplog.records] == [
+        "patients of several groups, each of which counts as a patient of each: 1"
+    ]

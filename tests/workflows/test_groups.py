@@ -56,6 +56,8 @@ def test_combinations_train_and_every_judgement_agrees(
     shared = {"cohort": str(path), "output_dir": str(tmp_path / "run"), "allow_empty_cells": True}
     shared |= {"min_cell": 2, "batch_size": 16, "system_metrics": False, "network_def": EXPLAINED_NETWORK}
     shared |= {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db" if case == "sex and age" else ""}
+    (tmp_path / "key").write_text("0123456789abcdef")
+    shared["patient_key"] = str(tmp_path / "key")
     training = run(start("train", **shared, **CASES[case], epochs=1))
     judging = start("train", "evaluate", **shared, resamples=200, error_images=int(case == "sex and site"))
     run(judging)  # the checkpoint knows the groups
@@ -73,8 +75,9 @@ def test_combinations_train_and_every_judgement_agrees(
     table = pd.read_csv(folder / "predictions.csv", dtype=str, keep_default_na=False)
     assert list(table.columns[:5]) == ["scan", "label", *columns, "prediction"]
     cohort = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("scan")
-    if "site" in columns:
-        assert list(table["site"]) == list(cohort.loc[table["scan"], "site"])
+    assert list(table["site"]) == list(cohort.loc[table["scan"], "site"])
+    trained = pd.read_csv(tmp_path / "run" / "val" / "predictions.csv", dtype=str, keep_default_na=False)
+    assert table["patient"].str.fullmatch("[0-9a-f]{16}").all() and list(table["patient"]) == list(trained["patient"])
     assert "age" not in table
     assert set(table["sex"]) <= {*SEXES, ""}
 

@@ -27,6 +27,7 @@ from fairlung.pipeline.evaluation.patient_column import seem_repeated
 from fairlung.pipeline.evaluation.patients import Clusters, design_effects, intraclass_correlation
 from fairlung.pipeline.evaluation.predictions import Predictions, PredictionsError, load_predictions
 from fairlung.pipeline.evaluation.resampling import wilson
+from fairlung.pipeline.reports.evaluation_report import _method_blocks
 
 FAST = {"resamples": 400, "permutations": 400}
 COUNTS = np.array(paper_cells()["systems"]["CE"]["confusion"])
@@ -224,7 +225,12 @@ def test_an_audit_says_that_patients_were_resampled() -> None:
     assert any(
         "310 scans of 155 patients, worth 155 scans of as many patients, show a gap of" in text for text in texts
     )
-    assert not any("patients" in verdict.text for verdict in audit(predictions_of(COUNTS), **FAST).verdicts)
+    single = audit(predictions_of(COUNTS), **FAST)
+    assert not any("patients" in verdict.text for verdict in single.verdicts)
+    for found, unit in ((result, "patients"), (single, "scans")):
+        made = str(_method_blocks(found, []))
+        assert f"bootstrap resamples of the {unit} within" in made and f"shuffles the groups among the {unit}" in made
+        assert ("stay together" in made) is (unit == "patients")
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------

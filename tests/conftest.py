@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -119,6 +120,14 @@ def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cells = {(label, sex): 1 for label in CLASS_NAMES for sex in SEXES}
     preset = Preset({"train": dict.fromkeys(cells, 2), "val": cells}, size=40, slices=(12, 16))
     return write_phantom_cohort(tmp_path_factory.mktemp("cohort"), preset, "mixed", seed=7, workers=1, progress=False)
+
+
+@pytest.fixture
+def plain_log_entries() -> Iterator[None]:
+    """Pseudonyms take names out of the log of the whole process: not after this test."""
+    factory = logging.getLogRecordFactory()
+    yield
+    logging.setLogRecordFactory(factory)
 
 
 @pytest.fixture

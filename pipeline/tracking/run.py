@@ -49,7 +49,7 @@ COMMIT = "mlflow.source.git.commit"  # tag
 JUDGED_WITH = (
     "bundle_root", "cohort", "output_dir", "tracking_uri", "experiment", "run_name", "parent_run", "tags", "device",
     "system_metrics", "num_workers", "cache_dir", "cache_limit", "cache_in_memory", "metric_prefix", "required_splits",
-    "key_metric", "min_cell", "allow_empty_cells", "unknown_groups",
+    "key_metric", "min_cell", "allow_empty_cells", "unknown_groups", "pseudonymize",
 )  # fmt: skip
 # settings that an evaluation does not use, and would tell as the configs have them
 RECIPE = (

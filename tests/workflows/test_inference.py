@@ -8,7 +8,6 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +23,7 @@ from typer.testing import CliRunner
 from workflows import CLASSES, SMALL_SETTINGS, Start, cause, run
 
 from fairlung.pipeline.cli.app import app
-from fairlung.pipeline.inference.pseudonyms import PseudonymKeyError
+from fairlung.pipeline.data.pseudonyms import PseudonymKeyError
 from fairlung.pipeline.networks.checkpoint import CheckpointError, ModelSettings
 from fairlung.pipeline.networks.r3d18 import R3D18Classifier
 from fairlung.pipeline.phantoms.writers import write_dicom_series, write_nifti
@@ -246,13 +245,6 @@ def named_after_people(data_dir: Path, tmp_path: Path) -> Path:
     (root / "DOE_ZIP.zip").write_bytes((root / "DOE_ZIP.zip").read_bytes()[:5000])
     shutil.copy(data_dir / "golden" / "jpg_scan" / "0.jpg", root / "DOE JANE" / "DOE.jpg")
     return root
-
-
-@pytest.fixture
-def plain_log_entries() -> Iterator[None]:
-    factory = logging.getLogRecordFactory()
-    yield
-    logging.setLogRecordFactory(factory)
 
 
 @pytest.mark.fault(

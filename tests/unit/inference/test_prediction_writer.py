@@ -25,6 +25,7 @@ from ignite.engine import Engine, Events
 from fairlung.pipeline.common.errors import EXIT_SOME_FAILED, UserError, user_error
 from fairlung.pipeline.common.files import WriteError, whole_records
 from fairlung.pipeline.common.names import SEXES
+from fairlung.pipeline.data.pseudonyms import Pseudonyms
 from fairlung.pipeline.evaluation.audit import audit
 from fairlung.pipeline.evaluation.compare import compare
 from fairlung.pipeline.evaluation.predictions import PredictionsError, load_predictions
@@ -39,7 +40,6 @@ from fairlung.pipeline.inference.prediction_writer import (
     csv_rows,
     prediction_writer_of,
 )
-from fairlung.pipeline.inference.pseudonyms import Pseudonyms
 from fairlung.pipeline.postprocessing.fitted import PostprocessError
 from fairlung.pipeline.postprocessing.prior import fit_prior
 from fairlung.pipeline.postprocessing.tables import load_unlabelled, write_table

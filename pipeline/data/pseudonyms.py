@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from fairlung.transforms.scan import ScanSource, as_source
 
 from ..common.distributed import gather_interleaved
 from ..common.errors import UserError
-from ..data.archives import SUFFIXES
-from .answers import Answer
+from .archives import SUFFIXES
 
 MIN_KEY_BYTES = 16
 DIGITS = 16  # hexadecimal, of a digest
@@ -50,7 +48,7 @@ def read_key(key_file: str | Path, output_dir: str | Path) -> bytes:
 
 
 class Pseudonyms:
-    """Gives each study of an inference a digest and, with a key file, each scan a name that says nothing.
+    """Gives each DICOM study a digest and, with a key file, each scan a name that says nothing.
 
     Without a key file names stay, and the key is a random one that ends with the process: digests then tell which rows
     of one run belong together, and nothing else. With one they are the same in every run with that key. From then on
@@ -85,13 +83,14 @@ class Pseudonyms:
         """The same, with pseudonyms for names where there is a key file."""
         return lambda roots: self._renamed(roots, find(roots)) if self.named else find(roots)
 
-    def answer(self, answer: Answer) -> Answer:
-        """The answer with its study's digest, and its texts without names."""
-        files = answer.intake.get("files") or [""]
-        uid = study_uid(files[0]) if answer.intake.get("kind") == "dicom" else ""
-        said = self.record(answer.scan, {"reason": answer.reason, "warnings": answer.warnings})
-        intake = self.record(answer.scan, answer.intake)
-        return replace(answer, study=self.digest("study", uid) if uid else "", intake=intake, **said)
+    def items(self, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Items of a cohort, in their order, with pseudonyms for names where there is a key file."""
+        return [self._item(item) if self.named else dict(item) for item in items]
+
+    def study(self, intake: Mapping[str, Any]) -> str:
+        """The digest of the DICOM study that a scan is of, by the record of how it was read; else ""."""
+        uid = study_uid((intake.get("files") or [""])[0]) if intake.get("kind") == "dicom" else ""
+        return self.digest("study", uid) if uid else ""
 
     def record(self, scan: str, record: Mapping[str, Any]) -> dict[str, Any]:
         """What is recorded of a scan, its texts without names."""
@@ -102,6 +101,8 @@ class Pseudonyms:
 
     def text(self, text: str, scan: str = "") -> str:
         """A text without the paths of scans, of what lies below the roots, and of the files of ``scan``."""
+        if not self.named:
+            return text
         head, colon, rest = text.partition(": ")
         head = self._names.get(head, head)
         text = self._without_files(f"{head}{colon}{rest}", self._paths.get(scan or head, ""))

@@ -52,7 +52,7 @@ def _intervals(known: Known) -> str:
     settings = known.audit.settings
     return (
         f"{percent(settings.confidence)} intervals by {settings.resamples:,} {settings.method} bootstrap resamples; "
-        f"permutation test of the gap, {settings.permutations:,} permutations, p = {known.audit.permutation.p_value:.3g}"
+        f"permutation test of the gap, {settings.permutations:,} draws, p = {known.audit.permutation.p_value:.3g}"
     )
 
 
@@ -92,7 +92,7 @@ ITEMS = (
     Item("", "14", "Fairness in training", "settings.json", lambda known: _named(known.trained, "system", "alpha")),
     Item("26", "12c", "How the final model was chosen", "history.csv", lambda known: known.evidence.marked_by or None),
     Item("28", "12e", "Measures of performance", "overall", lambda known: (
-        "F1, precision and recall of each class and group; P, the mean of the groups' macro F1; the gap between groups")),
+        "F1, precision and recall of each class and group; P, the mean of the groups' macro F1; the gap of groups")),
     Item("29", "12e", "Uncertainty and significance", "settings, permutation", _intervals),
     Item("30", "", "Robustness"),
     Item("31", "", "Explanations", "errors.json", lambda known: (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ def load_predictions(
     path: str | Path, class_names: Sequence[str] | None = None, group_names: Sequence[str] | None = None,
     group_by: Sequence[str] | None = None, scan_column: str = "scan", label_column: str = "label",
     prediction_column: str = "prediction", with_probabilities: bool = True,
+    rename: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Predictions:  # fmt: skip
     """Read a CSV with a row a scan: true class, group columns, and the predicted class or ``prob_<class>`` columns.
 
@@ -96,6 +97,7 @@ def load_predictions(
         prediction_column: the predicted class; without this column it is the most probable one.
         with_probabilities: read the probabilities too; else whatever numbers they hold are no error. A scan whose
             probabilities are not finite has no prediction, whatever its row says: an error either way.
+        rename: of a column, what its values stand for: ``{"label": {"0": "covid"}}``; the label's are the prediction's.
 
     PredictionsError: no such file, column or class, a value that is none, or a scan given twice.
 
@@ -115,15 +117,20 @@ def load_predictions(
     """
     path = Path(path)
     table = read_table(path)
+    rename = dict(rename or {})
+    if label_column in rename and prediction_column in table:
+        rename.setdefault(prediction_column, rename[label_column])
     beside = {} if class_names and group_by else _evaluation_names(path, list(table.columns))
     class_names = class_names or beside.get("class_names")
     if not group_by:
         group_names = group_names or beside.get("group_names")
     group_by = tuple(group_by or beside.get("group_by") or ("sex",))
     has = f"it has {columns_text(table)}"
-    for column in (label_column, *group_by):
+    for column in (label_column, *group_by, *rename):
         if column not in table:
             raise PredictionsError(f"{path}: no column {column!r}{did_you_mean(column, table)}; {has}")
+    for column, names in rename.items():
+        table[column] = table[column].replace(names)
     scan = table[scan_column] if scan_column in table else pd.Series([f"line {i + 2}" for i in range(len(table))])
     faults = [f"{quoted(name)} is there twice" for name in scan[scan.duplicated()].unique()]
     classes = tuple(class_names) if class_names else _classes(path, table, label_column, prediction_column)

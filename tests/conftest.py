@@ -43,7 +43,14 @@ def _without_waiting_for_the_disk(connection: Any, _: object) -> None:
 # most memory, while a worker is small
 FIRST = ("test_commands", "test_mlflow_server", "test_distributed", "test_grad_cam", "test_cnn_rnn", "test_r3d18")
 FIRST += ("test_registered_0_1", "test_study", "test_systems", "test_inference", "test_resume")
-FIRST += ("test_intake_defects", "test_intake_fuzz")
+FIRST += (
+    "test_ends",
+    "test_planted_tokens",
+    "test_packaging",
+    "test_federated",
+    "test_intake_defects",
+    "test_intake_fuzz",
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

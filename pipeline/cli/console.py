@@ -142,9 +142,11 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
     """An evaluation's metrics.json."""
     scores, classes, groups = result["metrics"], result["class_names"], result["group_names"]
     kind = ", SYNTHETIC scans (phantoms)" if result["synthetic"] else ""
+    several = isinstance(result["checkpoint"], list)
+    judged = f"{len(result['checkpoint'])} checkpoints together" if several else result["checkpoint"]
     keys = (*(f"f1_{group}" for group in groups), "score", "gap", "abs_gap", "f1_macro")
     shown = {number_name(key, groups): f"{scores[key]:{'+' * (key == 'gap')}.4f}" for key in keys if key in scores}
-    _show_table(f"{result['split']} split, {result['checkpoint']}{kind}", shown, [shown.values()], names=0)
+    _show_table(f"{result['split']} split, {judged}{kind}", shown, [shown.values()], names=0)
     cells = [
         [name, *(f"{scores[f'f1_{g}_{name}']:.4f} ({sum(result['confusion'][i][c])})" for i, g in enumerate(groups))]
         for c, name in enumerate(classes)

@@ -112,7 +112,8 @@ class RunTracker:
         if not is_primary():
             return
         if self.kind != "train":
-            training = training_dir(settings.get("checkpoint"), self.output_dir)
+            judged = settings.get("checkpoints") or [settings.get("checkpoint")]
+            training = training_dir(judged[0], self.output_dir) if len(judged) == 1 else None
             self._training = {} if training is None else json_or_nothing(training / run_folder.RECORD)
             trained = {} if training is None else json_or_nothing(training / run_folder.SETTINGS)
             settings = _of_training(settings, self._training.get("settings", {}), trained)

@@ -28,6 +28,7 @@ PROBABILITY = "prob_"  # before the class name in the column of its probability
 POSTPROCESS = "postprocess"  # column: what was done to the probabilities
 SYNTHETIC = "synthetic"  # column: "yes" of a phantom, as in a cohort
 SUM_TOLERANCE = 0.01  # by which a scan's probabilities may miss a sum of 1, as tables round them
+PROBABILITY_TIE = 2e-6  # by which a predicted class may fall short of the most probable one: six digits, normalised
 NOT_FINITE = ("nan", "inf", "-inf")
 LISTED = 5  # faults that a message shows when there are more
 Ints = NDArray[np.int64]
@@ -66,6 +67,13 @@ class Predictions:
         index = np.full(len(self.group_names) + 1, UNKNOWN_GROUP)  # the last entry answers for -1
         index[present] = range(len(present))
         return replace(self, group=index[self.group], group_names=tuple(self.group_names[g] for g in present))
+
+    def not_most_probable(self) -> NDArray[np.bool_]:
+        """[N] predictions of another class than the most probable one, by more than tables round; none without them."""
+        if self.probabilities is None:
+            return np.zeros(len(self.label), dtype=bool)
+        said = self.probabilities[np.arange(len(self.label)), self.prediction]
+        return said < self.probabilities.max(1) - PROBABILITY_TIE
 
     def with_probabilities(self, probabilities: NDArray[np.float64]) -> Predictions:
         """The same scans with other probabilities, and the most probable class as prediction."""

@@ -12,7 +12,8 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
 from fairlung.pipeline.evaluation.calibration import (
-    auc_of_resamples,
+    auc_interval,
+    auc_parts,
     bin_of,
     expected_calibration_error,
     group_calibration,

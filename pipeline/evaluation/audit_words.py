@@ -26,9 +26,9 @@ def _gap_verdicts(result: Audit) -> list[Verdict]:
     lacking = {name: groups for name, groups in empty.items() if 0 < len(groups) < len(result.group_names)}
     if not lacking:
         return [_gap_verdict(result), *_power_verdicts(result), *_mix_verdicts(result)]
-    missed = "; ".join(f"{name}: {', '.join(groups)}" for name, groups in lacking.items())
-    text = f"Classes that a group has no scan of, which makes their F1 there 0 whatever the model does ({missed}): no "
-    found = [Verdict("no-statement", f"{text}statement on the gap over all classes.")]
+    missed = ", nor ".join(f"of {name} in {', '.join(groups)}" for name, groups in lacking.items())
+    text = f"There is no scan {missed}, where F1 is 0 whatever the model does: no statement on the gap over all "
+    found = [Verdict("no-statement", f"{text}classes.")]
     if shared := result.shared_classes:
         numbers = {group.group: replace(group, n=n) for group, n in zip(result.groups, shared.group_scans, strict=True)}
         view = replace(
@@ -105,7 +105,7 @@ def _power_verdicts(result: Audit) -> list[Verdict]:
     power, n, expected = result.power, result.n, result.fair_model.gap_mean or 0.0
     if power is None:
         return []
-    beyond = " more than a fair model's" if abs(expected) >= MIX_GAP else ""
+    beyond = " beyond that of a fair model" if abs(expected) >= MIX_GAP else ""
     text = f"{n} scans show a gap of {power.detectable_gap:.3f} or more{beyond} in {in_percent(POWER)} of studies"
     if power.detectable_gap > 1:  # no gap is larger
         text = f"On {n} scans no gap, however large, is seen in {in_percent(POWER)} of studies"
@@ -126,7 +126,7 @@ def _worst_verdicts(result: Audit) -> list[Verdict]:
     filled, name = sum(cell.n > 0 for cell in result.cells), f"{worst.group} {worst.class_name}"
     f1 = f"{worst.f1.value:.3f} ({span(worst.f1)}, {worst.n} scans)"
     if worst.n_tied == filled:
-        return [Verdict("note", f"Every class has the same F1 in every group: {f1} in {name}.")]
+        return [Verdict("note", f"Every class and group with scans has the same F1: {f1} in {name}.")]
     if worst.n_tied > 1:
         return [Verdict("note", f"{worst.n_tied} cells have the lowest F1, {name} among them: {f1}.")]
     often, p = worst.share_of_resamples, worst.fair_p_value or 1.0

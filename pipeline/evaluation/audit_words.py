@@ -4,7 +4,18 @@ from dataclasses import replace
 
 from .records import Audit, FairModel
 from .resampling import TIE
-from .wording import MOST_PLANNED, POWER, Verdict, few_scans, in_percent, one_time_in, planned, span, span_text
+from .wording import (
+    MOST_PLANNED,
+    POWER,
+    Verdict,
+    few_scans,
+    in_percent,
+    one_time_in,
+    planned,
+    span,
+    span_text,
+    value_text,
+)
 
 MIX_GAP = 0.02  # a fair model's gap from which a verdict says that the groups differ in their mix of classes
 
@@ -75,7 +86,7 @@ def _gap_verdict(result: Audit) -> Verdict:
         gap, expected = overall.gap, result.fair_model.gap_mean or 0.0
         first, second = result.group_names
         better, worse = (first, second) if gap.value > expected else (second, first)
-        what = f"The gap of {gap.value:+.3f} ({first} minus {second}, "
+        what = f"The gap of {value_text(gap.value, signed=True)} ({first} minus {second}, "
         # A finding needs both: the gap is not 0, and it is not what the mix of classes alone gives.
         apart = gap.low > max(0, expected) or gap.high < min(0, expected)
         sentence = f"the model serves {better} scans better than {worse} ones"

@@ -258,8 +258,9 @@ def _groups(
     if not group_names:
         faults += [text for column in group_by for _, text, _ in doubtful_values(values[column])]
         for column in group_by:  # m and w are groups, but not beside male
-            meant = {value: SEX_SPELLINGS.get(value.casefold()) for value in values[column].unique()}
-            faults += [f"{column} {quoted(v)} is written {quoted(sex)}" for v, sex in meant.items() if sex in meant]
+            meant = {value: SEX_SPELLINGS.get(value.casefold(), "") for value in values[column].unique()}
+            twice = [(value, sex) for value, sex in meant.items() if sex and sex in meant]
+            faults += [f"{column} {quoted(value)} is written {quoted(sex)}" for value, sex in twice]
     names = tuple(group_names) if group_names else occurring_groups(values)
     if not names:
         raise PredictionsError(f"{path}: no scan has a group in column {', '.join(group_by)}")

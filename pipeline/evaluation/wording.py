@@ -42,7 +42,7 @@ def number_name(key: str, group_names: Sequence[str] = ()) -> str:
 
 def value_text(value: float, signed: bool = False) -> str:
     """A number in words: ``0.847``."""
-    return f"{value:{'+' if signed else ''}.3f}"
+    return f"{value:{'+' if signed else ''}z.3f}"
 
 
 def span(estimate: Interval, signed: bool = False) -> str:

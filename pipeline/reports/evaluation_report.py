@@ -291,9 +291,9 @@ def _method_blocks(audit: Audit, left_out: list[str]) -> tuple[Paragraph, ...]:
     texts = [
         f"Intervals are {percent(settings.confidence)} intervals. Precision, recall and accuracy: Wilson. F1, P and "
         f"the gap: {settings.resamples:,} bootstrap resamples of the scans within each class and group, {how}. Brier "
-        f"score and ECE: {max(100, settings.resamples // 5):,} plain resamples within each class and group. AUC: a score "
-        "interval (Newcombe's variance, as far as there are errors DeLong's). They speak of other scans like these, not "
-        "of other seeds or sites.",
+        f"score and ECE: {max(100, settings.resamples // 5):,} plain resamples within each class and group. AUC: "
+        "a score interval of Newcombe's variance, scaled by DeLong's. They speak of other scans like these, not of "
+        "other seeds or sites.",
         f"The test of the gap shuffles the groups among the scans of each class {settings.permutations:,} times. "
         "The perfectly fair model draws each group's predictions from those of all groups together, class by class. "
         f"Seed {settings.seed}.",

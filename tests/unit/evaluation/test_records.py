@@ -82,7 +82,9 @@ def test_the_schema_is_strict() -> None:
 def test_an_audit_of_fairlung_0_1_is_read(tmp_path: Path) -> None:
     result = audit(AUDITED["two groups"], **FAST)
     content = to_plain(result)
-    del content["schema_version"], content["settings"]["min_cell"]
+    del content["schema_version"], content["settings"]["min_cell"], content["n_not_most_probable"]
+    for key in ("recall", "n_tied", "fair_f1", "fair_p_value"):
+        del content["worst_cell"][key]
     path = tmp_path / "audit.json"
     path.write_text(json.dumps(content))
     assert read_record(Audit, path) == result

@@ -159,8 +159,8 @@ def _fairness(evidence: Evidence) -> list[str]:
     said = f"{fair[0].upper()}{fair[1:]}. Permutation test of the gap: p = {audit.permutation.p_value:.3g}."
     if shared := audit.shared_classes:
         alone = span_text(shared.gap, signed=True) if shared.gap is not None else span_text(shared.abs_gap)
-        said = "A group has no scan of a class, which counts in it whatever the model does; of the classes that every group "
-        said += f"has ({', '.join(shared.class_names)}) it is {alone}, p = {shared.permutation.p_value:.3g}."
+        said = "A group has no scan of a class, which counts there whatever the model does. Of the classes that every "
+        said += f"group has ({', '.join(shared.class_names)}) it is {alone}, p = {shared.permutation.p_value:.3g}."
     if small := few_groups(audit):
         said = f"{small[0].upper()}{small[1:]}: no statement on the gap."
     return [

@@ -16,6 +16,8 @@ from fairlung.pipeline.evaluation.audit import audit, beyond_fair
 from fairlung.pipeline.evaluation.audit_words import verdicts
 from fairlung.pipeline.evaluation.predictions import Predictions
 from fairlung.pipeline.evaluation.records import Audit, to_plain
+from fairlung.pipeline.reports.evidence import Evidence
+from fairlung.pipeline.reports.model_card import model_card
 
 DRAWS = {"resamples": 200, "permutations": 200}
 GROUPS = ("alder", "birch", "cedar", "dogwood")
@@ -111,6 +113,8 @@ def test_a_class_that_a_group_lacks_is_not_laid_to_the_model() -> None:
     assert shared.gap.value == 0 and shared.gap.high == pytest.approx(1.5 * both.overall.gap.high, abs=0.02)
     assert shared.permutation.p_value > 0.8 and shared.power.scans is None
     assert both.shared_classes is None
+    card = model_card(Evidence(result)).replace("\\", "")
+    assert "Of the classes that every group has (a, b) it is +0.000" in card
     unfair = audit(predictions_of([MEN, [[14, 13, 13], [13, 14, 13], [0, 0, 0]]]), **DRAWS)
     assert unfair.verdicts[1].level == "finding" and "serves male scans better" in unfair.verdicts[1].text
     nothing = audit(predictions_of([[[30, 0], [0, 0]], [[0, 0], [0, 30]]]), **DRAWS)

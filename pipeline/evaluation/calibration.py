@@ -99,18 +99,19 @@ def auc_interval(label: Ints, probabilities: Floats, confidence: float = 0.95) -
 
 
 def ece_evidence(
-    sure: Floats, correct: NDArray[np.bool_], counts: Floats, rng: np.random.Generator, confidence: float = 0.95
+    sure: Floats, correct: NDArray[np.bool_], counts: Floats, chances: Floats, confidence: float = 0.95
 ) -> tuple[Estimate, Chance, float]:
     """ECE with its interval, what a calibrated model of these confidences shows, and the p-value of being calibrated.
 
     Chance makes an ECE larger, so its lower end is the ECE less what a calibrated model stays below with the given
     confidence: it is above 0 where p is at most 1 - confidence (but for Monte Carlo ties), and nowhere else. The upper
     end is the ECE plus what resamples ``counts`` [B, N] have above their mean. How often it holds the truth:
-    benchmarks/intervals.py, docs/statistics.md. p = (1 + #{ECE* >= ECE}) / (1 + B) over samples of such a model.
+    benchmarks/intervals.py, docs/statistics.md. p = (1 + #{ECE* >= ECE}) / (1 + B) over samples of such a model, which
+    is right where its confidence is above a number of ``chances`` [B, N], drawn evenly from [0, 1).
     """
     bins, value = np.eye(BINS)[bin_of(sure)], float(expected_calibration_error(sure, correct))
-    drawn = np.abs((counts * (correct - sure)) @ bins).sum(1) / len(sure)
-    chance = expected_calibration_error(sure, rng.random((len(counts), len(sure))) < sure)
+    drawn = np.abs((counts * (correct - sure)) @ bins).sum(1) / counts.sum(1)
+    chance = expected_calibration_error(sure, chances < sure)
     p_value = (1 + int((chance >= value - TIE).sum())) / (1 + len(chance))
     most = float(np.quantile(chance, confidence))
     above = float(np.quantile(drawn, 1 - (1 - confidence) / 2) - drawn.mean())
@@ -136,7 +137,7 @@ def group_calibration(
         sure, correct = probabilities[np.arange(len(said)), said], said == label
         counts = resample_counts(label, resamples, rng)
         squares = ((probabilities - np.eye(classes)[label]) ** 2).sum(1)
-        ece, chance, p_value = ece_evidence(sure, correct, counts, rng, confidence)
+        ece, chance, p_value = ece_evidence(sure, correct, counts, rng.random(counts.shape), confidence)
         found[name] = Calibration(
             auc_interval(label, probabilities, confidence) if len(np.unique(label)) == classes else None,
             estimate_from(counts @ squares / len(label), float(squares.mean()), confidence),

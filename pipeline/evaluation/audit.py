@@ -4,11 +4,11 @@ The numbers of scans of each class and group are the design, not chance: resampl
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from .calibration import group_calibration
 from .metrics import class_scores
 from .predictions import Predictions, load_predictions
 from .records import Audit, Power
-from .resampling import CheckedEstimate, Floats, check_resampling, estimate, interval, wilson
+from .resampling import TIE, CheckedEstimate, Floats, check_resampling, estimate, interval, wilson
 from .wording import POWER
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,11 @@ def confusion_intervals(
     which is what gives a cell that was always right a lower end. ``percentile`` is the plain bootstrap. How often
     each covers the truth: benchmarks/intervals.py, docs/statistics.md.
 
+    |gap| of two groups has the interval of the gap, folded. With more, resampling makes the largest difference larger;
+    its interval is |gap| +- c, where the range over groups of what the F1 of a group misses is at most c with the given
+    confidence. Every difference of two groups is within c of the truth then (Tukey's simultaneous intervals), and so is
+    the largest.
+
     Returns:
         name -> (value, low, high), and the draws behind them, name -> [B, ...].
     """
@@ -102,6 +107,10 @@ def confusion_intervals(
         value, low, high = found["gap"]
         ends = np.abs([low, high])
         found["abs_gap"] = (np.abs(value), np.float64(0) if low <= 0 <= high else ends.min(), ends.max())
+    else:
+        value, reach = observed["abs_gap"], np.ptp(draws["group_f1"] - observed["group_f1"], axis=-1)
+        width = np.quantile(reach, confidence)
+        found["abs_gap"] = (value, np.maximum(0, value - width), np.minimum(1, value + width))
     return found, draws
 
 
@@ -143,16 +152,36 @@ def permutation_test(confusion: NDArray[Any], permutations: int, rng: np.random.
     statistic = np.concatenate(found)
     if groups == 2:
         statistic = np.abs(statistic - statistic.mean())
-    return float((statistic >= statistic[0] - 1e-12).mean())
+    return float((statistic >= statistic[0] - TIE).mean())
 
 
-def power_of_gap(gap: float, standard_error: float, n: int, confidence: float = 0.95) -> Power:
-    """The gap that ``n`` scans can show, and the scans that the observed one needs (normal approximation)."""
+def beyond_fair(gap: float, expected: float) -> float:
+    """How much further from 0 a gap is than 0 and what a fair model shows are; 0 where it lies between them.
+
+    That distance is what a finding is about: the gap is not 0, and it is not what the mix of classes alone gives.
+    """
+    return max(gap - max(0.0, expected), min(0.0, expected) - gap, 0.0)
+
+
+def power_of_gap(
+    gap: float, standard_error: float, n: int, confidence: float = 0.95, unsmoothed: float | None = None
+) -> Power:
+    """The gap that ``n`` scans can show, and the scans that one of size ``gap`` needs (normal approximation).
+
+    Smoothing adds one scan a row whatever their number, so that it is less on more scans: with V1 the squared standard
+    error at n scans and V0 that of the observed shares (``unsmoothed``; without it V0 = V1), the one at k n scans is
+    V0 / k + (V1 - V0) / k^2. No number of scans shows a difference that is none (:data:`TIE`).
+    """
     from scipy.stats import norm
 
     quantiles = float(norm.ppf(1 - (1 - confidence) / 2) + norm.ppf(POWER))
     detectable = quantiles * standard_error
-    return Power(detectable, None if gap == 0 else float(np.ceil(n * (detectable / gap) ** 2)))
+    if abs(gap) <= TIE:
+        return Power(detectable, None)
+    observed, target = standard_error**2, (gap / quantiles) ** 2
+    plain = observed if unsmoothed is None else min(observed, unsmoothed**2)
+    times = (plain + np.sqrt(plain**2 + 4 * target * (observed - plain))) / (2 * target)
+    return Power(detectable, float(np.ceil(n * times)))
 
 
 def group_differences(predictions: Predictions) -> records.Differences:
@@ -234,26 +263,25 @@ def audit(
     found, draws = confusion_intervals(confusion, rng, resamples, confidence, method)
     pooled, _ = confusion_intervals(confusion.sum(0, keepdims=True), rng, resamples, confidence, method)
     fair_draws = fair_model(confusion, resamples, rng)
-    fair = [fair_draws["abs_gap"].mean(), np.quantile(fair_draws["abs_gap"], 0.95)]
-    if "gap" in fair_draws:
-        fair += [fair_draws["gap"].mean(), *np.quantile(fair_draws["gap"], [0.025, 0.975])]
-    groups = _groups(known, confusion, found["group_f1"], max(100, resamples // 5), confidence, rng)
+    of_scans, plain, shared = rng.spawn(3)  # so that what needs probabilities moves no other number
+    groups = _groups(known, confusion, found["group_f1"], max(100, resamples // 5), confidence, of_scans)
     cells = _cells(known, confusion, found["cell_f1"], confidence, min_cell)
-    estimates = {name: estimate(*found[name]) for name in ("score", "gap", "abs_gap") if name in found}
-    tested, power = "abs_gap", None  # the largest of several differences is not normally distributed around 0
-    if "gap" in found:
-        power = power_of_gap(estimates["gap"].value, float(draws["gap"].std()), len(known.label), confidence)
-        tested = "gap"
+    settings = records.AuditSettings(resamples, permutations, confidence, method, seed, min_cell)
+    p_value = permutation_test(confusion, permutations, rng)
     result = Audit(
         n=len(known.label), n_unknown=len(predictions.label) - len(known.label),
         postprocess=predictions.postprocess, synthetic=predictions.synthetic,
         class_names=known.class_names, group_names=known.group_names, group_by=known.group_by,
         absent_groups=tuple(name for name in predictions.group_names if name not in known.group_names),
-        settings=records.AuditSettings(resamples, permutations, confidence, method, seed, min_cell),
-        overall=records.Overall(**estimates, f1_macro=estimate(*pooled["score"])),
-        groups=groups, cells=cells, worst_cell=_worst_cell(cells, draws["cell_f1"], confusion),
-        fair_model=records.FairModel(*map(float, fair)),
-        permutation=records.Permutation(tested, permutation_test(confusion, permutations, rng)), power=power,
+        settings=settings,
+        overall=records.Overall(
+            score=estimate(*found["score"]), f1_macro=estimate(*pooled["score"]),
+            **{name: estimate(*found[name]) for name in ("gap", "abs_gap") if name in found},
+        ),
+        groups=groups, cells=cells, worst_cell=_worst_cell(cells, draws["cell_f1"], fair_draws["cell_f1"]),
+        **_gap_evidence(confusion, found, draws, fair_draws, p_value, settings, plain),
+        shared_classes=_shared_classes(confusion, known.class_names, settings, shared),
+        n_not_most_probable=int(known.not_most_probable().sum()),
         differences=group_differences(known), confusion=confusion.tolist(),
     )  # fmt: skip
     return replace(result, verdicts=tuple(verdicts(result)))
@@ -307,9 +335,63 @@ def _cells(
     return tuple(cells)
 
 
-def _worst_cell(cells: Sequence[records.Cell], draws: Floats, confusion: NDArray[Any]) -> records.WorstCell:
-    filled = np.flatnonzero(confusion.sum(-1).ravel() > 0).tolist()
+def _worst_cell(cells: Sequence[records.Cell], draws: Floats, fair_draws: Floats) -> records.WorstCell:
+    filled = [index for index, cell in enumerate(cells) if cell.n]
     worst = min(filled, key=lambda index: cells[index].f1.value)
     lowest = draws.reshape(len(draws), -1)[:, filled].argmin(1)
     share, cell = float((lowest == filled.index(worst)).mean()), cells[worst]
-    return records.WorstCell(cell.group, cell.class_name, cell.n, cell.f1, cell.small, share)
+    tied = sum(cells[index].f1.value <= cell.f1.value + TIE for index in filled)
+    fair = fair_draws.reshape(len(fair_draws), -1)[:, worst]
+    p_value = float((1 + (fair <= cell.f1.value + TIE).sum()) / (1 + len(fair)))
+    found = cell.group, cell.class_name, cell.n, cell.f1, cell.small, share, cell.recall, tied
+    return records.WorstCell(*found, float(fair.mean()), p_value)
+
+
+def _gap_evidence(
+    confusion: NDArray[Any], found: Mapping[str, Any], draws: Mapping[str, Floats], fair: Mapping[str, Floats],
+    p_value: float, settings: records.AuditSettings, rng: np.random.Generator, ratio: float = 1.0,
+) -> dict[str, Any]:  # fmt: skip
+    """What the gap is held against: a fair model, the permutation test, and with two groups the power.
+
+    ``found``, ``draws`` and ``fair`` are ``ratio`` times what :func:`summaries` says of ``confusion``.
+    """
+    confidence = settings.confidence
+    tail = (1 - confidence) / 2
+    expected = [fair["abs_gap"].mean(), np.quantile(fair["abs_gap"], confidence)]
+    tested, power = "abs_gap", None  # the largest of several differences is not normally distributed around 0
+    if "gap" in found:
+        tested, mean = "gap", float(fair["gap"].mean())
+        expected += [mean, *np.quantile(fair["gap"], [tail, 1 - tail])]
+        plain = summaries(bootstrap_confusion(confusion, settings.resamples, rng, "percentile"))["gap"]
+        distance, errors = beyond_fair(float(found["gap"][0]), mean), (draws["gap"].std(), ratio * plain.std())
+        power = power_of_gap(distance, float(errors[0]), int(confusion.sum()), confidence, float(errors[1]))
+    fair_model = records.FairModel(*map(float, expected))
+    return {"fair_model": fair_model, "permutation": records.Permutation(tested, p_value), "power": power}
+
+
+def _shared_classes(
+    confusion: NDArray[Any], class_names: Sequence[str], settings: records.AuditSettings, rng: np.random.Generator
+) -> records.SharedClasses | None:
+    """The gap over the scans of the classes that every group has, where a group lacks one that another has.
+
+    Without its scans a class has an F1 of 0 in every group, so that a mean over the others is that over all classes
+    times their numbers' ratio.
+    """
+    has = confusion.sum(-1) > 0
+    shared = has.all(0)
+    if not shared.any() or (shared == has.any(0)).all():
+        return None
+    counts, ratio = np.where(shared[:, None], confusion, 0), len(shared) / int(shared.sum())
+    method = cast(IntervalMethod, settings.method)
+    found, draws = confusion_intervals(counts, rng, settings.resamples, settings.confidence, method)
+    drawn, fair = (
+        {name: ratio * part for name, part in numbers.items()}
+        for numbers in (draws, fair_model(counts, settings.resamples, rng))
+    )
+    p_value = permutation_test(counts, settings.permutations, rng)
+    of_gap = {name: np.clip(ratio * np.array(found[name]), -1, 1) for name in found if name in ("gap", "abs_gap")}
+    return records.SharedClasses(
+        class_names=tuple(np.array(class_names)[shared].tolist()), group_scans=tuple(counts.sum((1, 2)).tolist()),
+        gap=estimate(*of_gap["gap"]) if "gap" in of_gap else None, abs_gap=estimate(*of_gap["abs_gap"]),
+        **_gap_evidence(counts, of_gap, drawn, fair, p_value, settings, rng, ratio),
+    )  # fmt: skip

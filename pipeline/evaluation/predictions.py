@@ -17,17 +17,28 @@ from fairlung.transforms.tables import TableError
 
 from ..common import run_folder
 from ..common.errors import UserError
-from ..common.names import CLASS_NAMES, UNKNOWN_GROUP
+from ..common.names import CLASS_NAMES, SEX_SPELLINGS, UNKNOWN_GROUP
 from ..common.tables import read_frame
-from ..common.text import cut, did_you_mean, named, printable, quoted
+from ..common.text import cut, did_you_mean, hint_at, named, printable, quoted, spelling_key
 from ..data.cohort_checks import listed
-from ..data.groups import JOIN, doubtful_values, group_ids, group_values, joined, natural_order, occurring_groups
+from ..data.groups import (
+    JOIN,
+    MISSING,
+    NO_VALUE,
+    doubtful_values,
+    group_ids,
+    group_values,
+    joined,
+    natural_order,
+    occurring_groups,
+)
 from .metrics import group_confusion
 
 PROBABILITY = "prob_"  # before the class name in the column of its probability
 POSTPROCESS = "postprocess"  # column: what was done to the probabilities
 SYNTHETIC = "synthetic"  # column: "yes" of a phantom, as in a cohort
 SUM_TOLERANCE = 0.01  # by which a scan's probabilities may miss a sum of 1, as tables round them
+PROBABILITY_TIE = 2e-6  # by which a predicted class may fall short of the most probable one: six digits, normalised
 NOT_FINITE = ("nan", "inf", "-inf")
 LISTED = 5  # faults that a message shows when there are more
 Ints = NDArray[np.int64]
@@ -66,6 +77,13 @@ class Predictions:
         index = np.full(len(self.group_names) + 1, UNKNOWN_GROUP)  # the last entry answers for -1
         index[present] = range(len(present))
         return replace(self, group=index[self.group], group_names=tuple(self.group_names[g] for g in present))
+
+    def not_most_probable(self) -> NDArray[np.bool_]:
+        """[N] predictions of another class than the most probable one, by more than tables round; none without them."""
+        if self.probabilities is None:
+            return np.zeros(len(self.label), dtype=bool)
+        said = self.probabilities[np.arange(len(self.label)), self.prediction]
+        return said < self.probabilities.max(1) - PROBABILITY_TIE
 
     def with_probabilities(self, probabilities: NDArray[np.float64]) -> Predictions:
         """The same scans with other probabilities, and the most probable class as prediction."""
@@ -189,12 +207,15 @@ def columns_text(table: pd.DataFrame) -> str:
 
 def _classes(path: Path, table: pd.DataFrame, label_column: str, prediction_column: str) -> tuple[str, ...]:
     named = [str(column)[len(PROBABILITY) :] for column in table.columns if str(column).startswith(PROBABILITY)]
-    if named:
-        return tuple(named)
     occurring = pd.concat([table[column] for column in (label_column, prediction_column) if column in table])
     present = set(occurring) - {""}
-    for _, text, _ in doubtful_values(occurring.rename("class")):
-        raise PredictionsError(f"{path}: {text}")
+    for value, text, other in doubtful_values((pd.Series(named) if named else occurring).rename("class")):
+        if other:
+            raise PredictionsError(f"{path}: {text}")
+        if not named:  # a class may be called none, but not by the way
+            raise PredictionsError(f"{path}: class {quoted(value)} {NO_VALUE}: name the classes if it is one")
+    if named:
+        return tuple(named)
     if len(present) < 2:
         raise PredictionsError(f"{path}: only one class occurs ({next(iter(present), 'none')}); name them all")
     return CLASS_NAMES if present <= set(CLASS_NAMES) else tuple(sorted(present, key=natural_order))
@@ -203,9 +224,18 @@ def _classes(path: Path, table: pd.DataFrame, label_column: str, prediction_colu
 def _index(values: pd.Series, names: Sequence[str], scan: pd.Series, where: str, faults: list[str]) -> Ints:
     found = pd.Index(names).get_indexer(pd.Index(values))
     for name, value in zip(scan[found < 0], values[found < 0], strict=True):
-        said = f"holds {quoted(value)}, which is none of {', '.join(names)}" if value else "is empty"
-        faults.append(f"{name}: {where} {said}")
+        faults.append(f"{name}: {where} {_none_of(value, names) if value else 'is empty'}")
     return found.astype(np.int64)
+
+
+def _none_of(value: str, names: Sequence[str]) -> str:
+    """What is said of a value that is none of the names: which one it may be, or that it is a word for no value."""
+    alike = [name for name in names if spelling_key(name) == spelling_key(value)]
+    if alike and alike[0].casefold() != value.casefold():  # they look the same
+        return f"holds {cut(value)!a}, and the name is {cut(alike[0])!a}"
+    missing = value.casefold() in MISSING
+    hint = f", and {NO_VALUE}" if missing else hint_at(alike) or did_you_mean(value, names)
+    return f"holds {quoted(value)}, which is none of {', '.join(names)}{hint}"
 
 
 def read_probabilities(
@@ -234,6 +264,10 @@ def _groups(
         faults += [f"{name}: column {column!r} holds {JOIN!r}, which joins the names of groups" for name in inside]
     if not group_names:
         faults += [text for column in group_by for _, text, _ in doubtful_values(values[column])]
+        for column in group_by:  # m and w are groups, but not beside male
+            meant = {value: SEX_SPELLINGS.get(value.casefold(), "") for value in values[column].unique()}
+            twice = [(value, sex) for value, sex in meant.items() if sex and sex in meant]
+            faults += [f"{column} {quoted(value)} is written {quoted(sex)}" for value, sex in twice]
     names = tuple(group_names) if group_names else occurring_groups(values)
     if not names:
         raise PredictionsError(f"{path}: no scan has a group in column {', '.join(group_by)}")
@@ -241,5 +275,5 @@ def _groups(
     group, none_of_them = group_ids(rows, names)
     where = f"column {', '.join(repr(column) for column in group_by)}"
     wrong = zip(scan[none_of_them], rows[none_of_them], strict=True)
-    faults += [f"{name}: {where} holds {quoted(value)}, which is none of {', '.join(names)}" for name, value in wrong]
+    faults += [f"{name}: {where} {_none_of(value, names)}" for name, value in wrong]
     return group, names

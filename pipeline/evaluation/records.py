@@ -25,10 +25,10 @@ class NoRecordError(ValueError):
 
 
 class Chance(NamedTuple):
-    """Mean and 95th percentile of what chance alone gives."""
+    """Mean of what chance alone gives, and what it stays below with the confidence of the audit."""
 
     mean: float
-    p95: float
+    p95: float  # called by the default confidence
 
 
 class ReliabilityBin(NamedTuple):
@@ -49,6 +49,7 @@ class Calibration:
     ece_if_calibrated: Chance  # what a model shows on as many scans whose confidences are exactly right
     mean_confidence: float  # of the predicted classes
     reliability: tuple[ReliabilityBin, ...]  # the bins that hold a scan
+    ece_p_value: float | None = None  # of such a model's ECE; None in audits of earlier versions
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class WorstCell:
-    """The cell of the lowest F1 among those with a scan, and in what share of the resamples it is the lowest."""
+    """The cell of the lowest F1 among those with a scan, and in what share of the resamples it is the lowest.
+
+    What later versions say too is None in audits of earlier ones: its recall, how many cells have that F1, and its mean
+    F1 under a perfectly fair model, with the share of that model's samples in which it is as low as observed.
+    """
 
     group: str
     class_name: str = field(metadata={"key": "class"})
@@ -86,6 +91,10 @@ class WorstCell:
     f1: Estimate
     small: bool
     share_of_resamples: float
+    recall: Estimate | None = None
+    n_tied: int | None = None
+    fair_f1: float | None = None
+    fair_p_value: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +113,13 @@ class Overall:
 
 @dataclass(frozen=True)
 class FairModel:
-    """Mean and 95th percentile of |gap| of a perfectly fair model; with two groups also where 95 % of its gaps lie."""
+    """|gap| of a perfectly fair model: its mean and what it stays below with the confidence of the audit.
+
+    With two groups also the mean of its gaps, and where they lie with that confidence.
+    """
 
     abs_gap_mean: float
-    abs_gap_p95: float
+    abs_gap_p95: float  # called by the default confidence
     gap_mean: float | None = None
     gap_low: float | None = None
     gap_high: float | None = None
@@ -123,10 +135,27 @@ class Permutation:
 
 @dataclass(frozen=True)
 class Power:
-    """The gap that 80 % of such studies show, and the scans that would show the observed one (None: it is 0)."""
+    """The gap that 80 % of such studies show, and the scans that would show the observed one.
+
+    Both are distances from what a fair model shows, or from 0 where that is further. ``scans`` is None where there is
+    no such distance: no number of scans would show it.
+    """
 
     detectable_gap: float
     scans: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedClasses:
+    """What an audit says of the gap, over the scans of those classes alone that every group has."""
+
+    class_names: tuple[str, ...]
+    group_scans: tuple[int, ...]
+    gap: Estimate | None = None
+    abs_gap: Estimate
+    fair_model: FairModel
+    permutation: Permutation
+    power: Power | None
 
 
 @dataclass(frozen=True)
@@ -168,6 +197,8 @@ class Audit:
     fair_model: FairModel
     permutation: Permutation
     power: Power | None  # None with more than two groups
+    shared_classes: SharedClasses | None = None  # None where every group has every class, or none is shared
+    n_not_most_probable: int = 0  # predictions of another class than the most probable one
     differences: Differences
     confusion: Confusion  # [G][C][C] counts, rows true, columns predicted
     verdicts: tuple[Verdict, ...] = ()  # the most important first

@@ -159,8 +159,13 @@ def _fairness(evidence: Evidence) -> list[str]:
         gap = f"The gap in macro F1, {' minus '.join(audit.group_names)}, is {span_text(overall.gap, signed=True)}"
     else:
         gap = f"The largest gap in macro F1 between two groups is {span_text(overall.abs_gap)}"
-    fair, few = fair_gap_text(audit.fair_model), ", too few for a statement" if worst.small else ""
+    fair = fair_gap_text(audit.fair_model, audit.settings.confidence)
+    few = ", too few for a statement" if worst.small else ""
     said = f"{fair[0].upper()}{fair[1:]}. Permutation test of the gap: p = {audit.permutation.p_value:.3g}."
+    if shared := audit.shared_classes:
+        alone = span_text(shared.gap, signed=True) if shared.gap is not None else span_text(shared.abs_gap)
+        said = "A group has no scan of a class, which counts there whatever the model does. Of the classes that every "
+        said += f"group has ({', '.join(shared.class_names)}) it is {alone}, p = {shared.permutation.p_value:.3g}."
     if small := few_groups(audit):
         said = f"{small[0].upper()}{small[1:]}: no statement on the gap."
     return [

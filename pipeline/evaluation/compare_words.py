@@ -74,8 +74,10 @@ def _scans_verdict(pair: PairComparison, counts: tuple[int, int], result: Compar
         )
         text += "very runs and says nothing about other seeds."
     if scans is not None and scans > n:
-        text += f" To find this difference in P between these models in {in_percent(POWER)} of studies, after Holm, "
-        text += f"takes about {planned(scans)} scans in the same proportions ({scans / n:.1f} times as many)."
+        text += (
+            f" It takes about {planned(scans)} scans in the same proportions ({scans / n:.1f} times as many) to find "
+        )
+        text += f"this difference in P between these models in {in_percent(POWER)} of studies, after Holm."
     return Verdict("note", text)
 
 
@@ -96,7 +98,7 @@ def _runs_verdicts(pair: PairComparison, counts: tuple[int, int], result: Compar
     text += f"{spread[pair.system]:.3f} ({pair.system})"
     needed, studies = pair.power.runs, f"this difference in P in {in_percent(POWER)} of studies, after Holm"
     if needed is not None and needed > min(counts):
-        text += f"; to find {studies}, takes about {planned(needed)} runs each on these scans"
+        text += f"; it takes about {planned(needed)} runs each on these scans to find {studies}"
     elif needed is None and abs(pair.differences["score"].value) > TIE:
         text += f"; on so few scans no number of runs finds {studies}"
     return [*found, Verdict("note", f"{text}.")]

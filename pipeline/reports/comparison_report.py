@@ -16,7 +16,9 @@ def write_comparison_report(comparison: str | Path, path: str | Path) -> Path:
     try:
         result = read_record(Comparison, comparison)
     except NoRecordError as error:
-        raise EvidenceError(f"{comparison} is no comparison: fairlung compare writes one with -o ({error})") from error
+        raise EvidenceError(
+            f"{comparison} is no comparison of this version: fairlung compare writes one with -o ({error})"
+        ) from error
     except (OSError, ValueError) as error:
         raise EvidenceError(f"{comparison} cannot be read: {error}") from error
     return write_document(comparison_report(result), path)

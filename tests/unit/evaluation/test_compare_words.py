@@ -48,7 +48,7 @@ def test_several_runs_are_about_the_ways_of_training() -> None:
 def test_one_plan_for_runs_and_none_where_scans_are_too_few() -> None:
     result = compare({"A": runs(0, 2, 0.7), "B": runs(1, 2, 0.76)}, **FEW)
     (pair,) = result.comparisons
-    for needed, said in ((7, "takes about 7 runs each on these scans"), (None, "on so few scans no number of runs")):
+    for needed, said in ((7, "it takes about 7 runs each on these scans"), (None, "on so few scans no number of runs")):
         planned = replace(pair, power=replace(pair.power, runs=needed))
         texts = [verdict.text for verdict in verdicts(replace(result, comparisons=(planned,)))]
         assert sum("in 80 % of studies, after Holm" in text for text in texts) == 1 and said in texts[-1]

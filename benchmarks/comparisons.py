@@ -5,7 +5,7 @@
 Two systems answer the same scans. Whether a run is right about a scan depends on the accuracy of its system for the
 group, how hard the scan is (for both systems), the system's own taste, the seed and the seed's taste: a latent normal
 variable. One run each is about these very models, so their seeds are alike. The truth is that of the expected answers.
-Prints the table of docs/statistics.md. About ten minutes on one core.
+Prints the table of docs/statistics.md. About eight minutes on one core.
 """
 
 from __future__ import annotations

@@ -122,8 +122,7 @@ def _compare_pair(
         tests["score"] = _tested(paired.permute_scans(patterns, a[0], b[0], permutations, rng))
         share = _share_above(drawn["score"])
     given, alone, given_score = _differences(evidence, a, b, False, confidence) if seeds else (None, None, score)
-    distance = 0.0 if abs(score.value) <= TIE else score.value
-    power = power_of_gap(distance, given_score.spread.error()[0], int(patterns.count.sum()), 1 - level)
+    power = power_of_gap(score.value, given_score.spread.error()[0], int(patterns.count.sum()), 1 - level)
     planned = records.DifferencePower(power.detectable_gap, power.scans, paired.runs_needed(score, level))
     return PairComparison(other, reference, seeds, differences, share, tests, given, alone, planned)
 
@@ -143,7 +142,11 @@ def _differences(
     if "abs_gap" in found:
         found["abs_gap"], p = paired.gap_sizes(distance("gap"), distance("gap", -1), confidence)
         tests["abs_gap"] = _tested(p)
-    return found, tests, score
+    return {name: _in_range(estimate, 2.0 if name == "gap" else 1.0) for name, estimate in found.items()}, tests, score
+
+
+def _in_range(found: Estimate, largest: float) -> Estimate:
+    return Estimate(found.value, max(found.low, -largest), min(found.high, largest))
 
 
 def _tested(p: float) -> DifferenceTest:

@@ -236,7 +236,7 @@ class Distance(NamedTuple):
         from scipy import stats
 
         error, freedom = self.spread.error()
-        if abs(self.value) <= TIE:
+        if self.value == 0:
             return 1.0
         return float(2 * stats.t.sf(abs(self.value) / error, freedom)) if error > 0 else 0.0
 
@@ -259,6 +259,7 @@ def distance(a: Floats, b: Floats, drawn_a: Floats, drawn_b: Floats, seeds: bool
     """
     scans = float((drawn_b.mean(1) - drawn_a.mean(1)).var())
     value = float(b.mean() - a.mean())
+    value = value if abs(value) > TIE else 0.0
     if not seeds:
         return Distance(value, Spread(scans, ()))
     for drawn in (drawn_a, drawn_b):
@@ -293,7 +294,7 @@ def runs_needed(found: Distance, level: float) -> int | None:
     """
     from scipy import stats
 
-    if abs(found.value) <= TIE or not found.spread.runs:
+    if found.value == 0 or not found.spread.runs:
         return None
 
     def power(runs: int) -> float:

@@ -156,7 +156,7 @@ def test_interval_p_share_and_verdict_never_contradict_each_other(number: tuple[
                                    for item in items):  # fmt: skip
             found, verdict = pair.differences[name], next(said)
             apart = not found.low <= 0 <= found.high
-            assert found.low <= found.value <= found.high and test.p_value <= test.p_holm
+            assert -1 <= found.low <= found.value <= found.high <= 1 and test.p_value <= test.p_holm
             assert (verdict.level == "finding") == (apart and test.p_holm < 0.05)
             if name == "abs_gap" or number != (1, 1):
                 assert apart == (test.p_value < 0.05)

@@ -206,28 +206,18 @@ class Audit:
 
 @dataclass(frozen=True)
 class ComparedSystem:
-    """A system's numbers by the keys of :func:`~.headline`: over its runs, and the estimates of each run."""
+    """A system's numbers by the keys of :func:`~.headline`: :func:`~.over_runs`, and the estimates of each run."""
 
     name: str
     postprocess: str
-    values: Mapping[str, float]  # mean over runs
-    sd: Mapping[str, float] | None  # standard deviation over runs; None of one run
+    values: Mapping[str, float]  # mean over runs; with two groups abs_gap is the size of the mean gap
+    sd: Mapping[str, float] | None  # standard deviation over runs, with two groups of all but abs_gap; None of one run
     runs: tuple[Mapping[str, Estimate], ...]  # without worst_cell_f1
 
 
 @dataclass(frozen=True)
-class PermutationTest:
-    """A test of a difference; ``unit`` is what was permuted, scans or runs, ``smallest_p`` the least it can give."""
-
-    p_value: float
-    unit: str
-    smallest_p: float
-    p_holm: float
-
-
-@dataclass(frozen=True)
-class GivenRunsTest:
-    """The same with the runs taken as given: chance is in the scans only."""
+class DifferenceTest:
+    """p of a test that a difference is 0, and p after Holm's adjustment."""
 
     p_value: float
     p_holm: float
@@ -235,24 +225,32 @@ class GivenRunsTest:
 
 @dataclass(frozen=True)
 class DifferencePower:
-    """How large a difference in P must be, or the data, for 80 % of studies to see it; None where nobody can say."""
+    """How large a difference in P must be, or the data, for 80 % of studies to find it after Holm's adjustment.
 
-    detectable: float  # seen with these scans
-    scans: float | None  # that would show the observed one
-    runs: int | None  # of each system that would show it
+    None where nobody can say, or where no number is enough.
+    """
+
+    detectable: float  # seen between these very runs with these scans
+    scans: float | None  # that would show the observed one between these very runs
+    runs: int | None  # of each system that would show it with these scans
 
 
 @dataclass(frozen=True)
 class PairComparison:
-    """One system minus the reference."""
+    """One system minus the reference.
+
+    Where both have several runs it is about the ways of training, with chance in the scans and in the runs; else about
+    these very runs, with chance in the scans only.
+    """
 
     system: str
     reference: str
-    differences: Mapping[str, Estimate]  # of each number of paired.headline
-    probability_better: Mapping[str, float]  # share of draws with higher score, and smaller abs_gap; ties count half
-    tests: Mapping[str, PermutationTest]  # of score and abs_gap
-    differences_of_these_runs: Mapping[str, Estimate] | None  # with the runs taken as given; None with one run each
-    tests_of_these_runs: Mapping[str, GivenRunsTest] | None  # None also when the numbers of runs differ
+    seeds: bool  # whether chance in the runs is counted
+    differences: Mapping[str, Estimate]  # of the numbers of paired.headline for which an interval holds
+    share_higher: float | None  # of the resamples, in which P is higher; ties count half. None but with one run each
+    tests: Mapping[str, DifferenceTest]  # of score and, with two groups, abs_gap
+    differences_of_these_runs: Mapping[str, Estimate] | None  # with the runs taken as given; None without ``seeds``
+    tests_of_these_runs: Mapping[str, DifferenceTest] | None
     power: DifferencePower
 
 

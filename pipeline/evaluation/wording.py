@@ -22,6 +22,7 @@ ABOUT_NUMBERS = (
     "P is the mean over the groups of their macro F1. The gap is that of the first group minus that of the second; of "
     "more groups there is |gap|, the largest difference. 0 is fair."
 )
+SHARE_HIGHER = "share of resamples with the higher P"
 
 
 @dataclass(frozen=True)

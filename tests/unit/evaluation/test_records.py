@@ -126,3 +126,8 @@ def test_a_comparison_is_read_again(runs: tuple[int, ...], tmp_path: Path) -> No
     assert read_record(Comparison, path) == result
     with pytest.raises(NoRecordError, match="no audit"):
         read_record(Audit, path)
+    of_0_1 = to_plain(result)
+    del of_0_1["comparisons"][0]["seeds"]
+    path.write_text(json.dumps(of_0_1))
+    with pytest.raises(NoRecordError, match=r"^no comparison: .*'seeds'$"):
+        read_record(Comparison, path)

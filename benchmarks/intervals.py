@@ -1,10 +1,10 @@
 """How often do the audit's 95 % intervals cover the truth, and how often do its tests reject a true null hypothesis?
 
-    python benchmarks/intervals.py [--datasets 1000] [--resamples 1000] [--seed 0] [--only patients]
+    python benchmarks/intervals.py [--datasets 1000] [--resamples 1000] [--seed 0] [--only TABLE]
 
 Many data sets are drawn from known shares of predictions a class and group (Dirichlet around an accuracy), each is
 audited, and the intervals are held against the known truth: F1, P and gap of the expected counts. Prints the tables of
-docs/statistics.md. About 10 minutes on one core, and as long again for patients of several scans.
+docs/statistics.md. About half an hour on one core; --only prints one table.
 """
 
 from __future__ import annotations
@@ -16,8 +16,16 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from fairlung.pipeline.evaluation.audit import confusion_intervals, permutation_test, summaries
-from fairlung.pipeline.evaluation.calibration import group_calibration
+from fairlung.pipeline.evaluation.audit import (
+    audit,
+    beyond_fair,
+    confusion_intervals,
+    fair_model,
+    permutation_test,
+    power_of_gap,
+    summaries,
+)
+from fairlung.pipeline.evaluation.calibration import auc_interval, group_calibration
 from fairlung.pipeline.evaluation.patients import Clusters, design_effects
 from fairlung.pipeline.evaluation.predictions import Predictions
 from fairlung.pipeline.evaluation.resampling import wilson
@@ -29,7 +37,7 @@ SUPPORTS = {
     "100 a cell": [[100] * 4, [100] * 4],
 }
 PATIENTS = {name: SUPPORTS[of] for name, of in zip(("12-25", "30, one cell 5"), SUPPORTS, strict=False)}
-ACCURACIES = (0.5, 0.85, 0.93)
+ACCURACIES = (0.5, 0.85, 0.93, 0.97, 0.99)
 METHODS = ("smoothed", "percentile")
 
 
@@ -130,7 +138,7 @@ def print_patients(datasets: int, resamples: int, rng: np.random.Generator) -> N
     print("| F1 of a cell | recall (Wilson) | gap, were scans resampled | rejected at .05 | were scans shuffled |")
     print("|---" * 12 + "|")
     several = [(scans, alike, 0.0) for scans, alike in product((2, 3, 5, 0), (1.0, 0.5, 0.0))]
-    for (name, support), accuracy in product(PATIENTS.items(), ACCURACIES):
+    for (name, support), accuracy in product(PATIENTS.items(), ACCURACIES[:3]):
         for scans, alike, mixed in [(1, 1.0, 0.0), *several, (0, 0.5, 0.3)]:
             found = patient_row(np.array(support), accuracy, (scans, alike, mixed), datasets, resamples, rng)
             number = f"{scans or '1-5'}{', 30 % of several classes' if mixed else ''}"
@@ -169,25 +177,114 @@ def patient_row(
     return found + [f"{share[name]:.3f}" for name in ("gapby scans", "test", "testby scans")]
 
 
-def draw_probabilities(size: int, rng: np.random.Generator) -> Predictions:
-    """Labels drawn from probabilities that are then sharpened: an over-confident model, one group."""
-    true = rng.dirichlet(np.full(CLASSES, 0.6), size)
-    label = (rng.random(size)[:, None] > true.cumsum(1)).sum(1).clip(max=CLASSES - 1)
-    shown = true**1.7 / (true**1.7).sum(1, keepdims=True)
-    scan, group = np.arange(size).astype(str), np.zeros(size, dtype=np.int64)
-    return Predictions(scan, label, shown.argmax(1), group, shown, tuple("abcd"), ("all",), ("sex",))
+def even_shares(*accuracies: float) -> NDArray[np.float64]:
+    """Shares of predictions [G, C, C] of an accuracy a group, errors spread evenly."""
+    wrong = [(1 - accuracy) / (CLASSES - 1) for accuracy in accuracies]
+    return np.stack([np.full((CLASSES, CLASSES), w) + (1 - w * CLASSES) * np.eye(CLASSES) for w in wrong])
+
+
+def print_several_groups(datasets: int, resamples: int, rng: np.random.Generator) -> None:
+    print("\n| groups | scans a cell | |gap| | covered | width | above 0 | finding |\n|---|---|---|---|---|---|---|")
+    for groups, size, worse in ((3, 20, 0.0), (3, 20, 0.15), (6, 20, 0.0), (6, 20, 0.15), (6, 100, 0.15)):
+        shares = even_shares(0.8 - worse, *[0.8] * (groups - 1))
+        support = np.full((groups, CLASSES), size)
+        truth = summaries(shares * support[..., None])["abs_gap"]
+        rows = []
+        for _ in range(datasets):
+            counts = rng.multinomial(support, shares)
+            _, low, high = confusion_intervals(counts, rng, resamples)[0]["abs_gap"]
+            told = low > 0 and permutation_test(counts, 199, rng) <= 0.05
+            rows.append((low <= truth <= high, high - low, low > 0, told))
+        covered, width, above, found = np.mean(rows, axis=0)
+        shares = " | ".join(f"{share:.3f}" for share in (truth, covered, width, above, found))
+        print(f"| {groups} | {size} | {shares} |", flush=True)
+
+
+def print_power(datasets: int, resamples: int, rng: np.random.Generator) -> None:
+    """Share of audits that find a gap on as many scans as are planned for the true one."""
+    print("\n| accuracy of men, women | scans a class, men / women | gap | fair model's | planned | found |")
+    print("|---|---|---|---|---|---|")
+    alike, mixed = [[25, 12, 20, 20], [25, 13, 20, 20]], [[100, 60, 20, 20], [20, 60, 100, 20]]
+    for accuracies, support in (
+        ((0.99, 0.95), alike), ((0.97, 0.93), alike), ((0.85, 0.75), alike), ((0.6, 0.5), alike),
+        ((0.85, 0.75), mixed), ((0.75, 0.85), mixed),
+    ):  # fmt: skip
+        shares, scans = even_shares(*accuracies), np.array(support)
+        observed = shares * scans[..., None]
+        smoothed = (observed + 1 / CLASSES) / (scans[..., None] + 1)
+        draws = [summaries(rng.multinomial(scans, part, (4000, *scans.shape)))["gap"] for part in (smoothed, shares)]
+        fair = np.broadcast_to((observed.sum(0) / scans.sum(0)[:, None]), observed.shape) * scans[..., None]
+        gap, expected = (float(summaries(part)["gap"]) for part in (observed, fair))
+        error, plain = (float(part.std()) for part in draws)
+        planned = power_of_gap(beyond_fair(gap, expected), error, int(scans.sum()), unsmoothed=plain).scans
+        many, found = np.rint(scans * planned / scans.sum()).astype(int), 0
+        for _ in range(datasets):
+            counts = rng.multinomial(many, shares)
+            _, low, high = confusion_intervals(counts, rng, resamples)[0]["gap"]
+            mean = fair_model(counts, 200, rng)["gap"].mean()
+            apart = low > max(0, mean) or high < min(0, mean)
+            found += apart and permutation_test(counts, 199, rng) <= 0.05
+        sizes = " / ".join(", ".join(map(str, row)) for row in support)
+        numbers = f"{gap:+.3f} | {expected:+.3f} | {planned:,.0f} | {found / datasets:.2f}"
+        print(f"| {accuracies[0]}, {accuracies[1]} | {sizes} | {numbers} |", flush=True)
+
+
+def draw_probabilities(size: int, rng: np.random.Generator, power: float = 1.7, groups: int = 1) -> Predictions:
+    """Labels drawn from probabilities that are then raised to a power (over-confident above 1), ``size`` a group."""
+    true = rng.dirichlet(np.full(CLASSES, 0.6), size * groups)
+    label = (rng.random(len(true))[:, None] > true.cumsum(1)).sum(1).clip(max=CLASSES - 1)
+    shown = true**power / (true**power).sum(1, keepdims=True)
+    scan, group, names = np.arange(len(true)).astype(str), np.repeat(np.arange(groups), size), map(str, range(groups))
+    return Predictions(scan, label, shown.argmax(1), group, shown, tuple("abcd"), tuple(names), ("sex",))
 
 
 def print_calibration(datasets: int, resamples: int, rng: np.random.Generator) -> None:
-    large = group_calibration(draw_probabilities(20_000, rng), rng, 2)["all"]
-    print("\n| scans of a group | ECE | Brier score | AUC |\n|---|---|---|---|")
-    for size in (40, 80, 300):
-        found = [group_calibration(draw_probabilities(size, rng), rng, resamples)["all"] for _ in range(datasets)]
-        shares = []
-        for name in ("ece", "brier", "auc"):
-            spans = [group[name] for group in found if group[name] is not None]
-            shares.append(np.mean([span["low"] <= large[name]["value"] <= span["high"] for span in spans]))
-        print(f"| {size} | {' | '.join(f'{share:.3f}' for share in shares)} |", flush=True)
+    print("\n| probabilities | scans of a group | ECE | covers ECE | Brier score | AUC | called miscalibrated |")
+    print("|---|---|---|---|---|---|---|")
+    for said, power in (("calibrated", 1.0), ("to the power of 1.2", 1.2), ("of 1.7", 1.7), ("of 0.7", 0.7)):
+        large = group_calibration(draw_probabilities(8000, rng, power), rng, 2)["0"]
+        truth = {"ece": 0.0 if power == 1 else large.ece.value, "brier": large.brier.value, "auc": large.auc.value}
+        for size in (40, 80, 300):
+            drawn = (draw_probabilities(size, rng, power) for _ in range(datasets))
+            found = [group_calibration(table, rng, resamples)["0"] for table in drawn]
+            shares = []
+            for name, value in truth.items():
+                ends = [getattr(group, name) for group in found if getattr(group, name) is not None]
+                shares.append(np.mean([end.low <= value <= end.high for end in ends]))
+            alarms = np.mean([group.ece_p_value <= 0.05 for group in found])
+            numbers = " | ".join(f"{share:.3f}" for share in (*shares, alarms))
+            print(f"| {said} | {size} | {truth['ece']:.3f} | {numbers} |", flush=True)
+    print("\n| confidence | calibrated tables of 8 groups of 60 with a finding on calibration |\n|---|---|")
+    for confidence in (0.99, 0.95, 0.8, 0.5):
+        found = 0
+        for _ in range(datasets // 10):
+            result = audit(draw_probabilities(60, rng, 1.0, groups=8), 1000, 100, confidence)
+            found += any(v.level == "finding" and "Probabilities of" in v.text for v in result.verdicts)
+        print(f"| {confidence} | {found / (datasets // 10):.3f} |", flush=True)
+
+
+def print_auc(datasets: int, rng: np.random.Generator) -> None:
+    """Two classes: scores of one normal distribution each, of which the positives' may be wider, or have outliers."""
+    from scipy.stats import norm
+
+    print("\n| AUC | positive, negative scans | one shape | positives three times as wide | some positives at chance |")
+    print("|---|---|---|---|---|")
+    for area, m, n in (
+        (0.7, 20, 60), (0.9, 5, 40), (0.9, 20, 60), (0.97, 12, 50), (0.99, 50, 50), (0.99, 15, 45), (0.995, 20, 60),
+        (0.99, 100, 300),
+    ):  # fmt: skip
+        label, shares = np.repeat([0, 1], [n, m]), []
+        for width, outliers in ((1.0, 0.0), (3.0, 0.0), (1.0, 2 * (1 - area))):
+            apart = 20.0 if outliers else norm.ppf(area) * np.hypot(1, width)
+            hits = 0
+            for _ in range(datasets):
+                chance = rng.random(m) < outliers
+                positive = np.where(chance, rng.normal(0, 1, m), rng.normal(apart, width, m))
+                p = 1 / (1 + np.exp(-np.concatenate([rng.normal(0, 1, n), positive])))
+                found = auc_interval(label, np.stack([1 - p, p], axis=1))
+                hits += found.low <= area <= found.high
+            shares.append(f"{hits / datasets:.3f}")
+        print(f"| {area} | {m}, {n} | {' | '.join(shares)} |", flush=True)
 
 
 def main() -> None:
@@ -195,17 +292,23 @@ def main() -> None:
     parser.add_argument("--datasets", type=int, default=1000)
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["patients"])
+    tables = {
+        "coverage": lambda: print_coverage(options.datasets, options.resamples, rng),
+        "level": lambda: print_type_one_error(options.datasets, 399, rng),
+        "groups": lambda: print_several_groups(options.datasets, options.resamples, rng),
+        "power": lambda: print_power(options.datasets // 2, options.resamples, rng),
+        "calibration": lambda: print_calibration(options.datasets, options.resamples, rng),
+        "auc": lambda: print_auc(options.datasets, rng),
+        "patients": lambda: print_patients(options.datasets, options.resamples, rng),
+    }
+    parser.add_argument("--only", choices=tables, help="one table, by default all")
     options = parser.parse_args()
     start = time.perf_counter()
     rng = np.random.default_rng(options.seed)
     error = 1.96 * np.sqrt(0.95 * 0.05 / options.datasets)
     print(f"{options.datasets} data sets a row, so a coverage of .95 is seen as .95 +/- {error:.3f}.\n")
-    if not options.only:
-        print_coverage(options.datasets, options.resamples, rng)
-        print_type_one_error(options.datasets, 399, rng)
-        print_calibration(options.datasets, options.resamples, rng)
-    print_patients(options.datasets, options.resamples, rng)
+    for table in [options.only] if options.only else tables:
+        tables[table]()
     print(f"\n{time.perf_counter() - start:.0f} s")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,7 +43,14 @@ def _without_waiting_for_the_disk(connection: Any, _: object) -> None:
 # most memory, while a worker is small
 FIRST = ("test_commands", "test_mlflow_server", "test_distributed", "test_grad_cam", "test_cnn_rnn", "test_r3d18")
 FIRST += ("test_registered_0_1", "test_study", "test_systems", "test_inference", "test_resume")
-FIRST += ("test_intake_defects", "test_intake_fuzz")
+FIRST += (
+    "test_ends",
+    "test_planted_tokens",
+    "test_packaging",
+    "test_federated",
+    "test_intake_defects",
+    "test_intake_fuzz",
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -119,6 +127,14 @@ def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cells = {(label, sex): 1 for label in CLASS_NAMES for sex in SEXES}
     preset = Preset({"train": dict.fromkeys(cells, 2), "val": cells}, size=40, slices=(12, 16))
     return write_phantom_cohort(tmp_path_factory.mktemp("cohort"), preset, "mixed", seed=7, workers=1, progress=False)
+
+
+@pytest.fixture
+def plain_log_entries() -> Iterator[None]:
+    """Pseudonyms take names out of the log of the whole process: not after this test."""
+    factory = logging.getLogRecordFactory()
+    yield
+    logging.setLogRecordFactory(factory)
 
 
 @pytest.fixture

@@ -26,11 +26,12 @@ class RandBrightnessd(RandScaleIntensityd):
 
     Args:
         factors: range (low, high) that is added to 1, or x for (-x, x).
+        prob: how often a factor is drawn; else it is 1.
         key: where the factor is put, float32 [1].
     """
 
-    def __init__(self, factors: tuple[float, float] | float, key: str = "brightness") -> None:
-        super().__init__(keys=key, factors=factors, prob=1.0)
+    def __init__(self, factors: tuple[float, float] | float, key: str = "brightness", prob: float = 1.0) -> None:
+        super().__init__(keys=key, factors=factors, prob=prob)
         self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ..common.errors import in_a_line, shows_whole_stack
 from ..common.text import printable
-from ..evaluation.wording import ABOUT_NUMBERS, number_name, percent, span_text, value_text
+from ..evaluation.wording import ABOUT_NUMBERS, SHARE_HIGHER, number_name, percent, span_text, value_text
 
 if TYPE_CHECKING:
     from ..data.archives import Intake
@@ -101,18 +101,20 @@ def show_comparison(result: Comparison) -> None:
     shown = {key: number_name(key, result.group_names) for key in order if key in first.values}
     rows = []
     for system in result.systems:
-        sds = {key: f" ({system.sd[key]:.3f})" for key in shown if system.sd}
+        sds = {key: f" ({sd:.3f})" for key, sd in (system.sd or {}).items()}
         values = (value_text(system.values[key], key == "gap") + sds.get(key, "") for key in shown)
         rows.append([system.name, str(len(system.runs)), *values])
     title = f"{_scans(result)}, mean (standard deviation over runs)"
     _show_table(title, ["system", "runs", *shown.values()], rows)
     differences = [
-        [name, *(span_text(other.differences[key], signed=True) for other in others)] for key, name in shown.items()
+        [name, *(span_text(other.differences[key], signed=True) for other in others)]
+        for key, name in shown.items()
+        if key in others[0].differences
     ]
-    for key, way in (("score", "higher"), ("abs_gap", "smaller")):
-        shares = (value_text(other.probability_better[key]) for other in others)
-        differences.append([f"{way} {number_name(key)}, share of resamples", *shares])
-    for key in ("score", "abs_gap"):
+    shares = ["-" if other.share_higher is None else value_text(other.share_higher) for other in others]
+    if any(share != "-" for share in shares):
+        differences.append([SHARE_HIGHER, *shares])
+    for key in others[0].tests:
         p = (f"{other.tests[key].p_value:.3g} ({other.tests[key].p_holm:.3g})" for other in others)
         differences.append([f"p of {number_name(key)} (after Holm)", *p])
     title = f"Difference from {result.reference}, {percent(result.settings.confidence)} intervals"
@@ -142,9 +144,11 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
     """An evaluation's metrics.json."""
     scores, classes, groups = result["metrics"], result["class_names"], result["group_names"]
     kind = ", SYNTHETIC scans (phantoms)" if result["synthetic"] else ""
+    several = isinstance(result["checkpoint"], list)
+    judged = f"{len(result['checkpoint'])} checkpoints together" if several else result["checkpoint"]
     keys = (*(f"f1_{group}" for group in groups), "score", "gap", "abs_gap", "f1_macro")
     shown = {number_name(key, groups): f"{scores[key]:{'+' * (key == 'gap')}.4f}" for key in keys if key in scores}
-    _show_table(f"{result['split']} split, {result['checkpoint']}{kind}", shown, [shown.values()], names=0)
+    _show_table(f"{result['split']} split, {judged}{kind}", shown, [shown.values()], names=0)
     cells = [
         [name, *(f"{scores[f'f1_{g}_{name}']:.4f} ({sum(result['confusion'][i][c])})" for i, g in enumerate(groups))]
         for c, name in enumerate(classes)

@@ -52,6 +52,8 @@ def audit(
     prediction_column: Annotated[str, Option(help="Column of the predicted class.")] = "prediction",
     patient_column: Annotated[str | None,
         Option(help="Column that says whose scan it is, by default patient if there is one.")] = None,
+    rename: Annotated[list[str] | None,
+        Option(help="What a column's values stand for: COLUMN:VALUE=NAME,VALUE=NAME; repeat the option.")] = None,
     split: Split = None, tracking_uri: TrackingUri = None,
     confidence: Annotated[float, Option(help="Of the intervals.")] = 0.95,
     resamples: Resamples = 10_000,
@@ -66,12 +68,25 @@ def audit(
     from ..evaluation.audit import audit as audit_of
     from ..evaluation.predictions import load_predictions
 
-    columns = {"label_column": label_column, "prediction_column": prediction_column, "patient_column": patient_column}
+    columns: dict[str, Any] = {"label_column": label_column, "prediction_column": prediction_column}
+    columns |= {"rename": _renamed(rename), "patient_column": patient_column}
     path = _one_table(source, split, tracking_uri)
     table = load_predictions(path, class_name, group_name, group_by, **columns)  # type: ignore[arg-type]
     result = audit_of(table, resamples, resamples, confidence, method, seed)  # type: ignore[arg-type]
     _write(result, output)
     show_audit(result)
+
+
+def _renamed(options: list[str] | None) -> dict[str, dict[str, str]]:
+    """``["sex:0=male,1=female"]`` as ``{"sex": {"0": "male", "1": "female"}}``."""
+    found = {}
+    for option in options or ():
+        column, _, pairs = option.partition(":")
+        names = dict(pair.partition("=")[::2] for pair in pairs.split(","))
+        if not column or not all(names.values()):
+            stop(ValueError(f"rename must be COLUMN:VALUE=NAME,VALUE=NAME, got {option!r}"))
+        found[column] = names
+    return found
 
 
 def compare(

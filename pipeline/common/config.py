@@ -23,7 +23,7 @@ from .text import did_you_mean, without_login
 RUN_SETTINGS = (
     "bundle_root", "cohort", "output_dir", "overwrite", "resume", "weights", "tracking_uri", "experiment", "run_name",
     "parent_run", "tags", "system_metrics", "keep_checkpoints", "model_file", "replace_model", "device", "num_workers",
-    "cache_dir", "cache_limit", "cache_in_memory", "max_bad_steps", "save_on_sigterm",
+    "cache_dir", "cache_limit", "cache_in_memory", "max_bad_steps", "save_on_sigterm", "pseudonymize", "pseudonyms",
 )  # fmt: skip
 
 _UNTIL_EXIT = ExitStack()

@@ -170,6 +170,7 @@ class Settings(TypedDict, total=False):
     flip_prob: Annotated[Share, "how often a training volume is mirrored left to right"]
     rotation_prob: Annotated[Share, "how often a training volume is turned by a multiple of 90 degrees"]
     brightness: Annotated[Share, "training volumes are multiplied by 1 - this to 1 + this"]
+    brightness_prob: Annotated[Share, "how often the brightness of a training volume is changed"]
 
     # ---- evaluation
     split: Annotated[str, "split of the cohort that is judged"]

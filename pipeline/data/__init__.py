@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "NewScanDataset", "ScanDataset", "center_crop", "default_num_workers", "pad_slices", "read_scans",
             "scan_finder", "volume_transforms",
         ],
+        "pseudonyms": ["Pseudonyms"],
         "sampling": ["EpochSampler", "SeedEpochs", "class_counts", "training_items"],
     },
 )  # fmt: skip

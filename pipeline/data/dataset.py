@@ -35,6 +35,7 @@ from ..common.errors import UserError
 from ..common.volumes import PADDING, cut_to_unit_range
 from .augmentation import Augmentation, to_unit_range
 from .intake_records import failure_reason, record_of, warning_counts, write_intake
+from .pseudonyms import Pseudonyms
 from .sampling import Draw
 from .volume_cache import GIGABYTE, VolumeCache
 
@@ -132,17 +133,21 @@ class ScanDataset(Dataset):
         cache_dir: folder of the :class:`~.VolumeCache`; None or "" keeps no cache on disk.
         in_memory: also hold the volumes in memory, from :meth:`prepare` on.
         cache_limit: GB of the folder above which the least recently used volumes go.
+        pseudonyms: what scans are called, in items and intake records.
     """
 
     def __init__(
         self,
-        data: Sequence[Mapping[Hashable, Any]],
+        data: Sequence[Mapping[str, Any]],
         preprocessing: Sequence[Callable] | Callable,
         augmentation: Sequence[Callable] | Callable = (),
         cache_dir: str | Path | None = None,
         in_memory: bool = False,
         cache_limit: float | None = None,
+        pseudonyms: Pseudonyms | None = None,
     ) -> None:
+        self.pseudonyms = pseudonyms or Pseudonyms()
+        data = self.pseudonyms.items(data)
         super().__init__(data=data, transform=Augmentation(augmentation))
         self.in_memory = in_memory
         self.cached = VolumeCache(
@@ -177,12 +182,13 @@ class ScanDataset(Dataset):
         progress = tqdm(loader, desc=description, unit="scan", leave=False, disable=None if is_primary() else True)
         failed, records, size, digests = [], [], 0, {}
         for index, (item, attempt) in enumerate(zip(self.data, progress, strict=True)):
-            failed += [attempt.failure] if attempt.failure else []
-            records += [{"scan": item.get("scan", item["image"]), **attempt.record}] if attempt.record else []
+            scan = str(item.get("scan", item["image"]))
+            failed += [self.pseudonyms.text(attempt.failure, scan)] if attempt.failure else []
+            records += [{"scan": scan, **self.pseudonyms.record(scan, attempt.record)}] if attempt.record else []
             # so that later loader processes need not look at the scan's files again
             self.cached.fingerprints[index] = attempt.fingerprint
             size += attempt.size
-            digests[str(item.get("scan", item["image"]))] = attempt.digest
+            digests[scan] = attempt.digest
         if intake and records and is_primary():
             write_intake(records, Path(intake))
             if counts := warning_counts(records):

@@ -25,6 +25,7 @@ DICOM_AGE = re.compile(r"(\d{1,3})([DWMY])")
 IN_A_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12, "Y": 1}
 # what programs write where there is no value
 MISSING = ("na", "n/a", "n.a.", "#n/a", "nan", "<na>", "null", "none", "missing", "?", "-", "--")
+NO_VALUE = "is what many tables write where there is no value"
 
 UnknownGroups = Literal["leave_out", "own_group"]
 SmallGroups = Literal["keep", "leave_out"]
@@ -56,8 +57,7 @@ def doubtful_values(values: pd.Series) -> Iterator[tuple[str, str, str]]:
     for value in values.unique():
         other = first.setdefault(spelling_key(value), value)
         if value.casefold() in MISSING:
-            said = "is what many tables write where there is no value: leave it empty, or list it in group_names"
-            yield value, f"{values.name} {quoted(value)} {said}", ""
+            yield value, f"{values.name} {quoted(value)} {NO_VALUE}: leave it empty, or list it in group_names", ""
         elif other != value:
             shown = quoted if value.casefold() == other.casefold() else ascii  # which tells look-alikes apart
             yield value, f"{values.name} {shown(cut(value))} is written {shown(cut(other))}", other

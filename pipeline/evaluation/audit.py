@@ -5,11 +5,11 @@ Where patients have several scans, patients are drawn instead (patients.py).
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from .patient_column import warn_of_repeated
 from .patients import Clusters, DesignEffects, design_effects
 from .predictions import Predictions, load_predictions
 from .records import Audit, Power
-from .resampling import CheckedEstimate, Floats, check_resampling, estimate, interval, wilson
+from .resampling import TIE, CheckedEstimate, Floats, check_resampling, estimate, interval, wilson
 from .wording import POWER
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,17 @@ def bootstrap_confusion(
     return rng.multinomial(np.asarray(confusion).sum(-1), shares, size=(resamples, *shares.shape[:2]))
 
 
+def _resampled(
+    confusion: NDArray[Any], resamples: int, rng: np.random.Generator, method: IntervalMethod,
+    patients: Clusters | None,
+) -> tuple[NDArray[Any], Floats]:  # fmt: skip
+    """Resamples [B, G, C, C] of scans or patients, and their mean [G, C, C]."""
+    if patients is not None:
+        return patients.bootstrap(resamples, rng, method == "smoothed")
+    mean = row_shares(confusion, method) * np.asarray(confusion).sum(-1, keepdims=True)
+    return bootstrap_confusion(confusion, resamples, rng, method), mean
+
+
 def confusion_intervals(
     confusion: NDArray[Any], rng: np.random.Generator, resamples: int = 10_000, confidence: float = 0.95,
     method: IntervalMethod = "smoothed", patients: Clusters | None = None,
@@ -89,16 +100,16 @@ def confusion_intervals(
     each covers the truth: benchmarks/intervals.py, docs/statistics.md. With ``patients`` these are drawn, not scans
     (:meth:`.Clusters.bootstrap`).
 
+    |gap| of two groups has the interval of the gap, folded. With more, resampling makes the largest difference larger;
+    its interval is |gap| +- c, where the range over groups of what the F1 of a group misses is at most c with the given
+    confidence. Every difference of two groups is within c of the truth then (Tukey's simultaneous intervals), and so is
+    the largest.
+
     Returns:
         name -> (value, low, high), and the draws behind them, name -> [B, ...].
     """
     observed = summaries(np.asarray(confusion, dtype=float))
-    if patients is None:
-        drawn: NDArray[Any] = bootstrap_confusion(confusion, resamples, rng, method)
-        mean = row_shares(confusion, method) * np.asarray(confusion).sum(-1, keepdims=True)
-    else:
-        drawn, mean = patients.bootstrap(resamples, rng, method == "smoothed")
-    draws, centre = summaries(drawn), summaries(mean)
+    draws, centre = map(summaries, _resampled(confusion, resamples, rng, method, patients))
     found: dict[str, tuple[Any, Any, Any]] = {}
     for name, value in observed.items():
         recentre = method == "smoothed" and name in ("score", "gap", "group_f1")
@@ -110,6 +121,10 @@ def confusion_intervals(
         value, low, high = found["gap"]
         ends = np.abs([low, high])
         found["abs_gap"] = (np.abs(value), np.float64(0) if low <= 0 <= high else ends.min(), ends.max())
+    else:
+        value, reach = observed["abs_gap"], np.ptp(draws["group_f1"] - observed["group_f1"], axis=-1)
+        width = np.quantile(reach, confidence)
+        found["abs_gap"] = (value, np.maximum(0, value - width), np.minimum(1, value + width))
     return found, draws
 
 
@@ -149,7 +164,7 @@ def permutation_test(
     statistic = np.concatenate(found)
     if len(counts) == 2:
         statistic = np.abs(statistic - statistic.mean())
-    return float((statistic >= statistic[0] - 1e-12).mean())
+    return float((statistic >= statistic[0] - TIE).mean())
 
 
 def _shuffled(counts: NDArray[np.int64], permutations: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -166,13 +181,33 @@ def _shuffled(counts: NDArray[np.int64], permutations: int, rng: np.random.Gener
     return shuffled
 
 
-def power_of_gap(gap: float, standard_error: float, n: int, confidence: float = 0.95) -> Power:
-    """The gap that ``n`` scans can show, and the scans that the observed one needs (normal approximation)."""
+def beyond_fair(gap: float, expected: float) -> float:
+    """How much further from 0 a gap is than 0 and what a fair model shows are; 0 where it lies between them.
+
+    That distance is what a finding is about: the gap is not 0, and it is not what the mix of classes alone gives.
+    """
+    return max(gap - max(0.0, expected), min(0.0, expected) - gap, 0.0)
+
+
+def power_of_gap(
+    gap: float, standard_error: float, n: int, confidence: float = 0.95, unsmoothed: float | None = None
+) -> Power:
+    """The gap that ``n`` scans can show, and the scans that one of size ``gap`` needs (normal approximation).
+
+    Smoothing adds one scan a row whatever their number, so that it is less on more scans: with V1 the squared standard
+    error at n scans and V0 that of the observed shares (``unsmoothed``; without it V0 = V1), the one at k n scans is
+    V0 / k + (V1 - V0) / k^2. No number of scans shows a difference that is none (:data:`TIE`).
+    """
     from scipy.stats import norm
 
     quantiles = float(norm.ppf(1 - (1 - confidence) / 2) + norm.ppf(POWER))
     detectable = quantiles * standard_error
-    return Power(detectable, None if gap == 0 else float(np.ceil(n * (detectable / gap) ** 2)))
+    if abs(gap) <= TIE:
+        return Power(detectable, None)
+    observed, target = standard_error**2, (gap / quantiles) ** 2
+    plain = observed if unsmoothed is None else min(observed, unsmoothed**2)
+    times = (plain + np.sqrt(plain**2 + 4 * target * (observed - plain))) / (2 * target)
+    return Power(detectable, float(np.ceil(n * times)))
 
 
 def group_differences(predictions: Predictions) -> records.Differences:
@@ -257,29 +292,29 @@ def audit(
     together = patients.pooled() if patients else None
     pooled, _ = confusion_intervals(confusion.sum(0, keepdims=True), rng, resamples, confidence, method, together)
     fair_draws = fair_model(confusion, resamples, rng, patients)
-    fair = [fair_draws["abs_gap"].mean(), np.quantile(fair_draws["abs_gap"], 0.95)]
-    if "gap" in fair_draws:
-        fair += [fair_draws["gap"].mean(), *np.quantile(fair_draws["gap"], [0.025, 0.975])]
+    of_scans, plain, shared = rng.spawn(3)  # so that what needs probabilities moves no other number
     effects = design_effects(patients, confusion)
-    groups = _groups(known, confusion, found["group_f1"], max(100, resamples // 5), confidence, rng, effects.accuracy)
+    of_groups = (found["group_f1"], max(100, resamples // 5), confidence, of_scans, effects.accuracy)
+    groups = _groups(known, confusion, *of_groups)
     cells = _cells(known, confusion, found["cell_f1"], confidence, min_cell, effects)
-    estimates = {name: estimate(*found[name]) for name in ("score", "gap", "abs_gap") if name in found}
-    tested, power = "abs_gap", None  # the largest of several differences is not normally distributed around 0
-    if "gap" in found:
-        power = power_of_gap(estimates["gap"].value, float(draws["gap"].std()), len(known.label), confidence)
-        tested = "gap"
+    settings = records.AuditSettings(resamples, permutations, confidence, method, seed, min_cell)
+    p_value = permutation_test(confusion, permutations, rng, patients)
     result = Audit(
         n=len(known.label), n_unknown=len(predictions.label) - len(known.label),
         postprocess=predictions.postprocess, synthetic=predictions.synthetic,
         class_names=known.class_names, group_names=known.group_names, group_by=known.group_by,
         absent_groups=tuple(name for name in predictions.group_names if name not in known.group_names),
-        settings=records.AuditSettings(resamples, permutations, confidence, method, seed, min_cell),
-        overall=records.Overall(**estimates, f1_macro=estimate(*pooled["score"])),
-        groups=groups, cells=cells, worst_cell=_worst_cell(cells, draws["cell_f1"], confusion),
-        fair_model=records.FairModel(*map(float, fair)),
-        permutation=records.Permutation(tested, permutation_test(confusion, permutations, rng, patients)),
-        power=power, differences=group_differences(known), confusion=confusion.tolist(),
+        settings=settings,
+        overall=records.Overall(
+            score=estimate(*found["score"]), f1_macro=estimate(*pooled["score"]),
+            **{name: estimate(*found[name]) for name in ("gap", "abs_gap") if name in found},
+        ),
+        groups=groups, cells=cells, worst_cell=_worst_cell(cells, draws["cell_f1"], fair_draws["cell_f1"]),
+        **_gap_evidence(confusion, found, draws, fair_draws, p_value, settings, plain, patients),
+        shared_classes=_shared_classes(known, settings, shared),
+        n_not_most_probable=int(known.not_most_probable().sum()),
         patients=patients.worth() if patients else None,
+        differences=group_differences(known), confusion=confusion.tolist(),
     )  # fmt: skip
     return replace(result, verdicts=tuple(verdicts(result)))
 
@@ -335,9 +370,66 @@ def _cells(
     return tuple(cells)
 
 
-def _worst_cell(cells: Sequence[records.Cell], draws: Floats, confusion: NDArray[Any]) -> records.WorstCell:
-    filled = np.flatnonzero(confusion.sum(-1).ravel() > 0).tolist()
+def _worst_cell(cells: Sequence[records.Cell], draws: Floats, fair_draws: Floats) -> records.WorstCell:
+    filled = [index for index, cell in enumerate(cells) if cell.n]
     worst = min(filled, key=lambda index: cells[index].f1.value)
     lowest = draws.reshape(len(draws), -1)[:, filled].argmin(1)
     share, cell = float((lowest == filled.index(worst)).mean()), cells[worst]
-    return records.WorstCell(cell.group, cell.class_name, cell.n, cell.f1, cell.small, share)
+    tied = sum(cells[index].f1.value <= cell.f1.value + TIE for index in filled)
+    fair = fair_draws.reshape(len(fair_draws), -1)[:, worst]
+    p_value = float((1 + (fair <= cell.f1.value + TIE).sum()) / (1 + len(fair)))
+    found = cell.group, cell.class_name, cell.n, cell.f1, cell.small, share, cell.recall, tied
+    return records.WorstCell(*found, float(fair.mean()), p_value)
+
+
+def _gap_evidence(
+    confusion: NDArray[Any], found: Mapping[str, Any], draws: Mapping[str, Floats], fair: Mapping[str, Floats],
+    p_value: float, settings: records.AuditSettings, rng: np.random.Generator, patients: Clusters | None,
+    ratio: float = 1.0,
+) -> dict[str, Any]:  # fmt: skip
+    """What the gap is held against: a fair model, the permutation test, and with two groups the power.
+
+    ``found``, ``draws`` and ``fair`` are ``ratio`` times what :func:`summaries` says of ``confusion``.
+    """
+    confidence = settings.confidence
+    tail = (1 - confidence) / 2
+    expected = [fair["abs_gap"].mean(), np.quantile(fair["abs_gap"], confidence)]
+    tested, power = "abs_gap", None  # the largest of several differences is not normally distributed around 0
+    if "gap" in found:
+        tested, mean = "gap", float(fair["gap"].mean())
+        expected += [mean, *np.quantile(fair["gap"], [tail, 1 - tail])]
+        plain = summaries(_resampled(confusion, settings.resamples, rng, "percentile", patients)[0])["gap"]
+        distance, errors = beyond_fair(float(found["gap"][0]), mean), (draws["gap"].std(), ratio * plain.std())
+        power = power_of_gap(distance, float(errors[0]), int(confusion.sum()), confidence, float(errors[1]))
+    fair_model = records.FairModel(*map(float, expected))
+    return {"fair_model": fair_model, "permutation": records.Permutation(tested, p_value), "power": power}
+
+
+def _shared_classes(
+    known: Predictions, settings: records.AuditSettings, rng: np.random.Generator
+) -> records.SharedClasses | None:
+    """The gap over the scans of the classes that every group has, where a group lacks one that another has.
+
+    Without its scans a class has an F1 of 0 in every group, so that a mean over the others is that over all classes
+    times their numbers' ratio.
+    """
+    confusion = known.confusion()[:-1]
+    has = confusion.sum(-1) > 0
+    shared = has.all(0)
+    if not shared.any() or (shared == has.any(0)).all():
+        return None
+    counts, ratio = np.where(shared[:, None], confusion, 0), len(shared) / int(shared.sum())
+    method = cast(IntervalMethod, settings.method)
+    patients = Clusters.of(known.take(shared[known.label]))
+    found, draws = confusion_intervals(counts, rng, settings.resamples, settings.confidence, method, patients)
+    drawn, fair = (
+        {name: ratio * part for name, part in numbers.items()}
+        for numbers in (draws, fair_model(counts, settings.resamples, rng, patients))
+    )
+    p_value = permutation_test(counts, settings.permutations, rng, patients)
+    of_gap = {name: np.clip(ratio * np.array(found[name]), -1, 1) for name in found if name in ("gap", "abs_gap")}
+    return records.SharedClasses(
+        class_names=tuple(np.array(known.class_names)[shared].tolist()), group_scans=tuple(counts.sum((1, 2)).tolist()),
+        gap=estimate(*of_gap["gap"]) if "gap" in of_gap else None, abs_gap=estimate(*of_gap["abs_gap"]),
+        **_gap_evidence(counts, of_gap, drawn, fair, p_value, settings, rng, patients, ratio),
+    )  # fmt: skip

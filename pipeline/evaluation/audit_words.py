@@ -1,16 +1,28 @@
 """What an audit says in words: its verdicts."""
 
+from dataclasses import replace
+
 from .records import Audit, FairModel
-from .wording import POWER, Verdict, few_scans, in_percent, planned, span, span_text
+from .resampling import TIE
+from .wording import (
+    MOST_PLANNED,
+    POWER,
+    Verdict,
+    few_scans,
+    in_percent,
+    one_time_in,
+    planned,
+    span,
+    span_text,
+    value_text,
+)
 
 MIX_GAP = 0.02  # a fair model's gap from which a verdict says that the groups differ in their mix of classes
 
 
 def verdicts(result: Audit) -> list[Verdict]:
     """What an audit says, in words, the most important first."""
-    few = few_groups(result)
-    found = [Verdict("no-statement", f"{few[0].upper()}{few[1:]}: no statement on the gap.")] if few else []
-    found = found or [_gap_verdict(result), *_power_verdicts(result)]
+    found = _gap_verdicts(result)
     if result.patients:
         text = (
             f"The {result.n} scans are of {result.patients.n} patients: patients, not scans, were resampled and moved "
@@ -20,13 +32,42 @@ def verdicts(result: Audit) -> list[Verdict]:
     if result.postprocess:
         text = f"These are not the network's own answers: they were post-processed ({result.postprocess})."
         found.append(Verdict("note", text))
-    share = result.fair_model.gap_mean or 0.0
-    if abs(share) >= MIX_GAP and not few:  # a gap that comes of who was scanned, large enough to mislead
-        first, second = result.group_names
-        text = f"{first} and {second} scans do not have the classes in the same proportions, which gives a perfectly "
-        text += f"fair model a gap of {share:+.3f} here on average. The test allows for that; the interval does not."
-        found.append(Verdict("note", text))
     return [*found, *_cell_verdicts(result), *_calibration_verdicts(result)]
+
+
+def _gap_verdicts(result: Audit) -> list[Verdict]:
+    """On the gap, or where a group lacks a class of another on the gap over the classes that all have."""
+    if few := few_groups(result):
+        return [Verdict("no-statement", f"{few[0].upper()}{few[1:]}: no statement on the gap.")]
+    empty = {name: [c.group for c in result.cells if c.class_name == name and not c.n] for name in result.class_names}
+    lacking = {name: groups for name, groups in empty.items() if 0 < len(groups) < len(result.group_names)}
+    if not lacking:
+        return [_gap_verdict(result), *_power_verdicts(result), *_mix_verdicts(result)]
+    missed = ", nor ".join(f"of {name} in {', '.join(groups)}" for name, groups in lacking.items())
+    text = f"There is no scan {missed}, where F1 is 0 whatever the model does: no statement on the gap over all "
+    found = [Verdict("no-statement", f"{text}classes.")]
+    if shared := result.shared_classes:
+        numbers = {group.group: replace(group, n=n) for group, n in zip(result.groups, shared.group_scans, strict=True)}
+        view = replace(
+            result, n=sum(shared.group_scans), class_names=shared.class_names, groups=tuple(numbers.values()),
+            cells=tuple(cell for cell in result.cells if cell.class_name in shared.class_names),
+            overall=replace(result.overall, gap=shared.gap, abs_gap=shared.abs_gap),
+            fair_model=shared.fair_model, permutation=shared.permutation, power=shared.power,
+        )  # fmt: skip
+        alone = f"Of the classes that every group has ({', '.join(shared.class_names)}): "
+        found += [Verdict(verdict.level, alone + verdict.text) for verdict in _gap_verdicts(view)]
+    return found
+
+
+def _mix_verdicts(result: Audit) -> list[Verdict]:
+    """A gap that comes of who was scanned, where it is large enough to mislead."""
+    share = result.fair_model.gap_mean or 0.0
+    if abs(share) < MIX_GAP:
+        return []
+    first, second = result.group_names
+    text = f"{first} and {second} scans do not have the classes in the same proportions, which gives a perfectly "
+    text += f"fair model a gap of {share:+.3f} here on average. The test allows for that; the interval does not."
+    return [Verdict("note", f"{text} The F1 of a class, and so the lowest one, depends on it too; recall does not.")]
 
 
 def few_groups(result: Audit) -> str:
@@ -34,68 +75,92 @@ def few_groups(result: Audit) -> str:
     return few_scans({group.group: group.n for group in result.groups}, result.settings.min_cell)
 
 
-def fair_gap_text(fair: FairModel) -> str:
+def fair_gap_text(fair: FairModel, confidence: float = 0.95) -> str:
     """What |gap| a perfectly fair model shows, in words."""
+    if fair.abs_gap_p95 <= TIE:
+        return "a perfectly fair model of this score, whose answers to a class are all alike, shows no gap here"
     return (
         f"a perfectly fair model of this score shows |gap| {fair.abs_gap_mean:.3f} on average on scans like these, and "
-        f"above {fair.abs_gap_p95:.3f} one time in twenty"
+        f"above {fair.abs_gap_p95:.3f} {one_time_in(confidence)}"
     )
 
 
 def _gap_verdict(result: Audit) -> Verdict:
-    overall, beside = result.overall, fair_gap_text(result.fair_model)
-    confidence, p = result.settings.confidence, result.permutation.p_value
+    overall, confidence, p = result.overall, result.settings.confidence, result.permutation.p_value
+    beside = fair_gap_text(result.fair_model, confidence)
     if overall.gap is not None:
         gap, expected = overall.gap, result.fair_model.gap_mean or 0.0
         first, second = result.group_names
         better, worse = (first, second) if gap.value > expected else (second, first)
-        what = f"The gap of {gap.value:+.3f} ({first} minus {second}, "
+        what = f"The gap of {value_text(gap.value, signed=True)} ({first} minus {second}, "
         # A finding needs both: the gap is not 0, and it is not what the mix of classes alone gives.
         apart = gap.low > max(0, expected) or gap.high < min(0, expected)
         sentence = f"the model serves {better} scans better than {worse} ones"
+        not_none = not gap.low <= 0 <= gap.high
     else:
         gap = overall.abs_gap
         what = f"The largest gap between two groups, {gap.value:.3f} ("
-        apart = True  # a largest difference is never below 0, so only the test can tell
+        apart = not_none = gap.low > 0
         sentence = "the model does not serve all groups alike"
     what += f"{in_percent(confidence)} interval {span(gap, signed=overall.gap is not None)}; p = {p:.3g})"
-    if apart and p <= 1 - confidence:
+    told = p <= 1 - confidence
+    if apart and told:
         return Verdict("finding", f"{what} is larger than chance explains: {sentence}; {beside}.")
-    if overall.gap is not None and (p <= 1 - confidence or not gap.low <= 0 <= gap.high):
+    if not_none and not told and (overall.gap is None or not apart):
+        what += " is not 0, but cannot be told from what a perfectly fair model shows on scans like these"
+        return Verdict("inconclusive", f"{what}; {beside}.")
+    if told or not_none:
         what += " is on the border of what chance explains: the interval and the test do not agree"
         return Verdict("inconclusive", f"{what}; {beside}.")
-    what += f": a difference of this size cannot be told from none on these data; {beside}. It does not show that the"
-    what += f" model is fair either: a gap as large as {overall.abs_gap.high:.3f} is not ruled out."
-    return Verdict("inconclusive", what)
+    same = f": the groups have the same F1; {beside}" if overall.abs_gap.value <= TIE else ""
+    what += same or f": a difference of this size cannot be told from none on these data; {beside}"
+    what += f". It does not show that the model is fair either: a gap as large as {overall.abs_gap.high:.3f} is not "
+    return Verdict("inconclusive", f"{what}ruled out.")
 
 
 def _power_verdicts(result: Audit) -> list[Verdict]:
-    power, n = result.power, result.n
+    power, n, expected = result.power, result.n, result.fair_model.gap_mean or 0.0
     if power is None:
         return []
     scans = f"{n} scans"
     if result.patients:
         worth = f"{result.patients.effective_scans:.0f} scans of as many patients"
         scans += f" of {result.patients.n} patients, worth {worth},"
-    text = f"{scans} show a gap of {power.detectable_gap:.3f} or more in {in_percent(POWER)} of studies"
+    beyond = " beyond that of a fair model" if abs(expected) >= MIX_GAP else ""
+    text = f"{scans} show a gap of {power.detectable_gap:.3f} or more{beyond} in {in_percent(POWER)} of studies"
     if power.detectable_gap > 1:  # no gap is larger
         text = f"On {scans} no gap, however large, is seen in {in_percent(POWER)} of studies"
     if power.scans is None:
-        return [Verdict("note", f"{text}.")]
+        none = "is 0" if result.overall.abs_gap.value <= TIE else "is no further from 0 than a fair model's"
+        return [Verdict("note", f"{text}; the observed one {none}, so that no number of scans would show it.")]
     if power.scans <= n:
         return [Verdict("note", f"{text}; the observed one is of that size.")]
-    text += f"; one of the observed size would need about {planned(power.scans)} scans in the same proportions "
-    text += "and as many a patient " if result.patients else ""
-    return [Verdict("note", f"{text}({power.scans / n:.1f} times as many).")]
+    text += f"; one of the observed size would need about {planned(power.scans)} scans in the same proportions"
+    text += " and as many a patient" if result.patients else ""
+    times = f" ({power.scans / n:.1f} times as many)" if power.scans <= MOST_PLANNED else ""
+    return [Verdict("note", f"{text}{times}.")]
+
+
+def _worst_verdicts(result: Audit) -> list[Verdict]:
+    worst, confidence = result.worst_cell, result.settings.confidence
+    if worst.small or worst.recall is None or worst.n_tied is None:
+        return []
+    filled, name = sum(cell.n > 0 for cell in result.cells), f"{worst.group} {worst.class_name}"
+    f1 = f"{worst.f1.value:.3f} ({span(worst.f1)}, {worst.n} scans)"
+    if worst.n_tied == filled:
+        return [Verdict("note", f"Every class and group with scans has the same F1: {f1} in {name}.")]
+    if worst.n_tied > 1:
+        return [Verdict("note", f"{worst.n_tied} cells have the lowest F1, {name} among them: {f1}.")]
+    often, p = worst.share_of_resamples, worst.fair_p_value or 1.0
+    text = f"The lowest F1 is that of {name}: {f1}; its recall is {span_text(worst.recall)}. It is the lowest in "
+    text += f"{in_percent(often)} of resamples; a perfectly fair model has {worst.fair_f1:.3f} there on average"
+    if often >= confidence and p > 1 - confidence:
+        text += ", so that the classes' proportions and not the model's answers make it the lowest"
+    return [Verdict("finding" if often >= confidence and p <= 1 - confidence else "note", f"{text}.")]
 
 
 def _cell_verdicts(result: Audit) -> list[Verdict]:
-    found: list[Verdict] = []
-    worst = result.worst_cell
-    if not worst.small:
-        text = f"The lowest F1 is that of {worst.group} {worst.class_name}: {worst.f1.value:.3f} ({span(worst.f1)}, "
-        text += f"{worst.n} scans); it is the lowest in {in_percent(worst.share_of_resamples)} of resamples."
-        found.append(Verdict("finding" if worst.share_of_resamples >= 0.95 else "note", text))
+    found = _worst_verdicts(result)
     texts = [f"There is no scan of group {name}: no statement." for name in result.absent_groups]
     empty = [f"{cell.group} {cell.class_name}" for cell in result.cells if cell.n == 0]
     if empty:
@@ -113,17 +178,27 @@ def _cell_verdicts(result: Audit) -> list[Verdict]:
 
 
 def _calibration_verdicts(result: Audit) -> list[Verdict]:
-    found = []
-    for group in result.groups:
-        if (calibration := group.calibration) is None:
-            continue
-        if few := few_scans({group.group: group.n}, result.settings.min_cell):
+    """Of each group with probabilities, at a level of 1 - confidence for all of them together (Holm)."""
+    from statsmodels.stats.multitest import multipletests
+
+    found, confidence, least = [], result.settings.confidence, result.settings.min_cell
+    given = [(group, group.calibration) for group in result.groups if group.calibration is not None]
+    if given and (other := result.n_not_most_probable):
+        text = f"{other} of the {result.n} predictions are not the most probable class: another rule made them, or a "
+        return [Verdict("no-statement", f"{text}column is not what it says. No statement on calibration.")]
+    for group, _ in given:
+        if few := few_scans({group.group: group.n}, least):
             found.append(Verdict("no-statement", f"{few[0].upper()}{few[1:]}: no statement on its calibration."))
-            continue
-        threshold = calibration.ece_if_calibrated.p95
-        said = f"expected calibration error {span_text(calibration.ece)}; it is above {threshold:.3f} one time in "
-        said += f"twenty for a calibrated model on {group.n} scans."
-        if calibration.ece.value <= threshold:
+    judged = [(group, calibration) for group, calibration in given if group.n >= least]
+    if not judged:
+        return found
+    p_values = [1.0 if calibration.ece_p_value is None else calibration.ece_p_value for _, calibration in judged]
+    adjusted = multipletests(p_values, method="holm")[1].tolist()
+    for (group, calibration), p in zip(judged, adjusted, strict=True):
+        said = f"expected calibration error {span_text(calibration.ece)}; it is above "
+        said += f"{calibration.ece_if_calibrated.p95:.3f} {one_time_in(confidence)} for a calibrated model on "
+        said += f"{group.n} scans (p = {p:.3g}{f' by Holm for {len(judged)} groups' if len(judged) > 1 else ''})."
+        if p > 1 - confidence:
             found.append(Verdict("note", f"No miscalibration can be seen for {group.group} scans: {said}"))
             continue
         sure, right = calibration.mean_confidence, group.accuracy

@@ -3,12 +3,13 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from .patients import Clusters, chances, resample_scans
 from .predictions import Ints, Predictions
 from .records import Calibration, Chance, ReliabilityBin
-from .resampling import Floats, estimate_from
+from .resampling import TIE, Estimate, Floats, estimate, estimate_from
 
 BINS = 10
 
@@ -43,38 +44,98 @@ def reliability_curve(
     return tuple(curve)
 
 
-def auc_of_resamples(
-    label: Ints, probabilities: Floats, counts: Floats, rng: np.random.Generator, patient: Ints | None = None
-) -> Floats:
-    """Macro one-against-rest ROC AUC [B] of each resample, from the Mann-Whitney statistic with repeated scans.
+def auc_parts(label: Ints, probabilities: Floats, patient: Ints | None = None) -> tuple[Floats, float]:
+    """One-against-rest ROC AUC of each class of ``probabilities`` [N, C], and the variance of their mean.
 
-    Resamples of a class that is perfectly separated are all separated, which would make its AUC of 1 a certainty. Its
-    k = min(positives, negatives) disjoint pairs are k independent successes without a failure: its area is drawn from
-    Beta(k, 1), whose lower quantiles are the exact bounds of Clopper and Pearson (1934). All separated classes get the
-    same chance, as classes of one group are not independent.
-
-    ``label`` [N] holds every class of ``probabilities`` [N, C], and so does each resample of ``counts`` [B, N]. With
-    ``patient`` [N] pairs are of patients.
+    The AUC is the share of pairs of a positive and a negative scan in the right order, ties half (Mann and Whitney).
+    The variance is DeLong's (DeLong et al. 1988) of the mean over classes, with the numbers of scans a class as the
+    design: each scan's share in the mean varies within its class. NaN where a class has a single scan. With ``patient``
+    [N] the sum of a patient's shares varies (Obuchowski 1997).
     """
-    areas, chance = [], rng.random(len(counts))
-    whose = np.arange(len(label)) if patient is None else patient
-    for c in range(probabilities.shape[1]):
+    classes = probabilities.shape[1]
+    areas, share = np.zeros(classes), np.zeros(len(label))
+    for c in range(classes):
         positive, negative = np.flatnonzero(label == c), np.flatnonzero(label != c)
-        if probabilities[positive, c].min() > probabilities[negative, c].max():
-            areas.append(chance ** (1 / min(len(np.unique(whose[positive])), len(np.unique(whose[negative])))))
-            continue
         above = np.sign(probabilities[positive, c][:, None] - probabilities[negative, c]) / 2 + 0.5
-        won = ((counts[:, positive] @ above) * counts[:, negative]).sum(1)
-        areas.append(won / (counts[:, positive].sum(1) * counts[:, negative].sum(1)))
-    return np.mean(areas, axis=0)
+        areas[c] = above.mean()
+        share[positive] += above.mean(1) / len(positive) / classes
+        share[negative] += above.mean(0) / len(negative) / classes
+    scans = np.bincount(label)
+    if scans.min() < 2:
+        return areas, float("nan")
+    if patient is not None:
+        off = share - (np.bincount(label, share) / scans)[label]
+        of_patients = pd.Series(off).groupby(patient).sum().to_numpy()
+        return areas, float(len(of_patients) / max(1, len(of_patients) - 1) * (of_patients**2).sum())
+    return areas, float(sum(scans[c] * share[label == c].var(ddof=1) for c in range(classes)))
+
+
+def auc_interval(
+    label: Ints, probabilities: Floats, confidence: float = 0.95, patient: Ints | None = None, effect: float = 1.0
+) -> Estimate:
+    """Macro one-against-rest ROC AUC and its score interval: the areas t with (AUC - t)^2 <= z^2 s V(t).
+
+    V is Hanley and McNeil's variance as Newcombe (2006, method 5) has it, of m positive and n negative scans::
+
+        V(t) = t (1 - t) / (m n) * (1 + ((m + n) / 2 - 1) * ((1 - t) / (2 - t) + t / (1 + t)))
+
+    with its root averaged over classes. It is above 0 without a single error, so that an AUC of 1 is no certainty and
+    one just below has nearly the same interval, but it supposes scores of one shape in all classes. DeLong's variance D
+    (:func:`auc_parts`) supposes nothing, but needs errors e to be known from: s = (e D / V(AUC) + 1) / (e + 1), with e
+    twice the sum over classes of min(m, n) min(AUC, 1 - AUC). ``label`` [N] holds every class of ``probabilities``.
+
+    With ``patient`` [N] and the design ``effect`` d (:meth:`.Clusters.design_effect`) e is divided by d, as d scans
+    tell as much as one, and V is multiplied by it: s = (e / d D / V(AUC) + d) / (e / d + 1).
+    """
+    from scipy.stats import norm
+
+    areas, variance = auc_parts(label, probabilities, patient)
+    judged = slice(1, 2) if len(areas) == 2 else slice(None)  # of two classes the other AUC is the same
+    areas, positives = areas[judged], np.bincount(label)[judged, None]
+    negatives, value = len(label) - positives, float(areas.mean())
+
+    def of_one_shape(t: Floats) -> Floats:
+        alike = (1 - t) / (2 - t) + t / (1 + t)
+        each = t * (1 - t) / (positives * negatives) * (1 + (len(label) / 2 - 1) * alike)
+        return np.sqrt(each).mean(0) ** 2
+
+    (expected,) = of_one_shape(np.array([value]))
+    errors = 2 * float((np.minimum(positives, negatives)[:, 0] * np.minimum(areas, 1 - areas)).sum()) / effect
+    known = np.isfinite(variance) and expected > 0
+    scale = (errors * variance / expected + effect) / (errors + 1) if known else effect
+    tried = 1 / (1 + np.exp(-np.linspace(-16, 16, 20_001)))
+    z = norm.ppf(1 - (1 - confidence) / 2)
+    inside = tried[(value - tried) ** 2 <= z**2 * scale * of_one_shape(tried)]
+    ends = (inside[0], inside[-1]) if len(inside) else (value, value)
+    return estimate(value, min(ends[0], value), max(ends[1], value))
+
+
+def ece_evidence(
+    sure: Floats, correct: NDArray[np.bool_], counts: Floats, chances: Floats, confidence: float = 0.95
+) -> tuple[Estimate, Chance, float]:
+    """ECE with its interval, what a calibrated model of these confidences shows, and the p-value of being calibrated.
+
+    Chance makes an ECE larger, so its lower end is the ECE less what a calibrated model stays below with the given
+    confidence: it is above 0 where p is at most 1 - confidence (but for Monte Carlo ties), and nowhere else. The upper
+    end is the ECE plus what resamples ``counts`` [B, N] have above their mean. How often it holds the truth:
+    benchmarks/intervals.py, docs/statistics.md. p = (1 + #{ECE* >= ECE}) / (1 + B) over samples of such a model, which
+    is right where its confidence is above a number of ``chances`` [B, N], drawn evenly from [0, 1).
+    """
+    bins, value = np.eye(BINS)[bin_of(sure)], float(expected_calibration_error(sure, correct))
+    drawn = np.abs((counts * (correct - sure)) @ bins).sum(1) / counts.sum(1)
+    chance = expected_calibration_error(sure, chances < sure)
+    p_value = (1 + int((chance >= value - TIE).sum())) / (1 + len(chance))
+    most = float(np.quantile(chance, confidence))
+    above = float(np.quantile(drawn, 1 - (1 - confidence) / 2) - drawn.mean())
+    low = max(0.0, value - most) if p_value <= 1 - confidence else 0.0
+    ends = estimate(value, low, min(1.0, value + max(0.0, above)))
+    return ends, Chance(float(chance.mean()), most), p_value
 
 
 def group_calibration(
     predictions: Predictions, rng: np.random.Generator, resamples: int = 2000, confidence: float = 0.95
 ) -> dict[str, Calibration]:
     """AUC and calibration of each group that has a scan; nothing without probabilities."""
-    from sklearn.metrics import roc_auc_score
-
     found: dict[str, Calibration] = {}
     if predictions.probabilities is None:
         return found
@@ -89,26 +150,18 @@ def group_calibration(
         sure, correct = probabilities[np.arange(len(said)), said], said == label
         patient = predictions.patient[inside] if patients and predictions.patient is not None else None
         counts = resample_scans(label, patient, resamples, rng)
-        drawn = counts.sum(1)
-        squares = ((probabilities - np.eye(classes)[label]) ** 2).sum(1)
-        auc = None
-        if len(np.unique(label)) == classes:
-            judged = [1] if classes == 2 else range(classes)  # of two classes the other AUC is the same
-            value = float(np.mean([roc_auc_score(label == c, probabilities[:, c]) for c in judged]))
-            every = counts[(counts @ np.eye(classes)[label] > 0).all(1)]  # a class may be of a patient of several alone
-            auc = estimate_from(auc_of_resamples(label, probabilities, every, rng, patient), value, confidence)
-        bins = np.eye(BINS)[bin_of(sure)]
-        error = float(expected_calibration_error(sure, correct))
-        # Resampling adds chance, which makes the ECE larger; the basic bootstrap mirrors it at the observed one.
-        eces = np.clip(2 * error - np.abs((counts * (correct - sure)) @ bins).sum(1) / drawn, 0, 1)
         at_random = chances(len(sure), patient, patients.correlation if patients else 0.0, resamples, rng)
-        chance = expected_calibration_error(sure, at_random < sure)
+        effect = float(patients.design_effect(patients.patterns.sum((1, 2)))[g]) if patients else 1.0
+        every_class = len(np.unique(label)) == classes
+        squares = ((probabilities - np.eye(classes)[label]) ** 2).sum(1)
+        ece, chance, p_value = ece_evidence(sure, correct, counts, at_random, confidence)
         found[name] = Calibration(
-            auc,
-            estimate_from(counts @ squares / drawn, float(squares.mean()), confidence),
-            estimate_from(eces, error, confidence),
-            Chance(float(chance.mean()), float(np.quantile(chance, 0.95))),
+            auc_interval(label, probabilities, confidence, patient, effect) if every_class else None,
+            estimate_from(counts @ squares / counts.sum(1), float(squares.mean()), confidence),
+            ece,
+            chance,
             float(sure.mean()),
             reliability_curve(sure, correct, confidence),
+            p_value,
         )
     return found

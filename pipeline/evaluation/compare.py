@@ -7,7 +7,7 @@ these two trained models; with several it is about the ways of training, and cha
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,10 +17,8 @@ from .audit import confusion_intervals, power_of_gap
 from .compare_words import verdicts
 from .paired import TESTED, TIE, CompareError, Floats, Patterns
 from .predictions import Predictions
-from .records import ComparedSystem, Comparison, GivenRunsTest, PairComparison, PermutationTest
+from .records import ComparedSystem, Comparison, DifferenceTest, PairComparison
 from .resampling import Estimate, check_resampling, estimate, estimate_from
-
-Test = TypeVar("Test", PermutationTest, GivenRunsTest)
 
 
 def compare(
@@ -29,15 +27,16 @@ def compare(
 ) -> Comparison:  # fmt: skip
     """Compare the first system with each other one on the same scans.
 
-    A number of a system is the mean of its runs' numbers; a difference is the other system minus the reference. Scans
-    of unknown group are counted (``n_unknown``) and left out.
+    A number of a system is :func:`~.over_runs`; a difference is the other system minus the reference. Scans of unknown
+    group are counted (``n_unknown``) and left out.
 
-    Intervals are percentiles of a paired bootstrap, widened to hold the observed value. It draws the scans anew within
-    class and group, the same for all runs. Where a system has several runs, these are drawn too, for each system by
-    itself, and the two deviations from what was observed are added: drawing runs out of resampled scans would count
-    three times what a run gets right by chance on single scans (Owen 2007), adding counts it twice. Tests permute scans
-    with one run each (:func:`~.permute_scans`), else runs (:func:`~.permute_runs`). Holm's adjustment is over P and
-    |gap| of every comparison. The estimates of a single run are those of its audit for the same settings.
+    A paired bootstrap draws the scans anew within class and group, the same for all runs. With one run each the
+    intervals are its percentiles, widened to hold the observed value, and the test of P permutes
+    (:func:`~.permute_scans`). Else intervals and tests are t, of the spread over scans and, where both systems have
+    several runs, between runs (:func:`~.distance`). The difference in |gap| has the test and interval of
+    :func:`~.gap_sizes`; none hold with more than two groups, nor for the worst cell, since the largest or lowest of
+    several noisy numbers moves with the noise. Holm's adjustment is over P and |gap| of every comparison. The
+    estimates of a single run are those of its audit for the same settings.
 
     Args:
         systems: name -> a table a run; the first is the reference. The order of the scans may differ.
@@ -72,24 +71,24 @@ def compare(
         raise CompareError(f"a comparison of fairness needs scans of two groups at least; there are scans of: {names}")
     number = itertools.count()
     columns = {name: [next(number) for _ in tables] for name, tables in aligned.items()}
-    scans_rng, runs_rng, tests_rng = np.random.default_rng(seed).spawn(3)
+    scans_rng, _, tests_rng = np.random.default_rng(seed).spawn(3)
     patterns = Patterns.of(runs)
     numbers = paired.headline(patterns.confusions(patterns.count[None]), first.group_names)
     observed = {name: values[0] for name, values in numbers.items()}
     draws = paired.bootstrap_runs(patterns, first.group_names, resamples, scans_rng)
-    ones = {name: np.ones(len(c), dtype=np.int64) for name, c in columns.items()}
-    weights = {name: paired.draw_weights(count, resamples, runs_rng) for name, count in ones.items()}
-    evidence = _Evidence(patterns, columns, observed, draws, weights)
+    evidence = _Evidence(patterns, columns, observed, draws)
     reference, *others = aligned
-    pairs = [_compare_pair(evidence, reference, other, permutations, confidence, tests_rng) for other in others]
+    tested = len([name for name in TESTED if name in paired.compared_numbers(observed)])
+    level = (1 - confidence) / (tested * len(others))  # of the first step of Holm's, which one difference has to pass
+    pairs = [_compare_pair(evidence, reference, other, permutations, confidence, level, tests_rng) for other in others]
     compared = []
     for name, tables in aligned.items():
         done = ", ".join(sorted({table.postprocess for table in tables} - {""}))
         own = {key: value[columns[name]] for key, value in observed.items()}
-        mean = {key: float(value.mean()) for key, value in own.items()}
-        sd = {key: float(value.std(ddof=1)) for key, value in own.items()} if len(tables) > 1 else None
+        of_runs = [key for key in own if key != "abs_gap" or "gap" not in own]  # else it is the size of the mean gap
+        sd = {key: float(own[key].std(ddof=1)) for key in of_runs} if len(tables) > 1 else None
         estimates = tuple(_run_estimates(table, resamples, confidence, seed) for table in tables)
-        compared.append(ComparedSystem(name, done, mean, sd, estimates))
+        compared.append(ComparedSystem(name, done, paired.over_runs(own), sd, estimates))
     result = Comparison(
         n=len(first.label), n_unknown=len(next(iter(systems.values()))[0].label) - len(first.label),
         class_names=first.class_names, group_names=first.group_names, group_by=first.group_by,
@@ -106,40 +105,52 @@ class _Evidence(NamedTuple):
     columns: dict[str, list[int]]  # system -> its runs among them
     observed: dict[str, Floats]  # name -> [R] of paired.headline
     draws: dict[str, Floats]  # name -> [B, R] of paired.bootstrap_runs
-    weights: dict[str, Floats]  # system -> [B, runs] of paired.draw_weights
 
 
 def _compare_pair(
-    evidence: _Evidence, reference: str, other: str, permutations: int, confidence: float, rng: np.random.Generator
-) -> PairComparison:
-    patterns, columns, observed, draws, weights = evidence
+    evidence: _Evidence, reference: str, other: str, permutations: int, confidence: float, level: float,
+    rng: np.random.Generator,
+) -> PairComparison:  # fmt: skip
+    patterns, columns, draws = evidence.patterns, evidence.columns, evidence.draws
     a, b = columns[reference], columns[other]
-    several = max(len(a), len(b)) > 1
-    differences = {name: float(value[b].mean() - value[a].mean()) for name, value in observed.items()}
-    given = {name: draw[:, b].mean(1) - draw[:, a].mean(1) for name, draw in draws.items()}
-    drawn = given
-    swapped = paired.permute_scans(patterns, a, b, permutations, rng) if len(a) == len(b) else None
-    if several:
-        drawn = {
-            name: given[name] + weights[other] @ value[b] - weights[reference] @ value[a] - differences[name]
-            for name, value in observed.items()
-        }
-        p = {name: paired.permute_runs(observed[name][a], observed[name][b], permutations, rng) for name in TESTED}
-        unit, least = "runs", paired.smallest_p(len(a), len(b), permutations)
-    else:
-        assert swapped is not None
-        p, unit, least = swapped, "scans", 1 / (1 + permutations)
-    power = power_of_gap(differences["score"], float(given["score"].std()), int(patterns.count.sum()), confidence)
-    runs = paired.runs_needed(observed["score"][a], observed["score"][b], confidence)
-    nan = float("nan")  # stands for p after Holm, which needs the tests of all comparisons
-    alone = {name: GivenRunsTest(swapped[name], nan) for name in TESTED} if several and swapped else None
-    return PairComparison(
-        system=other, reference=reference, differences=_estimates(differences, drawn, confidence),
-        probability_better={"score": _share_above(drawn["score"]), "abs_gap": _share_above(-drawn["abs_gap"])},
-        tests={name: PermutationTest(p[name], unit, least, nan) for name in TESTED},
-        differences_of_these_runs=_estimates(differences, given, confidence) if several else None,
-        tests_of_these_runs=alone, power=records.DifferencePower(power.detectable_gap, power.scans, runs),
-    )  # fmt: skip
+    one_each, seeds = len(a) == len(b) == 1, min(len(a), len(b)) > 1
+    differences, tests, score = _differences(evidence, a, b, seeds, confidence)
+    share = None
+    if one_each:
+        drawn = {name: draws[name][:, b[0]] - draws[name][:, a[0]] for name in differences.keys() - {"abs_gap"}}
+        differences |= {name: estimate_from(draw, differences[name].value, confidence) for name, draw in drawn.items()}
+        tests["score"] = _tested(paired.permute_scans(patterns, a[0], b[0], permutations, rng))
+        share = _share_above(drawn["score"])
+    given, alone, given_score = _differences(evidence, a, b, False, confidence) if seeds else (None, None, score)
+    power = power_of_gap(score.value, given_score.spread.error()[0], int(patterns.count.sum()), 1 - level)
+    planned = records.DifferencePower(power.detectable_gap, power.scans, paired.runs_needed(score, level))
+    return PairComparison(other, reference, seeds, differences, share, tests, given, alone, planned)
+
+
+def _differences(
+    evidence: _Evidence, a: list[int], b: list[int], seeds: bool, confidence: float
+) -> tuple[dict[str, Estimate], dict[str, DifferenceTest], paired.Distance]:
+    """The t intervals and tests of runs ``a`` and ``b``, and the distance in P."""
+
+    def distance(name: str, sign: int = 1) -> paired.Distance:
+        value, draw = evidence.observed[name], evidence.draws[name]
+        return paired.distance(sign * value[a], value[b], sign * draw[:, a], draw[:, b], seeds)
+
+    score = distance("score")
+    found = {name: distance(name).estimate(confidence) for name in paired.compared_numbers(evidence.observed)}
+    tests = {"score": _tested(score.test())}
+    if "abs_gap" in found:
+        found["abs_gap"], p = paired.gap_sizes(distance("gap"), distance("gap", -1), confidence)
+        tests["abs_gap"] = _tested(p)
+    return {name: _in_range(estimate, 2.0 if name == "gap" else 1.0) for name, estimate in found.items()}, tests, score
+
+
+def _in_range(found: Estimate, largest: float) -> Estimate:
+    return Estimate(found.value, max(found.low, -largest), min(found.high, largest))
+
+
+def _tested(p: float) -> DifferenceTest:
+    return DifferenceTest(p, float("nan"))  # stands for p after Holm, which needs the tests of all comparisons
 
 
 def _run_estimates(table: Predictions, resamples: int, confidence: float, seed: int) -> dict[str, Estimate]:
@@ -151,10 +162,6 @@ def _run_estimates(table: Predictions, resamples: int, confidence: float, seed: 
     named = {name: found[name] for name in ("score", "gap", "abs_gap") if name in found} | {"f1_macro": pooled["score"]}
     named |= {f"f1_{group}": tuple(part[g] for part in found["group_f1"]) for g, group in enumerate(table.group_names)}
     return {name: estimate(*parts) for name, parts in named.items()}
-
-
-def _estimates(observed: Mapping[str, float], draws: Mapping[str, Floats], confidence: float) -> dict[str, Estimate]:
-    return {name: estimate_from(draws[name], value, confidence) for name, value in observed.items()}
 
 
 def _share_above(draws: Floats) -> float:
@@ -171,11 +178,13 @@ def _adjusted(pairs: Sequence[PairComparison]) -> list[PairComparison]:
     ]
 
 
-def _with_holm(families: Sequence[Mapping[str, Test]]) -> list[dict[str, Test]]:
+def _with_holm(families: Sequence[Mapping[str, DifferenceTest]]) -> list[dict[str, DifferenceTest]]:
+    adjusted = iter(holm([test.p_value for tests in families for test in tests.values()]))
+    return [{name: replace(test, p_holm=next(adjusted)) for name, test in tests.items()} for tests in families]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, by statsmodels."""
     from statsmodels.stats.multitest import multipletests
 
-    if not families:
-        return []
-    p_values = [test.p_value for tests in families for test in tests.values()]
-    adjusted = iter(map(float, multipletests(p_values, method="holm")[1]))
-    return [{name: replace(test, p_holm=next(adjusted)) for name, test in tests.items()} for tests in families]
+    return multipletests(p_values, method="holm")[1].tolist() if p_values else []

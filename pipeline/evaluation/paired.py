@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from math import ceil, comb
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,13 @@ from ..common.errors import UserError
 from ..common.text import quoted
 from .audit import summaries
 from .predictions import Ints, Predictions
-from .resampling import Floats
+from .resampling import Estimate, Floats
 from .wording import POWER
 
 TESTED = ("score", "abs_gap")
 TIE = 1e-12  # smaller differences come of adding up the same fractions in another order
-LARGEST_EFFECT = 4.0  # in standard deviations; three runs show it, and above it the noncentral t is unreliable
+LARGEST_EFFECT = 1000.0  # in standard errors; every test sees it, and the noncentral t is finite
+MOST_RUNS = 1000  # that are planned for
 CHUNK_BYTES = 200_000_000  # memory of the resamples that are worked on at a time
 
 
@@ -160,6 +161,22 @@ def headline(confusion: NDArray[Any], group_names: Sequence[str]) -> dict[str, F
     return numbers
 
 
+def over_runs(numbers: Mapping[str, Sequence[float] | Floats]) -> dict[str, float]:
+    """The numbers of a way of training: means over its runs, of a number of each run by name.
+
+    The mean of |gap| over runs grows with their noise, of a fair way too, so with two groups ``abs_gap`` is the size of
+    the mean gap. With more there is no sign, and it is the mean of |gap|.
+    """
+    found = {name: float(np.mean(values)) for name, values in numbers.items()}
+    return found | {"abs_gap": abs(found["gap"])} if "gap" in found else found
+
+
+def compared_numbers(numbers: Iterable[str]) -> list[str]:
+    """Those of the numbers of :func:`headline` of whose difference an interval holds."""
+    found = list(numbers)
+    return [name for name in found if name != "worst_cell_f1" and (name != "abs_gap" or "gap" in found)]
+
+
 def bootstrap_runs(
     patterns: Patterns, group_names: Sequence[str], resamples: int, rng: np.random.Generator
 ) -> dict[str, Floats]:
@@ -169,88 +186,122 @@ def bootstrap_runs(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def permute_scans(
-    patterns: Patterns, a: Sequence[int], b: Sequence[int], permutations: int, rng: np.random.Generator
-) -> dict[str, float]:
-    """Paired permutation test: are the trained models A and B alike on scans like these? p by name in :data:`TESTED`.
+def permute_scans(patterns: Patterns, a: int, b: int, permutations: int, rng: np.random.Generator) -> float:
+    """Paired permutation test of P, for runs ``a`` and ``b`` of ``patterns``: are the trained models alike?
 
-    Under the null hypothesis the predictions of A and of B for a scan could as well have been each other's. They are
-    swapped with probability 1/2, scan by scan; with several runs the i-th of A with the i-th of B for all i at once.
-    p = (1 + #{|d*| >= |d|}) / (1 + permutations), d the difference of the means over runs. Where the systems differ in
-    one cell, and only in right or wrong, this is McNemar's exact test.
-
-    It takes the runs as given: other seeds could give another answer, which :func:`permute_runs` asks. ``a`` and ``b``
-    are the columns of the runs in ``patterns``, as many of A as of B.
+    Null hypothesis: the two predictions of a scan could as well have been each other's. They are swapped with
+    probability 1/2, scan by scan, and p = (1 + #{|d*| >= |d|}) / (1 + permutations), d the difference in P. Where the
+    models differ in one cell, and only in right or wrong, this is McNemar's exact test. Models that have the same P
+    and are otherwise not alike are told apart no more often than the level says: swapping adds to the spread of d*.
     """
-    if len(a) != len(b):
-        raise ValueError(f"scans can be swapped between equal numbers of runs only, got {len(a)} and {len(b)}")
-    a, b = list(a), list(b)
-    differs = (patterns.prediction[:, a] != patterns.prediction[:, b]).any(1)
+    differs = patterns.prediction[:, a] != patterns.prediction[:, b]
     count = np.where(differs, patterns.count, 0)  # swapping equal predictions changes nothing
-    observed = patterns.confusions(patterns.count[None])
-    extreme = dict.fromkeys(TESTED, 0)
-    distance = _differences(observed[:, a], observed[:, b])
+    observed = patterns.confusions(patterns.count[None])[0]
+    distance = np.abs(np.diff(summaries(observed[[a, b]])["score"]))
+    extreme = 0
     for size in patterns.chunks(permutations):
         moved = patterns.confusions(rng.binomial(count, 0.5, size=(size, len(count))))
         change = moved[:, b] - moved[:, a]
-        drawn = _differences(observed[:, a] + change, observed[:, b] - change)
-        for name in TESTED:
-            extreme[name] += int((np.abs(drawn[name]) >= np.abs(distance[name]) - TIE).sum())
-    return {name: (1 + extreme[name]) / (1 + permutations) for name in TESTED}
+        drawn = summaries(observed[b] - change)["score"] - summaries(observed[a] + change)["score"]
+        extreme += int((np.abs(drawn) >= distance - TIE).sum())
+    return (1 + extreme) / (1 + permutations)
 
 
-def _differences(a: Floats, b: Floats) -> dict[str, Floats]:
-    """B - A of the means over the second axis, the runs."""
-    found_a, found_b = summaries(a), summaries(b)
-    return {name: found_b[name].mean(1) - found_a[name].mean(1) for name in TESTED}
+class Spread(NamedTuple):
+    """The variance of a difference of means over runs, by where it comes from."""
+
+    scans: float  # of the ways of training, or of these runs, when the scans are drawn anew
+    runs: tuple[tuple[float, int], ...]  # of each system: s^2 between its runs and their number; () with runs as given
+
+    def error(self, runs: int | None = None) -> tuple[float, float]:
+        """Standard error and degrees of freedom, with ``runs`` runs of each system instead of its own.
+
+        The error's square is the sum of its parts, the degrees of freedom Satterthwaite's (Welch 1947); the part of the
+        scans, which many of them tell, has infinitely many.
+        """
+        parts = [(s2 / (runs or own), (runs or own) - 1) for s2, own in self.runs]
+        variance = self.scans + sum(part for part, _ in parts)
+        unsure = sum(part**2 / freedom for part, freedom in parts)
+        return float(np.sqrt(variance)), variance**2 / unsure if unsure > 0 else float("inf")
 
 
-def permute_runs(a: Floats, b: Floats, permutations: int, rng: np.random.Generator) -> float:
-    """Permutation test over runs: are the two ways of training alike? ``a`` [Ra] and ``b`` [Rb] are numbers of runs.
+class Distance(NamedTuple):
+    """A difference, and its spread."""
 
-    Under the null hypothesis the runs of both are draws from one distribution, so each choice of ``len(a)`` of them
-    could as well have been A's. Exact, over all choices, where there are no more of them than ``permutations``; else
-    p = (1 + #{|d*| >= |d|}) / (1 + permutations) over random ones.
+    value: float
+    spread: Spread
 
-    It takes the scans as given: ways of training that are alike over all scans, but not on each, may be told apart.
-    The interval over scans and seeds is about both.
+    def test(self) -> float:
+        """p of a t test: is the true difference 0? The normal distribution takes t's place with runs as given."""
+        from scipy import stats
+
+        error, freedom = self.spread.error()
+        if self.value == 0:
+            return 1.0
+        return float(2 * stats.t.sf(abs(self.value) / error, freedom)) if error > 0 else 0.0
+
+    def estimate(self, confidence: float) -> Estimate:
+        """The difference with its t interval, which leaves out 0 where :meth:`test` is below 1 - ``confidence``."""
+        from scipy import stats
+
+        error, freedom = self.spread.error()
+        reach = float(stats.t.isf((1 - confidence) / 2, freedom)) * error
+        return Estimate(self.value, self.value - reach, self.value + reach)
+
+
+def distance(a: Floats, b: Floats, drawn_a: Floats, drawn_b: Floats, seeds: bool) -> Distance:
+    """B - A of the means over runs, of a number of each run, [Ra] and [Rb], and of its draws over scans, [B, R].
+
+    With ``seeds`` it is about the ways of training: chance is in the scans, the same for all runs, and in the runs,
+    two of each system at least. With u the variance over scans of the mean of R runs, and v the mean of the variances
+    of single runs, (v - u) / (R - 1) is what these very runs get right or wrong by chance on single scans. The spread
+    between runs holds it already, so it is taken out of the scans' part: adding both (Owen 2007) counts it twice.
     """
-    values, runs = np.concatenate([a, b]), len(a)
-    distance = abs(float(b.mean() - a.mean()))
-    exact = comb(len(values), runs) <= permutations
-    if exact:
-        chosen = np.array(list(combinations(range(len(values)), runs)))
-    else:
-        chosen = rng.permuted(np.tile(np.arange(len(values)), (permutations, 1)), axis=1)[:, :runs]
-    sums = values[chosen].sum(1)
-    drawn = (values.sum() - sums) / len(b) - sums / runs
-    extreme = int((np.abs(drawn) >= distance - TIE).sum())
-    return extreme / len(chosen) if exact else (1 + extreme) / (1 + permutations)
+    scans = float((drawn_b.mean(1) - drawn_a.mean(1)).var())
+    value = float(b.mean() - a.mean())
+    value = value if abs(value) > TIE else 0.0
+    if not seeds:
+        return Distance(value, Spread(scans, ()))
+    for drawn in (drawn_a, drawn_b):
+        scans -= float(drawn.var(0).mean() - drawn.mean(1).var()) / (drawn.shape[1] - 1)
+    return Distance(value, Spread(max(scans, 0.0), tuple((float(own.var(ddof=1)), len(own)) for own in (a, b))))
 
 
-def smallest_p(a: int, b: int, permutations: int) -> float:
-    """The smallest p that :func:`permute_runs` can give for ``a`` and ``b`` runs."""
-    choices = comb(a + b, a)
-    if choices > permutations:
-        return 1 / (1 + permutations)
-    return (2 if a == b else 1) / choices  # with equal numbers, a choice and its rest are the same distance apart
+def gap_sizes(minus: Distance, plus: Distance, confidence: float) -> tuple[Estimate, float]:
+    """|gap b| - |gap a| of two groups, its interval, and p of "the two gaps are of one size, of whatever sign".
 
-
-def runs_needed(a: Floats, b: Floats, confidence: float = 0.95) -> int | None:
-    """Runs of each system with which a t test over runs sees the observed difference in 80 % of studies.
-
-    None when a system has one run (no spread is known), or the difference or the spread is 0.
+    ``minus`` is gap b - gap a, ``plus`` gap b + gap a. The sizes are equal where one of the two is 0, so the null
+    hypothesis is a union, and p is the larger p of their tests: an intersection-union test, whose level is at most that
+    of its parts (Berger 1982). |gap b| - |gap a| = max(min(minus, plus), min(-minus, -plus)), and its interval is what
+    this can be over the intervals of the two, so it leaves out 0 exactly where p is below 1 - ``confidence``. The
+    nearer both gaps are to 0, the more cautious are both: noise makes a gap look larger, and that is no difference.
     """
-    from statsmodels.stats.power import TTestIndPower
+    u, v = minus.estimate(confidence), plus.estimate(confidence)
+    corners = [_size_difference(*corner) for corner in product((u.low, u.high), (v.low, v.high))]
+    found = Estimate(_size_difference(u.value, v.value), min(corners), max(corners))
+    return found, max(minus.test(), plus.test())
 
-    if min(len(a), len(b)) < 2:
+
+def _size_difference(minus: float, plus: float) -> float:
+    return max(min(minus, plus), min(-minus, -plus))
+
+
+def runs_needed(found: Distance, level: float) -> int | None:
+    """Runs of each system with which the t test of ``found`` at ``level`` sees such a difference in 80 % of studies.
+
+    By the noncentral t distribution, on as many scans. None when there is no difference, the runs are taken as given,
+    or no number up to :data:`MOST_RUNS` is enough: then there are too few scans.
+    """
+    from scipy import stats
+
+    if found.value == 0 or not found.spread.runs:
         return None
-    difference = abs(float(b.mean() - a.mean()))
-    spread = float(np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2))
-    if difference <= TIE or spread <= TIE:
-        return None
-    effect = min(difference / spread, LARGEST_EFFECT)
-    test, alpha = TTestIndPower(), 1 - confidence
-    if test.power(effect, 2, alpha) >= POWER:
-        return 2
-    return ceil(float(test.solve_power(effect, power=POWER, alpha=alpha)))
+
+    def power(runs: int) -> float:
+        error, freedom = found.spread.error(runs)
+        effect = min(abs(found.value) / max(error, TIE), LARGEST_EFFECT)
+        return float(stats.nct.sf(stats.t.isf(level / 2, freedom), freedom, effect))
+
+    choices = range(2, MOST_RUNS + 1)
+    place = bisect_left(choices, POWER, key=power)
+    return choices[place] if place < len(choices) else None

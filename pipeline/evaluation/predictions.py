@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,21 @@ from fairlung.transforms.tables import TableError
 
 from ..common import run_folder
 from ..common.errors import UserError
-from ..common.names import CLASS_NAMES, UNKNOWN_GROUP
+from ..common.names import CLASS_NAMES, SEX_SPELLINGS, UNKNOWN_GROUP
 from ..common.tables import read_frame
-from ..common.text import cut, did_you_mean, named, printable, quoted
+from ..common.text import cut, did_you_mean, hint_at, named, printable, quoted, spelling_key
 from ..data.cohort_checks import listed
-from ..data.groups import JOIN, doubtful_values, group_ids, group_values, joined, natural_order, occurring_groups
+from ..data.groups import (
+    JOIN,
+    MISSING,
+    NO_VALUE,
+    doubtful_values,
+    group_ids,
+    group_values,
+    joined,
+    natural_order,
+    occurring_groups,
+)
 from .metrics import group_confusion
 from .patient_column import PATIENT, of_several_groups, patient_ids
 
@@ -29,6 +39,7 @@ PROBABILITY = "prob_"  # before the class name in the column of its probability
 POSTPROCESS = "postprocess"  # column: what was done to the probabilities
 SYNTHETIC = "synthetic"  # column: "yes" of a phantom, as in a cohort
 SUM_TOLERANCE = 0.01  # by which a scan's probabilities may miss a sum of 1, as tables round them
+PROBABILITY_TIE = 2e-6  # by which a predicted class may fall short of the most probable one: six digits, normalised
 NOT_FINITE = ("nan", "inf", "-inf")
 LISTED = 5  # faults that a message shows when there are more
 Ints = NDArray[np.int64]
@@ -75,6 +86,13 @@ class Predictions:
         index[present] = range(len(present))
         return replace(self, group=index[self.group], group_names=tuple(self.group_names[g] for g in present))
 
+    def not_most_probable(self) -> NDArray[np.bool_]:
+        """[N] predictions of another class than the most probable one, by more than tables round; none without them."""
+        if self.probabilities is None:
+            return np.zeros(len(self.label), dtype=bool)
+        said = self.probabilities[np.arange(len(self.label)), self.prediction]
+        return said < self.probabilities.max(1) - PROBABILITY_TIE
+
     def with_probabilities(self, probabilities: NDArray[np.float64]) -> Predictions:
         """The same scans with other probabilities, and the most probable class as prediction."""
         return replace(self, probabilities=probabilities, prediction=probabilities.argmax(1))
@@ -88,7 +106,8 @@ class Predictions:
 def load_predictions(
     path: str | Path, class_names: Sequence[str] | None = None, group_names: Sequence[str] | None = None,
     group_by: Sequence[str] | None = None, scan_column: str = "scan", label_column: str = "label",
-    prediction_column: str = "prediction", with_probabilities: bool = True, patient_column: str | None = None,
+    prediction_column: str = "prediction", with_probabilities: bool = True,
+    rename: Mapping[str, Mapping[str, str]] | None = None, patient_column: str | None = None,
 ) -> Predictions:  # fmt: skip
     """Read a CSV with a row a scan: true class, group columns, and the predicted class or ``prob_<class>`` columns.
 
@@ -104,6 +123,7 @@ def load_predictions(
         prediction_column: the predicted class; without this column it is the most probable one.
         with_probabilities: read the probabilities too; else whatever numbers they hold are no error. A scan whose
             probabilities are not finite has no prediction, whatever its row says: an error either way.
+        rename: of a column, what its values stand for: ``{"label": {"0": "covid"}}``; the label's are the prediction's.
 
     PredictionsError: no such file, column or class, a value that is none, or a scan given twice.
 
@@ -123,15 +143,20 @@ def load_predictions(
     """
     path = Path(path)
     table = read_table(path)
+    rename = dict(rename or {})
+    if label_column in rename and prediction_column in table:
+        rename.setdefault(prediction_column, rename[label_column])
     beside = {} if class_names and group_by else _evaluation_names(path, list(table.columns))
     class_names = class_names or beside.get("class_names")
     if not group_by:
         group_names = group_names or beside.get("group_names")
     group_by = tuple(group_by or beside.get("group_by") or ("sex",))
     has = f"it has {columns_text(table)}"
-    for column in (label_column, *group_by, *filter(None, [patient_column])):
+    for column in (label_column, *group_by, *rename, *filter(None, [patient_column])):
         if column not in table:
             raise PredictionsError(f"{path}: no column {column!r}{did_you_mean(column, table)}; {has}")
+    for column, names in rename.items():
+        table[column] = table[column].replace(names)
     scan = table[scan_column] if scan_column in table else pd.Series([f"line {i + 2}" for i in range(len(table))])
     faults = [f"{quoted(name)} is there twice" for name in scan[scan.duplicated()].unique()]
     classes = tuple(class_names) if class_names else _classes(path, table, label_column, prediction_column)
@@ -193,12 +218,15 @@ def columns_text(table: pd.DataFrame) -> str:
 
 def _classes(path: Path, table: pd.DataFrame, label_column: str, prediction_column: str) -> tuple[str, ...]:
     named = [str(column)[len(PROBABILITY) :] for column in table.columns if str(column).startswith(PROBABILITY)]
-    if named:
-        return tuple(named)
     occurring = pd.concat([table[column] for column in (label_column, prediction_column) if column in table])
     present = set(occurring) - {""}
-    for _, text, _ in doubtful_values(occurring.rename("class")):
-        raise PredictionsError(f"{path}: {text}")
+    for value, text, other in doubtful_values((pd.Series(named) if named else occurring).rename("class")):
+        if other:
+            raise PredictionsError(f"{path}: {text}")
+        if not named:  # a class may be called none, but not by the way
+            raise PredictionsError(f"{path}: class {quoted(value)} {NO_VALUE}: name the classes if it is one")
+    if named:
+        return tuple(named)
     if len(present) < 2:
         raise PredictionsError(f"{path}: only one class occurs ({next(iter(present), 'none')}); name them all")
     return CLASS_NAMES if present <= set(CLASS_NAMES) else tuple(sorted(present, key=natural_order))
@@ -207,9 +235,18 @@ def _classes(path: Path, table: pd.DataFrame, label_column: str, prediction_colu
 def _index(values: pd.Series, names: Sequence[str], scan: pd.Series, where: str, faults: list[str]) -> Ints:
     found = pd.Index(names).get_indexer(pd.Index(values))
     for name, value in zip(scan[found < 0], values[found < 0], strict=True):
-        said = f"holds {quoted(value)}, which is none of {', '.join(names)}" if value else "is empty"
-        faults.append(f"{name}: {where} {said}")
+        faults.append(f"{name}: {where} {_none_of(value, names) if value else 'is empty'}")
     return found.astype(np.int64)
+
+
+def _none_of(value: str, names: Sequence[str]) -> str:
+    """What is said of a value that is none of the names: which one it may be, or that it is a word for no value."""
+    alike = [name for name in names if spelling_key(name) == spelling_key(value)]
+    if alike and alike[0].casefold() != value.casefold():  # they look the same
+        return f"holds {cut(value)!a}, and the name is {cut(alike[0])!a}"
+    missing = value.casefold() in MISSING
+    hint = f", and {NO_VALUE}" if missing else hint_at(alike) or did_you_mean(value, names)
+    return f"holds {quoted(value)}, which is none of {', '.join(names)}{hint}"
 
 
 def read_probabilities(
@@ -238,6 +275,10 @@ def _groups(
         faults += [f"{name}: column {column!r} holds {JOIN!r}, which joins the names of groups" for name in inside]
     if not group_names:
         faults += [text for column in group_by for _, text, _ in doubtful_values(values[column])]
+        for column in group_by:  # m and w are groups, but not beside male
+            meant = {value: SEX_SPELLINGS.get(value.casefold(), "") for value in values[column].unique()}
+            twice = [(value, sex) for value, sex in meant.items() if sex and sex in meant]
+            faults += [f"{column} {quoted(value)} is written {quoted(sex)}" for value, sex in twice]
     names = tuple(group_names) if group_names else occurring_groups(values)
     if not names:
         raise PredictionsError(f"{path}: no scan has a group in column {', '.join(group_by)}")
@@ -245,5 +286,5 @@ def _groups(
     group, none_of_them = group_ids(rows, names)
     where = f"column {', '.join(repr(column) for column in group_by)}"
     wrong = zip(scan[none_of_them], rows[none_of_them], strict=True)
-    faults += [f"{name}: {where} holds {quoted(value)}, which is none of {', '.join(names)}" for name, value in wrong]
+    faults += [f"{name}: {where} {_none_of(value, names)}" for name, value in wrong]
     return group, names

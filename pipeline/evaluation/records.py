@@ -25,10 +25,10 @@ class NoRecordError(ValueError):
 
 
 class Chance(NamedTuple):
-    """Mean and 95th percentile of what chance alone gives."""
+    """Mean of what chance alone gives, and what it stays below with the confidence of the audit."""
 
     mean: float
-    p95: float
+    p95: float  # called by the default confidence
 
 
 class ReliabilityBin(NamedTuple):
@@ -49,6 +49,7 @@ class Calibration:
     ece_if_calibrated: Chance  # what a model shows on as many scans whose confidences are exactly right
     mean_confidence: float  # of the predicted classes
     reliability: tuple[ReliabilityBin, ...]  # the bins that hold a scan
+    ece_p_value: float | None = None  # of such a model's ECE; None in audits of earlier versions
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class WorstCell:
-    """The cell of the lowest F1 among those with a scan, and in what share of the resamples it is the lowest."""
+    """The cell of the lowest F1 among those with a scan, and in what share of the resamples it is the lowest.
+
+    What later versions say too is None in audits of earlier ones: its recall, how many cells have that F1, and its mean
+    F1 under a perfectly fair model, with the share of that model's samples in which it is as low as observed.
+    """
 
     group: str
     class_name: str = field(metadata={"key": "class"})
@@ -86,6 +91,10 @@ class WorstCell:
     f1: Estimate
     small: bool
     share_of_resamples: float
+    recall: Estimate | None = None
+    n_tied: int | None = None
+    fair_f1: float | None = None
+    fair_p_value: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +113,13 @@ class Overall:
 
 @dataclass(frozen=True)
 class FairModel:
-    """Mean and 95th percentile of |gap| of a perfectly fair model; with two groups also where 95 % of its gaps lie."""
+    """|gap| of a perfectly fair model: its mean and what it stays below with the confidence of the audit.
+
+    With two groups also the mean of its gaps, and where they lie with that confidence.
+    """
 
     abs_gap_mean: float
-    abs_gap_p95: float
+    abs_gap_p95: float  # called by the default confidence
     gap_mean: float | None = None
     gap_low: float | None = None
     gap_high: float | None = None
@@ -123,10 +135,27 @@ class Permutation:
 
 @dataclass(frozen=True)
 class Power:
-    """The gap that 80 % of such studies show, and the scans that would show the observed one (None: it is 0)."""
+    """The gap that 80 % of such studies show, and the scans that would show the observed one.
+
+    Both are distances from what a fair model shows, or from 0 where that is further. ``scans`` is None where there is
+    no such distance: no number of scans would show it.
+    """
 
     detectable_gap: float
     scans: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedClasses:
+    """What an audit says of the gap, over the scans of those classes alone that every group has."""
+
+    class_names: tuple[str, ...]
+    group_scans: tuple[int, ...]
+    gap: Estimate | None = None
+    abs_gap: Estimate
+    fair_model: FairModel
+    permutation: Permutation
+    power: Power | None
 
 
 @dataclass(frozen=True)
@@ -177,6 +206,8 @@ class Audit:
     fair_model: FairModel
     permutation: Permutation
     power: Power | None  # None with more than two groups
+    shared_classes: SharedClasses | None = None  # None where every group has every class, or none is shared
+    n_not_most_probable: int = 0  # predictions of another class than the most probable one
     differences: Differences
     confusion: Confusion  # [G][C][C] counts, rows true, columns predicted
     patients: RepeatedPatients | None = None  # None: every scan is taken for another patient
@@ -185,28 +216,18 @@ class Audit:
 
 @dataclass(frozen=True)
 class ComparedSystem:
-    """A system's numbers by the keys of :func:`~.headline`: over its runs, and the estimates of each run."""
+    """A system's numbers by the keys of :func:`~.headline`: :func:`~.over_runs`, and the estimates of each run."""
 
     name: str
     postprocess: str
-    values: Mapping[str, float]  # mean over runs
-    sd: Mapping[str, float] | None  # standard deviation over runs; None of one run
+    values: Mapping[str, float]  # mean over runs; with two groups abs_gap is the size of the mean gap
+    sd: Mapping[str, float] | None  # standard deviation over runs, with two groups of all but abs_gap; None of one run
     runs: tuple[Mapping[str, Estimate], ...]  # without worst_cell_f1
 
 
 @dataclass(frozen=True)
-class PermutationTest:
-    """A test of a difference; ``unit`` is what was permuted, scans or runs, ``smallest_p`` the least it can give."""
-
-    p_value: float
-    unit: str
-    smallest_p: float
-    p_holm: float
-
-
-@dataclass(frozen=True)
-class GivenRunsTest:
-    """The same with the runs taken as given: chance is in the scans only."""
+class DifferenceTest:
+    """p of a test that a difference is 0, and p after Holm's adjustment."""
 
     p_value: float
     p_holm: float
@@ -214,24 +235,32 @@ class GivenRunsTest:
 
 @dataclass(frozen=True)
 class DifferencePower:
-    """How large a difference in P must be, or the data, for 80 % of studies to see it; None where nobody can say."""
+    """How large a difference in P must be, or the data, for 80 % of studies to find it after Holm's adjustment.
 
-    detectable: float  # seen with these scans
-    scans: float | None  # that would show the observed one
-    runs: int | None  # of each system that would show it
+    None where nobody can say, or where no number is enough.
+    """
+
+    detectable: float  # seen between these very runs with these scans
+    scans: float | None  # that would show the observed one between these very runs
+    runs: int | None  # of each system that would show it with these scans
 
 
 @dataclass(frozen=True)
 class PairComparison:
-    """One system minus the reference."""
+    """One system minus the reference.
+
+    Where both have several runs it is about the ways of training, with chance in the scans and in the runs; else about
+    these very runs, with chance in the scans only.
+    """
 
     system: str
     reference: str
-    differences: Mapping[str, Estimate]  # of each number of paired.headline
-    probability_better: Mapping[str, float]  # share of draws with higher score, and smaller abs_gap; ties count half
-    tests: Mapping[str, PermutationTest]  # of score and abs_gap
-    differences_of_these_runs: Mapping[str, Estimate] | None  # with the runs taken as given; None with one run each
-    tests_of_these_runs: Mapping[str, GivenRunsTest] | None  # None also when the numbers of runs differ
+    seeds: bool  # whether chance in the runs is counted
+    differences: Mapping[str, Estimate]  # of the numbers of paired.headline for which an interval holds
+    share_higher: float | None  # of the resamples, in which P is higher; ties count half. None but with one run each
+    tests: Mapping[str, DifferenceTest]  # of score and, with two groups, abs_gap
+    differences_of_these_runs: Mapping[str, Estimate] | None  # with the runs taken as given; None without ``seeds``
+    tests_of_these_runs: Mapping[str, DifferenceTest] | None
     power: DifferencePower
 
 

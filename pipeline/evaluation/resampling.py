@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+TIE = 1e-12  # smaller differences come of adding up the same fractions in another order
 
 
 class Estimate(NamedTuple):

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .resampling import Interval
 
 POWER = 0.8
+MOST_PLANNED = 1_000_000  # scans; more are called that and more
 # What a person reads, by the key of the number in JSON, CSV and MLflow; F1 of a group is `f1_<group>`.
 NAMES = {
     "score": "P", "gap": "gap", "abs_gap": "|gap|", "f1_macro": "pooled macro F1", "worst_cell_f1": "worst cell F1",
@@ -21,6 +22,7 @@ ABOUT_NUMBERS = (
     "P is the mean over the groups of their macro F1. The gap is that of the first group minus that of the second; of "
     "more groups there is |gap|, the largest difference. 0 is fair."
 )
+SHARE_HIGHER = "share of resamples with the higher P"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def number_name(key: str, group_names: Sequence[str] = ()) -> str:
 
 def value_text(value: float, signed: bool = False) -> str:
     """A number in words: ``0.847``."""
-    return f"{value:{'+' if signed else ''}.3f}"
+    return f"{value:{'+' if signed else ''}z.3f}"
 
 
 def span(estimate: Interval, signed: bool = False) -> str:
@@ -73,7 +75,14 @@ def percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
+def one_time_in(confidence: float) -> str:
+    """How often chance goes beyond what it stays below with a confidence: ``one time in 20``."""
+    return f"one time in {1 / (1 - confidence):.3g}"
+
+
 def planned(number: float) -> str:
     """A number of scans or runs to plan with: up to two figures, as it is no more exact than that, and never fewer."""
+    if number > MOST_PLANNED:
+        return f"{MOST_PLANNED:,} or more"
     digits = max(0, len(str(int(number))) - 2)
     return f"{int(-(-number // 10**digits) * 10**digits):,}"

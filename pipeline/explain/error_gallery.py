@@ -30,6 +30,7 @@ from ..data.dataset import ScanDataset
 from ..data.groups import group_columns
 from ..data.intake_records import not_made
 from ..evaluation.predictions import Predictions, load_predictions
+from ..networks.ensemble import members_of
 from .grad_cam import class_activation, error_picture, explained_copy
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ def write_error_gallery(
     The files are ``0001.png``, ... (:func:`error_picture`) and ``errors.json``, a list of ``scan``, ``label``,
     ``group``, ``prediction``, ``confidence`` (probability of the predicted class), ``image`` (file name), ``slice``
     (the slice shown, from 0), ``num_slices`` and ``peak_slice`` (the slice of the highest activation), worst first.
-    An earlier gallery is removed. ``network`` stays as it is: a copy is explained. The content of errors.json is
-    returned, empty where nothing was written.
+    An earlier gallery is removed. ``network`` stays as it is: a copy is explained; of an ensemble the mean over its
+    members. The content of errors.json is returned, empty where nothing was written.
 
     An evaluation must not be lost by its pictures: what fails after the check of ``count`` is a warning. errors.json
     then holds an object whose ``problem`` says why, for the report.
@@ -118,7 +119,7 @@ def _write(
 ) -> list[dict[str, Any]]:  # fmt: skip
     assert table.probabilities is not None
     where = {item["scan"]: i for i, item in enumerate(dataset.data)}
-    network = explained_copy(network, target_layer)
+    networks = [explained_copy(member, target_layer) for member in members_of(network)]
     folder.mkdir(exist_ok=True)
     entries: list[dict[str, Any]] = []
     for number, row in enumerate(rows, start=1):
@@ -126,7 +127,7 @@ def _write(
         if scan not in where:
             raise ValueError(f"scan {scan!r} of the predictions is not in the data set")
         image = unit_range(torch.as_tensor(dataset[where[scan]]["image"]))
-        activation = class_activation(network, image, prediction, target_layer)
+        activation = np.mean([class_activation(each, image, prediction, target_layer) for each in networks], axis=0)
         depth = slice_counts(image[None])[0]
         middle, name = depth // 2, f"{number:04d}.png"
         picture = error_picture(image[0, middle].cpu().numpy(), activation[middle])

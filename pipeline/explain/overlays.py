@@ -17,7 +17,7 @@ from fairlung.transforms.checks import check_whole
 from ..common.files import ScanPaths, replacing
 from ..common.volumes import slice_counts
 from ..inference.answers import Answer, AnswerEvents
-from ..networks.ensemble import Ensemble
+from ..networks.ensemble import members_of
 from .grad_cam import class_activation, explained_copy, explained_layer
 from .montage import montage_figure, save_montage
 from .scan_map import map_to_scan, write_map
@@ -49,9 +49,7 @@ class OverlayWriter:
     ) -> None:  # fmt: skip
         for name, size in (("image_size", image_size), ("crop_size", crop_size)):
             check_whole(name, size, least=1)
-        if isinstance(network, Ensemble):
-            network = network.networks
-        self.networks = list(network) if isinstance(network, (Sequence, nn.ModuleList)) else [network]
+        self.networks = members_of(network) if isinstance(network, nn.Module) else list(network)
         if not self.networks:
             raise ValueError("network must be at least one, got none")
         self.target_layers = [target_layer or explained_layer(member) for member in self.networks]

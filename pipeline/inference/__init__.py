@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "dicom_report": ["DicomWriter"],
         "members": ["MemberLoader", "checkpoint_paths", "common_settings", "model_runs", "require_checkpoints"],
         "prediction_writer": WRITERS,
-        "pseudonyms": ["AboutScans", "Pseudonyms"],
+        "about_scans": ["AboutScans"],
         "runtimes": ["MemoryKeeper", "MirrorInferer", "inferer_of"],
         "scan_readers": ["ScanLoader"],
         "watch": ["run_inference", "watch_scans"],

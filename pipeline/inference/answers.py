@@ -1,8 +1,10 @@
 """The answer to a new scan, made of the network's output."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -11,6 +13,7 @@ from ignite.engine import EventEnum
 from torch import Tensor
 
 from ..data.intake_records import not_made
+from ..data.pseudonyms import Pseudonyms
 from ..postprocessing.fitted import Fitted
 
 logger = logging.getLogger(__name__)
@@ -39,6 +42,12 @@ class Answer:
         """Warn, in the answer and in the log, that something could not be made which was asked for."""
         self.warnings.append(not_made(what, error).replace(f" {self.scan}: ", " ", 1))
         logger.warning("%s: %s", self.scan, self.warnings[-1])
+
+    def under(self, pseudonyms: Pseudonyms) -> Answer:
+        """The same with its study's digest, and its texts without names."""
+        said = pseudonyms.record(self.scan, {"reason": self.reason, "warnings": self.warnings})
+        intake = pseudonyms.record(self.scan, self.intake)
+        return replace(self, study=pseudonyms.study(self.intake), intake=intake, **said)
 
 
 class AnswerEvents(EventEnum):

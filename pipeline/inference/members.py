@@ -26,7 +26,7 @@ from ..networks.checkpoint import (
     training_record,
 )
 from ..networks.checkpoint import require_checkpoint as _require
-from ..networks.ensemble import Ensemble
+from ..networks.ensemble import members_of
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def load_members(paths: Sequence[str | Path], network: nn.Module, settings: Mode
         CheckpointError: names a checkpoint that was made under other settings, does not fit the network, or holds the
             weights of another one, as a training's best.pt and the checkpoint of its best epoch do.
     """
-    members = list(network.networks) if isinstance(network, Ensemble) else [network]
+    members = members_of(network)
     if len(paths) != len(members):
         raise ValueError(f"{len(paths)} checkpoints for {len(members)} networks")
     require_checkpoints(paths)

@@ -35,10 +35,11 @@ from ..common.tables import csv_bytes, csv_rows
 from ..common.text import one_line
 from ..data.groups import group_columns
 from ..data.intake_records import SEPARATOR
+from ..data.pseudonyms import Pseudonyms
 from ..evaluation.predictions import POSTPROCESS, PROBABILITY, SYNTHETIC
 from ..postprocessing.fitted import Fitted
+from .about_scans import AboutScans
 from .answers import STATUSES, Answer, AnswerEvents, answer_scans
-from .pseudonyms import AboutScans, Pseudonyms
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +218,7 @@ class PredictionWriter:
         if given != self.members:
             raise ValueError(f"members is {self.members}, but the logits {list(logits.shape)} are of {given}")
         answers = answer_scans(batch, logits, self.class_names, self.correction)
-        return answers if self.pseudonyms is None else list(map(self.pseudonyms.answer, answers))
+        return answers if self.pseudonyms is None else [answer.under(self.pseudonyms) for answer in answers]
 
     def cells(self, answer: Answer) -> list[str | float | None]:
         """The row of an answer, None where there is no value."""

@@ -129,22 +129,27 @@ class MirrorInferer(Inferer):
     The training shows volumes mirrored so (``RandFlipd`` along W, the last axis). A member's probability is the mean of
     its two probabilities, not of its logits; the logarithm of that mean is returned, whose softmax is the mean.
     Without ``mirror`` the network's logits are returned. ``inferer`` None is MONAI's ``SimpleInferer``.
+    With ``combine`` the members of an ensemble answer as one: the logarithm of the mean of their probabilities.
     """
 
-    def __init__(self, mirror: bool = False, inferer: Inferer | None = None) -> None:
+    def __init__(self, mirror: bool = False, inferer: Inferer | None = None, combine: bool = False) -> None:
         super().__init__()
         check_setting("mirror", mirror, isinstance(mirror, bool), "true or false")
-        self.mirror = mirror
+        self.mirror, self.combine = mirror, combine
         self.inferer = SimpleInferer() if inferer is None else inferer
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Logits [N, C] or [N, M, C] of volumes [N, 1, D, H, W]."""
         logits = self.inferer(inputs, network, *args, **kwargs)
-        if not self.mirror:
-            return logits
-        mirrored = self.inferer(inputs.flip(-1), network, *args, **kwargs)
-        log_p = torch.log_softmax(torch.stack([logits, mirrored]).float(), dim=-1)
-        return torch.logsumexp(log_p, dim=0) - math.log(2)
+        if self.mirror:
+            mirrored = self.inferer(inputs.flip(-1), network, *args, **kwargs)
+            logits = log_mean_probability(torch.stack([logits, mirrored]), dim=0)
+        return log_mean_probability(logits, dim=1) if self.combine and logits.ndim == 3 else logits
+
+
+def log_mean_probability(logits: Tensor, dim: int) -> Tensor:
+    """Logarithm, in float32, of the mean over ``dim`` of the softmax over the last axis; its softmax is that mean."""
+    return torch.logsumexp(torch.log_softmax(logits.float(), dim=-1), dim=dim) - math.log(logits.shape[dim])
 
 
 @contextmanager

@@ -4,7 +4,7 @@ The modules hold settings and, where batches are remembered, the memory; the mat
 reads a value back from the device, so a training step never waits for the loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,8 @@ class Aggregation(nn.Module):
     remembered, which is therefore the same in all processes.
     """
 
+    num_groups: int | None = None  # G, of one that has to know it: group ids are below it
+
     def sample_weights(self, sample_losses: Tensor, group: Tensor) -> tuple[Tensor, Tensor | float]:
         """[N] detached weights of a whole batch, and what to add to the weighted sum to give the loss's value."""
         raise NotImplementedError
@@ -151,6 +153,7 @@ class GroupCVaR(Aggregation):
             if num_groups is None:
                 raise ValueError("estimator 'running' needs num_groups, the number of groups")
             self.running = RunningGroupLoss(num_groups, momentum)
+            self.num_groups = num_groups
 
     def observe(self, sample_losses: Tensor, group: Tensor) -> None:
         if self.running is not None:
@@ -191,18 +194,24 @@ class GroupDRO(Aggregation):
     The algorithm draws groups uniformly. Where some groups come more often, their weights grow more; a sampler that
     puts every group into every batch prevents it. As in the authors' code the weights are not scaled up when groups are
     missing. They are part of the ``state_dict``, so that a resumed training goes on where it stood. Group ids are below
-    ``num_groups``, G; the step size ``eta`` is positive, 0.01 is the authors' default.
+    ``num_groups``, G; the step size ``eta`` is positive, 0.01 is the authors' default. Groups that are
+    ``left_out`` have no scan to train on and no weight: they would keep their share of the loss for good.
     """
 
+    num_groups: int
     log_weights: Tensor
 
-    def __init__(self, num_groups: int, eta: float = 0.01) -> None:
+    def __init__(self, num_groups: int, eta: float = 0.01, left_out: Iterable[int] = ()) -> None:
         super().__init__()
         check_whole("num_groups", num_groups, least=1)
+        left = sorted(set(left_out))
+        ids = set(range(num_groups))
+        check_setting("left_out", left, ids > set(left), f"ids below num_groups = {num_groups}, and not all of them")
         check_setting("eta", eta, 0 < eta < float("inf"), "positive and finite")
         self.num_groups, self.eta = num_groups, float(eta)
         # logarithms: a weight that has shrunk to nothing can still come back
-        self.register_buffer("log_weights", torch.zeros(num_groups, dtype=torch.float64).log_softmax(0))
+        equal = torch.tensor([-torch.inf if g in left else 0.0 for g in range(num_groups)], dtype=torch.float64)
+        self.register_buffer("log_weights", equal.log_softmax(0))
 
     @torch.no_grad()
     def observe(self, sample_losses: Tensor, group: Tensor) -> None:
@@ -257,6 +266,7 @@ class GroupTreeCVaR(HierarchicalCVaR):
         super().__init__(alpha, alpha_inner)
         if not parents or any(parent != int(parent) or parent < 0 for parent in parents):
             raise ValueError(f"parents must give each group the id, 0 or more, of its parent, got {list(parents)}")
+        self.num_groups = len(parents)
         self.register_buffer("parents", torch.tensor([int(parent) for parent in parents]), persistent=False)
 
     def sample_weights(self, sample_losses: Tensor, group: Tensor) -> tuple[Tensor, float]:

@@ -76,7 +76,10 @@ def published_cvar_weights(group_losses: Tensor, alpha: float, used: Tensor | No
     for _ in range(_BISECTION_STEPS):
         middle = (low + high) / 2
         above = ((losses > middle.to(losses)) & used).sum()
-        rising = above <= alpha * used.sum().double()  # the slope 1 - |{L_g > lambda}| / (alpha G) is not negative
+        share = (
+            above.float() / used.sum().float()
+        )  # theirs has this precision: 1/3 of the groups is more than alpha = 1/3
+        rising = share.double() / alpha <= 1  # the slope 1 - share / alpha is not negative
         low, high = torch.where(rising, low, middle), torch.where(rising, middle, high)
     lambda_ = ((low + high) / 2).to(losses)
     plain = (used.sum() <= 1) if alpha < 1 else torch.ones_like(used).any()

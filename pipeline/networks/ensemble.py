@@ -26,6 +26,13 @@ class Ensemble(nn.Module):
         return logits[0] if len(logits) == 1 else torch.stack(logits, dim=1)
 
 
+def members_of(network: nn.Module) -> list[nn.Module]:
+    """The networks of an ensemble; a single one, perhaps wrapped for several processes, is its own."""
+    if isinstance(network, nn.parallel.DistributedDataParallel):
+        network = network.module
+    return list(network.networks) if isinstance(network, Ensemble) else [network]
+
+
 def ensemble_of(network: nn.Module, members: int) -> nn.Module:
     """The network for one checkpoint, else an :class:`Ensemble` of it and copies that :func:`load_members` fills."""
     check_setting("members", members, members >= 1, "at least 1")

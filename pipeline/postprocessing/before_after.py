@@ -52,10 +52,11 @@ class BeforeAfter:
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
     confidence: float
-    numbers: Mapping[str, Change]  # score, gap (with two groups), abs_gap, nll, brier, ece
-    groups: tuple[GroupChange, ...]  # that have a scan
+    numbers: Mapping[str, Change]  # score, gap (of two groups), abs_gap (of two or more), nll, brier, ece
+    groups: tuple[GroupChange, ...]
     moved: Moved
     cost: tuple[str, ...] = ()
+    absent_groups: tuple[str, ...] = ()  # without a scan, left out of group_names and of every number
 
 
 def before_after(
@@ -77,7 +78,8 @@ def before_after(
     if not all(np.array_equal(getattr(before, name), getattr(after, name)) for name in alike):
         raise ValueError("before and after must hold the same scans, labels, groups and classes in the same order")
     scans = len(before.label)
-    before, after = before.known(), after.known()
+    names = before.group_names
+    before, after = before.known().present_groups(), after.known().present_groups()
     if not len(before.label):
         raise PostprocessError("no scan has a known group")
     strata = before.group * len(before.class_names) + before.label
@@ -105,11 +107,12 @@ def before_after(
         groups=tuple(
             GroupChange(name, int(inside.sum()), {key: change(f"{key} {g}") for key in OF_GROUP}, moved(inside))
             for g, name in enumerate(before.group_names)
-            if (inside := before.group == g).any()
+            for inside in [before.group == g]
         ),
         moved=moved(np.ones(len(strata), dtype=bool)),
     )  # fmt: skip
-    return replace(result, cost=cost(result))
+    absent = tuple(name for name in names if name not in before.group_names)
+    return replace(result, absent_groups=absent, cost=cost(replace(result, absent_groups=absent)))
 
 
 def _numbers(predictions: Predictions, counts: Floats, groups: int) -> dict[str, Floats]:
@@ -120,7 +123,8 @@ def _numbers(predictions: Predictions, counts: Floats, groups: int) -> dict[str,
     cell = np.ravel_multi_index((predictions.group, label, said), (groups, classes, classes))
     confusion = (counts @ np.eye(groups * classes**2)[cell]).reshape(-1, groups, classes, classes)
     found = summaries(confusion)
-    numbers: dict[str, Floats] = {name: found[name] for name in ("score", "gap", "abs_gap") if name in found}
+    names = ("score", "gap", "abs_gap") if groups > 1 else ("score",)  # a group alone is no further from any other
+    numbers: dict[str, Floats] = {name: found[name] for name in names if name in found}
     numbers |= {f"f1 {g}": found["group_f1"][:, g] for g in range(groups)}
     nll = -log_probabilities(probabilities)[scan, label]
     brier = ((probabilities - np.eye(classes)[label]) ** 2).sum(1)
@@ -128,11 +132,10 @@ def _numbers(predictions: Predictions, counts: Floats, groups: int) -> dict[str,
     surplus = ((said == label) - sure)[:, None] * np.eye(BINS)[bin_of(sure)]
     parts = {f" {g}": predictions.group == g for g in range(groups)} | {"": np.ones(len(label), dtype=bool)}
     for suffix, inside in parts.items():
-        if n := int(inside.sum()):  # resampling within groups keeps n
-            drawn = counts[:, inside]
-            numbers[f"nll{suffix}"] = drawn @ nll[inside] / n
-            numbers[f"brier{suffix}"] = drawn @ brier[inside] / n
-            numbers[f"ece{suffix}"] = np.abs(drawn @ surplus[inside]).sum(1) / n
+        n, drawn = int(inside.sum()), counts[:, inside]  # resampling within groups keeps n
+        numbers[f"nll{suffix}"] = drawn @ nll[inside] / n
+        numbers[f"brier{suffix}"] = drawn @ brier[inside] / n
+        numbers[f"ece{suffix}"] = np.abs(drawn @ surplus[inside]).sum(1) / n
     return numbers
 
 
@@ -163,4 +166,5 @@ def cost(result: BeforeAfter) -> tuple[str, ...]:
         clear.append(f"{text}and right now: {result.moved.mended}.")
     if few:
         clear.append(f"{few[0].upper()}{few[1:]}: no statement on P, the gap and the numbers of such a group.")
+    clear += [f"There is no scan of group {name}: no statement." for name in result.absent_groups]
     return (*clear, *unclear) or (f"None of these numbers got worse on the {result.n} scans.",)

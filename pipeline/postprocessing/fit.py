@@ -47,11 +47,14 @@ def fit_temperature(validation: Predictions) -> Fitted:
     found = minimize_scalar(lambda log_t: mean_nll(log_p, label, np.exp(log_t)), bounds=ends, **search)
     temperature = float(np.exp(found.x))
     if np.abs(found.x - ends).min() < 1e-3:
-        hits = int((validation.prediction == label).sum())
+        hits = f"{int((validation.prediction == label).sum())} of the {len(label)} validation scans are predicted right"
+        if temperature > 1:
+            why = "even probabilities fit these labels better than the model's, which know no more of them than chance"
+        else:
+            why = "they become likelier the surer every answer is, which holds where none that is sure is wrong"
         raise PostprocessError(
             f"no temperature in [{TEMPERATURES[0]}, {TEMPERATURES[1]}] is best: the likelihood still rises at "
-            f"{temperature:.3g}. {hits} of the {len(label)} validation scans are predicted right; a temperature needs "
-            "scans that are right and scans that are wrong"
+            f"{temperature:.3g}, as {why}. {hits}"
         )
     did = {"nll_before": mean_nll(log_p, label), "nll_after": mean_nll(log_p, label, temperature)}
     no_offsets, settings = dict.fromkeys(validation.class_names, 0.0), {"bounds": list(TEMPERATURES)}

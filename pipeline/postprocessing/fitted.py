@@ -18,7 +18,6 @@ Method = Literal["temperature", "offsets", "prior"]
 
 SMALLEST = 5e-7  # replaces a probability of 0: half of the last of the six digits that our tables have
 PREFIX = 16  # hexadecimal digits kept of the hash of a scan's name
-TIE = 2e-6  # by which a predicted class may fall short of the most probable one: six digits, normalised
 
 
 class PostprocessError(UserError):
@@ -121,8 +120,7 @@ def given_probabilities(predictions: Predictions | UnlabelledPredictions) -> Flo
 def most_probable_only(predictions: Predictions) -> Floats:
     """The probabilities; refused with predictions by another rule, whose change would look like the method's effect."""
     probabilities = given_probabilities(predictions)
-    said = probabilities[np.arange(len(probabilities)), predictions.prediction]
-    if len(other := predictions.scan[said < probabilities.max(1) - TIE]):
+    if len(other := predictions.scan[predictions.not_most_probable()]):
         raise PostprocessError(
             f"{len(other)} predictions, such as that of {other[0]}, are not the most probable class: another rule "
             "was applied to these probabilities already"

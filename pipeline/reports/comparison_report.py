@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from ..evaluation.compare_words import NO_INTERVAL
 from ..evaluation.records import Comparison, NoRecordError, read_record
-from ..evaluation.wording import number_name, percent, span_text, value_text
+from ..evaluation.wording import SHARE_HIGHER, number_name, percent, span_text, value_text
 from .document import Document, Paragraph, Picture, Pictures, Section, Table, Verdicts, figure_picture, write_document
 from .evidence import EvidenceError
 from .evidence_figures import differences_figure, trade_off_figure
@@ -15,7 +16,9 @@ def write_comparison_report(comparison: str | Path, path: str | Path) -> Path:
     try:
         result = read_record(Comparison, comparison)
     except NoRecordError as error:
-        raise EvidenceError(f"{comparison} is no comparison: fairlung compare writes one with -o ({error})") from error
+        raise EvidenceError(
+            f"{comparison} is no comparison of this version: fairlung compare writes one with -o ({error})"
+        ) from error
     except (OSError, ValueError) as error:
         raise EvidenceError(f"{comparison} cannot be read: {error}") from error
     return write_document(comparison_report(result), path)
@@ -54,7 +57,7 @@ def _systems_table(result: Comparison) -> Table:
     rows = [("runs", *(str(len(system.runs)) for system in systems))]
     for key in systems[0].values:
         values = [value_text(system.values[key], key == "gap") for system in systems]
-        spread = ["" if system.sd is None else f" (SD {system.sd[key]:.3f})" for system in systems]
+        spread = [f" (SD {s.sd[key]:.3f})" if s.sd and key in s.sd else "" for s in systems]
         rows.append((number_name(key, result.group_names), *map("".join, zip(values, spread, strict=True))))
     columns = ("", *(system.name for system in systems))
     return Table("Mean over the runs of each system (standard deviation over runs)", columns, tuple(rows))
@@ -67,16 +70,18 @@ def _comparison_blocks(result: Comparison, confidence: str) -> tuple[Paragraph |
         who = f"{comparison.system} minus {comparison.reference}"
         said = []
         for key, estimate in comparison.differences.items():
-            name, better = number_name(key, groups), comparison.probability_better.get(key)
+            name = number_name(key, groups)
             said.append(f"{name} {span_text(estimate, signed=True)}")
-            share = NONE if better is None else f"{better:.3f}"
-            rows.append((f"{name}, {who}", *value_and_span(estimate, True), share))
+            rows.append((f"{name}, {who}", *value_and_span(estimate, True)))
+        if comparison.share_higher is not None:
+            rows.append((f"{SHARE_HIGHER}, {who}", value_text(comparison.share_higher), NONE))
         figure = differences_figure(comparison, groups)
         pictures.append(figure_picture(figure, f"differences_{number}", f"Differences, {who}: {'; '.join(said)}."))
     text = f"Differences on the same scans, with {confidence} intervals."
-    caption = "Differences (better: share of the bootstrap with the higher P, or the smaller |gap|)"
-    columns = ("difference", "value", f"{confidence} interval", "probability of being better")
-    return Paragraph(text), Pictures(tuple(pictures), column=360), Table(caption, columns, tuple(rows))
+    without = [number_name(key) for key in result.systems[0].values if key not in result.comparisons[0].differences]
+    text += f" There is none of {' and '.join(without)}: {NO_INTERVAL}." if without else ""
+    table = Table("Differences", ("difference", "value", f"{confidence} interval"), tuple(rows))
+    return Paragraph(text), Pictures(tuple(pictures), column=360), table
 
 
 def _test_blocks(result: Comparison) -> tuple[Table, ...]:
@@ -85,14 +90,15 @@ def _test_blocks(result: Comparison) -> tuple[Table, ...]:
     for comparison in result.comparisons:
         who = f"{comparison.system} against {comparison.reference}"
         for key, test in comparison.tests.items():
-            p = (f"{test.p_value:.3g}", f"{test.p_holm:.3g}", f"{test.smallest_p:.2g}")
-            rows.append((f"{number_name(key, groups)}, {who}", test.unit, *p))
+            over = "scans and seeds" if comparison.seeds else "scans"
+            p = (f"{test.p_value:.3g}", f"{test.p_holm:.3g}")
+            rows.append((f"{number_name(key, groups)}, {who}", over, *p))
         found = comparison.differences_of_these_runs or {}
         for key, alone in (comparison.tests_of_these_runs or {}).items():
             name = f"{number_name(key, groups)}, {who}"
             given.append((name, span_text(found[key], signed=True), f"{alone.p_value:.3g}", f"{alone.p_holm:.3g}"))
-    columns = ("number, comparison", "permuted", "p", "p after Holm", "smallest possible p")
-    tables = [Table(f"Permutation tests, adjusted by Holm over {len(rows)} tests", columns, tuple(rows))]
+    columns = ("number, comparison", "chance in", "p", "p after Holm")
+    tables = [Table(f"Tests, adjusted by Holm over {len(rows)} tests", columns, tuple(rows))]
     if given:
         caption = "With these runs taken as given: chance in the scans only"
         tables.append(Table(caption, ("number, comparison", "difference", "p", "p after Holm"), tuple(given)))
@@ -100,16 +106,24 @@ def _test_blocks(result: Comparison) -> tuple[Table, ...]:
 
 
 def _comparison_method(result: Comparison, confidence: str) -> tuple[Paragraph, ...]:
-    settings, over = result.settings, "the same draw for all systems"
-    if any(len(system.runs) > 1 for system in result.systems):
-        over = "the same draw of scans for all runs, and the runs of each system drawn too"
+    settings = result.settings
+    of_pairs = []
+    if any(pair.share_higher is not None for pair in result.comparisons):
+        of_pairs.append(
+            "With one run each, intervals of differences are percentiles of the resamples, and the test of P swaps the "
+            f"two predictions of a scan ({settings.permutations:,} permutations): could they have been each other's?"
+        )
+    if any(pair.share_higher is None for pair in result.comparisons):
+        of_pairs.append(
+            "With more runs, intervals and tests of differences are t, of the spread over the resamples and, where "
+            "both systems have several runs, of that between their runs: is the difference 0?"
+        )
     texts = [
-        f"Intervals of differences are {confidence} percentile intervals of {settings.resamples:,} bootstrap "
-        f"resamples of the scans within each class and group, {over}. The intervals of single runs are those of their "
-        "audits.",
-        f"Tests are permutation tests ({settings.permutations:,} permutations): with one run each the predictions "
-        "of a scan are swapped between the systems, with several the runs are. Holm's adjustment is over all tests of "
-        f"a table. Seed {settings.seed}.",
+        f"{settings.resamples:,} bootstrap resamples of the scans within each class and group are the same for all "
+        f"runs. {' '.join(of_pairs)} The intervals of single runs are those of their audits.",
+        "|gap| of several runs is the size of their mean gap. The test of a difference in |gap| asks whether the two "
+        "gaps are of one size, of whatever sign: it takes the larger p of the tests that they are equal, and that one "
+        f"is minus the other. Holm's adjustment is over all tests of a table. Seed {settings.seed}.",
         f"{library_versions()}.",
     ]
     return tuple(map(Paragraph, texts))

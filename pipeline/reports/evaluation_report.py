@@ -125,8 +125,9 @@ def headline_table(audit: Audit) -> Table:
     expected = value_text(fair.abs_gap_mean), f"up to {value_text(fair.abs_gap_p95)}"
     texts.append((f"{size} of a perfectly fair model of this score", *expected))
     texts.append(("p of the permutation test of the gap", f"{audit.permutation.p_value:.3g}", NONE))
-    columns = ("", "value", f"{percent(audit.settings.confidence)} interval")
-    return Table("Headline numbers (the fair model: mean, and 95 % of its samples)", columns, tuple(texts))
+    share = percent(audit.settings.confidence)
+    columns = ("", "value", f"{share} interval")
+    return Table(f"Headline numbers (the fair model: mean, and {share} of its samples)", columns, tuple(texts))
 
 
 def cells_table(audit: Audit) -> Table:
@@ -167,8 +168,8 @@ def _estimates_picture(audit: Audit, confidence: str) -> Picture:
     said += [f"|gap| {span_text(overall.abs_gap)}"]
     expected = f"a fair model shows |gap| {fair.abs_gap_mean:.3f} on average, up to {fair.abs_gap_p95:.3f}"
     alt = f"Intervals ({confidence}): {'; '.join(said)}. Beside it, {expected}."
-    caption = f"Points with their {confidence} intervals. Shaded: where 95 % of the samples of a perfectly fair model "
-    caption += "of this score fall on scans like these."
+    caption = f"Points with their {confidence} intervals. Shaded: where {confidence} of the samples of a perfectly "
+    caption += "fair model of this score fall on scans like these."
     return figure_picture(estimates_figure(audit), "estimates", alt, caption)
 
 
@@ -296,9 +297,10 @@ def _method_blocks(audit: Audit, left_out: list[str]) -> tuple[Paragraph, ...]:
     agree = "agree" if by_fairlearn < 1e-9 else f"differ by up to {by_fairlearn:.2g}"
     texts = [
         f"Intervals are {percent(settings.confidence)} intervals. Precision, recall and accuracy: Wilson. F1, P and "
-        f"the gap: {settings.resamples:,} bootstrap resamples of the {unit} within each class and group, {how}. AUC, "
-        f"Brier score and ECE: {max(100, settings.resamples // 5):,} plain resamples within each class and group. "
-        "They speak of other scans like these, not of other seeds or sites.",
+        f"the gap: {settings.resamples:,} bootstrap resamples of the {unit} within each class and group, {how}. Brier "
+        f"score and ECE: {max(100, settings.resamples // 5):,} plain resamples within each class and group. AUC: "
+        "a score interval of Newcombe's variance, scaled by DeLong's. They speak of other scans like these, not of "
+        "other seeds or sites.",
         f"The test of the gap shuffles the groups among the {unit} of each class {settings.permutations:,} times. "
         "The perfectly fair model draws each group's predictions from those of all groups together, class by class. "
         f"Seed {settings.seed}.{several}",

@@ -50,7 +50,7 @@ class Evidence:
     audit: Audit
     source: str = ""  # what was judged, for a heading: the name of a table
     split: str = ""
-    checkpoint: str = ""  # file name
+    checkpoint: str = ""  # file name; of several, their paths
     synthetic: bool | None = None  # whether the scans are phantoms
     history: pd.DataFrame | None = None  # columns epoch, metric, value of the training
     marked_epoch: int | None = None  # the epoch that the judged checkpoint is from
@@ -67,9 +67,12 @@ class Evidence:
 
 def write_evaluation(
     predictions: str | Path, class_names: Sequence[str], group_names: Sequence[str],
-    group_by: str | Sequence[str] = "sex", split: str = "", checkpoint: str = "",
+    group_by: str | Sequence[str] = "sex", split: str = "",
+    checkpoint: str | Sequence[str] = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Summarise a labelled prediction table beside it: metrics.json, and confusion.png where matplotlib is installed.
+
+    ``checkpoint`` is the file that was judged; of several that answered together, a list of them.
 
     Returns the content of metrics.json; nothing in processes other than the first, which write nothing.
     """
@@ -78,6 +81,8 @@ def write_evaluation(
     predictions = Path(predictions)
     for name in (run_folder.METRICS, run_folder.AUDIT):  # of earlier predictions: these may be none to judge
         predictions.with_name(name).unlink(missing_ok=True)
+    if not isinstance(checkpoint, str):
+        checkpoint = checkpoint[0] if len(checkpoint) == 1 else list(checkpoint)
     columns = group_columns(group_by)
     table = load_predictions(predictions, class_names, group_names, columns)
     confusion = torch.from_numpy(table.confusion())
@@ -118,21 +123,24 @@ def read_evidence(evaluation_dir: str | Path) -> Evidence:
     filled = [matrix for matrix in metrics["confusion"][:-1] if np.any(matrix)]
     if judged.confusion != filled or list(judged.class_names) != metrics["class_names"]:
         raise EvidenceError(f"{folder}: audit.json and metrics.json are not of the same predictions: evaluate again")
-    checkpoint = metrics["checkpoint"]
-    training = training_dir(checkpoint, folder.parent.parent if folder.name == "evaluation" else folder.parent)
+    several = isinstance(metrics["checkpoint"], list)
+    checkpoint = ", ".join(metrics["checkpoint"]) if several else metrics["checkpoint"]
+    output_dir = folder.parent.parent if folder.name == "evaluation" else folder.parent
+    training = None if several else training_dir(checkpoint, output_dir)
     history = record = settings = None
     if training is not None:
         history = optional_table(training / run_folder.HISTORY, ("epoch", "metric", "value"))
         record = optional_json(training / RECORD)
         settings = optional_json(training / run_folder.SETTINGS)
-    epoch, known_by = _marked_epoch(checkpoint, record or {}, history)
+    shown = checkpoint if several else Path(checkpoint).name
+    epoch, known_by = (None, "") if several else _marked_epoch(checkpoint, record or {}, history)
     places = [Path(checkpoint), *([training / "models" / Path(checkpoint).name] if training is not None else [])]
     errors, problem = _errors(folder / "errors")
     judged_on = datetime.fromtimestamp((folder / run_folder.METRICS).stat().st_mtime, UTC).date().isoformat()
     run = record or {}
     cells = optional_table(folder / run_folder.CELLS, ("split", "label", "group", "n"))
     return Evidence(
-        judged, split=metrics["split"], checkpoint=Path(checkpoint).name, synthetic=bool(metrics["synthetic"]),
+        judged, split=metrics["split"], checkpoint=shown, synthetic=bool(metrics["synthetic"]),
         history=history, marked_epoch=epoch, marked_by=known_by, cells=cells, errors=errors, errors_problem=problem,
         settings=settings or {}, checkpoint_file=next((path for path in places if path.is_file()), None),
         judged_on=judged_on, run=" ".join(filter(None, (run.get("run_name"), run.get("run_id")))),

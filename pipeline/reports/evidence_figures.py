@@ -16,7 +16,7 @@ from ..common.plotting import CHARACTER, GREY, HATCHES, LINE, MARKERS, PALETTE, 
 from ..evaluation.calibration import BINS, bin_of
 from ..evaluation.records import Audit, Comparison, GroupResult, PairComparison
 from ..evaluation.resampling import Interval
-from ..evaluation.wording import number_name, span, span_text
+from ..evaluation.wording import number_name, percent, span, span_text
 from .figures import DARK
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def group_style(index: int) -> dict[str, Any]:
 def estimates_figure(audit: Audit) -> Figure:
     """P, F1 of each group and the gap, each with its interval (a forest plot).
 
-    The gap stands over 95 % of the samples of a perfectly fair model, |gap| beside the mean that such a model shows.
+    The gap stands over where most samples of a perfectly fair model lie, |gap| beside the mean that such a model shows.
     """
     overall, fair = audit.overall, audit.fair_model
     shares: list[Number] = [(number_name("score"), overall.score, None, False)]
@@ -64,7 +64,8 @@ def estimates_figure(audit: Audit) -> Figure:
     (expected,) = bottom.plot(mean, row, "d", color="white", markeredgecolor="black", markersize=7, zorder=5)
     bottom.set_xlim(0 if overall.gap is None else -reach, reach)
     bottom.set_xlabel("difference in F1", fontsize=9)
-    labels = [f"guessing evenly: about {chance:.2f}", f"a fair model: 95 % of samples, {low:+.3f} to {high:+.3f}"]
+    of_samples = f"{percent(audit.settings.confidence)} of samples"
+    labels = [f"guessing evenly: about {chance:.2f}", f"a fair model: {of_samples}, {low:+.3f} to {high:+.3f}"]
     _legend(figure, [guessing, shade, expected], [*labels, f"a fair model: mean |gap| {mean:.3f}"])
     return figure
 

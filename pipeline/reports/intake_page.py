@@ -37,7 +37,7 @@ from .document import Document, Paragraph, Picture, Pictures, Section, Table, re
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..inference.pseudonyms import Pseudonyms
+    from ..data.pseudonyms import Pseudonyms
 
 logger = logging.getLogger(__name__)
 

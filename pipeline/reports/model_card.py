@@ -11,12 +11,12 @@ from ..common.names import OBJECTIVE_SETTINGS
 from ..evaluation.audit_words import fair_gap_text, few_groups
 from ..evaluation.wording import percent, span_text
 from ..networks.checkpoint import model_settings, said_of, training_record
+from .checklist import NOT_STATED, checklist
 from .document import LEVELS, Table, Verdicts, markdown_environment, squeezed, write_text
 from .evaluation_report import calibration_table, cells_table, differences_table, evaluation_facts, headline_table
 from .evidence import Evidence, read_evidence
 from .parts import OPTIMISTIC, synthetic_badge
 
-NOT_STATED = "not stated"
 START, END = "<!-- performance:start -->", "<!-- performance:end -->"
 PREPROCESSING = {
     "window": "HU that become 0 and 1", "trim_fraction": "share of slices dropped at each end", "num_slices": "slices",
@@ -91,12 +91,17 @@ def model_card(evidence: Evidence) -> str:
         performance=_performance(evidence, badge="", facts=()),  # badge and facts stand above it
         tables=[calibration] if calibration else [], limitations=_limitations(evidence),
         fairness=_fairness(evidence), differences=differences_table(audit),
+        checklist=checklist(evidence, _settings(evidence)),
     )  # fmt: skip
 
 
+def _settings(evidence: Evidence) -> dict[str, Any]:
+    """Of the checkpoint; the config is read only where there is no checkpoint."""
+    return {} if evidence.checkpoint_file is None else model_settings(evidence.checkpoint_file, "")
+
+
 def _model_facts(evidence: Evidence) -> list[tuple[str, str]]:
-    file = evidence.checkpoint_file  # the config is read only where there is no checkpoint
-    settings: dict[str, Any] = {} if file is None else model_settings(file, "")
+    file, settings = evidence.checkpoint_file, _settings(evidence)
     record: dict[str, Any] = {} if file is None else training_record(file)
     shares = ", ".join(f"{name} {share:.3g}" for name, share in (record.get("class_frequencies") or {}).items())
     facts = [("Checkpoint", evidence.checkpoint or NOT_STATED), ("Run", said_of(record) if record else NOT_STATED)]
@@ -154,8 +159,13 @@ def _fairness(evidence: Evidence) -> list[str]:
         gap = f"The gap in macro F1, {' minus '.join(audit.group_names)}, is {span_text(overall.gap, signed=True)}"
     else:
         gap = f"The largest gap in macro F1 between two groups is {span_text(overall.abs_gap)}"
-    fair, few = fair_gap_text(audit.fair_model), ", too few for a statement" if worst.small else ""
+    fair = fair_gap_text(audit.fair_model, audit.settings.confidence)
+    few = ", too few for a statement" if worst.small else ""
     said = f"{fair[0].upper()}{fair[1:]}. Permutation test of the gap: p = {audit.permutation.p_value:.3g}."
+    if shared := audit.shared_classes:
+        alone = span_text(shared.gap, signed=True) if shared.gap is not None else span_text(shared.abs_gap)
+        said = "A group has no scan of a class, which counts there whatever the model does. Of the classes that every "
+        said += f"group has ({', '.join(shared.class_names)}) it is {alone}, p = {shared.permutation.p_value:.3g}."
     if small := few_groups(audit):
         said = f"{small[0].upper()}{small[1:]}: no statement on the gap."
     return [

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from ..evaluation.audit import confusion_intervals
-from ..evaluation.compare import compare
-from ..evaluation.compare_words import few_groups
-from ..evaluation.paired import TESTED, TIE, CompareError
+from ..evaluation.compare import compare, holm
+from ..evaluation.compare_words import NO_INTERVAL, few_groups
+from ..evaluation.paired import TESTED, TIE, CompareError, over_runs
 from ..evaluation.predictions import Predictions
 from ..evaluation.resampling import Estimate
 from ..evaluation.wording import Verdict, in_percent, number_name, span
@@ -30,7 +30,7 @@ class Row:
     label: str
     system: str  # without alpha and seed
     alpha: float | None  # of CVaR; None where there is none, or it was chosen
-    estimates: Mapping[str, Estimate]  # mean over replicates and its interval
+    estimates: Mapping[str, Estimate]  # over_runs of the replicates, and intervals
     values: Mapping[str, Sequence[float]]  # of each replicate
     replicates: int  # seeds, or seeds x repeats
     planned: int  # how many there are to be
@@ -43,8 +43,7 @@ class Best:
 
     number: str  # score or abs_gap
     label: str
-    # The next best first, each {"system", "difference", "p_value", "p_holm", "smallest_p", "unit"}; () if nothing could
-    # be tested.
+    # The next best first, each {"system", "difference", "p_value", "p_holm", "seeds"}; () if nothing could be tested.
     rivals: tuple[Mapping[str, Any], ...]
     apart: bool  # the difference to every rival is beyond the noise over scans and seeds
     verdict: Verdict
@@ -67,17 +66,20 @@ def over_seeds(values: Sequence[float], number: str, confidence: float = 0.95) -
     """Mean over seeds and its t interval, mean +- t_{n-1} s / sqrt(n) by scipy, cut to the range of the number.
 
     It speaks of other seeds on these very scans, not of other scans. A signed ``gap`` is in [-1, 1], every other
-    ``number`` in [0, 1]. ValueError: fewer than two values.
+    ``number`` in [0, 1]. ValueError: fewer than two different values, which tell nothing of other seeds.
     """
     from scipy import stats
 
-    if len(values) < 2:
-        raise ValueError(f"an interval over seeds needs two at least, got {len(values)}")
+    if alike(values):
+        raise ValueError(f"an interval over seeds needs two different values at least, got {list(values)}")
     mean, error = float(np.mean(values)), float(stats.sem(values))
-    if error <= TIE:
-        return Estimate(mean, mean, mean)
     low, high = stats.t.interval(confidence, len(values) - 1, loc=mean, scale=error)
     return Estimate(mean, max(low, -1.0 if number == "gap" else 0.0), min(high, 1.0))
+
+
+def alike(values: Sequence[float]) -> bool:
+    """Whether all are one number, so that a t interval would be no wider than a point."""
+    return float(np.ptp(values)) <= TIE
 
 
 def over_scans(table: Predictions, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
@@ -94,16 +96,30 @@ def make_row(
     replicates: Sequence[Replicate], system: str, alpha: float | None, planned: int, confidence: float, resamples: int,
     seed: int,
 ) -> Row:  # fmt: skip
-    """Mean and interval of each number over the replicates of one configuration, one at least."""
-    keys = number_keys(replicates[0].predictions)
-    values = {key: [replicate.numbers[key] for replicate in replicates] for key in keys}
-    if len(replicates) > 1:
-        estimates = {key: over_seeds(value, key, confidence) for key, value in values.items()}
-    else:
-        judged = over_scans(replicates[0].predictions, confidence, resamples, seed)
-        estimates = {key: judged[key]._replace(value=values[key][0]) for key in keys}
+    """Each number of one configuration, :func:`~.over_runs` of its replicates, one at least, with its interval.
+
+    It is over seeds, or over scans with one replicate and where all replicates have one value. That of |gap| of two
+    groups is that of the gap, folded.
+    """
+    values = _values(replicates)
+    differ = {key: over_seeds(value, key, confidence) for key, value in values.items() if not alike(value)}
+    same = values.keys() - differ.keys()
+    judged = over_scans(replicates[0].predictions, confidence, resamples, seed) if same else {}
+    found = differ | {key: judged[key]._replace(value=values[key][0]) for key in same}
+    if "gap" in differ:
+        value, low, high = differ["gap"]
+        found["abs_gap"] = Estimate(abs(value), max(low, -high, 0.0), max(-low, high))
+    estimates = {key: found[key] for key in number_keys(replicates[0].predictions)}
     over = SEEDS if len(replicates) > 1 else SCANS
     return Row(replicates[0].label, system, alpha, estimates, values, len(replicates), planned, over)
+
+
+def _values(replicates: Sequence[Replicate]) -> dict[str, list[float]]:
+    """The numbers of each replicate, with the gap wherever two groups have scans."""
+    keys = number_keys(replicates[0].predictions)
+    found = {key: [replicate.numbers[key] for replicate in replicates] for key in keys}
+    first, second, *more = (np.array(value) for key, value in found.items() if key.startswith("f1_"))
+    return found if more else {"gap": (first - second).tolist()} | found
 
 
 def tell_best(
@@ -115,8 +131,8 @@ def tell_best(
     winner against the runner-up alone, at the full level, is a valid test of the winner against all (Hung and Fithian,
     Rank verification for exponential families, Annals of Statistics 2019). That supposes equal spread, so
     configurations with fewer seeds than the next are tested too. Holm's adjustment is over all tests made here. With
-    one seed a configuration nothing is told apart: how much seeds change is not known. The result is empty with fewer
-    than two configurations.
+    one seed a configuration nothing is told apart: how much seeds change is not known. Nor is |gap| of more than two
+    groups (:func:`~.compare`). The result is empty with fewer than two configurations.
     """
     runs = {label: [r.predictions for r in made] for label, made in replicates.items() if made}
     if len(runs) < 2:
@@ -125,7 +141,7 @@ def tell_best(
     why: dict[str, str] = {}
     first: dict[str, str] = {}
     for number, sign in zip(TESTED, (-1, 1), strict=True):
-        means = {label: float(np.mean([r.numbers[number] for r in replicates[label]])) for label in runs}
+        means = {label: over_runs(_values(replicates[label]))[number] for label in runs}
         best, after, *others = sorted(runs, key=lambda label: sign * means[label])
         first[number] = best
         rivals = [after, *(label for label in others if len(runs[label]) < len(runs[after]))]
@@ -134,23 +150,19 @@ def tell_best(
         except CompareError as error:
             found[number], why[number] = [], str(error)
             continue
-        if few := few_groups(result):
-            found[number], why[number] = [], few
+        if missing := few_groups(result) or ("" if number in result.comparisons[0].tests else NO_INTERVAL):
+            found[number], why[number] = [], missing
             continue
-        pairs = ((c, {"system": c.system, "difference": c.differences[number]}) for c in result.comparisons)
-        found[number] = [about | vars(c.tests[number]) for c, about in pairs]
+        found[number] = [
+            {"system": c.system, "difference": c.differences[number], "seeds": c.seeds} | vars(c.tests[number])
+            for c in result.comparisons
+        ]
     tests = [test for made in found.values() for test in made]
-    for test, p in zip(tests, _holm([test["p_value"] for test in tests]), strict=True):
+    for test, p in zip(tests, holm([test["p_value"] for test in tests]), strict=True):
         test["p_holm"] = p
     return tuple(
         _best(number, first[number], found[number], len(tests), confidence, why.get(number, "")) for number in TESTED
     )
-
-
-def _holm(p_values: Sequence[float]) -> list[float]:
-    from statsmodels.stats.multitest import multipletests
-
-    return multipletests(p_values, method="holm")[1].tolist() if p_values else []
 
 
 def _best(
@@ -163,10 +175,10 @@ def _best(
     level = 1 - confidence
     close = [
         r for r in rivals
-        if r["unit"] == SCANS or r["p_holm"] >= level or r["difference"].low <= 0 <= r["difference"].high
+        if not r["seeds"] or r["p_holm"] >= level or r["difference"].low <= 0 <= r["difference"].high
     ]  # fmt: skip
     shown = close[0] if close else rivals[0]
-    difference, over = shown["difference"], SCANS if shown["unit"] == SCANS else "scans and seeds"
+    difference, over = shown["difference"], "scans and seeds" if shown["seeds"] else SCANS
     whom = "the next" if shown is rivals[0] else "another"
     what = (
         f"{label} has the {BEST[number]} {name}. From it to {whom}, {shown['system']}, it is "
@@ -176,10 +188,8 @@ def _best(
     if not close:
         return Best(number, label, tuple(rivals), True, Verdict("finding", f"{what}: larger than chance explains."))
     reason = f"the best cannot be told from {whom}"
-    if shown["unit"] == SCANS:
-        reason = "one seed each, so how much the seed alone changes is not known"
-    elif tests * shown["smallest_p"] >= level:
-        reason = "so few seeds cannot tell a difference of any size from none"
+    if not shown["seeds"]:
+        reason = "there is one seed only, so how much the seed alone changes is not known"
     verdict = Verdict("inconclusive", f"{what}: {reason}. No {name} is in bold.")
     return Best(number, label, tuple(rivals), False, verdict)
 
@@ -222,12 +232,12 @@ def device_table(
             except CompareError as error:
                 raise StudyError(f"{label} on {first} and on {other} cannot be compared: {error}") from error
             (comparison,) = result.comparisons
-            differences = {key: comparison.differences[key] for key in number_keys(a[0])}
+            differences = {k: comparison.differences[k] for k in number_keys(a[0]) if k in comparison.differences}
             line = {"configuration": label, "device": f"{other} minus {first}", "kind": "difference",
-                    "seeds": len(pairs), "over": "scans and seeds" if len(pairs) > 1 else SCANS}  # fmt: skip
+                    "seeds": len(pairs), "over": "scans and seeds" if comparison.seeds else SCANS}  # fmt: skip
             rows.append(line | columns_of(differences))
-            tests += [(rows[-1], f"p_{key}", comparison.tests[key].p_value) for key in TESTED]
-    for (line, key, _), p in zip(tests, _holm([p for *_, p in tests]), strict=True):
+            tests += [(rows[-1], f"p_{key}", test.p_value) for key, test in comparison.tests.items()]
+    for (line, key, _), p in zip(tests, holm([p for *_, p in tests]), strict=True):
         line[key] = p
     return pd.DataFrame(rows)
 

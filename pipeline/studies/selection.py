@@ -21,14 +21,14 @@ class Selection:
     choices: pd.DataFrame
     row: Row | None  # of the chosen ones; None when no seed has all folds and alphas
     lacking: int  # choices that cannot be made, as a run is missing
-    optimism: float | None  # expected_best of as many, at this study's spread between seeds; None when it is not known
+    optimism: float | None  # of the best row, expected_best of as many means over seeds; None when it is not known
 
 
 def expected_best(choices: int, spread: float) -> float:
     """How much the best of several equal configurations looks better than it is: ``spread`` x E[max of K normals].
 
     E[max] = integral of x K phi(x) Phi(x)^(K-1), by scipy. K is ``choices`` (1 or more), ``spread`` the standard
-    deviation between runs.
+    deviation of what is chosen among: runs, or means of S runs, which vary sqrt(S) times less.
     """
     from scipy import stats
 
@@ -97,7 +97,7 @@ def _choice(results: Results, run: StudyRun, score: float) -> dict[str, Any]:
 
 
 def _optimism(results: Results, labels: set[str], choices: int) -> float | None:
-    """:attr:`Selection.optimism`, with the spread between the seeds of the configurations."""
+    """:attr:`Selection.optimism`: the spread of a row is the standard error s / sqrt(S) of its mean over S seeds."""
     values = [[r.numbers["score"] for r in results.replicates[label]] for label in labels]
-    spreads = [np.var(each, ddof=1) for each in values if len(each) > 1]
-    return expected_best(choices, float(np.sqrt(np.mean(spreads)))) if spreads else None
+    errors = [np.var(each, ddof=1) / len(each) for each in values if len(each) > 1]
+    return expected_best(choices, float(np.sqrt(np.mean(errors)))) if errors else None

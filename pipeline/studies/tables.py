@@ -19,7 +19,7 @@ from ..reports.figures import cohort_chart
 from ..reports.latex import latex_table
 from ..reports.parts import NONE, synthetic_badge
 from .figures import curves_figure, pareto_front, study_trade_off_figure
-from .numbers import SCANS, Row, columns_of, number_keys
+from .numbers import SCANS, Row, alike, columns_of, number_keys
 from .record import StudyRun, status_text
 from .results import Results, read_cells, read_history
 from .selection import expected_best
@@ -42,15 +42,15 @@ def optimism_text(tables: StudyTables) -> str:
     low, high = SEEN_SPREAD
     text = (
         f"Optimistic: {what} {'are' if several else 'is'} chosen on the very scans that are reported "
-        f"({study.judged_on}). Of configurations that are all alike, with a standard deviation of P of {low:.3f} to "
-        f"{high:.3f} between runs as with the paper's recipe, the best of 6 looks better than it is by "
-        f"{expected_best(6, low):.3f} to {expected_best(6, high):.3f}, the best of 30 by "
+        f"({study.judged_on}). Of configurations of one run that are all alike, with a standard deviation of "
+        f"{low:.3f} to {high:.3f} in P between runs as with the paper's recipe, the best of 6 looks better than it is "
+        f"by {expected_best(6, low):.3f} to {expected_best(6, high):.3f}, the best of 30 by "
         f"{expected_best(30, low):.3f} to {expected_best(30, high):.3f}."
     )
     for selection in tables.selections:
         if selection.optimism is not None:
             text += (
-                f" At this study's own spread between seeds the best of the {len(selection.alphas)} alphas of "
+                f" At this study's own spread between seeds the best mean of the {len(selection.alphas)} alphas of "
                 f"{selection.name.removesuffix(', alpha chosen')} is expected to look {selection.optimism:.3f} better."
             )
     return text
@@ -61,8 +61,8 @@ def table_notes(tables: StudyTables, alone: bool = True) -> tuple[str, ...]:
     study = tables.results.study
     notes = _interval_notes(tables) + [best.verdict.text for best in tables.best if alone]
     label, gap = fair_gap(tables)
-    fair = f"|gap| is never 0 on few scans: a perfectly fair model as good as {label} shows |gap| {gap:.3f} on average"
-    notes.append(f"{fair} on these scans.")
+    fair = f"|gap| is never 0 on few scans: one run of a perfectly fair model as good as {label} shows |gap| {gap:.3f}"
+    notes.append(f"{fair} on average on these scans.")
     notes += _lacking_notes(tables.results)
     if tables.quoted:
         paper = quoted_paper()
@@ -85,6 +85,11 @@ def _interval_notes(tables: StudyTables) -> list[str]:
         text = f"Values are means over seeds{' and repeats' if repeated else ''} with {confidence} t intervals"
         text += ": they speak of other seeds, not of other scans."
         notes.append(text + (" Repeats share scans, so that theirs are too narrow." if repeated else ""))
+        several = [row for row in tables.rows if row.over != SCANS]
+        if any(alike(values) for row in several for values in row.values.values()):
+            notes.append("A number that is the same with all seeds has the interval of the audit, over scans.")
+        if "gap" in several[0].values:
+            notes.append("|gap| is the size of the mean gap: a mean of |gap| over seeds would grow with their noise.")
     if single:
         which = f"{', '.join(single)}: only" if len(single) < len(tables.rows) else "Every configuration has"
         text = f"{which} one seed; the {confidence} interval is the audit's, over scans"
@@ -169,24 +174,26 @@ def table_2(tables: StudyTables) -> tuple[Table, tuple[str, ...]]:
     """Table 2 and what is to be said below it."""
     found, groups = tables.devices, tables.results.any_table.group_names
     keys = number_keys(tables.results.judged)
+    tested = [f"p_{key}" for key in TESTED if f"p_{key}" in found]
     rows = []
     for line in found.to_dict("records"):
         difference = line["kind"] == "difference"
         ends = {key: Estimate(line[key], line[f"{key}_low"], line[f"{key}_high"]) for key in keys}
-        spans = [_stacked(estimate, "gap" if difference else key) for key, estimate in ends.items()]
-        p = [f"{line[f'p_{key}']:.3g}" if difference else NONE for key in TESTED] if "p_score" in found else []
+        signs = {key: "gap" if difference else key for key in keys}
+        spans = [NONE if np.isnan(found.value) else _stacked(found, signs[key]) for key, found in ends.items()]
+        p = [f"{line[key]:.3g}" if difference else NONE for key in tested]
         device = line["device"].replace(" minus ", "\nminus ") if difference else line["device"]
         rows.append((line["configuration"], device, str(line["seeds"]), *spans, *p))
     names = [number_name(key, groups) for key in keys]
     columns: tuple[str, ...] = ("configuration", "device", "seeds", *names)
-    columns += ("p of P", "p of |gap|") if "p_score" in found else ()
+    columns += tuple(f"p of {number_name(key.removeprefix('p_'))}" for key in tested)
     text = "Table 2. The same configurations and seeds on different devices: value and "
     table = Table(_caption(tables, f"{text}{percent(tables.confidence)} interval"), columns, tuple(rows))
     devices = list(dict.fromkeys(found.loc[found["kind"] == "device", "device"]))
     over = "Intervals of a device are over its seeds, with one seed over scans."
     if "difference" in set(found["kind"]):
         over += " Differences are over the seeds that both devices have, paired over scans; with several seeds chance"
-        return table, (f"{over} in the seeds counts too. p by permutation, adjusted by Holm over the table.",)
+        return table, (f"{over} in the seeds counts too. p of fairlung compare, adjusted by Holm over the table.",)
     if len(devices) == 1:
         note = f"All finished runs are of one device ({devices[0]}): there is no other to compare it with. "
         return table, (f"{note}Run the study on another one and give both folders to fairlung tables.",)
@@ -308,8 +315,8 @@ def _method(tables: StudyTables, left_out: Sequence[str]) -> list[str]:
         f"Intervals over seeds are {confidence} t intervals of the mean (scipy). With one seed it is the audit's "
         f"interval: {tables.resamples:,} bootstrap resamples of the scans within each class and group.",
         "The best P (and the smallest |gap|) is in bold only where the difference to the next is beyond the noise: the "
-        f"{confidence} interval of a bootstrap of {tables.resamples:,} resamples, paired over scans and over the seeds "
-        "of each, leaves out 0, and so does the permutation test over seeds, adjusted by Holm over the tests made. "
+        f"t test of fairlung compare, over seeds and over {tables.resamples:,} resamples of the scans, finds a "
+        f"difference at {percent(1 - tables.confidence)} after Holm's adjustment over the tests made. "
         "Configurations with fewer seeds than the next are tested too.",
         "The Pareto front of Figure 3 holds the configurations whose mean no other beats or equals in both P and |gap| "
         "while beating it in one. It is a front of means, each with its own noise.",

@@ -6,6 +6,7 @@ import filecmp
 import json
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -115,10 +116,12 @@ def _description(judgement: Judgement, result: dict[str, Any], audit: Audit | No
     return "\n".join(lines)
 
 
-def require_tracking(name: str, tracking_uri: str | None) -> None:
-    """RegistryError, before any work is done, when a model is to be registered by an untracked run."""
+def require_tracking(name: str, tracking_uri: str | None, checkpoints: Sequence[str] = ("",)) -> None:
+    """RegistryError, before any work is done, where a run that is to register is untracked or judges several."""
     if name and tracking_uri == "":
         raise RegistryError("--register needs MLflow: leave --tracking_uri away, or give a store's address")
+    if name and len(checkpoints) > 1:
+        raise RegistryError(f"--register takes one checkpoint, and {len(checkpoints)} are judged together")
 
 
 def register_evaluation(
@@ -158,7 +161,10 @@ def register_output(
 
     evaluation_dir = Path(output_dir, split, "evaluation")
     judgement = read_judgement(evaluation_dir)
-    named = Path(json.loads((evaluation_dir / run_folder.METRICS).read_text())["checkpoint"])
+    of = json.loads((evaluation_dir / run_folder.METRICS).read_text())["checkpoint"]
+    if isinstance(of, list):
+        raise RegistryError(f"{evaluation_dir} judged {len(of)} checkpoints together; a model is one")
+    named = Path(of)
     moved = Path(output_dir, "models", named.name)  # where the output folder was moved
     judged = next((path for path in (named, moved) if path.is_file()), None)
     if checkpoint is None and judged is None:

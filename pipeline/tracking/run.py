@@ -49,7 +49,7 @@ COMMIT = "mlflow.source.git.commit"  # tag
 JUDGED_WITH = (
     "bundle_root", "cohort", "output_dir", "tracking_uri", "experiment", "run_name", "parent_run", "tags", "device",
     "system_metrics", "num_workers", "cache_dir", "cache_limit", "cache_in_memory", "metric_prefix", "required_splits",
-    "key_metric", "min_cell", "allow_empty_cells", "unknown_groups",
+    "key_metric", "min_cell", "allow_empty_cells", "unknown_groups", "pseudonymize",
 )  # fmt: skip
 # settings that an evaluation does not use, and would tell as the configs have them
 RECIPE = (
@@ -112,7 +112,8 @@ class RunTracker:
         if not is_primary():
             return
         if self.kind != "train":
-            training = training_dir(settings.get("checkpoint"), self.output_dir)
+            judged = settings.get("checkpoints") or [settings.get("checkpoint")]
+            training = training_dir(judged[0], self.output_dir) if len(judged) == 1 else None
             self._training = {} if training is None else json_or_nothing(training / run_folder.RECORD)
             trained = {} if training is None else json_or_nothing(training / run_folder.SETTINGS)
             settings = _of_training(settings, self._training.get("settings", {}), trained)

@@ -40,8 +40,10 @@ class GroupLoss(Metric):
     ``train_loss`` is the mean of the batches' losses, ``train_loss_<group>`` the mean loss of the group's scans, and
     ``train_cvar_weight_<group>`` the share of the objective that the group had, averaged over batches. The shares of
     all groups (and of ``left_out``, the scans of no group) sum to 1 with the exact gradient, on average with a running
-    running estimate. ``class_shares`` [C] is the share of the objective that each class had in the last epoch that was
+    estimate. ``class_shares`` [C] is the share of the objective that each class had in the last epoch that was
     computed, None before: the class frequencies that the network was trained under.
+
+    ValueError where the aggregation is made for another number of groups than ``group_names`` has.
 
     Args:
         loss: the objective in training; its parts are evaluated again, on the outputs of the step, without gradient.
@@ -55,6 +57,10 @@ class GroupLoss(Metric):
     ) -> None:  # fmt: skip
         if LEFT_OUT in group_names:
             raise ValueError(f"group_names: {LEFT_OUT!r} is reserved for the scans of no group")
+        known = loss.aggregation.num_groups
+        if known not in (None, len(group_names)):
+            there = f"there are {len(group_names)}: {', '.join(group_names)}"
+            raise ValueError(f"the aggregation is made for {known} groups, and {there}")
         self.loss, self.group_names = loss, tuple(group_names)
         self.class_shares: Tensor | None = None
         super().__init__(output_transform, device=device, skip_unrolling=True, metrics_result_mode="flatten")

@@ -265,6 +265,7 @@ CONFIGS = [("train",), ("train", "demo"), ("train", "evaluate"), ("train", "demo
 CONFIGS += [("inference", "check")]
 CONFIGS += [("train", "demo", "systems/focal"), ("train", "systems/focal", "evaluate")]
 CONFIGS += [("train", "networks/densenet121"), ("train", "multi_gpu_train")]
+CONFIGS += [("train", "recipes/notebook"), ("train", "recipes/script")]
 
 
 @pytest.mark.parametrize("names", CONFIGS)

@@ -8,7 +8,6 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +23,7 @@ from typer.testing import CliRunner
 from workflows import CLASSES, SMALL_SETTINGS, Start, cause, run
 
 from fairlung.pipeline.cli.app import app
-from fairlung.pipeline.inference.pseudonyms import PseudonymKeyError
+from fairlung.pipeline.data.pseudonyms import PseudonymKeyError
 from fairlung.pipeline.networks.checkpoint import CheckpointError, ModelSettings
 from fairlung.pipeline.networks.r3d18 import R3D18Classifier
 from fairlung.pipeline.phantoms.writers import write_dicom_series, write_nifti
@@ -248,13 +247,6 @@ def named_after_people(data_dir: Path, tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def plain_log_entries() -> Iterator[None]:
-    factory = logging.getLogRecordFactory()
-    yield
-    logging.setLogRecordFactory(factory)
-
-
 @pytest.mark.fault(
     "leaked", "scans in folders named by patients", before="their names in tables, pictures, reports and the log",
     now="keyed digests everywhere with --pseudonymize",
@@ -283,6 +275,31 @@ def test_names_of_scans_are_replaced_wherever_they_are_written(
         assert not path.is_file() or b"DOE" not in path.read_bytes(), path
     assert "DOE" not in caplog.text and "failed" in caplog.text
     assert len([*(output / "overlay").glob("scan-*.png")]) == 3
+
+
+def test_an_ensemble_is_judged_by_what_it_answers(
+    start: Start, models: Path, small_cohort: Path, tmp_path: Path
+) -> None:
+    """Two checkpoints and mirrored volumes: the evaluation's probabilities are the inference's."""
+    together = {"checkpoint": str(models / "*" / "models" / "best.pt"), "flip_tta": True}
+    judged = {"cohort": str(small_cohort), "output_dir": str(tmp_path), "cache_dir": "", "min_cell": 1}
+    run(start("train", "evaluate", **together, **judged))
+    evaluation = tmp_path / "val" / "evaluation"
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    assert metrics["checkpoint"] == sorted(map(str, models.glob("*/models/best.pt")))
+    assert "seed0" in (evaluation / "report.md").read_text() and "seed1" in (evaluation / "report.md").read_text()
+    said = pd.read_csv(evaluation / "predictions.csv").set_index("scan")
+    said[["image"]] = said.index.to_series().map(lambda scan: small_cohort.parent / scan).to_frame()
+    said[["image"]].rename(columns={"image": "scan"}).to_csv(tmp_path / "new.csv", index=False)
+    run(start("inference", **together, scans=str(tmp_path / "new.csv"), output_dir=str(tmp_path / "new")))
+    answers = pd.read_csv(tmp_path / "new" / "predictions.csv")
+    columns = [f"prob_{name}" for name in CLASSES]
+    np.testing.assert_allclose(said[columns].to_numpy(), answers[columns].to_numpy(), atol=2e-6)
+    assert list(said["prediction"]) == list(answers["prediction"])
+    error = cause(
+        start("train", "evaluate", **together, **judged, register="m", tracking_uri=f"sqlite:///{tmp_path}/m.db")
+    )
+    assert "--register takes one checkpoint, and 2 are judged together" in str(error)
 
 
 def test_a_key_that_cannot_be_used_ends_the_run_before_a_scan_is_read(

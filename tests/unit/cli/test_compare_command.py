@@ -52,8 +52,8 @@ def test_the_command_shows_verdicts_and_writes_the_comparison(cli, tmp_path: Pat
     result = read_record(Comparison, out)
     expected = compare({"old": runs(5), "[new]": [*runs(0, right=0.9), *runs(1, right=0.9)]}, **FEW)
     assert result == expected
-    assert done.output.startswith("inconclusive: P of [new] is")
-    assert done.output.index("too few for a statement") < done.output.index("pooled macro F1")
+    assert done.output.startswith("finding: P of [new] is")
+    assert done.output.index("old has one run") < done.output.index("pooled macro F1")
     assert f"{expected.comparisons[0].differences['score'].value:+.3f}" in done.output
     assert "DOE" not in done.output + out.read_text()
     assert "resamples scans" not in done.output

@@ -57,6 +57,28 @@ def test_the_order_of_the_groups_is_the_sign_of_the_gap(table: Path) -> None:
     assert done.output.startswith("inconclusive: The gap of -0.024 (M minus F")
 
 
+def test_numbers_of_a_published_table_are_called_by_their_names(table: Path, tmp_path: Path) -> None:
+    """As the challenge's tables are: classes and sexes are numbers, and no column names the scans."""
+    named = pd.read_csv(table)
+    classes = list(paper_cells()["class_names"])
+    numbered = pd.DataFrame({"pred": named["said"].map(classes.index), "target": named["truth"].map(classes.index)})
+    numbered["source"] = named["gender"].eq("F").astype(int)
+    numbered.to_csv(tmp_path / "numbers.csv", index=False)
+    meant = ",".join(f"{number}={name}" for number, name in enumerate(classes))
+    columns = ["--label-column", "target", "--prediction-column", "pred", "--group-by", "source", "--resamples", "500"]
+    renamed = ["--rename", "source:0=male,1=female", "--rename", f"target:{meant}"]
+    done = runner.invoke(app, ["audit", str(tmp_path / "numbers.csv"), *columns, *renamed])
+    assert done.output.startswith("inconclusive: The gap of -0.024 (male minus female")
+    assert all(name in done.output for name in classes)
+    for wrong, said in (
+        ("source", "got 'source'"),
+        ("source:0=", "got 'source:0='"),
+        ("sauce:0=a", "no column 'sauce'"),
+    ):
+        done = runner.invoke(app, ["audit", str(tmp_path / "numbers.csv"), *columns, "--rename", wrong])
+        assert done.exit_code == 1 and said in done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

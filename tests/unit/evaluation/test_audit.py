@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from fairlearn.metrics import MetricFrame
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 from fairlung.pipeline.evaluation.audit import (
     NoAuditError,
     audit,
+    beyond_fair,
     bootstrap_confusion,
     confusion_intervals,
     fair_model,
@@ -27,9 +29,11 @@ from fairlung.pipeline.evaluation.audit import (
     summaries,
     write_audit,
 )
+from fairlung.pipeline.evaluation.metrics import fairness_summary
 from fairlung.pipeline.evaluation.predictions import Predictions, PredictionsError
 from fairlung.pipeline.evaluation.records import Audit, read_record
 from fairlung.pipeline.evaluation.resampling import wilson
+from fairlung.pipeline.evaluation.wording import planned
 from fairlung.pipeline.reports.evidence import write_evaluation
 
 PAPER = paper_cells()
@@ -283,6 +287,82 @@ def test_power_is_that_of_a_normal_test() -> None:
     error = 0.04 * np.sqrt(155 / found.scans)  # with as many scans as it asks for
     assert norm.sf(norm.ppf(0.975) - 0.1 / error) == pytest.approx(0.8, abs=0.005)
     assert power_of_gap(0.0, 0.04, 155).scans is None
+
+
+@pytest.mark.fault(
+    "wrong", "scans planned for a gap that is none but for rounding",
+    before="649,999,999,999,999,935,800,862,526,406,656 scans", now="no number of scans",
+)  # fmt: skip
+def test_nothing_is_planned_for_no_difference() -> None:
+    men = [[9, 4, 0, 3], [2, 25, 1, 5], [0, 3, 26, 5], [1, 5, 4, 10]]
+    women = [[26, 3, 5, 0], [1, 25, 5, 2], [4, 5, 10, 1], [0, 4, 3, 9]]
+    result = audit(predictions_of([men, women]), **FAST)
+    assert result.overall.gap.value != 0 and abs(result.overall.gap.value) < 1e-15
+    assert result.power.scans is None
+    assert any("the observed one is 0, so that no number of scans" in v.text for v in result.verdicts)
+    assert planned(1_000_000) == "1,000,000" and planned(6.5e32) == "1,000,000 or more"
+
+
+def test_a_gap_is_planned_for_as_far_as_it_is_beyond_that_of_a_fair_model() -> None:
+    assert beyond_fair(0.1, 0.03) == pytest.approx(0.07)
+    assert beyond_fair(0.1, -0.03) == 0.1  # it must be told from 0 too
+    assert beyond_fair(0.02, 0.03) == beyond_fair(0.0, 0.0) == 0
+    assert beyond_fair(-0.1, -0.03) == pytest.approx(0.07)
+    shares = np.array([[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.1, 0.7]])  # of both groups: the model is fair
+    support = np.array([[100, 60, 20], [20, 60, 100]])
+    result = audit(predictions_of(np.rint(support[..., None] * shares).astype(int)), **FAST)
+    assert result.overall.gap.value > 0.06
+    assert result.power.scans is None or result.power.scans > 100_000
+
+
+@pytest.mark.parametrize("accuracies", [(0.99, 0.95), (0.97, 0.93), (0.7, 0.6)])
+def test_the_error_on_more_scans_is_smoothed_less(accuracies: tuple[float, float]) -> None:
+    shares = np.stack([np.full((4, 4), (1 - a) / 3) + (a - (1 - a) / 3) * np.eye(4) for a in accuracies])
+    support, rng = np.array([[25, 12, 20, 20], [25, 13, 20, 20]]), np.random.default_rng(0)
+    errors = []
+    for times in (1, 4):
+        counts = support[..., None] * times * shares
+        share = (counts + 1 / 4) / (counts.sum(-1, keepdims=True) + 1)
+        drawn = (rng.multinomial(support * times, part, (4000, 2, 4)) for part in (share, shares))
+        errors.append([summaries(part)["gap"].std() for part in drawn])
+    (smoothed, plain), (on_more, _) = errors
+    gap = on_more * power_of_gap(0.1, 1.0, 1).detectable_gap  # that 4 times the scans show in 80 % of studies
+    assert power_of_gap(gap, smoothed, 155, unsmoothed=plain).scans == pytest.approx(4 * 155, rel=0.08)
+
+
+@pytest.mark.fault(
+    "wrong", "the interval of the largest gap of several groups", before="never covers a true 0", now=".95 and more",
+)  # fmt: skip
+@pytest.mark.parametrize(("groups", "worse", "truth"), [(6, 0.0, 0.0), (3, 0.15, 0.15), (6, 0.15, 0.15)])
+def test_the_largest_gap_of_several_groups_is_covered(groups: int, worse: float, truth: float) -> None:
+    rng, right = np.random.default_rng(0), np.full(groups, 0.8)
+    right[0] -= worse
+    shares = np.stack([right, 1 - right], axis=-1)
+    shares = np.stack([shares, shares[:, ::-1]], axis=1)
+    support = np.full((groups, 2), 40)
+    covered, above_0 = [], []
+    for _ in range(200):
+        found, _ = confusion_intervals(rng.multinomial(support, shares), rng, 200)
+        value, low, high = found["abs_gap"]
+        assert 0 <= low <= value <= high <= 1
+        covered.append(low <= truth <= high)
+        above_0.append(low > 0)
+    assert np.mean(covered) >= 0.92
+    assert np.mean(above_0) <= 0.08 or worse
+
+
+def test_metrics_and_audit_agree_on_every_number_also_with_scans_of_unknown_group() -> None:
+    table = predictions_of(random_confusion(4) + 1)
+    table = replace(table, group=np.where(np.arange(len(table.group)) % 5 == 0, -1, table.group))
+    metrics = fairness_summary(torch.from_numpy(table.confusion()), table.class_names, table.group_names)
+    result = audit(table, **FAST)
+    assert result.n_unknown > 0
+    for name, estimate in result.overall.numbers().items():
+        assert estimate.value == pytest.approx(metrics[name], abs=1e-12), name
+    for group in result.groups:
+        assert group.f1.value == pytest.approx(metrics[f"f1_{group.group}"], abs=1e-12)
+    for cell in result.cells:
+        assert cell.f1.value == pytest.approx(metrics[f"f1_{cell.group}_{cell.class_name}"], abs=1e-12)
 
 
 def test_differences_of_equalized_odds_and_demographic_parity() -> None:

@@ -35,22 +35,40 @@ def test_a_small_difference_cannot_be_told_from_none() -> None:
     assert "takes about" in last.text and "scans in the same proportions" in last.text
 
 
-def test_too_few_runs_give_no_statement_about_seeds() -> None:
+def test_several_runs_are_about_the_ways_of_training() -> None:
     found = compare({"A": runs(0, 3, 0.4), "B": runs(1, 3, 0.95)}, resamples=1000, permutations=1000).verdicts
-    assert [verdict.level for verdict in found] == ["inconclusive", "inconclusive", "no-statement", "note", "note"]
-    assert "so few runs cannot tell a difference of any size from none" in found[0].text
-    assert "the smallest p that they can give is 0.2 after Holm; it takes 5 runs each" in found[2].text
-    assert "chance in the scans only" in found[3].text and "larger than chance explains" in found[3].text
-    enough = compare({"A": runs(0, 5, 0.4), "B": runs(1, 5, 0.95)}, resamples=1000, permutations=1000).verdicts
-    assert enough[0].level == "finding" and "the ways of training differ" in enough[0].text
+    assert [verdict.level for verdict in found] == ["finding", "inconclusive", "note", "note"]
+    assert "interval over scans and seeds" in found[0].text and "the ways of training differ" in found[0].text
+    assert "chance in the scans only" in found[2].text and "larger than chance explains" in found[2].text
     one = compare({"A": runs(0), "B": runs(1, 3)}, **FEW).verdicts
     assert "A has one run: how much its numbers change with the seed is not known" in one[-1].text
+    assert "over scans and seeds" not in one[0].text
 
 
-def test_an_interval_and_a_test_that_disagree_are_said_to() -> None:
+def test_one_plan_for_runs_and_none_where_scans_are_too_few() -> None:
+    result = compare({"A": runs(0, 2, 0.7), "B": runs(1, 2, 0.76)}, **FEW)
+    (pair,) = result.comparisons
+    for needed, said in ((7, "it takes about 7 runs each on these scans"), (None, "on so few scans no number of runs")):
+        planned = replace(pair, power=replace(pair.power, runs=needed))
+        texts = [verdict.text for verdict in verdicts(replace(result, comparisons=(planned,)))]
+        assert sum("in 80 % of studies, after Holm" in text for text in texts) == 1 and said in texts[-1]
+
+
+def test_unequal_numbers_of_runs_that_all_agree_are_a_finding() -> None:
+    systems = {name: runs(seed, number, right) for seed, (name, number, right) in enumerate(
+        [("A", 5, 0.5), ("B", 20, 0.9), ("C", 20, 0.5), ("D", 20, 0.5), ("E", 5, 0.5)])}  # fmt: skip
+    first = compare(systems, **FEW).verdicts[0]
+    assert first.text.startswith("P of B is") and first.level == "finding"
+
+
+def test_what_holm_takes_away_and_what_disagrees_is_said() -> None:
     result = compare({"A": runs(0, right=0.4), "B": runs(1, right=0.95)}, **FEW)
     (comparison,) = result.comparisons
     doubtful = replace(comparison.tests["score"], p_holm=0.2)
+    comparison = replace(comparison, tests={**comparison.tests, "score": doubtful})
+    first = verdicts(replace(result, comparisons=(comparison,)))[0]
+    assert first.level == "inconclusive" and "alone it would be larger than chance explains (p = 0.00498)" in first.text
+    doubtful = replace(comparison.tests["score"], p_value=0.1)
     comparison = replace(comparison, tests={**comparison.tests, "score": doubtful})
     first = verdicts(replace(result, comparisons=(comparison,)))[0]
     assert first.level == "inconclusive" and "the interval and the test do not agree" in first.text

@@ -17,7 +17,7 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_
 from fairlung.pipeline.evaluation.audit import audit
 from fairlung.pipeline.evaluation.metrics import GroupConfusion, class_scores, fairness_summary, group_confusion
 from fairlung.pipeline.evaluation.predictions import Predictions
-from fairlung.pipeline.losses.aggregation import MeanAggregation
+from fairlung.pipeline.losses.aggregation import Aggregation, GroupCVaR, GroupDRO, GroupTreeCVaR, MeanAggregation
 from fairlung.pipeline.losses.sample_losses import CrossEntropy
 from fairlung.pipeline.losses.two_level import FairLACVaRLoss, TwoLevelLoss
 from fairlung.pipeline.training.group_loss import GroupLoss
@@ -199,6 +199,12 @@ def training_outputs(loss: TwoLevelLoss, seed: int = 0, with_unknown: bool = Tru
         }
         result.append({"pred": logits, "label": target, "loss": loss(logits, target)})
     return result
+
+
+@pytest.mark.parametrize("made", [GroupDRO(3), GroupTreeCVaR([0, 0, 1]), GroupCVaR(estimator="running", num_groups=3)])
+def test_an_aggregation_for_other_groups_is_refused_before_the_training(made: Aggregation) -> None:
+    with pytest.raises(ValueError, match=f"made for 3 groups, and there are 2: {', '.join(GROUPS[:2])}"):
+        GroupLoss(TwoLevelLoss(CrossEntropy(), made), GROUPS[:2])
 
 
 def test_group_loss_equals_a_hand_computation() -> None:

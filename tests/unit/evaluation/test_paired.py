@@ -1,24 +1,28 @@
-"""Paired resampling and permutation. Oracles: brute force with scikit-learn, McNemar's exact test, a t test."""
+"""Paired resampling and tests. Oracles: brute force with scikit-learn, McNemar, t tests of scipy and statsmodels."""
 
 from __future__ import annotations
 
-from math import comb
+from itertools import product
 
 import numpy as np
 import pytest
 from paired_runs import SEXES, by_scikit_learn, design, runs, table
 from scipy.stats import binomtest, ttest_ind
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.power import TTestIndPower
 
 from fairlung.pipeline.evaluation.paired import (
+    Distance,
     Patterns,
+    Spread,
     bootstrap_runs,
+    distance,
     draw_weights,
+    gap_sizes,
     headline,
-    permute_runs,
+    over_runs,
     permute_scans,
     runs_needed,
-    smallest_p,
 )
 
 
@@ -76,11 +80,11 @@ def test_a_cell_of_one_scan_is_in_every_resample() -> None:
 def test_chunks_of_a_large_comparison_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = [*runs(6), *runs(7)]
     patterns = Patterns.of(tables)
-    whole = permute_scans(patterns, [0], [1], 300, np.random.default_rng(0))
+    whole = permute_scans(patterns, 0, 1, 300, np.random.default_rng(0))
     monkeypatch.setattr("fairlung.pipeline.evaluation.paired.CHUNK_BYTES", 10_000)
     assert len(patterns.chunks(300)) > 1 and sum(patterns.chunks(300)) == 300
     assert bootstrap_runs(patterns, SEXES, 301, np.random.default_rng(0))["score"].shape == (301, 2)
-    assert permute_scans(patterns, [0], [1], 300, np.random.default_rng(0)) == whole
+    assert permute_scans(patterns, 0, 1, 300, np.random.default_rng(0)) == whole
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(9, 3), (2, 10), (4, 4), (0, 6)])
@@ -91,7 +95,7 @@ def test_swapping_scans_is_mcnemars_exact_test_in_one_cell(only_a: int, only_b: 
     a[cell[:only_b]] = 1
     b[cell[only_b : only_b + only_a]] = 1
     patterns = Patterns.of([table(label, group, a), table(label, group, b)])
-    found = permute_scans(patterns, [0], [1], 20_000, np.random.default_rng(0))["score"]
+    found = permute_scans(patterns, 0, 1, 20_000, np.random.default_rng(0))
     expected = mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue
     assert found == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / 20_000) + 1e-4)
 
@@ -99,46 +103,108 @@ def test_swapping_scans_is_mcnemars_exact_test_in_one_cell(only_a: int, only_b: 
 def test_swapping_scans_rejects_true_null_hypotheses_as_often_as_it_says() -> None:
     label, group = design()
     rng = np.random.default_rng(0)
-    rejected = np.zeros(2)
-    simulations = 600
+    rejected, simulations = 0, 600
     for _ in range(simulations):
         difficulty = rng.random(len(label))  # of a scan, for both
         pair = [
             table(label, group, np.where(rng.random(len(label)) < difficulty, label, rng.integers(0, 4, len(label))))
             for _ in range(2)
         ]
-        p = permute_scans(Patterns.of(pair), [0], [1], 199, rng)
-        rejected += [p["score"] <= 0.05, p["abs_gap"] <= 0.05]
-    for times in rejected:
-        assert binomtest(int(times), simulations, 0.05).pvalue > 0.001, rejected / simulations
+        rejected += permute_scans(Patterns.of(pair), 0, 1, 199, rng) <= 0.05
+    assert binomtest(rejected, simulations, 0.05).pvalue > 0.001, rejected / simulations
 
 
 def test_swapping_scans_finds_a_large_difference() -> None:
-    p = permute_scans(Patterns.of([*runs(0, right=0.5), *runs(1, right=0.9)]), [0], [1], 999, np.random.default_rng(0))
-    assert p["score"] == 0.001
+    p = permute_scans(Patterns.of([*runs(0, right=0.5), *runs(1, right=0.9)]), 0, 1, 999, np.random.default_rng(0))
+    assert p == 0.001
 
 
-def test_permuting_runs_counts_every_choice() -> None:
+def test_where_scans_do_not_vary_it_is_welchs_t_test() -> None:
     rng = np.random.default_rng(0)
-    a, b = np.array([0.1, 0.2, 0.3]), np.array([0.7, 0.8, 0.9])
-    assert permute_runs(a, b, 1000, rng) == smallest_p(3, 3, 1000) == 2 / comb(6, 3)
-    assert permute_runs(a[:1], b, 1000, rng) == smallest_p(1, 3, 1000) == 1 / 4
-    assert permute_runs(b, b[::-1], 1000, rng) == 1
-    by_hand = permute_runs(np.array([1.0, 4.0]), np.array([2.0, 3.0, 6.0]), 1000, rng)
-    means = [(s / 2, (16 - s) / 3) for s in (5, 3, 4, 7, 6, 7, 10, 5, 8, 9)]  # sums of the ten pairs of 1, 4, 2, 3, 6
-    assert by_hand == np.mean([abs(y - x) >= 11 / 3 - 5 / 2 - 1e-12 for x, y in means])
-    many = permute_runs(np.arange(12.0), np.arange(12.0) + 4, 5000, rng)
-    assert many == pytest.approx(ttest_ind(np.arange(12.0), np.arange(12.0) + 4).pvalue, abs=0.02)
-    assert smallest_p(12, 12, 5000) == 1 / 5001
+    for runs_a, runs_b in ((2, 2), (5, 20), (10, 3)):
+        a, b = rng.normal(0.7, 0.02, runs_a), rng.normal(0.74, 0.05, runs_b)
+        found = distance(a, b, np.tile(a, (5, 1)), np.tile(b, (5, 1)), seeds=True)
+        expected = ttest_ind(b, a, equal_var=False)
+        assert found.value == pytest.approx(b.mean() - a.mean()) and found.test() == pytest.approx(expected.pvalue)
+        assert found.estimate(0.9)[1:] == pytest.approx(tuple(expected.confidence_interval(0.9)))
 
 
-def test_runs_needed_give_the_power_that_they_promise() -> None:
-    a, b = np.array([0.60, 0.64, 0.62]), np.array([0.62, 0.66, 0.64])  # one standard deviation apart
-    needed = runs_needed(a, b)
-    assert needed == 17  # Cohen 1988, table 2.4.1: d = 1, two-sided .05, power .80
+def test_luck_of_a_run_on_single_scans_is_counted_once() -> None:
     rng = np.random.default_rng(0)
-    p = ttest_ind(rng.normal(0, 1, (needed, 4000)), rng.normal(1, 1, (needed, 4000))).pvalue
-    assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.03)
-    assert runs_needed(a[:1], b) is None and runs_needed(a, a) is None
-    assert runs_needed(np.array([0.1, 0.1]), np.array([0.9, 0.9])) is None
-    assert runs_needed(np.array([0.1, 0.101]), np.array([0.9, 0.901])) == 3
+    draws = 20_000
+    of_all = rng.normal(0, 0.03, (draws, 1))  # what the scans are to every run, of B alone
+    of_one = rng.normal(0, 0.05, (draws, 9))  # what they are to each run
+    a, b = rng.normal(0, 0.05, 4), rng.normal(0, 0.05, 5)  # of a seed, its luck included
+    found = distance(a, b, of_one[:, :4], of_all + of_one[:, 4:], seeds=True)
+    assert found.spread.scans == pytest.approx(0.03**2, rel=0.05)
+    assert found.spread.runs == ((pytest.approx(a.var(ddof=1)), 4), (pytest.approx(b.var(ddof=1)), 5))
+    alone = distance(a, b, of_one[:, :4], of_all + of_one[:, 4:], seeds=False)
+    assert alone.spread == (pytest.approx(0.03**2 + 0.05**2 / 4 + 0.05**2 / 5, rel=0.05), ())
+    assert alone.spread.error()[1] == np.inf
+
+
+def test_the_difference_in_size_and_its_test_agree() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        gap_a, gap_b = rng.normal(0, 0.2, 2)
+        spreads = [Spread(float(rng.gamma(1, 0.01)), ((0.01, 3), (0.02, 4)) if seeds else ()) for seeds in (0, 1)]
+        minus, plus = Distance(gap_b - gap_a, spreads[0]), Distance(gap_b + gap_a, spreads[1])
+        found, p = gap_sizes(minus, plus, 0.9)
+        assert found.value == pytest.approx(abs(gap_b) - abs(gap_a))
+        assert p == max(minus.test(), plus.test()) and (p < 0.1) == (not found.low <= 0 <= found.high)
+        box = [np.linspace(*part.estimate(0.9)[1:], 41) for part in (minus, plus)]
+        inside = [abs(m + s) / 2 - abs(s - m) / 2 for m, s in product(*box)]  # b = (m + s) / 2, a = (s - m) / 2
+        assert found.low == pytest.approx(min(inside), abs=0.02) and found.low <= min(inside) + 1e-12
+        assert found.high == pytest.approx(max(inside), abs=0.02) and found.high >= max(inside) - 1e-12
+
+
+@pytest.mark.parametrize(("right_a", "right_b"), [((0.8, 0.6), (0.6, 0.8)), ((0.9, 0.7), (0.6, 0.8))])
+def test_gaps_of_one_size_and_opposite_sign_are_seldom_told_apart(
+    right_a: tuple[float, float], right_b: tuple[float, float]
+) -> None:
+    rng = np.random.default_rng(0)
+    label, group = design((6,) * 8)
+    rejected, simulations = 0, 250
+    for _ in range(simulations):
+        pair = []
+        for right in (right_a, right_b):
+            wrong = (label + rng.integers(1, 4, len(label))) % 4
+            pair.append(table(label, group, np.where(rng.random(len(label)) < np.array(right)[group], label, wrong)))
+        patterns = Patterns.of(pair)
+        gap = headline(patterns.confusions(patterns.count[None]), SEXES)["gap"][0]
+        draws = bootstrap_runs(patterns, SEXES, 200, rng)["gap"]
+        minus, plus = (distance(s * gap[:1], gap[1:], s * draws[:, :1], draws[:, 1:], seeds=False) for s in (1, -1))
+        rejected += gap_sizes(minus, plus, 0.95)[1] < 0.05
+    assert rejected / simulations <= 0.08  # by swapping scans: .12 to .17
+
+
+def test_the_gap_of_a_way_of_training_does_not_grow_with_the_noise_of_its_runs() -> None:
+    gaps = np.array([0.2, -0.2, 0.1])
+    found = over_runs({"gap": gaps, "abs_gap": np.abs(gaps), "score": np.array([0.5, 0.7, 0.6])})
+    assert found == pytest.approx({"gap": 0.1 / 3, "abs_gap": 0.1 / 3, "score": 0.6})
+    assert over_runs({"abs_gap": [0.2, 0.4]}) == {"abs_gap": pytest.approx(0.3)}  # of three groups
+
+
+@pytest.mark.parametrize("level", [0.05, 0.0125])
+def test_runs_needed_give_the_power_that_they_promise(level: float) -> None:
+    found = Distance(0.02, Spread(0.0, ((0.02**2, 3), (0.02**2, 5))))  # one standard deviation apart
+    needed = runs_needed(found, level)
+    assert needed == pytest.approx(TTestIndPower().solve_power(1, power=0.8, alpha=level), abs=1)
+    unequal = Distance(0.06, Spread(0.01**2, ((0.02**2, 3), (0.06**2, 3))))
+    needed = runs_needed(unequal, level)
+    rng = np.random.default_rng(0)
+    seen = []
+    for _ in range(1000):
+        scans = rng.normal(0, 0.01)
+        a, b = rng.normal(0, 0.02, needed), rng.normal(0.06 + scans, 0.06, needed)
+        parts = (float(a.var(ddof=1)), needed), (float(b.var(ddof=1)), needed)
+        seen.append(Distance(float(b.mean() - a.mean()), Spread(0.01**2, parts)).test() < level)
+    assert np.mean(seen) == pytest.approx(0.8, abs=0.05)
+
+
+def test_runs_that_cannot_be_planned() -> None:
+    parts = ((0.02**2, 3), (0.02**2, 3))
+    assert runs_needed(Distance(0.0, Spread(0.0, parts)), 0.05) is None
+    assert runs_needed(Distance(0.1, Spread(0.01, ())), 0.05) is None  # runs as given
+    assert runs_needed(Distance(0.1, Spread(0.1**2, parts)), 0.05) is None  # too few scans
+    assert runs_needed(Distance(0.1, Spread(0.0, ((0.0, 2), (0.0, 2)))), 0.05) == 2

@@ -171,6 +171,49 @@ def test_names_that_look_alike_are_refused(tmp_path: Path, column: str, values: 
         assert named.group.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("sex", "Male", "'sex' holds 'Male', which is none of male, female (did you mean 'male'?)"),
+        ("sex", "femal", "(did you mean 'female'?)"),
+        ("sex", "ma\u200ble", r"'sex' holds 'ma\u200ble', and the name is 'male'"),
+        ("sex", "NA", "none of male, female, and is what many tables write where there is no value"),
+        ("label", "Zu\u0308rich", r"'label' holds 'Zu\u0308rich', and the name is 'Z\xfcrich'"),
+        ("label", "N/A", "none of Zürich, Bern, and is what many tables write"),
+        ("prediction", "bern", "(did you mean 'Bern'?)"),
+    ],
+)
+def test_a_value_that_is_none_of_the_names_is_hinted_at(tmp_path: Path, column: str, value: str, said: str) -> None:
+    table = {"label": ["Zürich", "Bern"], "sex": ["male", "female"], "prediction": ["Bern", "Bern"]}
+    table[column][1] = value
+    with pytest.raises(PredictionsError) as raised:
+        load_predictions(written(tmp_path, **table), class_names=["Zürich", "Bern"], group_names=SEXES)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"sex": ["male", "Male", "female"]}, "sex 'Male' is written 'male'"),
+        ({"sex": ["male", "M", "female"]}, "sex 'M' is written 'male'"),
+        ({"sex": ["w", "male", "female"]}, "sex 'w' is written 'female'"),
+        ({"label": ["a", "NA", "b"]}, "class 'NA' is what many tables write where there is no value: name the classes"),
+        ({"prob_a": [1, 1, 1], "prob_A": [0, 0, 0]}, "class 'A' is written 'a'"),
+    ],
+)
+def test_one_name_in_two_spellings_is_refused(tmp_path: Path, columns: dict, said: str) -> None:
+    table = {"label": ["a", "b", "a"], "sex": ["male", "", "female"], "prediction": ["a", "b", "b"]}
+    with pytest.raises(PredictionsError) as raised:
+        load_predictions(written(tmp_path, **table | columns))
+    assert said in str(raised.value)
+
+
+def test_words_that_mean_something_alone_are_names(tmp_path: Path) -> None:
+    short = {"label": ["none", "a"], "sex": ["m", "w"], "prob_none": [1, 0], "prob_a": [0, 1]}
+    table = load_predictions(written(tmp_path, **short))
+    assert (table.class_names, table.group_names) == (("none", "a"), ("m", "w"))
+
+
 @pytest.mark.parametrize(("delimiter", "decimal"), [(",", "."), (";", ","), ("\t", ",")])
 def test_predictions_of_a_spreadsheet_program_are_read(tmp_path: Path, delimiter: str, decimal: str) -> None:
     table = pd.DataFrame({"label": ["a", "b"], "sex": ["male", "female"], "prob_a": [0.75, 0.5], "prob_b": [0.25, 0.5]})

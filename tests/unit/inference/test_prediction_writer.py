@@ -27,10 +27,12 @@ from fairlung.pipeline.common.errors import EXIT_SOME_FAILED, UserError, user_er
 from fairlung.pipeline.common.files import WriteError, whole_records
 from fairlung.pipeline.common.names import SEXES
 from fairlung.pipeline.data.cohort import Cohort
+from fairlung.pipeline.data.pseudonyms import Pseudonyms
 from fairlung.pipeline.evaluation.audit import audit
 from fairlung.pipeline.evaluation.compare import compare
 from fairlung.pipeline.evaluation.predictions import PredictionsError, load_predictions
 from fairlung.pipeline.inference import prediction_writer
+from fairlung.pipeline.inference.about_scans import AboutScans
 from fairlung.pipeline.inference.answers import Answer, AnswerEvents, answer_scans
 from fairlung.pipeline.inference.prediction_writer import (
     AppendingPredictionWriter,
@@ -41,7 +43,6 @@ from fairlung.pipeline.inference.prediction_writer import (
     csv_rows,
     prediction_writer_of,
 )
-from fairlung.pipeline.inference.pseudonyms import AboutScans, Pseudonyms
 from fairlung.pipeline.postprocessing.fitted import PostprocessError
 from fairlung.pipeline.postprocessing.prior import fit_prior
 from fairlung.pipeline.postprocessing.tables import load_unlabelled, write_table

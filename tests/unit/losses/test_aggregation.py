@@ -406,6 +406,16 @@ def test_the_mean_has_no_groups() -> None:
         close(MeanAggregation()(losses, group), losses.mean())
 
 
+def test_a_group_that_is_left_out_takes_no_weight_from_the_others() -> None:
+    dro, fewer = GroupDRO(3, eta=0.3, left_out=[1]), GroupDRO(2, eta=0.3)
+    for losses, group in stream(4):
+        group = group % 2
+        close(dro(losses, 2 * group), fewer(losses, group))
+    assert not dro.log_weights.exp()[1]
+    dro(torch.ones(2), torch.tensor([0, 2]))
+    close(GroupDRO(3, left_out=[1])(torch.ones(2), torch.tensor([0, 2])), torch.tensor(1.0))
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -421,6 +431,11 @@ def test_the_mean_has_no_groups() -> None:
         (lambda: RunningGroupLoss(2, momentum=1.0), r"momentum must be in \[0, 1\), got 1.0"),
         (lambda: RunningGroupLoss(2, momentum=math.nan), r"momentum must be in \[0, 1\), got nan"),
         (lambda: GroupDRO(2.5), "num_groups must be a whole number of at least 1, got 2.5"),
+        (
+            lambda: GroupDRO(2, left_out=[2]),
+            r"left_out must be ids below num_groups = 2, and not all of them, got \[2\]",
+        ),
+        (lambda: GroupDRO(2, left_out=[0, 1]), r"and not all of them, got \[0, 1\]"),
         (lambda: GroupDRO(2, eta=0), "eta must be positive and finite, got 0"),
         (lambda: HierarchicalCVaR(alpha=0), r"alpha must be in \(0, 1\], got 0"),
         (lambda: HierarchicalCVaR(alpha_inner=1.5), r"alpha_inner must be in \(0, 1\], got 1.5"),

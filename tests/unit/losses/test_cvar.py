@@ -48,12 +48,15 @@ def published_weights(losses: Tensor, alpha: float) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("alpha", [0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
-def test_published_gradient_is_theirs_in_the_precision_of_training(alpha: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("alpha", [0.1, 0.2, 0.3, 1 / 3, 0.4, 0.5, 0.6, 2 / 3, 0.7, 0.8, 0.9])
+@pytest.mark.parametrize("groups", [2, 3, 5])
+def test_published_gradient_is_theirs_in_the_precision_of_training(
+    groups: int, alpha: float, dtype: torch.dtype
+) -> None:
     """In float32 lambda may round to the worst loss, and then no group has a gradient: not for us to improve."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
-        losses = 4 * torch.rand(2, generator=generator).to(dtype)
+        losses = 4 * torch.rand(groups, generator=generator).to(dtype)
         close(published_cvar_weights(losses, alpha)[0], published_weights(losses, alpha), 1e-6)
 
 

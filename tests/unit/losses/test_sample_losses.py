@@ -90,6 +90,11 @@ def test_focal_loss_is_its_formula(gamma: float) -> None:
     close(ours, expected)
 
 
+def test_focal_loss_has_its_papers_gamma() -> None:
+    found, logits, label = samples(FocalLoss())
+    close(found, FocalLoss(2.0)(logits, label))
+
+
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
 def test_focal_loss_of_a_certain_answer_has_a_finite_gradient(gamma: float) -> None:
     logits = torch.tensor([[200.0, 0, 0], [0, 200.0, 0]], requires_grad=True)

@@ -71,6 +71,16 @@ def test_temperature_is_scikit_learns(sharp: float) -> None:
     np.testing.assert_allclose(apply(fitted, other).probabilities, expected, atol=1e-4)
 
 
+def test_why_no_temperature_is_best_is_said() -> None:
+    rng = np.random.default_rng(0)
+    given = predictions(3, 155)
+    noise = replace(given, label=(given.prediction + rng.integers(1, 4, 155) * (rng.random(155) < 0.9)) % 4)
+    for label, why in ((noise.label, "than chance"), (given.prediction, "the surer every answer is")):
+        hits = int((label == given.prediction).sum())
+        other, words = replace(given, label=label), rf"still rises at .*{why}.*\. {hits} of the 155"
+        refused(words, lambda other=other: fit_temperature(other))
+
+
 def test_no_other_temperature_of_a_grid_has_a_higher_likelihood() -> None:
     given = predictions(3, 155)
     assert given.probabilities is not None

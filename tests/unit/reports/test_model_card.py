@@ -31,7 +31,7 @@ def test_a_model_card_is_filled_from_the_evaluation(tmp_path):
     headings = [line[3:] for line in body.splitlines() if line.startswith("## ")]
     assert headings == [
         "Model description", "Intended use", "Out of scope", "Training data", "Training procedure", "Evaluation data",
-        "Results by sex", "Limitations", "Fairness", "How to use", "Citation",
+        "Results by sex", "Limitations", "Fairness", "How to use", "Citation", "Appendix: reporting checklists",
     ]  # fmt: skip
     for said in (
         "- num_slices (slices): 48", "- window (HU that become 0 and 1): -1350, 150", "- alpha (CVaR over groups): 0.8",
@@ -61,6 +61,29 @@ def test_a_model_card_says_what_is_not_stated(tmp_path):
     ):
         assert said in body
     assert "SYNTHETIC" not in body and "synthetic" not in body
+
+
+def test_the_checklist_says_what_the_audit_says_and_nothing_else(tmp_path):
+    folder = make_run(tmp_path, split="val")
+    (tmp_path / "settings.json").write_text(json.dumps({"pretrained": True, "batch_size": 2, "alpha": 0.8}))
+    audit = judged_by(folder)
+    body = write_model_card(folder, tmp_path / "MODEL_CARD.md").read_text()
+    header, *rows = markdown_tables(body)[-1]
+    assert header == ["CLAIM 2024", "TRIPOD+AI", "item", "answer", "from"]
+    answers = {row[2]: row[3] for row in rows}
+    assert len(answers) == len(rows) and all(claim or tripod for claim, tripod, *_ in rows)
+    assert all((answer == "not stated") == (source == "") for *_, answer, source in rows)
+    for name in ("Sources of the scans", "Preprocessing", "Reference standard", "External test data", "Funding"):
+        assert answers[name] == "not stated"  # there is no checkpoint at hand
+    assert answers["Initial weights"] == "Kinetics-400 weights" and answers["Training"] == "batch_size 2"
+    score, settings = audit["overall"]["score"], audit["settings"]
+    said = answers["Performance, with intervals, by group"]
+    assert said.startswith(f"P {score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f}); F1 male ")
+    assert f"{settings['resamples']:,} {settings['method']}" in answers["Uncertainty and significance"]
+    assert answers["Who was judged"] == ", ".join(f"{group['group']} {group['n']} scans" for group in audit["groups"])
+    worst = audit["worst_cell"]
+    assert answers["Failures"].startswith(f"lowest F1: {worst['group']} {worst['class']}, {worst['f1']['value']:.3f}")
+    assert answers["Missing data"].startswith(f"{audit['n_unknown']} scans of unknown sex")
 
 
 def test_performance_is_put_between_the_marks_and_nowhere_else(run, tmp_path):

@@ -47,6 +47,7 @@ def test_padding_is_no_value() -> None:
     np.testing.assert_array_equal(hu_of(marked), real)
     corners = np.append(real, [-2000.0, -2030.0])  # one level, blurred
     np.testing.assert_array_equal(hu_of(corners), real)
+    np.testing.assert_array_equal(hu_of(np.append(corners, [PADDING_HU] * 9)), real)  # both kinds
     several = np.append(real, [-2000.0, -5000.0])  # the lowest is padding, the other a value
     np.testing.assert_array_equal(hu_of(several), np.append(real, -2000.0))
 

@@ -9,21 +9,14 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fairlung.transforms.scan import ScanSource, as_source
 
-from ..common.distributed import gather_interleaved, is_primary
+from ..common.distributed import gather_interleaved
 from ..common.errors import UserError
-from ..data.archives import SUFFIXES
-from ..data.cohort import Cohort
-from ..data.groups import group_values, joined
-from ..evaluation.patient_column import PATIENT, SITE, spelling
-from .answers import Answer
-
-logger = logging.getLogger(__name__)
+from .archives import SUFFIXES
 
 MIN_KEY_BYTES = 16
 DIGITS = 16  # hexadecimal, of a digest
@@ -73,42 +66,8 @@ class Digests:
         self._key = gather_interleaved([self._key])[0]
 
 
-class AboutScans(Digests):
-    """What a cohort says of its scans beside label and groups, as columns of a table: the patient's digest, the site.
-
-    A patient of several groups, as by age, is a patient of each, with a warning: an audit needs every one in one group.
-
-    Args:
-        cohort: with a column ``patient``, ``site``, both or neither; a group column is none of these.
-        key_file, output_dir: of :class:`Digests`.
-    """
-
-    def __init__(self, cohort: Cohort, key_file: str | Path | None = None, output_dir: str | Path = ".") -> None:
-        super().__init__(key_file, output_dir, "patient_key")
-        table = cohort.table
-        self.columns = [name for name in (PATIENT, SITE) if name in table and name not in cohort.group_by]
-        self._site = dict(zip(table["scan"], table.get(SITE, ()), strict=False))
-        self._patient: dict[str, tuple[str, ...]] = {}
-        if PATIENT in self.columns:
-            ids, group = table[PATIENT].map(spelling), joined(group_values(table, cohort.group_by))
-            groups = group[(ids != "") & (group != "")].groupby(ids).nunique()
-            several = groups.index[groups > 1]
-            if len(several) and is_primary():
-                logger.warning(
-                    "patients of several groups, each of which counts as a patient of each: %d", len(several)
-                )
-            rows = zip(table["scan"], ids, group.where(ids.isin(several), ""), strict=True)
-            self._patient = {scan: (one, *filter(None, [of])) if one else () for scan, one, of in rows}
-
-    def row(self, scan: str) -> list[str]:
-        """The cells of a scan; a patient's is empty where none is given."""
-        patient = self._patient.get(scan)
-        cells = {PATIENT: self.digest(PATIENT, *patient) if patient else "", SITE: self._site.get(scan, "")}
-        return [cells[name] for name in self.columns]
-
-
 class Pseudonyms(Digests):
-    """Gives each study of an inference a digest and, with a key file, each scan a name that says nothing.
+    """Gives each DICOM study a digest and, with a key file, each scan a name that says nothing.
 
     Without a key file names stay, and the key is a random one that ends with the process: digests then tell which rows
     of one run belong together, and nothing else. With one they are the same in every run with that key. From then on
@@ -135,13 +94,18 @@ class Pseudonyms(Digests):
         """The same, with pseudonyms for names where there is a key file."""
         return lambda roots: self._renamed(roots, find(roots)) if self.named else find(roots)
 
-    def answer(self, answer: Answer) -> Answer:
-        """The answer with its study's digest, and its texts without names."""
-        files = answer.intake.get("files") or [""]
-        uid = study_uid(files[0]) if answer.intake.get("kind") == "dicom" else ""
-        said = self.record(answer.scan, {"reason": answer.reason, "warnings": answer.warnings})
-        intake = self.record(answer.scan, answer.intake)
-        return replace(answer, study=self.digest("study", uid) if uid else "", intake=intake, **said)
+    def scan(self, name: str) -> str:
+        """What a scan is called: its pseudonym where there is a key file."""
+        return f"scan-{self.digest('scan', name)}" if self.named else name
+
+    def items(self, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Items of a cohort, in their order, with pseudonyms for names where there is a key file."""
+        return [self._item(item) if self.named else dict(item) for item in items]
+
+    def study(self, intake: Mapping[str, Any]) -> str:
+        """The digest of the DICOM study that a scan is of, by the record of how it was read; else ""."""
+        uid = study_uid((intake.get("files") or [""])[0]) if intake.get("kind") == "dicom" else ""
+        return self.digest("study", uid) if uid else ""
 
     def record(self, scan: str, record: Mapping[str, Any]) -> dict[str, Any]:
         """What is recorded of a scan, its texts without names."""
@@ -152,6 +116,8 @@ class Pseudonyms(Digests):
 
     def text(self, text: str, scan: str = "") -> str:
         """A text without the paths of scans, of what lies below the roots, and of the files of ``scan``."""
+        if not self.named:
+            return text
         head, colon, rest = text.partition(": ")
         head = self._names.get(head, head)
         text = self._without_files(f"{head}{colon}{rest}", self._paths.get(scan or head, ""))
@@ -176,7 +142,7 @@ class Pseudonyms(Digests):
         return [self._item(item) for item in items]
 
     def _item(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        name = f"scan-{self.digest('scan', item['scan'])}"
+        name = self.scan(item["scan"])
         source = as_source(item["image"])
         self._paths[name] = source.path
         self._names |= dict.fromkeys((item["scan"], str(source), source.path, *source.more), name)

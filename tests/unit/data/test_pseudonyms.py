@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pydicom
@@ -14,17 +14,13 @@ import pytest
 from cohort_files import full_rows, load, write_rows
 
 from fairlung.pipeline.data.archives import scan_roots
+from fairlung.pipeline.data.pseudonyms import PseudonymKeyError, Pseudonyms, study_uid
+from fairlung.pipeline.inference.about_scans import AboutScans
 from fairlung.pipeline.inference.answers import Answer
-from fairlung.pipeline.inference.pseudonyms import AboutScans, PseudonymKeyError, Pseudonyms, study_uid
 from fairlung.transforms import find_scans
 from fairlung.transforms.scan import ScanSource
 
-
-@pytest.fixture(autouse=True)
-def plain_log_entries() -> Iterator[None]:
-    factory = logging.getLogRecordFactory()
-    yield
-    logging.setLogRecordFactory(factory)
+pytestmark = pytest.mark.usefixtures("plain_log_entries")
 
 
 @pytest.fixture
@@ -54,10 +50,10 @@ def test_without_a_key_names_stay_and_studies_are_joined_within_a_run(data_dir: 
     uid = pydicom.dcmread(files[0]).StudyInstanceUID
     names = Pseudonyms()
     assert names.finder(lambda roots: [{"image": "a", "scan": "DOE"}])("/") == [{"image": "a", "scan": "DOE"}]
-    first, second = (names.answer(answer("DOE", "DOE", files=[file])) for file in files[:2])
+    first, second = (answer("DOE", "DOE", files=[file]).under(names) for file in files[:2])
     assert first.study == second.study != "" and uid not in first.study and first.reason == "DOE"
-    assert Pseudonyms().answer(answer("DOE", files=files)).study != first.study  # a random key
-    assert names.answer(answer("x", files=[data_dir / "chest_ct.nrrd"])).study == ""
+    assert answer("DOE", files=files).under(Pseudonyms()).study != first.study  # a random key
+    assert answer("x", files=[data_dir / "chest_ct.nrrd"]).under(names).study == ""
     assert study_uid(str(data_dir / "none")) == ""
 
 
@@ -87,7 +83,7 @@ def test_texts_are_without_names(
     found.append({"image": ScanSource(str(root / "DOE JANE/ct"), series=2), "scan": "DOE JANE/ct#2"})
     scan = names.finder(lambda roots: found)(root)[0]["scan"]
     given = text.replace("{}", str(root))
-    told = names.answer(answer(scan, given, [f"code: {given}"]))
+    told = answer(scan, given, [f"code: {given}"]).under(names)
     assert "DOE" not in repr(told) and told.reason and told.warnings[0].startswith("code: ")
     logger = logging.getLogger("fairlung.test")
     with caplog.at_level(logging.INFO):
@@ -149,6 +145,9 @@ def test_a_patient_is_the_same_digest_in_every_run_with_a_key(key: Path, tmp_pat
     expected = hmac.new(b"0123456789abcdef", "patient\0Zo\u00eb".encode(), hashlib.sha256).hexdigest()[:16]
     assert (zoe, site) == (expected, "A") and same == [zoe, "A"] and nobody == ["", "A"] and roe != zoe
     assert AboutScans(cohort, key, tmp_path / "out").row("s0") == [zoe, "A"]
+    assert AboutScans(cohort, key, tmp_path / "out", named := Pseudonyms(key, tmp_path / "out")).row(
+        named.scan("s0")
+    ) == [zoe, "A"]
     random = AboutScans(cohort)
     assert random.row("s0") == random.row("s1") != AboutScans(cohort).row("s0")
     with pytest.raises(PseudonymKeyError, match="patient_key: .* lies in "):

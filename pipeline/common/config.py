@@ -24,6 +24,7 @@ RUN_SETTINGS = (
     "bundle_root", "cohort", "output_dir", "overwrite", "resume", "weights", "tracking_uri", "experiment", "run_name",
     "parent_run", "tags", "system_metrics", "keep_checkpoints", "model_file", "replace_model", "device", "num_workers",
     "cache_dir", "cache_limit", "cache_in_memory", "max_bad_steps", "save_on_sigterm", "pseudonymize", "pseudonyms",
+    "patient_key",
 )  # fmt: skip
 
 _UNTIL_EXIT = ExitStack()

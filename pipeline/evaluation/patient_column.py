@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from ..common.names import UNKNOWN_GROUP
 from ..common.text import named
+from ..data.pseudonyms import DIGITS
 
 logger = logging.getLogger(__name__)
 
 PATIENT = "patient"  # column: whose scan it is, in a table of predictions a keyed digest
+DIGEST = f"([0-9a-f]{{{DIGITS}}})?"  # what such a column of ours holds
 SITE = "site"  # column: where a scan was made
 LISTED = 3  # patients, and names, that a message shows
 LAST_PART = re.compile(r"(?P<stem>.*\d)(?:[_. -]t?\d{1,2}|[_. -]?[a-z])", re.IGNORECASE)  # p01_a, p01b, p01-2, p01_t1

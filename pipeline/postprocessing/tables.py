@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..common.tables import write_frame
 from ..common.text import named, quoted
-from ..evaluation.patient_column import PATIENT, SITE
+from ..evaluation.patient_column import DIGEST, PATIENT
 from ..evaluation.predictions import (
     LISTED,
     POSTPROCESS,
@@ -81,9 +81,8 @@ def write_table(path: str | Path, original: str | Path, predictions: Predictions
     table[POSTPROCESS] = method
     if predictions.synthetic:
         table[SYNTHETIC] = "yes"
-    for column in (PATIENT, SITE):
-        if column in given:
-            table[column] = given[column]
+    if PATIENT in given and given[PATIENT].str.fullmatch(DIGEST).all():  # ids of others stay where they are
+        table[PATIENT] = given[PATIENT]
     write_frame(table, path)
 
 

@@ -131,6 +131,8 @@ def pair(start: Start, small_cohort: Path, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("resume")
     settings = {"cohort": str(small_cohort), "epochs": 3, "keep_checkpoints": 2, "learning_rate": 1e-3}
     settings |= {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "experiment": "e", "network_def": SMALL_NETWORK}
+    (folder / "key").write_text("0123456789abcdef")
+    settings["patient_key"] = str(folder / "key")  # else each process has a key of its own
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run(start("train", output_dir=str(folder / "whole"), **settings))

@@ -26,7 +26,11 @@ EVEN = ("--source", "even")
 def table(given: Predictions, path: Path, **more: object) -> Path:
     assert given.probabilities is not None
     sex = np.where(given.group < 0, "", np.array(given.group_names)[given.group])
-    columns: dict[str, object] = {"patient": "Smith", "scan": given.scan, "label": np.array(CLASSES)[given.label]}
+    columns: dict[str, object] = {
+        "patient": [f"Smith {scan}" for scan in given.scan],
+        "scan": given.scan,
+        "label": np.array(CLASSES)[given.label],
+    }
     columns |= {"sex": sex, "site": np.where(np.arange(len(sex)) % 2, "alder", "birch"), **more}
     columns["prediction"] = np.array(CLASSES)[given.prediction]
     columns |= {f"prob_{name}": given.probabilities[:, c].round(6) for c, name in enumerate(CLASSES)}
@@ -68,6 +72,15 @@ def test_the_command_writes_a_marked_table_and_shows_the_cost(cli: Callable, tab
     again = cli(method, "--load", saved, "--apply", test, "-o", out)
     assert again.exit_code == 0, again.output
     assert out.read_bytes() == first
+
+
+def test_a_digest_of_the_patient_is_kept(cli: Callable, tables) -> None:
+    val, test, out = tables
+    digests = [f"{row:016x}" for row in range(79)] + [""]
+    pd.read_csv(test).assign(patient=digests).to_csv(test, index=False)
+    done = cli("temperature", "--fit", val, "--apply", test, "-o", out, "--resamples", 100)
+    assert done.exit_code == 0, done.output
+    assert list(pd.read_csv(out, keep_default_na=False, dtype=str)["patient"]) == digests
 
 
 def test_the_command_takes_named_frequencies_and_unlabelled_scans(cli: Callable, tables, tmp_path: Path) -> None:

@@ -277,6 +277,7 @@ def test_names_of_scans_are_replaced_wherever_they_are_written(
     assert len([*(output / "overlay").glob("scan-*.png")]) == 3
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_judged_by_what_it_answers(
     start: Start, models: Path, small_cohort: Path, tmp_path: Path
 ) -> None:

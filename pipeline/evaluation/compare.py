@@ -15,10 +15,10 @@ from ..data.groups import MIN_CELL
 from . import paired, records
 from .audit import confusion_intervals, power_of_gap
 from .compare_words import verdicts
-from .paired import TESTED, TIE, CompareError, Floats, Patterns
+from .paired import TESTED, CompareError, Floats, Patterns
 from .predictions import Predictions
 from .records import ComparedSystem, Comparison, DifferenceTest, PairComparison
-from .resampling import Estimate, check_resampling, estimate, estimate_from
+from .resampling import TIE, Estimate, check_resampling, estimate, estimate_from
 
 
 def compare(

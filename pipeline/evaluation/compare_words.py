@@ -1,8 +1,7 @@
 """What a comparison says in words: its verdicts."""
 
-from .paired import TIE
 from .records import Comparison, PairComparison
-from .resampling import Estimate
+from .resampling import TIE, Estimate
 from .wording import POWER, Verdict, few_scans, in_percent, number_name, planned, span
 
 WAYS = {"score": ("higher", "lower"), "abs_gap": ("larger", "smaller")}

@@ -15,11 +15,10 @@ from ..common.errors import UserError
 from ..common.text import quoted
 from .audit import summaries
 from .predictions import Ints, Predictions
-from .resampling import Estimate, Floats
+from .resampling import TIE, Estimate, Floats
 from .wording import POWER
 
 TESTED = ("score", "abs_gap")
-TIE = 1e-12  # smaller differences come of adding up the same fractions in another order
 LARGEST_EFFECT = 1000.0  # in standard errors; every test sees it, and the noncentral t is finite
 MOST_RUNS = 1000  # that are planned for
 CHUNK_BYTES = 200_000_000  # memory of the resamples that are worked on at a time

@@ -20,12 +20,19 @@ NOT_STATED = "not stated"
 
 
 class Known(NamedTuple):
-    """What the answers are made of: the evidence, and what the checkpoint and the training's settings say."""
+    """What the answers are made of."""
 
     evidence: Evidence
-    audit: Audit
     model: Mapping[str, Any]  # settings of the checkpoint
-    trained: Mapping[str, Any]  # settings of the training
+
+    @property
+    def audit(self) -> Audit:
+        return self.evidence.audit
+
+    @property
+    def trained(self) -> Mapping[str, Any]:
+        """Settings of the training."""
+        return self.evidence.settings
 
 
 class Item(NamedTuple):
@@ -117,7 +124,7 @@ def checklist(evidence: Evidence, model: Mapping[str, Any]) -> Table:
     Args:
         model: settings of the checkpoint (:func:`~.model_settings`), empty where it is not at hand.
     """
-    known = Known(evidence, evidence.audit, model, evidence.settings)
+    known = Known(evidence, model)
     rows = []
     for item in ITEMS:
         answer = item.answer(known)

@@ -1,5 +1,6 @@
 """The model card of an evaluated checkpoint, and the performance section of a bundle's README."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,26 +83,24 @@ def model_card(evidence: Evidence) -> str:
     head["metrics"] = ["f1", "precision", "recall", "accuracy", *(["roc_auc", "brier_score"] if calibration else [])]
     description = f"Classifies a chest CT as one of: {', '.join(audit.class_names)}. The network is that of the "
     description += "fairlung bundle, a 3-D ResNet-18 (R3D-18) for one channel."
+    file = evidence.checkpoint_file
+    settings: dict[str, Any] = {} if file is None else model_settings(file, "")
     return _rendered(
         "model_card", version=__version__, front_matter=f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         title="Fair lung CT classification", synthetic=evidence.synthetic, description=description,
         intended_use="Research on the fair classification of chest CT. Not a medical device.",
-        model=_model_facts(evidence), training_data=_training_data(evidence), training=_training_facts(evidence),
+        model=_model_facts(evidence, settings), training_data=_training_data(evidence),
+        training=_training_facts(evidence),
         facts=evaluation_facts(evidence), group_by=", ".join(audit.group_by),
         performance=_performance(evidence, badge="", facts=()),  # badge and facts stand above it
         tables=[calibration] if calibration else [], limitations=_limitations(evidence),
         fairness=_fairness(evidence), differences=differences_table(audit),
-        checklist=checklist(evidence, _settings(evidence)),
+        checklist=checklist(evidence, settings),
     )  # fmt: skip
 
 
-def _settings(evidence: Evidence) -> dict[str, Any]:
-    """Of the checkpoint; the config is read only where there is no checkpoint."""
-    return {} if evidence.checkpoint_file is None else model_settings(evidence.checkpoint_file, "")
-
-
-def _model_facts(evidence: Evidence) -> list[tuple[str, str]]:
-    file, settings = evidence.checkpoint_file, _settings(evidence)
+def _model_facts(evidence: Evidence, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    file = evidence.checkpoint_file
     record: dict[str, Any] = {} if file is None else training_record(file)
     shares = ", ".join(f"{name} {share:.3g}" for name, share in (record.get("class_frequencies") or {}).items())
     facts = [("Checkpoint", evidence.checkpoint or NOT_STATED), ("Run", said_of(record) if record else NOT_STATED)]

@@ -12,9 +12,9 @@ import pandas as pd
 from ..evaluation.audit import confusion_intervals
 from ..evaluation.compare import compare, holm
 from ..evaluation.compare_words import NO_INTERVAL, few_groups
-from ..evaluation.paired import TESTED, TIE, CompareError, over_runs
+from ..evaluation.paired import TESTED, CompareError, over_runs
 from ..evaluation.predictions import Predictions
-from ..evaluation.resampling import Estimate
+from ..evaluation.resampling import TIE, Estimate
 from ..evaluation.wording import Verdict, in_percent, number_name, span
 from .record import StudyError
 from .results import UNKNOWN_DEVICE, Replicate, Results

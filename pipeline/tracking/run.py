@@ -50,11 +50,13 @@ JUDGED_WITH = (
     "bundle_root", "cohort", "output_dir", "tracking_uri", "experiment", "run_name", "parent_run", "tags", "device",
     "system_metrics", "num_workers", "cache_dir", "cache_limit", "cache_in_memory", "metric_prefix", "required_splits",
     "key_metric", "min_cell", "allow_empty_cells", "unknown_groups", "pseudonymize",
+    "patient_key",
 )  # fmt: skip
 # settings that an evaluation does not use, and would tell as the configs have them
 RECIPE = (
     "epochs", "accumulate", "every_group", "learning_rate", "weight_decay", "cosine_epochs", "dropout", "val_interval",
-    "small_groups", "flip_prob", "rotation_prob", "brightness", "pretrained", "keep_checkpoints", "model_file",
+    "small_groups", "flip_prob", "rotation_prob", "brightness", "brightness_prob", "pretrained", "keep_checkpoints",
+    "model_file",
 )  # fmt: skip
 
 

@@ -245,6 +245,7 @@ def train(trainer: SupervisedTrainer, resume_point: ResumePoint, output_dir: str
 def outlive_sigterm(worker: int) -> None:
     """For a loader's processes: a scheduler sends SIGTERM to all, and without them the last step could not be done."""
     worker_init_fn(worker)  # what MONAI's loader would run in its place
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all too: what is said of it is the loader's to say
     if hasattr(signal, "sigwaitinfo"):  # which macOS lacks
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, daemon=True).start()

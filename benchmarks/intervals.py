@@ -27,6 +27,7 @@ from fairlung.pipeline.evaluation.audit import (
 )
 from fairlung.pipeline.evaluation.calibration import auc_interval, group_calibration
 from fairlung.pipeline.evaluation.patients import Clusters, design_effects
+from fairlung.pipeline.evaluation.planning import Design
 from fairlung.pipeline.evaluation.predictions import Predictions
 from fairlung.pipeline.evaluation.resampling import wilson
 
@@ -229,6 +230,36 @@ def print_power(datasets: int, resamples: int, rng: np.random.Generator) -> None
         print(f"| {accuracies[0]}, {accuracies[1]} | {sizes} | {numbers} |", flush=True)
 
 
+def print_plan(datasets: int, resamples: int, rng: np.random.Generator) -> None:
+    """Share of studies that show what they were planned for, on as many scans as `fairlung plan` says."""
+    print("\n| mix | recall | planned for | scans | found, first group worse | second group worse |")
+    print("|---|---|---|---|---|---|")
+    even = {name: {"men": 1, "women": 1} for name in "abcd"}
+    mixed = even | {"b": {"men": 2, "women": 2}, "c": {"men": 0.8, "women": 0.25}}
+    wanted = ("difference", 0.1), ("equivalence", 0.1), ("equivalence", 0.05)
+    for (said, mix), recall, (purpose, size) in product((("even", even), ("mixed", mixed)), (0.7, 0.9), wanted):
+        design, shares = Design(mix, dict.fromkeys(mix, recall)), []
+        plan = design.plan(purpose, size)
+        scans = np.array([cell.scans for cell in plan.cells]).reshape(2, -1)
+        for losing in range(2 if purpose == "difference" else 1):
+            answers = design.with_gap(size, losing) if purpose == "difference" else design.answers()
+            found = 0
+            for _ in range(datasets):
+                counts = rng.multinomial(scans, answers)
+                confidence = 0.95 if purpose == "difference" else 0.9
+                _, low, high = confusion_intervals(counts, rng, resamples, confidence)[0]["gap"]
+                if purpose == "equivalence":
+                    found += -size < low and high < size
+                else:
+                    mean = fair_model(counts, 200, rng)["gap"].mean()
+                    apart = low > max(0, mean) or high < min(0, mean)
+                    found += apart and permutation_test(counts, 199, rng) <= 0.05
+            shares.append(f"{found / datasets:.2f}")
+        print(
+            f"| {said} | {recall} | {purpose} {size} | {plan.scans:,} | {' | '.join((*shares, '')[:2])} |", flush=True
+        )
+
+
 def draw_probabilities(size: int, rng: np.random.Generator, power: float = 1.7, groups: int = 1) -> Predictions:
     """Labels drawn from probabilities that are then raised to a power (over-confident above 1), ``size`` a group."""
     true = rng.dirichlet(np.full(CLASSES, 0.6), size * groups)
@@ -297,6 +328,7 @@ def main() -> None:
         "level": lambda: print_type_one_error(options.datasets, 399, rng),
         "groups": lambda: print_several_groups(options.datasets, options.resamples, rng),
         "power": lambda: print_power(options.datasets // 2, options.resamples, rng),
+        "plan": lambda: print_plan(options.datasets // 2, options.resamples, rng),
         "calibration": lambda: print_calibration(options.datasets, options.resamples, rng),
         "auc": lambda: print_auc(options.datasets, rng),
         "patients": lambda: print_patients(options.datasets, options.resamples, rng),

@@ -14,11 +14,12 @@ from rich.text import Text
 
 from ..common.errors import in_a_line, shows_whole_stack
 from ..common.text import printable
-from ..evaluation.wording import ABOUT_NUMBERS, SHARE_HIGHER, number_name, percent, span_text, value_text
+from ..evaluation.wording import ABOUT_NUMBERS, SHARE_HIGHER, few_scans, number_name, percent, span_text, value_text
 
 if TYPE_CHECKING:
     from ..data.archives import Intake
     from ..data.cohort import Cohort
+    from ..evaluation.planning import Design, Plan
     from ..evaluation.records import Audit, Comparison
     from ..evaluation.wording import Verdict
     from ..postprocessing.before_after import BeforeAfter
@@ -119,6 +120,24 @@ def show_comparison(result: Comparison) -> None:
         differences.append([f"p of {number_name(key)} (after Holm)", *p])
     title = f"Difference from {result.reference}, {percent(result.settings.confidence)} intervals"
     _show_table(title, ["", *(other.system for other in others)], differences)
+
+
+def show_plan(result: Plan, design: Design) -> None:
+    """The scans and patients of each class and group, after what they are for."""
+    from ..data.groups import MIN_CELL
+
+    say(result.words)
+    fair = design.gaps(design.answers())[1]
+    if abs(fair) >= 0.0005:
+        say(f"With this mix a fair model's gap is {value_text(fair, True)}: precision depends on the mix of classes.")
+    small = few_scans({f"{cell.class_name}, {cell.group}": cell.scans for cell in result.cells}, MIN_CELL)
+    if small:
+        say(f"There are {small}: of such a class and group alone an audit makes no statement.", "note:")
+    several = any(cell.scans > cell.patients for cell in result.cells)
+    texts = [f"{cell.scans:,}" + (f" ({cell.patients:,})" if several else "") for cell in result.cells]
+    half = len(design.class_names)  # the cells are in the order of groups, then classes
+    rows = zip(design.class_names, texts[:half], texts[half:], strict=True)
+    _show_table("Scans (patients)" if several else "Scans", ["class", *design.group_names], rows)
 
 
 def show_before_after(result: BeforeAfter) -> None:

@@ -1,4 +1,4 @@
-"""Commands that judge predictions: results, audit, compare, report, model-card, postprocess."""
+"""Commands that judge predictions, and plan how many to judge: results, audit, compare, plan, report, postprocess."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Option
 
 from ..common import run_folder
-from .console import say, show_audit, show_before_after, show_comparison, show_evaluation, stop
+from .console import say, show_audit, show_before_after, show_comparison, show_evaluation, show_plan, stop
 
 if TYPE_CHECKING:
     from ..evaluation.records import Audit, Comparison
@@ -75,6 +75,43 @@ def audit(
     result = audit_of(table, resamples, resamples, confidence, method, seed)  # type: ignore[arg-type]
     _write(result, output)
     show_audit(result)
+
+
+def plan(
+    mix: Annotated[list[str],
+        Option(help="Scans of a class in each group, CLASS:GROUP=NUMBER,GROUP=NUMBER; repeat it for every class. Only "
+        "their proportions count.")],
+    recall: Annotated[str, Option(help="Expected recall: one number, or CLASS=NUMBER,CLASS=NUMBER.")],
+    gap: Annotated[float | None, Option(help="The gap that is to be found.")] = None,
+    margin: Annotated[float | None, Option(help="The margin that a fair model's gap is to be shown within.")] = None,
+    scans_per_patient: Annotated[float, Option(help="Scans of each patient.")] = 1,
+    correlation: Annotated[float,
+        Option(help="Of the scans of a patient being right: 1 if they are all answered alike.")] = 1,
+    confidence: Annotated[float, Option(help="Of the interval of the gap; equivalence at 1 minus it.")] = 0.95,
+    output: Annotated[Path | None,
+        Option("-o", "--output", help="Also draw what more and fewer scans show, to this .png, .svg or .pdf.")] = None,
+) -> None:  # fmt: skip
+    """Say, before data are collected, how many scans and patients 80 % of studies of a gap between two groups need."""
+    from ..evaluation import planning
+    from ..reports.evidence_figures import plan_figure
+
+    if gap is None and margin is None:
+        raise ValueError("give --gap, --margin, or both")
+    of_classes = planning.numbers_by_name(mix, "mix must be CLASS:GROUP=NUMBER,GROUP=NUMBER")
+    by_class = "=" in recall
+    found = planning.numbers_by_name(
+        [recall if by_class else f"all={recall}"], "recall must be 0.8 or CLASS=0.8,CLASS=0.7"
+    )
+    recalls = found[""] if by_class else dict.fromkeys(of_classes, found[""]["all"])
+    design = planning.Design(of_classes, recalls, scans_per_patient, correlation, confidence)
+    plans = [design.plan("difference", gap)] if gap is not None else []
+    plans += [design.plan("equivalence", margin)] if margin is not None else []
+    for made in plans:
+        show_plan(made, design)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        plan_figure(design, plans).savefig(output, dpi=150)
+        _say_written(output)
 
 
 def _renamed(options: list[str] | None) -> dict[str, dict[str, str]]:

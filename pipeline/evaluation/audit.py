@@ -194,9 +194,8 @@ def power_of_gap(
 ) -> Power:
     """The gap that ``n`` scans can show, and the scans that one of size ``gap`` needs (normal approximation).
 
-    Smoothing adds one scan a row whatever their number, so that it is less on more scans: with V1 the squared standard
-    error at n scans and V0 that of the observed shares (``unsmoothed``; without it V0 = V1), the one at k n scans is
-    V0 / k + (V1 - V0) / k^2. No number of scans shows a difference that is none (:data:`TIE`).
+    ``unsmoothed`` is the standard error of the observed shares, see :func:`scans_for`. No number of scans shows a
+    difference that is none (:data:`TIE`).
     """
     from scipy.stats import norm
 
@@ -204,10 +203,19 @@ def power_of_gap(
     detectable = quantiles * standard_error
     if abs(gap) <= TIE:
         return Power(detectable, None)
-    observed, target = standard_error**2, (gap / quantiles) ** 2
+    return Power(detectable, float(np.ceil(scans_for(abs(gap) / quantiles, n, standard_error, unsmoothed))))
+
+
+def scans_for(target: float, n: float, standard_error: float, unsmoothed: float | None = None) -> float:
+    """The scans with which the standard error of the gap is ``target``, where that of ``n`` scans is known.
+
+    Smoothing adds one scan a row whatever their number, so that it is less on more scans: with V1 the squared standard
+    error at n scans and V0 that of the observed shares (``unsmoothed``; without it V0 = V1), the one at k n scans is
+    V0 / k + (V1 - V0) / k^2.
+    """
+    observed, wanted = standard_error**2, target**2
     plain = observed if unsmoothed is None else min(observed, unsmoothed**2)
-    times = (plain + np.sqrt(plain**2 + 4 * target * (observed - plain))) / (2 * target)
-    return Power(detectable, float(np.ceil(n * times)))
+    return float(n * (plain + np.sqrt(plain**2 + 4 * wanted * (observed - plain))) / (2 * wanted))
 
 
 def group_differences(predictions: Predictions) -> records.Differences:

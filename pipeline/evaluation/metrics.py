@@ -30,14 +30,21 @@ def group_confusion(prediction: Tensor, label: Tensor, group: Tensor, num_groups
 
 
 def class_scores(confusion: Tensor) -> dict[str, Tensor]:
-    """``precision``, ``recall``, ``f1``, ``support`` [..., C] of counts [..., C, C], rows true; 0 if undefined."""
+    """``precision``, ``recall``, ``f1``, ``support`` [..., C] of counts [..., C, C], rows true; 0 if undefined.
+
+    Counts may be fractions, as those that are expected are.
+    """
     confusion = confusion.double()
     hit = confusion.diagonal(dim1=-2, dim2=-1)
     true, predicted = confusion.sum(-1), confusion.sum(-2)
+
+    def share(part: Tensor, whole: Tensor) -> Tensor:
+        return part / whole.where(whole > 0, 1)
+
     return {
-        "precision": hit / predicted.clamp(min=1),
-        "recall": hit / true.clamp(min=1),
-        "f1": 2 * hit / (true + predicted).clamp(min=1),
+        "precision": share(hit, predicted),
+        "recall": share(hit, true),
+        "f1": share(2 * hit, true + predicted),
         "support": true,
     }
 

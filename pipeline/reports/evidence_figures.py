@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from ..common.plotting import CHARACTER, GREY, HATCHES, LINE, MARKERS, PALETTE, 
 from ..evaluation.calibration import BINS, bin_of
 from ..evaluation.records import Audit, Comparison, GroupResult, PairComparison
 from ..evaluation.resampling import Interval
-from ..evaluation.wording import number_name, percent, span, span_text
+from ..evaluation.wording import POWER, in_percent, number_name, percent, span, span_text
 from .figures import DARK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from ..evaluation.planning import Design, Plan
 
 LINES = ("-", "--", "-.", ":")
 WIDTH = 4.8  # inches
@@ -252,6 +255,28 @@ def _forest(panels: Sequence[Sequence[Row]], legend_lines: int = 0) -> tuple[Fig
 
 def _ends(estimate: Interval) -> list[list[float]]:
     return [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+
+
+def plan_figure(design: Design, plans: Sequence[Plan]) -> Figure:
+    """By its number of scans, the gap that a study finds and the margin that it shows a fair model's gap within."""
+    figure = new_figure(WIDTH, 3.6)
+    axes = figure.subplots()
+    names = {"difference": "gap that is found", "equivalence": "margin that a fair model is shown within"}
+    for index, plan in enumerate(plans):
+        points = []
+        for size in plan.size * np.linspace(0.75, 1.5, 7):
+            with suppress(ValueError):  # no model has so large a gap, or a fair model's is larger
+                points.append((design.plan(plan.purpose, size).scans, size))
+        style = group_style(index)
+        axes.plot(*zip(*points, strict=True), **style | {"marker": ""}, label=names[plan.purpose])
+        axes.plot(plan.scans, plan.size, **style)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("scans", fontsize=9)
+    axes.set_ylabel("gap or margin", fontsize=9)
+    axes.set_title(f"What {in_percent(POWER)} of studies show", fontsize=10)
+    axes.legend(fontsize=8, frameon=False)
+    return figure
 
 
 def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:

@@ -9,11 +9,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from programs import Program
 from workflows import SHRUNK, SMALL_NETWORK
 
 pytestmark = pytest.mark.slow
@@ -58,9 +60,17 @@ def test_the_three_commands(job: Path) -> None:
     assert (job / "mlflow.db").is_file()  # where a plain `mlflow ui` in this folder looks
 
 
+def forked(*arguments: str, cwd: Path, code: int = 0) -> str:
+    """The same without the imports; what it printed."""
+    log = cwd.parent / f"{cwd.name}.txt"
+    ended = Program("monai.bundle", arguments, log, cwd).wait()
+    assert ended == code, log.read_text()[-3000:]
+    return log.read_text()
+
+
 def test_a_user_error_ends_with_its_message_alone(bundle_dir: Path, tmp_path: Path) -> None:
     arguments = ["--config_file", str(bundle_dir / "configs" / "train.yaml"), "--bundle_root", str(bundle_dir)]
-    printed = command("run", *arguments, "--lrr", "1", cwd=tmp_path, code=1)
+    printed = forked("run", *arguments, "--lrr", "1", cwd=tmp_path, code=1)
     assert printed.rstrip().endswith("'lrr' (did you mean 'learning_rate'?)")
     assert "Traceback" not in printed
 
@@ -76,7 +86,7 @@ def test_folders_are_what_was_typed(bundle_dir: Path, small_cohort: Path, tmp_pa
     (tmp_path / "1e3" / "ct.nii.gz").symlink_to(scan)
     arguments = ["run", "--config_file", configs, "--bundle_root", str(bundle_dir), "--num_workers", "0"]
     for output in (["--output_dir", "out#A"], ["--output-dir=2026_12"]):
-        command(*arguments, "--scans", "1e3", *output, cwd=tmp_path)
+        forked(*arguments, "--scans", "1e3", *output, cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1e3", "2026_12", "out#A"]
     assert "ct.nii.gz" in (tmp_path / "out#A" / "intake.csv").read_text()
 
@@ -97,7 +107,7 @@ def test_a_command_that_fails_says_why_in_a_line(
 ) -> None:
     arguments = ["--config_file", str(bundle_dir / "configs" / "train.yaml"), "--bundle_root", str(bundle_dir)]
     arguments += ["--cohort", str(small_cohort), "--pretrained", "False", "--tracking_uri", ""]
-    printed = command("run", *arguments, *words, cwd=tmp_path, code=1)
+    printed = forked("run", *arguments, *words, cwd=tmp_path, code=1)
     assert "Traceback" not in printed
     assert any(line.startswith(f"error: {said}") for line in printed.splitlines()[-2:])
 
@@ -108,20 +118,15 @@ def test_an_interrupted_training_says_how_to_go_on(bundle_dir: Path, small_cohor
     arguments = ["--config_file", str(bundle_dir / "configs" / "train.yaml"), "--bundle_root", str(bundle_dir)]
     arguments += ["--cohort", str(small_cohort), "--pretrained=False", "--tracking_uri=", "--num_workers=2", *shrunk]
     arguments += [f"--network_def={SMALL_NETWORK}"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "monai.bundle", "run", *arguments], cwd=tmp_path, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
-    ) as training:  # fmt: skip
-        assert training.stdout is not None
-        lines = []
-        for line in training.stdout:
-            lines.append(line)
-            if " epoch 1  train " in line:
-                os.killpg(training.pid, signal.SIGINT)
-    assert training.returncode == -signal.SIGINT
-    assert lines[-1] == "interrupted; --resume True goes on after the last epoch that was finished\n"
-    printed = "".join(lines)
+    log = tmp_path / "log.txt"
+    training = Program("monai.bundle", ["run", *arguments], log, tmp_path)
+    while training.poll() is None and " epoch 1  train " not in log.read_text():
+        time.sleep(0.02)
+    os.killpg(training.pid, signal.SIGINT)
+    assert training.wait() == -signal.SIGINT
+    lines = log.read_text().splitlines()
+    assert lines[-1] == "interrupted; --resume True goes on after the last epoch that was finished"
+    printed = "\n".join(lines)
     assert "Traceback" not in printed and "\r" not in printed
     assert "resuming from iteration" not in printed and "best metric of train_loss" not in printed
 

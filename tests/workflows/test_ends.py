@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from programs import Program
 from workflows import SMALL_SETTINGS
 
 from fairlung.pipeline.networks.checkpoint import ModelSettings
@@ -26,7 +25,7 @@ from fairlung.pipeline.phantoms.writers import write_nifti
 
 pytestmark = pytest.mark.slow
 NAME = "DOE^JANE"
-SCANS = 80
+SCANS = 40
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +61,11 @@ class Inference:
         self.temporary, self.output = folder / "tmp", folder / "out"
         self.temporary.mkdir(exist_ok=True)
         config = bundle / "configs" / "inference.yaml"
-        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config)]
-        command += ["--bundle_root", str(bundle), "--checkpoint", str(model), "--scans", str(scans)]
-        command += ["--output_dir", str(self.output), "--num_workers", "1", *settings]
+        arguments = ["run", "--config_file", str(config), "--bundle_root", str(bundle), "--checkpoint", str(model)]
+        arguments += ["--scans", str(scans), "--output_dir", str(self.output), "--num_workers", "1", *settings]
         self.log = folder / f"log{len(list(folder.glob('log*')))}.txt"
-        with self.log.open("w") as log:
-            environment = os.environ | {"TMPDIR": str(self.temporary)}
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment)
+        environment = os.environ | {"TMPDIR": str(self.temporary)}
+        self.process = Program("monai.bundle", arguments, self.log, folder, environment)
 
     def until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 300

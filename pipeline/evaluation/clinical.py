@@ -1,4 +1,4 @@
-"""What a reader of clinical papers looks for, group by group: missed and false diagnoses, sensitivity, AUPRC, ES-AUC."""
+"""What readers of clinical papers look for, by group: missed and false diagnoses, sensitivity, AUPRC, ES-AUC."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -265,7 +265,8 @@ def average_precision(
     expected, errors = value * (1 - value) / m, m * min(value, 1 - value) / 2 / effect
     scale = effect
     if expected > TIE:
-        drawn = average_precisions(positive, score, counts)
+        parts = np.array_split(counts, 1 + counts.size // CHUNK)
+        drawn = np.concatenate([average_precisions(positive, score, part) for part in parts])
         scale = (errors * float(drawn.var()) / expected + effect) / (errors + 1)
     return wilson(value * m, m, confidence, scale)
 
@@ -312,6 +313,6 @@ def equity_scaled_auc(known: Predictions) -> records.EquityScaledAuc | None:
     if any(len(np.unique(known.label[of])) < len(known.class_names) for of in inside):
         return None
     overall, *areas = (
-        float(auc_shares(known.label[of], known.probabilities[of])[0].mean()) for of in (known.group >= 0, *inside)
+        float(auc_shares(known.label[of], known.probabilities[of])[0].mean()) for of in (slice(None), *inside)
     )
     return records.EquityScaledAuc(overall / (1 + sum(abs(overall - area) for area in areas)), overall)

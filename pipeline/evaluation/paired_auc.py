@@ -43,7 +43,7 @@ def auc_differences(
             stratum = (label == c).astype(np.int64)
             judged.append((classes[c], stratum, [area[:, c] for area in areas], [part[..., c] for part in shares]))
     for name, stratum, area, share in judged:
-        moved = _distance(area, share, stratum, seeds, patient)
+        moved = auc_distance(area, share, stratum, seeds, patient)
         if moved.spread.error()[0] > TIE:
             ends = moved.estimate(confidence)
             held = Estimate(ends.value, max(ends.low, -1.0), min(ends.high, 1.0))
@@ -57,7 +57,7 @@ def _areas_and_shares(runs: Sequence[Predictions]) -> tuple[Floats, Floats]:
     return np.stack([areas for areas, _ in parts]), np.stack([share for _, share in parts])
 
 
-def _distance(
+def auc_distance(
     area: Sequence[Floats], share: Sequence[Floats], stratum: Ints, seeds: bool, patient: Ints | None
 ) -> Distance:
     """Of the AUCs [R] of each system's runs, with the shares [R, N] of the scans; the parts are :func:`.distance`'s."""

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .records import Audit, FairModel
+from .records import Audit, ByGroup, FairModel
 from .resampling import TIE
 from .wording import (
     MOST_PLANNED,
@@ -32,7 +32,7 @@ def verdicts(result: Audit) -> list[Verdict]:
     if result.postprocess:
         text = f"These are not the network's own answers: they were post-processed ({result.postprocess})."
         found.append(Verdict("note", text))
-    return [*found, *_cell_verdicts(result), *_calibration_verdicts(result)]
+    return [*found, *_cell_verdicts(result), *_calibration_verdicts(result), *_clinical_notes(result)]
 
 
 def _gap_verdicts(result: Audit) -> list[Verdict]:
@@ -207,3 +207,28 @@ def _calibration_verdicts(result: Audit) -> list[Verdict]:
         direction = "over-confident" if sure > right.high else direction
         found.append(Verdict("finding", f"Probabilities of {group.group} scans are {direction}: {said}"))
     return found
+
+
+def by_group_text(number: ByGroup) -> str:
+    """A number of each group, and its difference, in words; of a group with few scans that there is no statement."""
+    said = [
+        f"{one.group} {'no statement' if one.small or one.value is None else span_text(one.value)}, {one.n} scans"
+        for one in number.groups
+    ]
+    if found := number.difference:
+        said.append(f"{found.first} minus {found.second} {span_text(found.difference, signed=True)}")
+    return "; ".join(said)
+
+
+def _clinical_notes(result: Audit) -> list[Verdict]:
+    """Missed and false diagnoses, and the sensitivity for any disease: numbers, of which no verdict is drawn."""
+    if result.clinical is None or (found := result.clinical.diagnosis) is None:
+        return []
+    text = f"Underdiagnosis (not {found.normal}, called {found.normal}): {by_group_text(found.underdiagnosis)}. "
+    text += f"Overdiagnosis ({found.normal}, called otherwise): {by_group_text(found.overdiagnosis)}."
+    notes = [Verdict("note", text)]
+    for point in result.clinical.operating_points:
+        text = f"At the one threshold where all scans together have a specificity of {value_text(point.reached)}, "
+        text += f"sensitivity for not {found.normal}: {by_group_text(point.sensitivities)}."
+        notes.append(Verdict("note", text))
+    return notes

@@ -10,7 +10,7 @@ from .predictions import Ints, Predictions
 from .records import AucDifference
 from .resampling import TIE, Estimate, Floats
 
-LEAST_SCANS = 30  # in a class, and outside of it: below, an interval of two unequal AUCs covers .80-.92
+LEAST_SCANS = 30  # or patients, in a class, and outside of it: below, an interval of unequal AUCs covers .81-.92
 
 
 def auc_differences(
@@ -25,16 +25,19 @@ def auc_differences(
     (Obuchowski 1997). The normal interval leaves out 0 where p < 1 - ``confidence``; with ``seeds`` both are t, and
     chance is in the runs too (:func:`.distance`).
 
-    Nothing is said of a class with fewer than LEAST_SCANS scans or others, of the mean where some class has fewer, nor
-    where no scan tells the two apart. Two classes have one AUC, which the mean is.
+    Nothing is said of a class with fewer than LEAST_SCANS scans (or patients, with ``patient``) or others, of the mean
+    where some class has fewer, nor where no scan tells the two apart. Two classes have one AUC, which the mean is.
     """
     classes = a[0].class_names
     if any(run.probabilities is None for run in (*a, *b)):
         return ()
     label, found = a[0].label, []
     areas, shares = zip(*(_areas_and_shares(runs) for runs in (a, b)), strict=True)
-    scans = np.bincount(label, minlength=len(classes))
-    enough = np.minimum(scans, len(label) - scans) >= LEAST_SCANS
+    owner = np.arange(len(label)) if patient is None else patient
+    enough = np.array([
+        min(len(np.unique(owner[label == c])), len(np.unique(owner[label != c]))) >= LEAST_SCANS
+        for c in range(len(classes))
+    ])  # fmt: skip
     judged: list[tuple[str | None, Ints, list[Floats], list[Floats]]] = []
     if enough.all():
         judged.append((None, label, [area.mean(-1) for area in areas], [share.mean(-1) for share in shares]))

@@ -49,12 +49,14 @@ def auc_shares(label: Ints, probabilities: Floats) -> tuple[Floats, Floats]:
 
     The AUC is the share of pairs of a positive and a negative scan in the right order, ties half (Mann and Whitney). A
     scan's share is the mean of its own pairs by the number of scans on its side, DeLong's structural component: those
-    of the positives add up to the AUC, and so do those of the negatives.
+    of the positives add up to the AUC, and so do those of the negatives. NaN without scans on both sides.
     """
     classes = probabilities.shape[1]
-    areas, share = np.zeros(classes), np.zeros((len(label), classes))
+    areas, share = np.full(classes, np.nan), np.zeros((len(label), classes))
     for c in range(classes):
         positive, negative = np.flatnonzero(label == c), np.flatnonzero(label != c)
+        if not len(positive) or not len(negative):
+            continue
         above = np.sign(probabilities[positive, c][:, None] - probabilities[negative, c]) / 2 + 0.5
         areas[c] = above.mean()
         share[positive, c] = above.mean(1) / len(positive)

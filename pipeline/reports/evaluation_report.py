@@ -25,9 +25,7 @@ from .parts import NONE, OPTIMISTIC, library_versions, readable_width, scan_fact
 logger = logging.getLogger(__name__)
 
 Names = Sequence[str] | None
-FURTHEST = (
-    "With more than two groups the difference is that of the two furthest apart, with an interval that allows for it."
-)
+FURTHEST = "The difference is that of the two groups furthest apart, with an interval that allows for the choice."
 
 
 def write_report(evaluation_dir: str | Path, path: str | Path | None = None) -> Path | None:
@@ -102,10 +100,11 @@ def evaluation_report(evidence: Evidence) -> Document:
     add("Differences between groups by class", _difference_blocks(audit))
     clinical = audit.clinical
     if clinical is not None:
+        further = FURTHEST if len(audit.group_names) > 2 else ""
         none = f"underdiagnosis and overdiagnosis ({NO_NORMAL_CLASS})"
-        add("Missed and false diagnoses", _diagnosis_blocks(clinical, confidence), none)
+        add("Missed and false diagnoses", _diagnosis_blocks(clinical, confidence, further), none)
         none = "sensitivity at one threshold (no probabilities, or too few scans of each kind)"
-        add("Sensitivity at one threshold", _operating_blocks(clinical, confidence), none)
+        add("Sensitivity at one threshold", _operating_blocks(clinical, confidence, further), none)
         add("AUPRC and ES-AUC", _curve_blocks(audit, clinical, confidence), "AUPRC and ES-AUC (likewise)")
     add("How the numbers were made", _method_blocks(audit, left_out))
     title = f"Fairness report: {evidence.source or (f'{evidence.split} split' if evidence.split else 'an evaluation')}"
@@ -300,7 +299,7 @@ def _by_group_rows(name: str, number: ByGroup) -> list[tuple[str, str, str, str]
     return rows
 
 
-def _diagnosis_blocks(clinical: Clinical, confidence: str) -> tuple[Block, ...]:
+def _diagnosis_blocks(clinical: Clinical, confidence: str, further: str) -> tuple[Block, ...]:
     found = clinical.diagnosis
     if found is None:
         return ()
@@ -308,15 +307,13 @@ def _diagnosis_blocks(clinical: Clinical, confidence: str) -> tuple[Block, ...]:
     rows += _by_group_rows(number_name("overdiagnosis"), found.overdiagnosis)
     text = (
         f"Underdiagnosis is the share of the scans of other classes that were called {found.normal}, overdiagnosis the "
-    )
-    text += (
         f"share of {found.normal} scans that were called another class (Seyyed-Kalantari et al. 2021). Intervals are "
+        "Wilson's, and Newcombe's for a difference. "
     )
-    text += "Wilson's, and Newcombe's for a difference. "
-    return Paragraph(text + FURTHEST), Table("Missed and false diagnoses", _columns(confidence), tuple(rows))
+    return Paragraph(text + further), Table("Missed and false diagnoses", _columns(confidence), tuple(rows))
 
 
-def _operating_blocks(clinical: Clinical, confidence: str) -> tuple[Block, ...]:
+def _operating_blocks(clinical: Clinical, confidence: str, further: str) -> tuple[Block, ...]:
     tables = []
     for point in clinical.operating_points:
         found = clinical.diagnosis
@@ -329,11 +326,12 @@ def _operating_blocks(clinical: Clinical, confidence: str) -> tuple[Block, ...]:
         tables.append(Table(f"{caption}{value_text(point.reached)}", _columns(confidence), tuple(rows)))
     if not tables:
         return ()
+    asked = clinical.operating_points[0].specificity
     text = (
-        "The threshold is chosen on all scans together, the lowest with a specificity of at least "
-        f"{clinical.operating_points[0].specificity:g}; each group is then judged at that one threshold. Every resample "
-        "chooses it anew, so that the intervals are about the threshold that does so among all scans like these, not "
-        f"about the number given here. {FURTHEST}"
+        f"The threshold is chosen on all scans together, the lowest with a specificity of at least {asked:g}; each "
+        "group is then judged at that one threshold. Every resample chooses it anew, so that the intervals are about "
+        "the threshold that does so among all scans like these, not about the number given here. "
+        f"{further}"
     )
     return Paragraph(text), *tables
 
@@ -361,9 +359,9 @@ def _curve_blocks(audit: Audit, clinical: Clinical, confidence: str) -> tuple[Bl
     if scaled := clinical.equity_scaled_auc:
         text = (
             f"{number_name('equity_scaled_auc')}, the AUC scaled by equity as Luo et al. publish it (FairVision, "
-            f"2023), is {value_text(scaled.value)}: the AUC of all scans, {value_text(scaled.auc)}, by 1 + the sum over "
-            "groups of how far theirs lie from it. It is given for comparison with papers. Chance in the groups' AUCs "
-            "lowers it on few scans whatever the model, so it has no interval, and no verdict is drawn from it."
+            f"2023), is {value_text(scaled.value)}: the AUC of all scans, {value_text(scaled.auc)}, by 1 + the sum "
+            "over groups of how far theirs lie from it. It is given for comparison with papers. Chance in the groups' "
+            "AUCs lowers it on few scans whatever the model, so it has no interval, and no verdict is drawn from it."
         )
         blocks.append(Paragraph(text))
     return tuple(blocks)

@@ -22,7 +22,7 @@ from ..data.groups import MIN_CELL, group_columns
 from . import records
 from .audit_words import verdicts
 from .calibration import group_calibration
-from .clinical import SPECIFICITY, clinical
+from .clinical import SPECIFICITY, clinical, normal_class
 from .metrics import class_scores
 from .patient_column import warn_of_repeated
 from .patients import Clusters, DesignEffects, design_effects
@@ -284,6 +284,9 @@ def audit(
     check_resampling(confidence, resamples, permutations)
     if method not in get_args(IntervalMethod):
         raise ValueError(f"method must be one of {', '.join(get_args(IntervalMethod))}, got {method!r}")
+    if not 0 < specificity < 1:
+        raise ValueError(f"specificity must be in (0, 1), got {specificity}")
+    normal = normal_class(predictions.class_names, normal)
     known = predictions.known().present_groups()
     if len(known.group_names) < 2:
         names = ", ".join(known.group_names) or "none"

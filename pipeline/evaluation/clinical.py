@@ -36,8 +36,6 @@ def clinical(
     normal: str | None = None, specificity: float = SPECIFICITY, min_cell: int = MIN_CELL,
 ) -> records.Clinical:  # fmt: skip
     """All of it, of scans of known group; ``normal`` is the class of that name, by default as :func:`normal_class`."""
-    if not 0 < specificity < 1:
-        raise ValueError(f"specificity must be in (0, 1), got {specificity}")
     normal = normal_class(known.class_names, normal)
     patients = Clusters.of(known)
     index = None if normal is None else known.class_names.index(normal)

@@ -329,8 +329,8 @@ def _operating_blocks(clinical: Clinical, confidence: str, further: str) -> tupl
     asked = clinical.operating_points[0].specificity
     text = (
         f"The threshold is chosen on all scans together, the lowest with a specificity of at least {asked:g}; each "
-        "group is then judged at that one threshold. Every resample chooses it anew, so that the intervals are about "
-        "the threshold that does so among all scans like these, not about the number given here. "
+        "group is then judged at that one threshold. Every draw (a Bayesian bootstrap) chooses it anew, so that the "
+        "intervals are about the threshold that does so among all scans like these, not about the number given here. "
         f"{further}"
     )
     return Paragraph(text), *tables
@@ -351,7 +351,8 @@ def _curve_blocks(audit: Audit, clinical: Clinical, confidence: str) -> tuple[Bl
         text = (
             "The AUPRC (average precision) of a class against the rest is its prevalence for a model that knows "
             "nothing, so that groups with other prevalences cannot be compared by it: no verdict is drawn from the "
-            f"difference. Of classes and groups with {audit.settings.min_cell} scans, and as many others."
+            "difference. Its interval is Wilson's of the positive scans, with the variance scaled by the bootstrap's. "
+            f"Of classes and groups with {audit.settings.min_cell} scans, and as many others."
         )
         curves = tuple(map(number_name, ("average_precision", "auc")))
         columns = ("class, group", "scans", curves[0], "prevalence", curves[1])

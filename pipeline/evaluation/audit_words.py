@@ -210,10 +210,9 @@ def _calibration_verdicts(result: Audit) -> list[Verdict]:
 
 
 def by_group_text(number: ByGroup) -> str:
-    """A number of each group, and its difference, in words; of a group with few scans that there is no statement."""
+    """A number of each group that is not small, and its difference, in words; empty when there is none."""
     said = [
-        f"{one.group} {'no statement' if one.small or one.value is None else span_text(one.value)}, {one.n} scans"
-        for one in number.groups
+        f"{one.group} {span_text(one.value)}, {one.n} scans" for one in number.groups if one.value and not one.small
     ]
     if found := number.difference:
         said.append(f"{found.first} minus {found.second} {span_text(found.difference, signed=True)}")
@@ -224,11 +223,14 @@ def _clinical_notes(result: Audit) -> list[Verdict]:
     """Missed and false diagnoses, and the sensitivity for any disease: numbers, of which no verdict is drawn."""
     if result.clinical is None or (found := result.clinical.diagnosis) is None:
         return []
-    text = f"Underdiagnosis (not {found.normal}, called {found.normal}): {by_group_text(found.underdiagnosis)}. "
-    text += f"Overdiagnosis ({found.normal}, called otherwise): {by_group_text(found.overdiagnosis)}."
-    notes = [Verdict("note", text)]
+    numbers = [
+        (f"Underdiagnosis (not {found.normal}, called {found.normal})", found.underdiagnosis),
+        (f"Overdiagnosis ({found.normal}, called otherwise)", found.overdiagnosis),
+    ]
     for point in result.clinical.operating_points:
-        text = f"At the one threshold where all scans together have a specificity of {value_text(point.reached)}, "
-        text += f"sensitivity for not {found.normal}: {by_group_text(point.sensitivities)}."
-        notes.append(Verdict("note", text))
-    return notes
+        text = (
+            f"Sensitivity for not {found.normal}, at the one threshold where all scans together have a specificity of "
+        )
+        numbers.append((text + value_text(point.reached), point.sensitivities))
+    said = [(name, by_group_text(number)) for name, number in numbers]
+    return [Verdict("note", f"{name}: {text}.") for name, text in said if text]

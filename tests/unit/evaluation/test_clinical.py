@@ -275,3 +275,12 @@ def test_what_is_asked_for_moves_no_other_number_of_an_audit() -> None:
     assert one == other
     with pytest.raises(ValueError, match=r"specificity must be in \(0, 1\), got 1"):
         audit(scored(), 100, 100, specificity=1)
+
+
+def test_the_notes_name_the_groups_that_have_scans_enough() -> None:
+    table = scored()
+    few = table.take((table.group == 0) | (table.label == 1) | (np.arange(240) < 8))
+    notes = [v.text for v in audit(few, 100, 100).verdicts if v.text.split()[0] in ("Underdiagnosis", "Overdiagnosis")]
+    under, over = notes
+    assert "male 0." in under and "female" not in under and " minus " not in under
+    assert "; female 0." in over and "; male minus female " in over

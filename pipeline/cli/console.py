@@ -14,7 +14,16 @@ from rich.text import Text
 
 from ..common.errors import in_a_line, shows_whole_stack
 from ..common.text import printable
-from ..evaluation.wording import ABOUT_NUMBERS, SHARE_HIGHER, few_scans, number_name, percent, span_text, value_text
+from ..evaluation.wording import (
+    ABOUT_NUMBERS,
+    NO_NORMAL_CLASS,
+    SHARE_HIGHER,
+    few_scans,
+    number_name,
+    percent,
+    span_text,
+    value_text,
+)
 
 if TYPE_CHECKING:
     from ..data.archives import Intake
@@ -92,6 +101,8 @@ def show_audit(result: Audit) -> None:
     cells = sorted(result.cells, key=lambda cell: result.class_names.index(cell.class_name))
     rows = [[c.class_name, c.group, str(c.n), *map(span_text, (c.precision, c.recall, c.f1))] for c in cells]
     _show_table("Cells", columns, rows, names=2, no_wrap=True)
+    if result.clinical and not result.clinical.diagnosis:
+        say(f"No underdiagnosis and overdiagnosis: {NO_NORMAL_CLASS}.")
 
 
 def show_comparison(result: Comparison) -> None:
@@ -118,6 +129,12 @@ def show_comparison(result: Comparison) -> None:
     for key in others[0].tests:
         p = (f"{other.tests[key].p_value:.3g} ({other.tests[key].p_holm:.3g})" for other in others)
         differences.append([f"p of {number_name(key)} (after Holm)", *p])
+    means = [next((one for one in other.aucs if one.class_name is None), None) for other in others]
+    if any(means):
+        shown_means = (
+            f"{span_text(one.difference, signed=True)}, p {one.p_value:.3g}" if one else "-" for one in means
+        )
+        differences.append([f"{number_name('auc')}, mean over classes", *shown_means])
     title = f"Difference from {result.reference}, {percent(result.settings.confidence)} intervals"
     _show_table(title, ["", *(other.system for other in others)], differences)
 

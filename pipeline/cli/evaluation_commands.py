@@ -60,6 +60,10 @@ def audit(
     method: Annotated[str,
         Option(help="Bootstrap: smoothed, or percentile (the plain one, too narrow for small cells).")] = "smoothed",
     seed: Annotated[int, Option(help="Same seed, same audit.")] = 0,
+    normal: Annotated[str | None,
+        Option(help="Class of those without a disease, by default that called normal, healthy or no finding.")] = None,
+    specificity: Annotated[float,
+        Option(help="Of all scans together, at which the sensitivities of groups are compared.")] = 0.9,
 ) -> None:  # fmt: skip
     """Say what the fairness numbers of any model's predictions can bear: verdicts, intervals, tests, calibration.
 
@@ -72,7 +76,8 @@ def audit(
     columns |= {"rename": _renamed(rename), "patient_column": patient_column}
     path = _one_table(source, split, tracking_uri)
     table = load_predictions(path, class_name, group_name, group_by, **columns)  # type: ignore[arg-type]
-    result = audit_of(table, resamples, resamples, confidence, method, seed)  # type: ignore[arg-type]
+    beside: dict[str, Any] = {"normal": normal, "specificity": specificity}
+    result = audit_of(table, resamples, resamples, confidence, method, seed, **beside)  # type: ignore[arg-type]
     _write(result, output)
     show_audit(result)
 

@@ -22,6 +22,7 @@ from ..data.groups import MIN_CELL, group_columns
 from . import records
 from .audit_words import verdicts
 from .calibration import group_calibration
+from .clinical import SPECIFICITY, clinical, normal_class
 from .metrics import class_scores
 from .patient_column import warn_of_repeated
 from .patients import Clusters, DesignEffects, design_effects
@@ -256,7 +257,8 @@ def group_scores(predictions: Predictions) -> dict[str, float]:
 
 def audit(
     predictions: Predictions, resamples: int = 10_000, permutations: int = 10_000, confidence: float = 0.95,
-    method: IntervalMethod = "smoothed", seed: int = 0, min_cell: int = MIN_CELL,
+    method: IntervalMethod = "smoothed", seed: int = 0, min_cell: int = MIN_CELL, normal: str | None = None,
+    specificity: float = SPECIFICITY,
 ) -> Audit:  # fmt: skip
     """Everything that can be said of one table of predictions.
 
@@ -266,6 +268,8 @@ def audit(
         resamples: bootstrap draws; 1/5 of it for what needs every scan's probability (AUC, calibration).
         method: of the bootstrap, see :func:`confusion_intervals`.
         min_cell: scans of a class and group below which no statement about the cell is made.
+        normal: the class of those who have no disease, by default the one that is called so (:func:`.normal_class`).
+        specificity: at which sensitivities are compared.
 
     Raises:
         NoAuditError: fewer than two groups have a scan.
@@ -288,6 +292,9 @@ def audit(
     check_resampling(confidence, resamples, permutations)
     if method not in get_args(IntervalMethod):
         raise ValueError(f"method must be one of {', '.join(get_args(IntervalMethod))}, got {method!r}")
+    if not 0 < specificity < 1:
+        raise ValueError(f"specificity must be in (0, 1), got {specificity}")
+    normal = normal_class(predictions.class_names, normal)
     known = predictions.known().present_groups()
     if len(known.group_names) < 2:
         names = ", ".join(known.group_names) or "none"
@@ -300,7 +307,7 @@ def audit(
     together = patients.pooled() if patients else None
     pooled, _ = confusion_intervals(confusion.sum(0, keepdims=True), rng, resamples, confidence, method, together)
     fair_draws = fair_model(confusion, resamples, rng, patients)
-    of_scans, plain, shared = rng.spawn(3)  # so that what needs probabilities moves no other number
+    of_scans, plain, shared, of_curves = rng.spawn(4)  # so that what needs probabilities moves no other number
     effects = design_effects(patients, confusion)
     of_groups = (found["group_f1"], max(100, resamples // 5), confidence, of_scans, effects.accuracy)
     groups = _groups(known, confusion, *of_groups)
@@ -323,6 +330,7 @@ def audit(
         n_not_most_probable=int(known.not_most_probable().sum()),
         patients=patients.worth() if patients else None,
         differences=group_differences(known), confusion=confusion.tolist(),
+        clinical=clinical(known, of_curves, max(100, resamples // 5), confidence, normal, specificity, min_cell),
     )  # fmt: skip
     return replace(result, verdicts=tuple(verdicts(result)))
 

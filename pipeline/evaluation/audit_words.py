@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .records import Audit, FairModel
+from .records import Audit, ByGroup, FairModel
 from .resampling import TIE
 from .wording import (
     MOST_PLANNED,
@@ -32,7 +32,7 @@ def verdicts(result: Audit) -> list[Verdict]:
     if result.postprocess:
         text = f"These are not the network's own answers: they were post-processed ({result.postprocess})."
         found.append(Verdict("note", text))
-    return [*found, *_cell_verdicts(result), *_calibration_verdicts(result)]
+    return [*found, *_cell_verdicts(result), *_calibration_verdicts(result), *_clinical_notes(result)]
 
 
 def _gap_verdicts(result: Audit) -> list[Verdict]:
@@ -207,3 +207,30 @@ def _calibration_verdicts(result: Audit) -> list[Verdict]:
         direction = "over-confident" if sure > right.high else direction
         found.append(Verdict("finding", f"Probabilities of {group.group} scans are {direction}: {said}"))
     return found
+
+
+def by_group_text(number: ByGroup) -> str:
+    """A number of each group that is not small, and its difference, in words; empty when there is none."""
+    said = [
+        f"{one.group} {span_text(one.value)}, {one.n} scans" for one in number.groups if one.value and not one.small
+    ]
+    if found := number.difference:
+        said.append(f"{found.first} minus {found.second} {span_text(found.difference, signed=True)}")
+    return "; ".join(said)
+
+
+def _clinical_notes(result: Audit) -> list[Verdict]:
+    """Missed and false diagnoses, and the sensitivity for any disease: numbers, of which no verdict is drawn."""
+    if result.clinical is None or (found := result.clinical.diagnosis) is None:
+        return []
+    numbers = [
+        (f"Underdiagnosis (not {found.normal}, called {found.normal})", found.underdiagnosis),
+        (f"Overdiagnosis ({found.normal}, called otherwise)", found.overdiagnosis),
+    ]
+    for point in result.clinical.operating_points:
+        text = (
+            f"Sensitivity for not {found.normal}, at the one threshold where all scans together have a specificity of "
+        )
+        numbers.append((text + value_text(point.reached), point.sensitivities))
+    said = [(name, by_group_text(number)) for name, number in numbers]
+    return [Verdict("note", f"{name}: {text}.") for name, text in said if text]

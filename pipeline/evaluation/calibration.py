@@ -44,30 +44,48 @@ def reliability_curve(
     return tuple(curve)
 
 
-def auc_parts(label: Ints, probabilities: Floats, patient: Ints | None = None) -> tuple[Floats, float]:
-    """One-against-rest ROC AUC of each class of ``probabilities`` [N, C], and the variance of their mean.
+def auc_shares(label: Ints, probabilities: Floats) -> tuple[Floats, Floats]:
+    """One-against-rest ROC AUC [C] of each class of ``probabilities`` [N, C], and each scan's share [N, C] in it.
 
-    The AUC is the share of pairs of a positive and a negative scan in the right order, ties half (Mann and Whitney).
-    The variance is DeLong's (DeLong et al. 1988) of the mean over classes, with the numbers of scans a class as the
-    design: each scan's share in the mean varies within its class. NaN where a class has a single scan. With ``patient``
-    [N] the sum of a patient's shares varies (Obuchowski 1997).
+    The AUC is the share of pairs of a positive and a negative scan in the right order, ties half (Mann and Whitney). A
+    scan's share is the mean of its own pairs by the number of scans on its side, DeLong's structural component: those
+    of the positives add up to the AUC, and so do those of the negatives. NaN without scans on both sides.
     """
     classes = probabilities.shape[1]
-    areas, share = np.zeros(classes), np.zeros(len(label))
+    areas, share = np.full(classes, np.nan), np.zeros((len(label), classes))
     for c in range(classes):
         positive, negative = np.flatnonzero(label == c), np.flatnonzero(label != c)
+        if not len(positive) or not len(negative):
+            continue
         above = np.sign(probabilities[positive, c][:, None] - probabilities[negative, c]) / 2 + 0.5
         areas[c] = above.mean()
-        share[positive] += above.mean(1) / len(positive) / classes
-        share[negative] += above.mean(0) / len(negative) / classes
-    scans = np.bincount(label)
+        share[positive, c] = above.mean(1) / len(positive)
+        share[negative, c] = above.mean(0) / len(negative)
+    return areas, share
+
+
+def variance_of_shares(stratum: Ints, share: Floats, patient: Ints | None = None) -> float:
+    """DeLong's variance (DeLong et al. 1988) of the sum of the shares [N] of scans, whose number a stratum is fixed.
+
+    NaN where a stratum has a single scan. With ``patient`` [N] the sum of a patient's shares varies (Obuchowski 1997).
+    """
+    scans = np.bincount(stratum)
     if scans.min() < 2:
-        return areas, float("nan")
+        return float("nan")
     if patient is not None:
-        off = share - (np.bincount(label, share) / scans)[label]
+        off = share - (np.bincount(stratum, share) / scans)[stratum]
         of_patients = pd.Series(off).groupby(patient).sum().to_numpy()
-        return areas, float(len(of_patients) / max(1, len(of_patients) - 1) * (of_patients**2).sum())
-    return areas, float(sum(scans[c] * share[label == c].var(ddof=1) for c in range(classes)))
+        return float(len(of_patients) / max(1, len(of_patients) - 1) * (of_patients**2).sum())
+    return float(sum(scans[c] * share[stratum == c].var(ddof=1) for c in range(len(scans))))
+
+
+def auc_parts(label: Ints, probabilities: Floats, patient: Ints | None = None) -> tuple[Floats, float]:
+    """:func:`auc_shares` of each class, and the variance of their mean with the numbers of scans a class as the design.
+
+    NaN where a class has a single scan; with ``patient`` as :func:`variance_of_shares`.
+    """
+    areas, share = auc_shares(label, probabilities)
+    return areas, variance_of_shares(label, share.sum(1) / len(areas), patient)
 
 
 def auc_interval(

@@ -16,6 +16,7 @@ from . import paired, records
 from .audit import confusion_intervals, power_of_gap
 from .compare_words import verdicts
 from .paired import TESTED, CompareError, Floats, Patterns
+from .paired_auc import auc_differences
 from .predictions import Predictions
 from .records import ComparedSystem, Comparison, DifferenceTest, PairComparison
 from .resampling import TIE, Estimate, check_resampling, estimate, estimate_from
@@ -81,6 +82,11 @@ def compare(
     tested = len([name for name in TESTED if name in paired.compared_numbers(observed)])
     level = (1 - confidence) / (tested * len(others))  # of the first step of Holm's, which one difference has to pass
     pairs = [_compare_pair(evidence, reference, other, permutations, confidence, level, tests_rng) for other in others]
+    owner = first.patient if first.repeated else None
+    pairs = [
+        replace(p, aucs=auc_differences(aligned[reference], aligned[p.system], confidence, p.seeds, owner))
+        for p in pairs
+    ]
     compared = []
     for name, tables in aligned.items():
         done = ", ".join(sorted({table.postprocess for table in tables} - {""}))

@@ -176,6 +176,87 @@ class Differences:
 
 
 @dataclass(frozen=True)
+class GroupNumber:
+    """A number of the ``n`` scans of a group that it is about; None without a scan, ``small`` with few."""
+
+    group: str
+    n: int
+    value: Estimate | None
+    small: bool
+
+
+@dataclass(frozen=True)
+class GroupContrast:
+    """The number of ``first`` minus that of ``second``."""
+
+    first: str
+    second: str
+    difference: Estimate
+
+
+@dataclass(frozen=True)
+class ByGroup:
+    """A number of each group, and its difference between two groups that are not small.
+
+    With more than two such groups it is that of the two furthest apart, with an interval that allows for the choice.
+    """
+
+    groups: tuple[GroupNumber, ...]
+    difference: GroupContrast | None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the answers do to those who are ill and to those who are not, with one class that is ``normal``."""
+
+    normal: str
+    underdiagnosis: ByGroup  # share of the scans of other classes that were called normal
+    overdiagnosis: ByGroup  # share of the normal scans that were called another class
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Groups at the one threshold that gives all scans together a specificity."""
+
+    target: str | None = field(metadata={"key": "class"})  # that is looked for; None: any class but the normal one
+    specificity: float  # asked for
+    reached: float  # of all scans together at the threshold, at least as asked for
+    threshold: float  # a probability above it counts as the target
+    sensitivities: ByGroup
+    specificities: ByGroup
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Average precision (AUPRC) of a class against the rest in a group, and what chance gives: the prevalence."""
+
+    group: str
+    class_name: str = field(metadata={"key": "class"})
+    n: int  # scans of the class in the group
+    prevalence: float
+    average_precision: Estimate
+    auc: Estimate
+
+
+@dataclass(frozen=True)
+class EquityScaledAuc:
+    """The AUC of all scans scaled by equity, as published by Luo et al. (FairVision); a point for comparison."""
+
+    value: float
+    auc: float  # of all scans together, macro one against rest
+
+
+@dataclass(frozen=True)
+class Clinical:
+    """What a reader of clinical papers looks for; None and () are what classes or probabilities do not allow."""
+
+    diagnosis: Diagnosis | None = None
+    operating_points: tuple[OperatingPoint, ...] = ()
+    retrieval: tuple[Retrieval, ...] = ()
+    equity_scaled_auc: EquityScaledAuc | None = None
+
+
+@dataclass(frozen=True)
 class AuditSettings:
     resamples: int
     permutations: int
@@ -209,6 +290,7 @@ class Audit:
     shared_classes: SharedClasses | None = None  # None where every group has every class, or none is shared
     n_not_most_probable: int = 0  # predictions of another class than the most probable one
     differences: Differences
+    clinical: Clinical | None = None  # None in audits of earlier versions
     confusion: Confusion  # [G][C][C] counts, rows true, columns predicted
     patients: RepeatedPatients | None = None  # None: every scan is taken for another patient
     verdicts: tuple[Verdict, ...] = ()  # the most important first
@@ -246,6 +328,15 @@ class DifferencePower:
 
 
 @dataclass(frozen=True)
+class AucDifference:
+    """Difference of the one-against-rest AUCs of two systems in a class, by DeLong, and p of its being 0."""
+
+    class_name: str | None = field(metadata={"key": "class"})  # None: the mean over classes
+    difference: Estimate
+    p_value: float
+
+
+@dataclass(frozen=True)
 class PairComparison:
     """One system minus the reference.
 
@@ -262,6 +353,7 @@ class PairComparison:
     differences_of_these_runs: Mapping[str, Estimate] | None  # with the runs taken as given; None without ``seeds``
     tests_of_these_runs: Mapping[str, DifferenceTest] | None
     power: DifferencePower
+    aucs: tuple[AucDifference, ...] = ()  # of classes with scans enough, where all runs have probabilities
 
 
 @dataclass(frozen=True)

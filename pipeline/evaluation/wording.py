@@ -16,12 +16,15 @@ NAMES = {
     "score": "P", "gap": "gap", "abs_gap": "|gap|", "f1_macro": "pooled macro F1", "worst_cell_f1": "worst cell F1",
     "f1": "F1", "precision": "precision", "recall": "recall", "accuracy": "accuracy",
     "auc": "AUC", "brier": "Brier score", "ece": "ECE", "nll": "NLL",
+    "underdiagnosis": "underdiagnosis", "overdiagnosis": "overdiagnosis", "sensitivity": "sensitivity",
+    "specificity": "specificity", "average_precision": "AUPRC", "equity_scaled_auc": "ES-AUC",
 }  # fmt: skip
 
 ABOUT_NUMBERS = (
     "P is the mean over the groups of their macro F1. The gap is that of the first group minus that of the second; of "
     "more groups there is |gap|, the largest difference. 0 is fair."
 )
+NO_NORMAL_CLASS = "no class is called normal, healthy or no finding; fairlung audit --normal names one"
 SHARE_HIGHER = "share of resamples with the higher P"
 
 

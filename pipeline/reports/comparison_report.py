@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..evaluation.compare_words import NO_INTERVAL
+from ..evaluation.paired_auc import LEAST_SCANS
 from ..evaluation.records import Comparison, NoRecordError, read_record
 from ..evaluation.wording import SHARE_HIGHER, number_name, percent, span_text, value_text
 from .document import Document, Paragraph, Picture, Pictures, Section, Table, Verdicts, figure_picture, write_document
@@ -32,6 +33,7 @@ def comparison_report(result: Comparison) -> Document:
         Section("Systems", (_trade_off_picture(result, confidence), _systems_table(result))),
         Section("Differences", _comparison_blocks(result, confidence)),
         Section("Tests", _test_blocks(result)),
+        Section("AUC", _auc_blocks(result, confidence)),
         Section("How the numbers were made", _comparison_method(result, confidence)),
     )
     facts = (("Reference", result.reference), ("Systems", ", ".join(names)), *scan_facts(result))
@@ -103,6 +105,23 @@ def _test_blocks(result: Comparison) -> tuple[Table, ...]:
         caption = "With these runs taken as given: chance in the scans only"
         tables.append(Table(caption, ("number, comparison", "difference", "p", "p after Holm"), tuple(given)))
     return tuple(tables)
+
+
+def _auc_blocks(result: Comparison, confidence: str) -> tuple[Paragraph | Table, ...]:
+    number = number_name("auc")
+    rows = tuple(
+        (f"{one.class_name or 'mean over classes'}, {pair.system} minus {pair.reference}",
+         *value_and_span(one.difference, True), f"{one.p_value:.3g}")
+        for pair in result.comparisons for one in pair.aucs
+    )  # fmt: skip
+    text = (
+        f"Differences of the {number} of a class against the rest, and of its mean over classes, by DeLong's "
+        f"covariance of scores on the same scans. None is given of a class with fewer than {LEAST_SCANS} scans (or "
+        "patients, where they have several) or others, of the mean where some class has fewer, nor without "
+        "probabilities. p is not adjusted, and no verdict is drawn."
+    )
+    columns = ("class, comparison", "difference", f"{confidence} interval", "p")
+    return (Paragraph(text), Table(f"Differences in {number}", columns, rows)) if rows else (Paragraph(text),)
 
 
 def _comparison_method(result: Comparison, confidence: str) -> tuple[Paragraph, ...]:

@@ -12,9 +12,9 @@ from ..common.names import TRAINING_SETTINGS
 from ..common.run_folder import REPORT_FILES
 from ..evaluation.audit import NoAuditError
 from ..evaluation.predictions import load_predictions
-from ..evaluation.records import Audit
+from ..evaluation.records import Audit, ByGroup, Clinical
 from ..evaluation.resampling import Interval
-from ..evaluation.wording import ABOUT_NUMBERS, number_name, percent, span_text, value_text
+from ..evaluation.wording import ABOUT_NUMBERS, NO_NORMAL_CLASS, number_name, percent, span_text, value_text
 from . import document
 from .document import Block, Document, Paragraph, Picture, Pictures, Section, Table, figure_picture
 from .evidence import Evidence, evidence_of_table, read_evidence
@@ -25,6 +25,7 @@ from .parts import NONE, OPTIMISTIC, library_versions, readable_width, scan_fact
 logger = logging.getLogger(__name__)
 
 Names = Sequence[str] | None
+FURTHEST = "The difference is that of the two groups furthest apart, with an interval that allows for the choice."
 
 
 def write_report(evaluation_dir: str | Path, path: str | Path | None = None) -> Path | None:
@@ -97,6 +98,14 @@ def evaluation_report(evidence: Evidence) -> Document:
     why = evidence.errors_problem or "no gallery in the evaluation"
     add("Worst errors", _error_blocks(evidence), f"the worst errors ({why})")
     add("Differences between groups by class", _difference_blocks(audit))
+    clinical = audit.clinical
+    if clinical is not None:
+        further = FURTHEST if len(audit.group_names) > 2 else ""
+        none = f"underdiagnosis and overdiagnosis ({NO_NORMAL_CLASS})"
+        add("Missed and false diagnoses", _diagnosis_blocks(clinical, confidence, further), none)
+        none = "sensitivity at one threshold (no probabilities, or too few scans of each kind)"
+        add("Sensitivity at one threshold", _operating_blocks(clinical, confidence, further), none)
+        add("AUPRC and ES-AUC", _curve_blocks(audit, clinical, confidence), "AUPRC and ES-AUC (likewise)")
     add("How the numbers were made", _method_blocks(audit, left_out))
     title = f"Fairness report: {evidence.source or (f'{evidence.split} split' if evidence.split else 'an evaluation')}"
     return Document(title, evaluation_facts(evidence), tuple(sections), *synthetic_badge(evidence.synthetic))
@@ -277,6 +286,86 @@ def _difference_blocks(audit: Audit) -> tuple[Paragraph | Table, ...]:
     text += "true and false positive rates) and demographic parity (of the share predicted). They have no interval "
     text += "here; parity also differs when a class is more frequent in one group."
     return Paragraph(text), differences_table(audit)
+
+
+def _by_group_rows(name: str, number: ByGroup) -> list[tuple[str, str, str, str]]:
+    """Rows of a number of each group, and of its difference between two."""
+    rows = []
+    for one in number.groups:
+        found = (NONE, NONE) if one.value is None else value_and_span(one.value, False)
+        rows.append((f"{name}, {one.group}", f"{one.n}{' (no statement)' * one.small}", *found))
+    if pair := number.difference:
+        rows.append((f"{name}, {pair.first} minus {pair.second}", NONE, *value_and_span(pair.difference, True)))
+    return rows
+
+
+def _diagnosis_blocks(clinical: Clinical, confidence: str, further: str) -> tuple[Block, ...]:
+    found = clinical.diagnosis
+    if found is None:
+        return ()
+    rows = _by_group_rows(number_name("underdiagnosis"), found.underdiagnosis)
+    rows += _by_group_rows(number_name("overdiagnosis"), found.overdiagnosis)
+    text = (
+        f"Underdiagnosis is the share of the scans of other classes that were called {found.normal}, overdiagnosis the "
+        f"share of {found.normal} scans that were called another class (Seyyed-Kalantari et al. 2021). Intervals are "
+        "Wilson's, and Newcombe's for a difference. "
+    )
+    return Paragraph(text + further), Table("Missed and false diagnoses", _columns(confidence), tuple(rows))
+
+
+def _operating_blocks(clinical: Clinical, confidence: str, further: str) -> tuple[Block, ...]:
+    tables = []
+    for point in clinical.operating_points:
+        found = clinical.diagnosis
+        target = point.target or (f"not {found.normal}" if found else NONE)
+        rows = _by_group_rows(number_name("sensitivity"), point.sensitivities)
+        rows += _by_group_rows(number_name("specificity"), point.specificities)
+        caption = (
+            f"{target}: a probability above {point.threshold:.3f}, where all scans together have a specificity of "
+        )
+        tables.append(Table(f"{caption}{value_text(point.reached)}", _columns(confidence), tuple(rows)))
+    if not tables:
+        return ()
+    asked = clinical.operating_points[0].specificity
+    text = (
+        f"The threshold is chosen on all scans together, the lowest with a specificity of at least {asked:g}; each "
+        "group is then judged at that one threshold. Every draw (a Bayesian bootstrap) chooses it anew, so that the "
+        "intervals are about the threshold that does so among all scans like these, not about the number given here. "
+        f"{further}"
+    )
+    return Paragraph(text), *tables
+
+
+def _columns(confidence: str) -> tuple[str, ...]:
+    return "", "scans", "value", f"{confidence} interval"
+
+
+def _curve_blocks(audit: Audit, clinical: Clinical, confidence: str) -> tuple[Block, ...]:
+    rows = tuple(
+        (f"{one.class_name}, {one.group}", str(one.n), span_text(one.average_precision), f"{one.prevalence:.3f}",
+         span_text(one.auc))
+        for one in sorted(clinical.retrieval, key=lambda one: audit.class_names.index(one.class_name))
+    )  # fmt: skip
+    blocks: list[Block] = []
+    if rows:
+        text = (
+            "The AUPRC (average precision) of a class against the rest is its prevalence for a model that knows "
+            "nothing, so that groups with other prevalences cannot be compared by it: no verdict is drawn from the "
+            "difference. Its interval is Wilson's of the positive scans, with the variance scaled by the bootstrap's. "
+            f"Of classes and groups with {audit.settings.min_cell} scans, and as many others."
+        )
+        curves = tuple(map(number_name, ("average_precision", "auc")))
+        columns = ("class, group", "scans", curves[0], "prevalence", curves[1])
+        blocks += [Paragraph(text), Table(f"Each class against the rest, value ({confidence} interval)", columns, rows)]
+    if scaled := clinical.equity_scaled_auc:
+        text = (
+            f"{number_name('equity_scaled_auc')}, the AUC scaled by equity as Luo et al. publish it (FairVision, "
+            f"2023), is {value_text(scaled.value)}: the AUC of all scans, {value_text(scaled.auc)}, by 1 + the sum "
+            "over groups of how far theirs lie from it. It is given for comparison with papers. Chance in the groups' "
+            "AUCs lowers it on few scans whatever the model, so it has no interval, and no verdict is drawn from it."
+        )
+        blocks.append(Paragraph(text))
+    return tuple(blocks)
 
 
 def _method_blocks(audit: Audit, left_out: list[str]) -> tuple[Paragraph, ...]:

@@ -41,6 +41,18 @@ def test_an_audit_of_another_models_table(table: Path, tmp_path: Path) -> None:
         assert cell["class"] in done.output
 
 
+def test_the_class_of_those_without_a_disease_is_named_or_found(table: Path, tmp_path: Path) -> None:
+    found, path = pd.read_csv(table, dtype=str), tmp_path / "other.csv"
+    assert (
+        "note: Underdiagnosis (not normal, called normal)" in runner.invoke(app, ["audit", str(table), *OTHERS]).output
+    )
+    found.replace("normal", "well").to_csv(path, index=False)
+    unnamed = runner.invoke(app, ["audit", str(path), *OTHERS]).output
+    assert unnamed.count("no class is called normal, healthy or no finding") == 1 and "Underdiagnosis (" not in unnamed
+    named = runner.invoke(app, ["audit", str(path), *OTHERS, "--normal", "well"]).output
+    assert "note: Underdiagnosis (not well, called well)" in named and "no class is called" not in named
+
+
 def test_an_audit_takes_the_column_that_says_whose_a_scan_is(table: Path) -> None:
     frame = pd.read_csv(table, dtype=str)
     frame["subject"] = frame["gender"] + (frame.index // 2).astype(str)
@@ -85,6 +97,8 @@ def test_numbers_of_a_published_table_are_called_by_their_names(table: Path, tmp
         (["--group-by", "age"], "no column 'age'; it has scan, truth, said, gender"),
         (["--confidence", "95"], "confidence must be in (0, 1), got 95"),
         (["--method", "bca"], "method must be one of smoothed, percentile, got 'bca'"),
+        (["--specificity", "90"], "specificity must be in (0, 1), got 90"),
+        (["--normal", "sick"], "normal must be one of the classes"),
         (["--group-name", "M"], "which is none of M"),
         (["--patient-column", "patient"], "no column 'patient'; it has scan, truth, said, gender"),
     ],

@@ -62,7 +62,7 @@ def test_no_number_cannot_be_and_no_verdict_contradicts_a_number(seed: int, conf
     result = audit(random_table(np.random.default_rng(seed)), confidence=confidence, min_cell=1, **DRAWS)
     plain = to_plain(result)
     for name, number in numbers_of({key: part for key, part in plain.items() if key not in ("settings", "verdicts")}):
-        least = -1 if re.search(r"\.gap(_|\.)", name) else 0
+        least = -1 if re.search(r"\.(gap(_|\.)|difference\.)", name) else 0
         counts = re.search(r"\.(n|n_\w+|scans|group_scans|confusion|detectable_gap|schema_version)$", name)
         most = np.inf if counts else 2 if ".brier." in name else 1
         assert np.isfinite(number) and least <= number <= most + 1e-12, (name, number)

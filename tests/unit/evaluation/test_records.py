@@ -46,9 +46,12 @@ AUDITED = {
     "two groups": table(2, True),
     "three groups": table(3, True),
     "no probabilities": table(2, False),
+    "a normal class": replace(table(3, True), class_names=("flu", "Healthy", "tb")),
     "a group without a class": without_a_class(table(2, True)),
     "patients": replace(
-        table(2, True), patient=np.arange(len(table(2, True).label)) // 2 + 1000 * table(2, True).group
+        table(2, True),
+        class_names=("normal", "flu", "tb"),
+        patient=np.arange(len(table(2, True).label)) // 2 + 1000 * table(2, True).group,
     ),
     "a class that one group lacks": predictions_of([np.full((3, 3), 9), np.diag([12, 12, 0])]),
     "no gap": predictions_of([np.diag([12, 12]), np.diag([12, 12])]),

@@ -87,6 +87,36 @@ def test_every_number_of_the_audit_stands_in_a_table(run):
     ]
 
 
+def test_missed_diagnoses_sensitivity_and_auprc_stand_in_tables(run, evil):
+    clinical, page = judged_by(run)["clinical"], page_of(run)
+    tables = dict(zip(page.captions, page.tables, strict=True))
+    shown = {row[0]: row[1:] for row in tables["Missed and false diagnoses"][1:]}
+    (caption,) = (name for name in tables if name.startswith("not normal: a probability above"))
+    shown |= {row[0]: row[1:] for row in tables[caption][1:]}
+    (point,) = clinical["operating_points"]
+    assert f"{point['threshold']:.3f}" in caption and caption.endswith(f"{point['reached']:.3f}")
+    numbers = {name: clinical["diagnosis"][name] for name in ("underdiagnosis", "overdiagnosis")}
+    numbers |= {"sensitivity": point["sensitivities"], "specificity": point["specificities"]}
+    assert sum("no statement" in row[0] for row in shown.values()) == 2  # of 3 scans of women who are normal
+    for name, number in numbers.items():
+        for one in number["groups"]:
+            value = one["value"]
+            ends = [f"{value['value']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}"]
+            scans = f"{one['n']}{' (no statement)' if one['small'] else ''}"
+            assert shown[f"{name}, {one['group']}"] == [scans, *ends]
+        assert (f"{name}, male minus female" in shown) == (number["difference"] is not None)
+    (curves,) = (table for name, table in tables.items() if name.startswith("Each class against the rest"))
+    assert [row[2].split()[0] for row in curves[1:]] == [
+        f"{one['average_precision']['value']:.3f}"
+        for one in sorted(clinical["retrieval"], key=lambda one: CLASSES.index(one["class"]))
+    ]
+    markdown = (run / "report.md").read_text()
+    assert "cannot be compared by it: no verdict is drawn" in markdown
+    assert f"is {clinical['equity_scaled_auc']['value']:.3f}: the AUC of all scans" in markdown
+    assert not [name for name in page_of(evil).captions if name == "Missed and false diagnoses"]
+    assert (evil / "report.md").read_text().count("no class is called normal") == 1
+
+
 @pytest.mark.parametrize("name", ["run", "evil"])
 def test_markdown_says_the_same_as_html(name, request):
     folder = request.getfixturevalue(name)

@@ -283,6 +283,7 @@ class Comparison:
     group_names: tuple[str, ...]
     group_by: tuple[str, ...]
     group_scans: tuple[int, ...] = ()  # of the n, by group; comparisons of 0.1 do not say
+    patients: int | None = None  # of the n scans, where some have several
     synthetic: bool = False
     reference: str
     settings: ComparisonSettings

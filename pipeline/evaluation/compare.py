@@ -94,7 +94,7 @@ def compare(
         n=len(first.label), n_unknown=len(next(iter(systems.values()))[0].label) - len(first.label),
         class_names=first.class_names, group_names=first.group_names, group_by=first.group_by,
         group_scans=tuple(first.confusion()[:-1].sum((1, 2)).tolist()),
-        patients=int(patterns.patients.sum()) if first.repeated else None,
+        n_patients=first.n_patients,
         synthetic=any(table.synthetic for table in runs), reference=reference,
         settings=records.ComparisonSettings(resamples, permutations, confidence, seed, min_cell),
         systems=tuple(compared), comparisons=tuple(_adjusted(pairs)),

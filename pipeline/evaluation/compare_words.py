@@ -25,8 +25,10 @@ def verdicts(result: Comparison) -> list[Verdict]:
     if not few and len(result.group_names) > 2:
         text = f"No statement on a difference in |gap| of {len(result.group_names)} groups: {NO_INTERVAL}."
         found.append(Verdict("no-statement", f"{text} The differences in F1 of each group have theirs."))
-    if result.patients:
-        text = f"The {result.n} scans are of {result.patients} patients: patients, not scans, were resampled, and the "
+    if result.n_patients:
+        text = (
+            f"The {result.n} scans are of {result.n_patients} patients: patients, not scans, were resampled, and the "
+        )
         found.append(Verdict("note", f"{text}predictions of all scans of a patient swapped together."))
     changed = [system for system in result.systems if system.postprocess]
     texts = [f"The answers of {system.name} were post-processed ({system.postprocess})." for system in changed]
@@ -76,7 +78,7 @@ def _scans_verdict(pair: PairComparison, counts: tuple[int, int], result: Compar
         )
         text += "very runs and says nothing about other seeds."
     if scans is not None and scans > n:
-        alike = "in the same proportions" + (" and as many a patient" if result.patients else "")
+        alike = "in the same proportions" + (" and as many a patient" if result.n_patients else "")
         text += (
             f" It takes about {planned(scans)} scans {alike} ({scans / n:.1f} times as many) to find this difference "
         )

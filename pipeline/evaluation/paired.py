@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import UserError
-from ..common.text import quoted
+from ..common.text import quoted, spelling
 from .audit import summaries
 from .patient_column import warn_of_repeated
 from .predictions import Ints, Predictions
@@ -96,6 +96,8 @@ def _like(reference: Predictions, first: str, table: Predictions, name: str) -> 
     wanted = dict.fromkeys(reference.scan.tolist())
     place = {scan: i for i, scan in enumerate(table.scan.tolist())}
     if lost := [scan for scan in wanted if scan not in place]:
+        if alike := [scan for scan in place if scan not in wanted and spelling(scan) == spelling(lost[0])]:
+            raise CompareError(f"scan {alike[0]!a} of {name} is written {lost[0]!a} in {first}: write it in one way")
         raise CompareError(f"not the same scans: {name} has no scan {quoted(lost[0])}, which {first} has")
     if extra := [scan for scan in place if scan not in wanted]:
         raise CompareError(f"not the same scans: {name} has a scan {quoted(extra[0])}, which {first} has not")

@@ -213,6 +213,11 @@ class Audit:
     patients: RepeatedPatients | None = None  # None: every scan is taken for another patient
     verdicts: tuple[Verdict, ...] = ()  # the most important first
 
+    @property
+    def n_patients(self) -> int | None:
+        """Of the n scans, where some have several."""
+        return self.patients.n if self.patients else None
+
 
 @dataclass(frozen=True)
 class ComparedSystem:
@@ -283,7 +288,7 @@ class Comparison:
     group_names: tuple[str, ...]
     group_by: tuple[str, ...]
     group_scans: tuple[int, ...] = ()  # of the n, by group; comparisons of 0.1 do not say
-    patients: int | None = None  # of the n scans, where some have several
+    n_patients: int | None = None  # of the n scans, where some have several
     synthetic: bool = False
     reference: str
     settings: ComparisonSettings

@@ -212,9 +212,9 @@ def postprocess(
             table = tables.load_unlabelled(fit_on) if unlabelled else tables.load_table(fit_on, group_by)
         fitted = fit.fit(method, table, **settings)
     before = tables.load_table(judged, group_by)
+    after = fit.apply(fitted, before)
     if fit_on is not None:
         tables.refuse_shared_patients(fit_on, judged)
-    after = fit.apply(fitted, before)
     result = before_after.before_after(before, after, resamples, confidence, seed)
     for path in outputs:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -256,6 +256,22 @@ def test_a_column_says_whose_a_scan_is(tmp_path: Path, caplog: pytest.LogCapture
 
 
 @pytest.mark.fault(
+    "wrong", "NA as the patient of many scans of a table", before="taken for one patient", now="refused, with the scans"
+)
+@pytest.mark.parametrize("word", ["NA", "n/a", "Unknown", "none", "-"])
+def test_a_word_for_no_patient_is_refused(tmp_path: Path, word: str) -> None:
+    with pytest.raises(PredictionsError) as caught:
+        load_predictions(written(tmp_path, patient=["P1", word, "P2", word]))
+    said = f"s1: patient '{word}' is what many tables write where there is no value: leave it empty"
+    assert said in str(caught.value) and "s3: patient" in str(caught.value) and "P1" not in str(caught.value)
+
+
+def test_one_scan_in_two_unicode_forms_is_there_twice(tmp_path: Path) -> None:
+    with pytest.raises(PredictionsError, match="is there twice"):
+        load_predictions(written(tmp_path, scan=["Zo\u00eb", "Zoe\u0308", "s2", "s3"]))
+
+
+@pytest.mark.fault(
     "wrong", "a table in which a patient is of two sexes", before="judged", now="refused, by the scans, not the ids"
 )
 def test_a_patient_of_two_groups_is_refused(tmp_path: Path) -> None:

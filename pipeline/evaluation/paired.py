@@ -61,11 +61,11 @@ def align(systems: Mapping[str, Sequence[Predictions]]) -> dict[str, list[Predic
 
 def _patients(tables: Mapping[str, Predictions]) -> Ints | None:
     """[N] a number a patient, that of the patient's first scan, of tables in one order; None where no table says it."""
-    known = {name: table for name, table in tables.items() if table.patient is not None}
+    known = {name: table.patient for name, table in tables.items() if table.patient is not None}
     if not known:
         warn_of_repeated(next(iter(tables.values())).scan.tolist())
         return None
-    (first, reference), *others = ((name, _first_of_patient(table)) for name, table in known.items())
+    (first, reference), *others = ((name, _first_of_patient(ids)) for name, ids in known.items())
     for name, own in others:
         if len(differs := np.flatnonzero(own != reference)):
             i = int(differs[0])
@@ -79,8 +79,8 @@ def _patients(tables: Mapping[str, Predictions]) -> Ints | None:
     return reference
 
 
-def _first_of_patient(table: Predictions) -> Ints:
-    _, first, patient = np.unique(table.patient, return_index=True, return_inverse=True)
+def _first_of_patient(ids: Ints) -> Ints:
+    _, first, patient = np.unique(ids, return_index=True, return_inverse=True)
     return first[patient].astype(np.int64)
 
 
@@ -151,7 +151,7 @@ class Patterns:
         first, columns = runs[0], [runs[0].group, runs[0].label, *(run.prediction for run in runs)]
         found, kind, count = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True, return_counts=True)
         kinds, pattern, each, patients = np.arange(len(found)), np.arange(len(found)), np.ones_like(count), count
-        if first.repeated:
+        if first.patient is not None and first.repeated:
             pairs, scans = np.unique(np.column_stack([first.patient, kind.ravel()]), axis=0, return_counts=True)
             ends = np.flatnonzero(np.diff(pairs[:, 0])) + 1
             parts = np.split(np.column_stack([pairs[:, 1], scans]), ends)

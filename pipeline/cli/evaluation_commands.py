@@ -149,7 +149,8 @@ def model_card(
     split: Annotated[str | None, Option(help="Split, where several were evaluated.")] = None,
     output: Annotated[Path, Option("-o", "--output", help="The Markdown file to write.")] = Path("MODEL_CARD.md"),
     bundle_readme: Annotated[Path | None,
-        Option(help="Also put the performance between the marks in this README, and into metadata.json of its bundle.")] = None,
+        Option(help="Also put the performance between the marks in this README, and into its bundle's metadata.json.")
+    ] = None,
 ) -> None:  # fmt: skip
     """Write the model card of an evaluated checkpoint, and fill in the performance section of its bundle's README."""
     from ..reports.model_card import update_performance, write_model_card

@@ -1,11 +1,12 @@
 """How often do the intervals of `fairlung compare` cover the truth, and how often do its tests find what is not there?
 
-    python benchmarks/comparisons.py [--datasets 400] [--seed 0]
+    python benchmarks/comparisons.py [--datasets 400] [--seed 0] [--only TABLE]
 
 Two systems answer the same scans. Whether a run is right about a scan depends on the accuracy of its system for the
 group, how hard the scan is (for both systems), the system's own taste, the seed and the seed's taste: a latent normal
 variable. One run each is about these very models, so their seeds are alike. The truth is that of the expected answers.
-Prints the table of docs/statistics.md. About eight minutes on one core.
+Where patients have several scans, all that is random of a scan is one draw of the patient's scans by a chance, which is
+then their correlation. Prints the tables of docs/statistics.md. About twenty minutes on one core.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import argparse
 import gc
 import time
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 from scipy.stats import norm
@@ -39,28 +42,39 @@ SETTINGS: list[tuple[str, tuple[int, int], tuple[Accuracy, Accuracy]]] = [
     *((PAPER, (10, 10), systems) for systems in (ALIKE, BETTER, SIGN, BOTH, FAIR, FAIRER)),
     *((PAPER, runs, systems) for runs in ((2, 2), (5, 20), (2, 10)) for systems in (ALIKE, SIGN)),
 ]
+# scans a patient, and by what chance they are answered alike
+PATIENTS = ((1, 1.0), (2, 1.0), (2, 0.5), (3, 1.0), (3, 0.5))
+OF_PATIENTS = (((1, 1), ALIKE), ((1, 1), SIGN), ((3, 3), ALIKE), ((3, 3), SIGN))
 TASTE, SEED, SEEDS_TASTE = 0.3, 0.2, 0.5  # standard deviations beside 1, how hard a scan is
 NUMBERS = ("score", "gap", "abs_gap")
 NAMES = ("adenocarcinoma", "squamous_cell", "covid19", "normal"), ("male", "female")
 
 
 def draw(
-    cells: tuple[int, ...], runs: tuple[int, int], systems: tuple[Accuracy, Accuracy], rng: np.random.Generator
-) -> dict[str, list[Predictions]]:
-    """Predictions of systems A and B on newly drawn scans."""
+    cells: tuple[int, ...], runs: tuple[int, int], systems: tuple[Accuracy, Accuracy], rng: np.random.Generator,
+    scans: int = 1, alike: float = 1.0,
+) -> dict[str, list[Predictions]]:  # fmt: skip
+    """Predictions of systems A and B on newly drawn patients, ``cells`` of them, of so many scans each."""
     label, group = (np.repeat(values, cells) for values in (np.repeat(range(4), 2), np.tile([0, 1], 4)))
-    scans = len(label)
-    hard, mistaken_for = rng.normal(0, 1, scans), (label + rng.integers(1, 4, scans)) % 4
+    patient = np.repeat(np.arange(len(label)), scans)
+    label, group, number = label[patient], group[patient], len(patient)
+    same = (rng.random(number // scans) < alike)[patient] if scans > 1 else np.zeros(number, dtype=bool)
+    first = np.where(same, patient * scans, np.arange(number))  # the scan whose draws count
+
+    def normal(spread: float) -> np.ndarray:
+        return rng.normal(0, spread, number)[first]
+
+    hard, mistaken_for = normal(1), (label + rng.integers(1, 4, number)[first]) % 4
     over_seeds = SEED if max(runs) > 1 else 0.0
     spread = np.sqrt(1 + TASTE**2 + over_seeds**2 + SEEDS_TASTE**2)
     found: dict[str, list[Predictions]] = {}
-    for name, number, accuracy in zip("AB", runs, systems, strict=True):
-        ease = norm.ppf(accuracy)[group] * spread + hard + rng.normal(0, TASTE, scans)
-        for _ in range(number):
-            seed = rng.normal(0, over_seeds) + rng.normal(0, SEEDS_TASTE, scans)
+    for name, of_system, accuracy in zip("AB", runs, systems, strict=True):
+        ease = norm.ppf(accuracy)[group] * spread + hard + normal(TASTE)
+        for _ in range(of_system):
+            seed = rng.normal(0, over_seeds) + normal(SEEDS_TASTE)
             said = np.where(ease + seed > 0, label, mistaken_for)
-            table = Predictions(np.arange(scans).astype(str), label, said, group, None, *NAMES, ("sex",))
-            found.setdefault(name, []).append(table)
+            about = (None, *NAMES, ("sex",), "", False, patient)
+            found.setdefault(name, []).append(Predictions(np.arange(number).astype(str), label, said, group, *about))
     return found
 
 
@@ -73,34 +87,64 @@ def truth(cells: tuple[int, ...], systems: tuple[Accuracy, Accuracy]) -> dict[st
     return {name: float(found[name][1] - found[name][0]) for name in NUMBERS}
 
 
+def row(
+    cells: tuple[int, ...], runs: tuple[int, int], systems: tuple[Accuracy, Accuracy], datasets: int,
+    rng: np.random.Generator, scans: int = 1, alike: float = 1.0, by_scans: bool = False,
+) -> tuple[dict[str, float], list[list[float]]]:  # fmt: skip
+    """The true differences, and shares of data sets: covered P, gap, |gap|, and rejected P, |gap|.
+
+    With ``by_scans`` also what the same data sets give where nobody says whose the scans are.
+    """
+    true = truth(cells, systems)
+    found: list[list[list[bool]]] = [[], []]
+    for _ in range(datasets):
+        drawn = draw(cells, runs, systems, rng, scans, alike)
+        unsaid = {name: [replace(table, patient=None) for table in tables] for name, tables in drawn.items()}
+        for shares, tables in zip(found, (drawn, unsaid) if by_scans else (drawn,), strict=False):
+            (result,) = compare(tables, 400, 400).comparisons
+            ends = [(true[number], result.differences[number]) for number in NUMBERS]
+            shares.append([e.low <= t <= e.high for t, e in ends] + [t.p_value < 0.05 for t in result.tests.values()])
+    return true, [np.mean(shares, axis=0).tolist() for shares in found if shares]
+
+
+def print_systems(datasets: int, rng: np.random.Generator) -> None:
+    columns = "scans | runs | accuracy of A | of B | B - A in P | in absolute gap | covers P | gap | absolute gap"
+    print(f"| {columns} | p < .05 for P | for absolute gap |\n|{'---|' * 11}")
+    for cells, runs, systems in SETTINGS:
+        true, (shares,) = row(CELLS[cells], runs, systems, datasets, rng)
+        men_and_women = (" / ".join(f"{share:.2f}" for share in accuracy) for accuracy in systems)
+        differences = (f"{true[number]:+.3f}" for number in ("score", "abs_gap"))
+        each = str(runs[0]) if runs[0] == runs[1] else " and ".join(map(str, runs))
+        texts = (f"{share:.3f}" for share in shares)
+        print("|", " | ".join((cells, each, *men_and_women, *differences, *texts)), "|", flush=True)
+
+
+def print_patients(datasets: int, rng: np.random.Generator) -> None:
+    columns = "scans a patient | correlation | runs | accuracy of A | of B | covers P | gap | absolute gap"
+    print(f"\n| {columns} | p < .05 for P | for absolute gap | by scans: P, gap, absolute gap | p |\n|{'---|' * 12}")
+    for (runs, systems), (scans, alike) in product(OF_PATIENTS, PATIENTS):
+        _, (ours, theirs) = row(CELLS[PAPER], runs, systems, datasets, rng, scans, alike, by_scans=True)
+        men_and_women = (" / ".join(f"{share:.2f}" for share in accuracy) for accuracy in systems)
+        before = [", ".join(f"{share:.3f}" for share in part) for part in (theirs[:3], theirs[3:])]
+        texts = (*(f"{share:.3f}" for share in ours), *before)
+        about = (str(scans), str(alike) if scans > 1 else "", str(runs[0]), *men_and_women)
+        print("|", " | ".join((*about, *texts)), "|", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
+    tables = {"systems": print_systems, "patients": print_patients}
+    parser.add_argument("--only", choices=tables, help="one table, by default both")
     options = parser.parse_args()
     gc.freeze()  # statsmodels collects garbage at each adjustment, which would take nearly all of the time
     start = time.perf_counter()
     rng = np.random.default_rng(options.seed)
     error = 1.96 * np.sqrt(0.95 * 0.05 / options.datasets)
     print(f"{options.datasets} data sets a row, so a coverage of .95 is seen as .95 +/- {error:.3f}.\n")
-    columns = "scans | runs | accuracy of A | of B | B - A in P | in absolute gap | covers P | gap | absolute gap"
-    print(f"| {columns} | p < .05 for P | for absolute gap |\n|{'---|' * 11}")
-    for cells, runs, systems in SETTINGS:
-        true = truth(CELLS[cells], systems)
-        covered: dict[str, list[bool]] = {number: [] for number in NUMBERS}
-        rejected: dict[str, list[bool]] = {"score": [], "abs_gap": []}
-        for _ in range(options.datasets):
-            (result,) = compare(draw(CELLS[cells], runs, systems, rng), 400, 400).comparisons
-            for number in NUMBERS:
-                interval = result.differences[number]
-                covered[number].append(interval.low <= true[number] <= interval.high)
-            for number, test in result.tests.items():
-                rejected[number].append(test.p_value < 0.05)
-        men_and_women = (" / ".join(f"{share:.2f}" for share in accuracy) for accuracy in systems)
-        shares = (f"{np.mean(each):.3f}" for each in (*covered.values(), *rejected.values()))
-        differences = (f"{true[number]:+.3f}" for number in ("score", "abs_gap"))
-        each = str(runs[0]) if runs[0] == runs[1] else " and ".join(map(str, runs))
-        print("|", " | ".join((cells, each, *men_and_women, *differences, *shares)), "|", flush=True)
+    for table in [options.only] if options.only else tables:
+        tables[table](options.datasets, rng)
     print(f"\n{time.perf_counter() - start:.0f} s")
 
 

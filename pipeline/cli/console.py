@@ -62,7 +62,8 @@ def _show_table(
 
 
 def _scans(result: Audit | Comparison | BeforeAfter) -> str:
-    return f"{result.n} {'SYNTHETIC scans (phantoms)' if result.synthetic else 'scans'}"
+    patients = f" of {result.n_patients} patients" if result.n_patients else ""
+    return f"{result.n} {'SYNTHETIC scans (phantoms)' if result.synthetic else 'scans'}{patients}"
 
 
 def say(text: str, sign: str = "") -> None:

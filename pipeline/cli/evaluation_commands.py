@@ -18,6 +18,8 @@ GroupBy = Annotated[list[str] | None, Option(help="Group column, by default sex;
 GroupName = Annotated[list[str] | None, Option(help="Groups in order; repeat the option.")]
 ClassName = Annotated[list[str] | None, Option(help="Classes in order; repeat the option.")]
 
+PatientColumn = Annotated[str | None,
+    Option(help="Column that says whose scan it is, by default patient if there is one.")]  # fmt: skip
 Split = Annotated[str | None, Option(help="Split, where a source has several.")]
 TrackingUri = Annotated[str | None, Option(help="MLflow store of the runs.")]
 Resamples = Annotated[int, Option(help="Bootstrap draws, and permutations.")]
@@ -50,8 +52,7 @@ def audit(
     group_by: GroupBy = None, group_name: GroupName = None, class_name: ClassName = None,
     label_column: Annotated[str, Option(help="Column of the true class.")] = "label",
     prediction_column: Annotated[str, Option(help="Column of the predicted class.")] = "prediction",
-    patient_column: Annotated[str | None,
-        Option(help="Column that says whose scan it is, by default patient if there is one.")] = None,
+    patient_column: PatientColumn = None,
     rename: Annotated[list[str] | None,
         Option(help="What a column's values stand for: COLUMN:VALUE=NAME,VALUE=NAME; repeat the option.")] = None,
     split: Split = None, tracking_uri: TrackingUri = None,
@@ -137,8 +138,8 @@ def compare(
         "output_dir of an evaluation, or an MLflow run (runs:/ID). Repeat a NAME to give it more runs.")],
     output: Annotated[Path | None,
         Option("-o", "--output", help="Also write the comparison to this JSON file.")] = None,
-    group_by: GroupBy = None, group_name: GroupName = None, class_name: ClassName = None, split: Split = None,
-    tracking_uri: TrackingUri = None,
+    group_by: GroupBy = None, group_name: GroupName = None, class_name: ClassName = None,
+    patient_column: PatientColumn = None, split: Split = None, tracking_uri: TrackingUri = None,
     confidence: Annotated[float, Option(help="Of the intervals; tests are at the level 1 - this.")] = 0.95,
     resamples: Resamples = 10_000,
     seed: Annotated[int, Option(help="Same seed, same comparison.")] = 0,
@@ -151,12 +152,9 @@ def compare(
     systems = {}
     for name, given in named_sources(sources).items():
         paths = [path for source in given for path in find_predictions(source, split, tracking_uri)]
-        systems[name] = [load_predictions(path, class_name, group_name, group_by) for path in paths]
-    if any(table.repeated for tables in systems.values() for table in tables):
-        said = (
-            "patients have several scans, and a comparison resamples scans: its intervals are too narrow, p too small"
-        )
-        say(said, "note")
+        systems[name] = [
+            load_predictions(path, class_name, group_name, group_by, patient_column=patient_column) for path in paths
+        ]
     result = compare_systems(systems, resamples, resamples, confidence, seed)
     _write(result, output)
     show_comparison(result)
@@ -193,7 +191,8 @@ def model_card(
     split: Annotated[str | None, Option(help="Split, where several were evaluated.")] = None,
     output: Annotated[Path, Option("-o", "--output", help="The Markdown file to write.")] = Path("MODEL_CARD.md"),
     bundle_readme: Annotated[Path | None,
-        Option(help="Also put the performance between the marks in this README.")] = None,
+        Option(help="Also put the performance between the marks in this README, and into its bundle's metadata.json.")
+    ] = None,
 ) -> None:  # fmt: skip
     """Write the model card of an evaluated checkpoint, and fill in the performance section of its bundle's README."""
     from ..reports.model_card import update_performance, write_model_card
@@ -257,6 +256,8 @@ def postprocess(
         fitted = fit.fit(method, table, **settings)
     before = tables.load_table(judged, group_by)
     after = fit.apply(fitted, before)
+    if fit_on is not None:
+        tables.refuse_shared_patients(fit_on, judged)
     result = before_after.before_after(before, after, resamples, confidence, seed)
     for path in outputs:
         path.parent.mkdir(parents=True, exist_ok=True)

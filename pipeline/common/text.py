@@ -36,6 +36,11 @@ def hint_at(near: Sequence[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def spelling(name: str) -> str:
+    """A name or an id in one Unicode form (NFC), without space at its ends."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
 def spelling_key(value: str) -> str:
     """The same for values that are most likely one: of other case, Unicode form, spaces, zeros before or behind.
 

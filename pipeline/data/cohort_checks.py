@@ -14,10 +14,11 @@ from fairlung.transforms.tables import KNOWN_COLUMNS
 
 from ..common.errors import UserError
 from ..common.names import CLASS_ALIASES, JOIN, SEX_SPELLINGS, SEXES, SPLIT_SPELLINGS, UNKNOWN
-from ..common.text import hint_at, nearest, one_line, quoted, spelling_key
+from ..common.text import hint_at, nearest, one_line, quoted, spelling, spelling_key
 from .groups import (
     AGE,
     AGE_BAND,
+    NO_VALUE,
     UnknownGroups,
     age_bands,
     doubtful_values,
@@ -25,6 +26,7 @@ from .groups import (
     group_values,
     joined,
     occurring_groups,
+    stands_for_none,
     years,
 )
 
@@ -227,14 +229,20 @@ def row_problems(table: pd.DataFrame, root: Path) -> Iterator[Problem]:
 
 
 def patient_problems(table: pd.DataFrame, columns: Names) -> Iterator[Problem]:
-    """A patient in several splits, or of both sexes where groups are by sex; ids are never shown."""
+    """A patient in several splits, or of both sexes where groups are by sex, and words for none; no id is shown."""
     rows = table[table["patient"] != ""] if "patient" in table else table.iloc[:0]
     patients = rows.get("patient", pd.Series(dtype=str))
+    for word, its in patients[patients.map(stands_for_none)].groupby(patients, sort=False):
+        where = f"line{'s' * (len(its) > 1)} {listed(list(its.index), most=10)}"
+        yield (
+            its.index[0],
+            f"patient {quoted(str(word))} ({where}) {NO_VALUE}, and would be one patient: leave it empty",
+        )
     # ids that differ in case or zeros may be of two patients; of one, they would judge what was trained on
     if "split" in rows:
         yield from _several(rows[rows["split"].isin(SPLITS)], patients.map(spelling_key), "split", "in ")
     if "sex" in rows and "sex" in columns:
-        yield from _several(rows[rows["sex"].isin(SEXES)], patients, "sex", "")
+        yield from _several(rows[rows["sex"].isin(SEXES)], patients.map(spelling), "sex", "")
 
 
 def _several(rows: pd.DataFrame, patients: pd.Series, column: str, word: str) -> Iterator[Problem]:

@@ -63,6 +63,11 @@ def doubtful_values(values: pd.Series) -> Iterator[tuple[str, str, str]]:
             yield value, f"{values.name} {shown(cut(value))} is written {shown(cut(other))}", other
 
 
+def stands_for_none(value: str) -> bool:
+    """Whether a text is what many tables write where there is no value, or "unknown"."""
+    return value.strip().casefold() in (*MISSING, UNKNOWN)
+
+
 def years(written: pd.Series) -> NDArray[np.float64]:
     """Ages in years, as numbers or as DICOM has them (065Y, 018M); NaN where it is neither."""
 

@@ -417,8 +417,9 @@ def _gap_evidence(
         plain = summaries(_resampled(confusion, settings.resamples, rng, "percentile", patients)[0])["gap"]
         distance, errors = beyond_fair(float(found["gap"][0]), mean), (draws["gap"].std(), ratio * plain.std())
         power = power_of_gap(distance, float(errors[0]), int(confusion.sum()), confidence, float(errors[1]))
-    fair_model = records.FairModel(*map(float, expected))
-    return {"fair_model": fair_model, "permutation": records.Permutation(tested, p_value), "power": power}
+    stayed = patients.stayed() if patients else None
+    permutation = records.Permutation(tested, None if stayed == confusion.sum() else p_value, stayed)
+    return {"fair_model": records.FairModel(*map(float, expected)), "permutation": permutation, "power": power}
 
 
 def _shared_classes(

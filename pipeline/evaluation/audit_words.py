@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .records import Audit, ByGroup, FairModel
+from .records import Audit, ByGroup, FairModel, Permutation
 from .resampling import TIE
 from .wording import (
     MOST_PLANNED,
@@ -17,6 +17,7 @@ from .wording import (
     value_text,
 )
 
+MOST_STAYED = 0.5  # share of the scans from which the test is said to say little
 MIX_GAP = 0.02  # a fair model's gap from which a verdict says that the groups differ in their mix of classes
 
 
@@ -24,10 +25,11 @@ def verdicts(result: Audit) -> list[Verdict]:
     """What an audit says, in words, the most important first."""
     found = _gap_verdicts(result)
     if result.patients:
-        text = (
-            f"The {result.n} scans are of {result.patients.n} patients: patients, not scans, were resampled and moved "
-        )
-        text += f"between the groups. The answers to a patient's scans correlate by {result.patients.correlation:.2f}."
+        text = f"The {result.n} scans are of {result.patients.n} patients: patients, not scans, were resampled"
+        text += "" if result.permutation.p_value is None else " and moved between the groups"
+        text += f". The answers to a patient's scans correlate by {result.patients.correlation:.2f}."
+        if (stayed := result.permutation.stayed) and not stayed_text(result):
+            text += f" {stayed} scans are of patients who stayed, as {PARTNERS} in another group."
         found.append(Verdict("note", text))
     if result.postprocess:
         text = f"These are not the network's own answers: they were post-processed ({result.postprocess})."
@@ -62,12 +64,34 @@ def _gap_verdicts(result: Audit) -> list[Verdict]:
 def _mix_verdicts(result: Audit) -> list[Verdict]:
     """A gap that comes of who was scanned, where it is large enough to mislead."""
     share = result.fair_model.gap_mean or 0.0
-    if abs(share) < MIX_GAP:
+    if abs(share) < MIX_GAP or stayed_text(result):
         return []
     first, second = result.group_names
-    text = f"{first} and {second} scans do not have the classes in the same proportions, which gives a perfectly "
+    mix = "the classes, or scans a patient," if result.patients else "the classes"
+    text = f"{first} and {second} scans do not have {mix} in the same proportions, which gives a perfectly "
     text += f"fair model a gap of {share:+.3f} here on average. The test allows for that; the interval does not."
     return [Verdict("note", f"{text} The F1 of a class, and so the lowest one, depends on it too; recall does not.")]
+
+
+PARTNERS = "no patient has the same classes and about as many scans (1, 2, 3-4, 5-8, ...)"
+
+
+def stayed_text(result: Audit) -> str:
+    """Why test and fair model say little, where most scans are of patients who could not change the group; else ""."""
+    stayed = result.permutation.stayed or 0
+    if stayed <= MOST_STAYED * result.n:
+        return ""
+    text = (
+        f"{stayed} of the {result.n} scans are of patients who cannot change the group, as {PARTNERS} in another group"
+    )
+    if result.permutation.p_value is None:
+        return f"{text}. So there is no test, and nothing is said of a fair model"
+    return f"{text}. So p is large whatever the model does, and a fair model of these scans shows much of the same gap"
+
+
+def p_text(permutation: Permutation) -> str:
+    """``p = 0.12``, or ``no p`` where there is no test."""
+    return "no p" if permutation.p_value is None else f"p = {permutation.p_value:.3g}"
 
 
 def few_groups(result: Audit) -> str:
@@ -87,6 +111,7 @@ def fair_gap_text(fair: FairModel, confidence: float = 0.95) -> str:
 
 def _gap_verdict(result: Audit) -> Verdict:
     overall, confidence, p = result.overall, result.settings.confidence, result.permutation.p_value
+    stayed = stayed_text(result)
     beside = fair_gap_text(result.fair_model, confidence)
     if overall.gap is not None:
         gap, expected = overall.gap, result.fair_model.gap_mean or 0.0
@@ -102,10 +127,14 @@ def _gap_verdict(result: Audit) -> Verdict:
         what = f"The largest gap between two groups, {gap.value:.3f} ("
         apart = not_none = gap.low > 0
         sentence = "the model does not serve all groups alike"
-    what += f"{in_percent(confidence)} interval {span(gap, signed=overall.gap is not None)}; p = {p:.3g})"
-    told = p <= 1 - confidence
+    what += f"{in_percent(confidence)} interval {span(gap, signed=overall.gap is not None)}; "
+    what += f"{p_text(result.permutation)})"
+    told = p is not None and p <= 1 - confidence
     if apart and told:
-        return Verdict("finding", f"{what} is larger than chance explains: {sentence}; {beside}.")
+        return Verdict("finding", f"{what} is larger than chance explains: {sentence}; {stayed or beside}.")
+    if stayed:
+        why = "is not 0, but nothing says whether chance explains it" if not_none else "may be 0 by its interval"
+        return Verdict("inconclusive", f"{what} {why}: {stayed}.")
     if not_none and not told and (overall.gap is None or not apart):
         what += " is not 0, but cannot be told from what a perfectly fair model shows on scans like these"
         return Verdict("inconclusive", f"{what}; {beside}.")
@@ -120,7 +149,7 @@ def _gap_verdict(result: Audit) -> Verdict:
 
 def _power_verdicts(result: Audit) -> list[Verdict]:
     power, n, expected = result.power, result.n, result.fair_model.gap_mean or 0.0
-    if power is None:
+    if power is None or stayed_text(result):
         return []
     scans = f"{n} scans"
     if result.patients:
@@ -153,7 +182,10 @@ def _worst_verdicts(result: Audit) -> list[Verdict]:
         return [Verdict("note", f"{worst.n_tied} cells have the lowest F1, {name} among them: {f1}.")]
     often, p = worst.share_of_resamples, worst.fair_p_value or 1.0
     text = f"The lowest F1 is that of {name}: {f1}; its recall is {span_text(worst.recall)}. It is the lowest in "
-    text += f"{in_percent(often)} of resamples; a perfectly fair model has {worst.fair_f1:.3f} there on average"
+    text += f"{in_percent(often)} of resamples"
+    if stayed_text(result):
+        return [Verdict("note", f"{text}.")]
+    text += f"; a perfectly fair model has {worst.fair_f1:.3f} there on average"
     if often >= confidence and p > 1 - confidence:
         text += ", so that the classes' proportions and not the model's answers make it the lowest"
     return [Verdict("finding" if often >= confidence and p <= 1 - confidence else "note", f"{text}.")]

@@ -17,6 +17,7 @@ from .audit import confusion_intervals, power_of_gap
 from .compare_words import verdicts
 from .paired import TESTED, CompareError, Floats, Patterns
 from .paired_auc import auc_differences
+from .patients import Clusters
 from .predictions import Predictions
 from .records import ComparedSystem, Comparison, DifferenceTest, PairComparison
 from .resampling import TIE, Estimate, check_resampling, estimate, estimate_from
@@ -31,13 +32,13 @@ def compare(
     A number of a system is :func:`~.over_runs`; a difference is the other system minus the reference. Scans of unknown
     group are counted (``n_unknown``) and left out.
 
-    A paired bootstrap draws the scans anew within class and group, the same for all runs. With one run each the
-    intervals are its percentiles, widened to hold the observed value, and the test of P permutes
-    (:func:`~.permute_scans`). Else intervals and tests are t, of the spread over scans and, where both systems have
-    several runs, between runs (:func:`~.distance`). The difference in |gap| has the test and interval of
-    :func:`~.gap_sizes`; none hold with more than two groups, nor for the worst cell, since the largest or lowest of
-    several noisy numbers moves with the noise. Holm's adjustment is over P and |gap| of every comparison. The
-    estimates of a single run are those of its audit for the same settings.
+    A paired bootstrap draws the patients anew within class and group, the same for all runs; a scan whose patient is
+    not known is a patient of its own. With one run each the intervals are its percentiles, widened to hold the observed
+    value, and the test of P swaps (:func:`~.permute_patients`). Else intervals and tests are t, of the spread over
+    patients and, where both systems have several runs, between runs (:func:`~.distance`). The difference in |gap| has
+    the test and interval of :func:`~.gap_sizes`; none hold with more than two groups, nor for the worst cell, since the
+    largest or lowest of several noisy numbers moves with the noise. Holm's adjustment is over P and |gap| of every
+    comparison. The estimates of a single run are those of its audit for the same settings.
 
     Args:
         systems: name -> a table a run; the first is the reference. The order of the scans may differ.
@@ -45,7 +46,7 @@ def compare(
         min_cell: scans of a group below which nothing is said of a difference.
 
     Raises:
-        CompareError: the tables are not of the same scans, classes and groups, or of fewer than two groups.
+        CompareError: the tables are not of the same scans, patients, classes and groups, or of fewer than two groups.
         ValueError: a setting is out of range.
 
     Example:
@@ -99,6 +100,7 @@ def compare(
         n=len(first.label), n_unknown=len(next(iter(systems.values()))[0].label) - len(first.label),
         class_names=first.class_names, group_names=first.group_names, group_by=first.group_by,
         group_scans=tuple(first.confusion()[:-1].sum((1, 2)).tolist()),
+        n_patients=first.n_patients,
         synthetic=any(table.synthetic for table in runs), reference=reference,
         settings=records.ComparisonSettings(resamples, permutations, confidence, seed, min_cell),
         systems=tuple(compared), comparisons=tuple(_adjusted(pairs)),
@@ -125,7 +127,7 @@ def _compare_pair(
     if one_each:
         drawn = {name: draws[name][:, b[0]] - draws[name][:, a[0]] for name in differences.keys() - {"abs_gap"}}
         differences |= {name: estimate_from(draw, differences[name].value, confidence) for name, draw in drawn.items()}
-        tests["score"] = _tested(paired.permute_scans(patterns, a[0], b[0], permutations, rng))
+        tests["score"] = _tested(paired.permute_patients(patterns, a[0], b[0], permutations, rng))
         share = _share_above(drawn["score"])
     given, alone, given_score = _differences(evidence, a, b, False, confidence) if seeds else (None, None, score)
     power = power_of_gap(score.value, given_score.spread.error()[0], int(patterns.count.sum()), 1 - level)
@@ -161,10 +163,10 @@ def _tested(p: float) -> DifferenceTest:
 
 def _run_estimates(table: Predictions, resamples: int, confidence: float, seed: int) -> dict[str, Estimate]:
     """The intervals of :func:`~.audit`, from the same draws: a run has the same numbers in both."""
-    rng = np.random.default_rng(seed)
-    confusion = table.confusion()[:-1]
-    found, _ = confusion_intervals(confusion, rng, resamples, confidence)
-    pooled, _ = confusion_intervals(confusion.sum(0, keepdims=True), rng, resamples, confidence)
+    rng, patients = np.random.default_rng(seed), Clusters.of(table)
+    confusion, together = table.confusion()[:-1], patients.pooled() if patients else None
+    found, _ = confusion_intervals(confusion, rng, resamples, confidence, patients=patients)
+    pooled, _ = confusion_intervals(confusion.sum(0, keepdims=True), rng, resamples, confidence, patients=together)
     named = {name: found[name] for name in ("score", "gap", "abs_gap") if name in found} | {"f1_macro": pooled["score"]}
     named |= {f"f1_{group}": tuple(part[g] for part in found["group_f1"]) for g, group in enumerate(table.group_names)}
     return {name: estimate(*parts) for name, parts in named.items()}

@@ -25,6 +25,11 @@ def verdicts(result: Comparison) -> list[Verdict]:
     if not few and len(result.group_names) > 2:
         text = f"No statement on a difference in |gap| of {len(result.group_names)} groups: {NO_INTERVAL}."
         found.append(Verdict("no-statement", f"{text} The differences in F1 of each group have theirs."))
+    if result.n_patients:
+        text = (
+            f"The {result.n} scans are of {result.n_patients} patients: patients, not scans, were resampled, and the "
+        )
+        found.append(Verdict("note", f"{text}predictions of all scans of a patient swapped together."))
     changed = [system for system in result.systems if system.postprocess]
     texts = [f"The answers of {system.name} were post-processed ({system.postprocess})." for system in changed]
     return found + [Verdict("note", text) for text in texts]
@@ -73,10 +78,11 @@ def _scans_verdict(pair: PairComparison, counts: tuple[int, int], result: Compar
         )
         text += "very runs and says nothing about other seeds."
     if scans is not None and scans > n:
+        alike = "in the same proportions" + (" and as many a patient" if result.n_patients else "")
         text += (
-            f" It takes about {planned(scans)} scans in the same proportions ({scans / n:.1f} times as many) to find "
+            f" It takes about {planned(scans)} scans {alike} ({scans / n:.1f} times as many) to find this difference "
         )
-        text += f"this difference in P between these models in {in_percent(POWER)} of studies, after Holm."
+        text += f"in P between these models in {in_percent(POWER)} of studies, after Holm."
     return Verdict("note", text)
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import UserError
-from ..common.text import quoted
+from ..common.text import quoted, spelling
 from .audit import summaries
+from .patient_column import warn_of_repeated
 from .predictions import Ints, Predictions
 from .resampling import TIE, Estimate, Floats
 from .wording import POWER
+
+logger = logging.getLogger(__name__)
 
 TESTED = ("score", "abs_gap")
 LARGEST_EFFECT = 1000.0  # in standard errors; every test sees it, and the noncentral t is finite
@@ -29,10 +34,13 @@ class CompareError(UserError, ValueError):
 
 
 def align(systems: Mapping[str, Sequence[Predictions]]) -> dict[str, list[Predictions]]:
-    """Every table (a system has one a run) with the scans in the order of the first one.
+    """Every table (a system has one a run) with the scans in the order of the first one, and with one set of patients.
 
-    CompareError: fewer than two systems, one without a table, or tables that differ in classes, groups, scans, or the
-    class or group of a scan; the first such scan is named.
+    Where some tables do not say whose their scans are, what the others say is taken, with a warning. Ids may differ
+    from table to table, as digests of other keys do: which scans are of one patient is what counts.
+
+    CompareError: fewer than two systems, one without a table, or tables that differ in classes, groups, scans, the
+    class or group of a scan, or in which scans are of one patient; the first such scan is named.
     """
     if len(systems) < 2:
         raise CompareError(f"a comparison needs two systems at least, got {len(systems)}")
@@ -40,10 +48,40 @@ def align(systems: Mapping[str, Sequence[Predictions]]) -> dict[str, list[Predic
         raise CompareError(f"{empty[0]} has no predictions")
     first = next(iter(systems))
     reference, aligned = systems[first][0], {}
+    called = {
+        name: [name] if len(tables) == 1 else [f"{name} (run {run + 1})" for run in range(len(tables))]
+        for name, tables in systems.items()
+    }
     for name, tables in systems.items():
-        called = [name] if len(tables) == 1 else [f"{name} (run {run + 1})" for run in range(len(tables))]
-        aligned[name] = [_like(reference, first, *pair) for pair in zip(tables, called, strict=True)]
-    return aligned
+        aligned[name] = [_like(reference, first, *pair) for pair in zip(tables, called[name], strict=True)]
+    titles = itertools.chain.from_iterable(called.values())
+    patient = _patients(dict(zip(titles, itertools.chain.from_iterable(aligned.values()), strict=True)))
+    return {name: [replace(table, patient=patient) for table in tables] for name, tables in aligned.items()}
+
+
+def _patients(tables: Mapping[str, Predictions]) -> Ints | None:
+    """[N] a number a patient, that of the patient's first scan, of tables in one order; None where no table says it."""
+    known = {name: table.patient for name, table in tables.items() if table.patient is not None}
+    if not known:
+        warn_of_repeated(next(iter(tables.values())).scan.tolist())
+        return None
+    (first, reference), *others = ((name, _first_of_patient(ids)) for name, ids in known.items())
+    for name, own in others:
+        if len(differs := np.flatnonzero(own != reference)):
+            i = int(differs[0])
+            # up to here both agree, so that the earlier scan begins a patient in both
+            j, one, two = (own[i], name, first) if own[i] < reference[i] else (reference[i], first, name)
+            scans = " and ".join(quoted(str(tables[first].scan[k])) for k in sorted((i, int(j))))
+            raise CompareError(f"scans {scans} are of one patient in {one}, of two in {two}")
+    if missing := [name for name in tables if name not in known]:
+        text = "%s: not said whose the scans are; what %s says is taken"
+        logger.warning(text, ", ".join(missing), first)
+    return reference
+
+
+def _first_of_patient(ids: Ints) -> Ints:
+    _, first, patient = np.unique(ids, return_index=True, return_inverse=True)
+    return first[patient].astype(np.int64)
 
 
 def _like(reference: Predictions, first: str, table: Predictions, name: str) -> Predictions:
@@ -58,6 +96,8 @@ def _like(reference: Predictions, first: str, table: Predictions, name: str) -> 
     wanted = dict.fromkeys(reference.scan.tolist())
     place = {scan: i for i, scan in enumerate(table.scan.tolist())}
     if lost := [scan for scan in wanted if scan not in place]:
+        if alike := [scan for scan in place if scan not in wanted and spelling(scan) == spelling(lost[0])]:
+            raise CompareError(f"scan {alike[0]!a} of {name} is written {lost[0]!a} in {first}: write it in one way")
         raise CompareError(f"not the same scans: {name} has no scan {quoted(lost[0])}, which {first} has")
     if extra := [scan for scan in place if scan not in wanted]:
         raise CompareError(f"not the same scans: {name} has a scan {quoted(extra[0])}, which {first} has not")
@@ -88,61 +128,86 @@ def draw_weights(count: Ints, resamples: int, rng: np.random.Generator) -> Float
 
 @dataclass(frozen=True)
 class Patterns:
-    """K patterns: scans alike in group, class and every run's prediction, which no number here can tell apart.
+    """P patterns: patients alike in group and in how many scans they have of which class and predictions of the runs.
 
-    A bootstrap or a permutation of the scans is one draw a pattern: 10,000 scans are no more work than their patterns.
+    No number here can tell them apart. A scan whose patient is not known is a patient of its own.
+
+    A bootstrap or a permutation of the patients is one draw a pattern: 10,000 are no more work than their patterns. The
+    K kinds are the scans of a pattern that are alike; with a scan a patient, K = P.
     """
 
     group: Ints  # [K]
     label: Ints  # [K]
     prediction: Ints  # [K, R] predicted class of each run
-    count: Ints  # [K] scans with the pattern
+    pattern: Ints  # [K] which pattern the kind is of
+    each: Ints  # [K] scans of a patient with the pattern
+    patients: Ints  # [P] patients with the pattern
     groups: int
     classes: int
 
     @classmethod
     def of(cls, runs: Sequence[Predictions]) -> Patterns:
-        """Patterns of the predictions of R runs on the same scans, all of known group."""
+        """Patterns of the predictions of R runs on the same scans, all of known group; the patients of the first."""
         first, columns = runs[0], [runs[0].group, runs[0].label, *(run.prediction for run in runs)]
-        found, count = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
-        return cls(found[:, 0], found[:, 1], found[:, 2:], count, len(first.group_names), len(first.class_names))
+        found, kind, count = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True, return_counts=True)
+        kinds, pattern, each, patients = np.arange(len(found)), np.arange(len(found)), np.ones_like(count), count
+        if first.patient is not None and first.repeated:
+            pairs, scans = np.unique(np.column_stack([first.patient, kind.ravel()]), axis=0, return_counts=True)
+            ends = np.flatnonzero(np.diff(pairs[:, 0])) + 1
+            parts = np.split(np.column_stack([pairs[:, 1], scans]), ends)
+            alike = sorted(Counter(tuple(map(tuple, part.tolist())) for part in parts).items())
+            kinds, each = np.array([pair for own, _ in alike for pair in own], dtype=np.int64).T
+            pattern = np.repeat(np.arange(len(alike)), [len(own) for own, _ in alike])
+            patients = np.array([number for _, number in alike], dtype=np.int64)
+        about = (pattern, each, patients, len(first.group_names), len(first.class_names))
+        return cls(found[kinds, 0], found[kinds, 1], found[kinds, 2:], *about)
 
-    def strata(self) -> list[tuple[int, int, Ints]]:
-        """Group, class and patterns of each cell that has a scan."""
-        return [
-            (g, c, inside)
-            for g, c in np.ndindex(self.groups, self.classes)
-            if len(inside := np.flatnonzero((self.group == g) & (self.label == c)))
-        ]
+    @property
+    def count(self) -> Ints:
+        """[K] scans of each kind."""
+        return self.patients[self.pattern] * self.each
+
+    def strata(self) -> list[Ints]:
+        """The patterns of each group and class that has a patient, and of the group's patients of several classes."""
+        first = np.flatnonzero(np.diff(self.pattern, prepend=-1))
+        least, most = (reduce.reduceat(self.label, first) for reduce in (np.minimum, np.maximum))
+        label = np.where(least == most, least, self.classes)
+        stratum = self.group[first] * (self.classes + 1) + label
+        return [np.flatnonzero(stratum == one) for one in np.unique(stratum)]
+
+    def scans(self, patients: NDArray[Any]) -> NDArray[Any]:
+        """Scans of each kind [B, K] of so many patients of each pattern [B, P]."""
+        return patients[:, self.pattern] * self.each
 
     def resample(self, resamples: int, rng: np.random.Generator) -> Floats:
-        """Bootstrap of the scans within each class and group, as the weight of each pattern: [B, K].
+        """Bootstrap of the patients of each stratum, as the weight of each kind of scan: [B, K].
 
-        Each of the n - 1 scans that :func:`draw_weights` draws of a cell stands for n / (n - 1): the cell keeps its n.
+        Each of the n - 1 patients that :func:`draw_weights` draws of a stratum stands for n / (n - 1) of them.
         """
-        weights = np.ones((resamples, len(self.count)))
-        for _, _, inside in self.strata():
-            weights[:, inside] = self.count[inside].sum() * draw_weights(self.count[inside], resamples, rng)
-        return weights
+        weights = np.ones((resamples, len(self.patients)))
+        for inside in self.strata():
+            weights[:, inside] = self.patients[inside].sum() * draw_weights(self.patients[inside], resamples, rng)
+        return self.scans(weights)
 
     def confusions(self, counts: NDArray[Any]) -> Floats:
-        """Confusion counts of every run when pattern k stands for ``counts[b, k]`` scans: [B, R, G, C, C]."""
+        """Confusion counts of every run when there are ``counts[b, k]`` scans of kind k: [B, R, G, C, C]."""
         runs = self.prediction.shape[1]
         found = np.zeros((len(counts), runs, self.groups, self.classes, self.classes))
-        for g, c, inside in self.strata():
-            said = np.eye(self.classes)[self.prediction[inside]].reshape(len(inside), -1)
+        for g, c in np.ndindex(self.groups, self.classes):
+            inside = np.flatnonzero((self.group == g) & (self.label == c))
+            said = np.eye(self.classes)[self.prediction[inside]].reshape(len(inside), runs * self.classes)
             found[:, :, g, c] = (counts[:, inside].astype(float) @ said).reshape(len(counts), runs, self.classes)
         return found
 
     def chunks(self, draws: int) -> list[int]:
         """How many draws to make at a time."""
-        numbers = 3 * len(self.count) + 10 * self.prediction.shape[1] * self.groups * self.classes**2
+        numbers = 3 * len(self.pattern) + 10 * self.prediction.shape[1] * self.groups * self.classes**2
         size = max(1, CHUNK_BYTES // (8 * numbers))
         return [min(size, draws - start) for start in range(0, draws, size)]
 
 
 def headline(confusion: NDArray[Any], group_names: Sequence[str]) -> dict[str, Floats]:
-    """The numbers that systems are compared by, of confusion counts [..., G, C, C] with the same empty cells.
+    """The numbers that systems are compared by, of confusion counts [..., G, C, C]; the first tells the empty cells.
 
     Returns:
         name -> [...]: ``score`` (P), with two groups ``gap``, ``abs_gap``, ``f1_macro`` (groups pooled),
@@ -179,27 +244,29 @@ def compared_numbers(numbers: Iterable[str]) -> list[str]:
 def bootstrap_runs(
     patterns: Patterns, group_names: Sequence[str], resamples: int, rng: np.random.Generator
 ) -> dict[str, Floats]:
-    """:func:`headline` of every run on the same resamples of the scans within class and group: name -> [B, R]."""
+    """:func:`headline` of every run on the same resamples of :meth:`Patterns.resample`: name -> [B, R]."""
     drawn = (patterns.confusions(patterns.resample(size, rng)) for size in patterns.chunks(resamples))
     parts = [headline(confusion, group_names) for confusion in drawn]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def permute_scans(patterns: Patterns, a: int, b: int, permutations: int, rng: np.random.Generator) -> float:
+def permute_patients(patterns: Patterns, a: int, b: int, permutations: int, rng: np.random.Generator) -> float:
     """Paired permutation test of P, for runs ``a`` and ``b`` of ``patterns``: are the trained models alike?
 
-    Null hypothesis: the two predictions of a scan could as well have been each other's. They are swapped with
-    probability 1/2, scan by scan, and p = (1 + #{|d*| >= |d|}) / (1 + permutations), d the difference in P. Where the
-    models differ in one cell, and only in right or wrong, this is McNemar's exact test. Models that have the same P
-    and are otherwise not alike are told apart no more often than the level says: swapping adds to the spread of d*.
+    Null hypothesis: the two predictions of a patient's scans could as well have been each other's. They are swapped
+    with probability 1/2, patient by patient, and p = (1 + #{|d*| >= |d|}) / (1 + permutations), d the difference in P.
+    Where a patient has one scan, and the models differ in one cell, and only in right or wrong, this is McNemar's exact
+    test. Models that have the same P and are otherwise not alike are told apart no more often than the level says:
+    swapping adds to the spread of d*.
     """
     differs = patterns.prediction[:, a] != patterns.prediction[:, b]
-    count = np.where(differs, patterns.count, 0)  # swapping equal predictions changes nothing
+    differ = np.bincount(patterns.pattern, differs) > 0
+    count = np.where(differ, patterns.patients, 0)  # swapping equal predictions changes nothing
     observed = patterns.confusions(patterns.count[None])[0]
     distance = np.abs(np.diff(summaries(observed[[a, b]])["score"]))
     extreme = 0
     for size in patterns.chunks(permutations):
-        moved = patterns.confusions(rng.binomial(count, 0.5, size=(size, len(count))))
+        moved = patterns.confusions(patterns.scans(rng.binomial(count, 0.5, size=(size, len(count)))))
         change = moved[:, b] - moved[:, a]
         drawn = summaries(observed[b] - change)["score"] - summaries(observed[a] + change)["score"]
         extreme += int((np.abs(drawn) >= distance - TIE).sum())
@@ -253,8 +320,9 @@ def distance(a: Floats, b: Floats, drawn_a: Floats, drawn_b: Floats, seeds: bool
 
     With ``seeds`` it is about the ways of training: chance is in the scans, the same for all runs, and in the runs,
     two of each system at least. With u the variance over scans of the mean of R runs, and v the mean of the variances
-    of single runs, (v - u) / (R - 1) is what these very runs get right or wrong by chance on single scans. The spread
-    between runs holds it already, so it is taken out of the scans' part: adding both (Owen 2007) counts it twice.
+    of single runs, (v - u) / (R - 1) is what these very runs get right or wrong by chance on single scans or
+    patients. The spread between runs holds it already, so it is taken out of the scans' part: adding both (Owen 2007)
+    counts it twice.
     """
     scans = float((drawn_b.mean(1) - drawn_a.mean(1)).var())
     value = float(b.mean() - a.mean())
@@ -276,7 +344,7 @@ def gap_sizes(minus: Distance, plus: Distance, confidence: float) -> tuple[Estim
     nearer both gaps are to 0, the more cautious are both: noise makes a gap look larger, and that is no difference.
     """
     u, v = minus.estimate(confidence), plus.estimate(confidence)
-    corners = [_size_difference(*corner) for corner in product((u.low, u.high), (v.low, v.high))]
+    corners = [_size_difference(*corner) for corner in itertools.product((u.low, u.high), (v.low, v.high))]
     found = Estimate(_size_difference(u.value, v.value), min(corners), max(corners))
     return found, max(minus.test(), plus.test())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..common.names import UNKNOWN_GROUP
-from ..common.text import named
+from ..common.text import named, quoted, spelling
+from ..data.groups import NO_VALUE, stands_for_none
 from ..data.pseudonyms import DIGITS
 
 logger = logging.getLogger(__name__)
@@ -26,14 +26,15 @@ SUFFIX = re.compile(r"(\.[a-z][a-z\d]{1,4}){1,2}$", re.IGNORECASE)  # of a file
 MOST_OF_ONE = 10  # scans of one patient; a stem that more have is a year, a site or a fold
 
 
-def spelling(patient: str) -> str:
-    """An id in one Unicode form (NFC), without space at its ends."""
-    return unicodedata.normalize("NFC", patient).strip()
+def patient_ids(values: pd.Series, shown: pd.Series, faults: list[str]) -> NDArray[np.int64]:
+    """[N] a number a patient, of a column of ids; who has none is a patient of his own, with a warning.
 
-
-def patient_ids(values: pd.Series) -> NDArray[np.int64]:
-    """[N] a number a patient, of a column of ids; who has none is a patient of his own, with a warning."""
+    A word for no value, which would make one patient of all who have it, goes to ``faults`` with its scan's name.
+    """
     ids = values.map(spelling)
+    none = ids.map(stands_for_none)
+    said = zip(shown[none], ids[none], strict=True)
+    faults += [f"{scan}: patient {quoted(word)} {NO_VALUE}: leave it empty" for scan, word in said]
     if empty := int((ids == "").sum()):
         logger.warning("%d of %d scans have no patient: each is taken for a patient of its own", empty, len(ids))
     own = [f"\0{row}" for row in range(len(ids))]

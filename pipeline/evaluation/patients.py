@@ -114,6 +114,12 @@ class Clusters:
                 draws[:, g] += np.tensordot(rng.multinomial(patients, share, size=resamples), self.patterns[of], 1)
         return draws
 
+    def stayed(self) -> int:
+        """Scans that :meth:`shuffled` leaves where they are: no patient of another group is in their exact stratum."""
+        scans = self.count.sum(1) * self.patterns.sum((1, 2))
+        alone = [of for of in self.strata(exact=True) if (self.count[of].sum(0) > 0).sum() == 1]
+        return int(sum(scans[of].sum() for of in alone))
+
     def shuffled(self, permutations: int, rng: np.random.Generator) -> Floats:
         """[B, G, C, C] with whole patients moved between the groups, within exact strata.
 

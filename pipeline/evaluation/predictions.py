@@ -19,7 +19,7 @@ from ..common import run_folder
 from ..common.errors import UserError
 from ..common.names import CLASS_NAMES, SEX_SPELLINGS, UNKNOWN_GROUP
 from ..common.tables import read_frame
-from ..common.text import cut, did_you_mean, hint_at, named, printable, quoted, spelling_key
+from ..common.text import cut, did_you_mean, hint_at, named, printable, quoted, spelling, spelling_key
 from ..data.cohort_checks import listed
 from ..data.groups import (
     JOIN,
@@ -74,7 +74,13 @@ class Predictions:
     @property
     def repeated(self) -> bool:
         """Whether some patient has several scans, as far as the table says."""
-        return self.patient is not None and len(np.unique(self.patient)) < len(self.patient)
+        return self.n_patients is not None
+
+    @property
+    def n_patients(self) -> int | None:
+        """Whose the scans are, where some patient has several; else None."""
+        n = len(self.scan) if self.patient is None else len(np.unique(self.patient))
+        return n if n < len(self.scan) else None
 
     def known(self) -> Predictions:
         return self.take(self.group != UNKNOWN_GROUP)
@@ -158,7 +164,7 @@ def load_predictions(
     for column, names in rename.items():
         table[column] = table[column].replace(names)
     scan = table[scan_column] if scan_column in table else pd.Series([f"line {i + 2}" for i in range(len(table))])
-    faults = [f"{quoted(name)} is there twice" for name in scan[scan.duplicated()].unique()]
+    faults = [f"{quoted(name)} is there twice" for name in scan[scan.map(spelling).duplicated()].unique()]
     classes = tuple(class_names) if class_names else _classes(path, table, label_column, prediction_column)
     shown = scan.map(named)
     faults += [f"{name}: the network's output was not finite, so that it has no answer" for name in shown[_lost(table)]]
@@ -172,7 +178,8 @@ def load_predictions(
         wanted = f"neither a column {prediction_column!r} nor {PROBABILITY}<class> columns"
         raise PredictionsError(f"{path}: {wanted}; {has}")
     group, groups = _groups(path, table, shown, group_by, group_names, faults)
-    patient = patient_ids(table[patient_column or PATIENT]) if (patient_column or PATIENT) in table else None
+    of = patient_column or PATIENT
+    patient = patient_ids(table[of], shown, faults) if of in table else None
     if patient is not None and (several := of_several_groups(patient, group, shown, groups)):
         faults.append(several)
     if faults:

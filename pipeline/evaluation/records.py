@@ -130,7 +130,8 @@ class Permutation:
     """p-value of the permutation test of ``gap`` or, with more than two groups, ``abs_gap``."""
 
     statistic: str
-    p_value: float
+    p_value: float | None  # None where no patient could change the group
+    stayed: int | None = None  # scans of patients who could not; None where every scan is taken for another patient
 
 
 @dataclass(frozen=True)
@@ -295,6 +296,11 @@ class Audit:
     patients: RepeatedPatients | None = None  # None: every scan is taken for another patient
     verdicts: tuple[Verdict, ...] = ()  # the most important first
 
+    @property
+    def n_patients(self) -> int | None:
+        """Of the n scans, where some have several."""
+        return self.patients.n if self.patients else None
+
 
 @dataclass(frozen=True)
 class ComparedSystem:
@@ -375,6 +381,7 @@ class Comparison:
     group_names: tuple[str, ...]
     group_by: tuple[str, ...]
     group_scans: tuple[int, ...] = ()  # of the n, by group; comparisons of 0.1 do not say
+    n_patients: int | None = None  # of the n scans, where some have several
     synthetic: bool = False
     reference: str
     settings: ComparisonSettings

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from ..data.groups import MIN_CELL
 from ..evaluation.audit import summaries
 from ..evaluation.calibration import BINS, bin_of
+from ..evaluation.patient_column import warn_of_repeated
+from ..evaluation.patients import resample_scans
 from ..evaluation.predictions import Predictions
-from ..evaluation.resampling import Estimate, check_resampling, estimate, resample_counts
+from ..evaluation.resampling import Estimate, check_resampling, estimate
 from ..evaluation.wording import few_scans, in_percent, number_name, span
 from .fitted import Floats, PostprocessError, given_probabilities, log_probabilities
 
@@ -57,6 +59,7 @@ class BeforeAfter:
     moved: Moved
     cost: tuple[str, ...] = ()
     absent_groups: tuple[str, ...] = ()  # without a scan, left out of group_names and of every number
+    n_patients: int | None = None  # of the n scans, where some have several: then patients were resampled
 
 
 def before_after(
@@ -64,10 +67,11 @@ def before_after(
 ) -> BeforeAfter:
     """What a post-processing changed on the same scans of known group, with paired bootstrap intervals of the changes.
 
-    Scans are resampled within class and group, the same ones before and after. The interval is the basic bootstrap's,
-    twice the observed change minus the percentiles (Davison and Hinkley 1997, Sec. 5.2.1): ECE and |gap| are biased
-    upward on a sample, and resamples are biased once more, which the percentile interval would count twice. How often
-    it holds the truth: benchmarks/postprocessing.py, docs/postprocessing.md.
+    Scans are resampled within class and group, or patients where some have several (:func:`~.resample_scans`), the same
+    ones before and after. The interval is the basic bootstrap's, twice the observed change minus the percentiles
+    (Davison and Hinkley 1997, Sec. 5.2.1): ECE and |gap| are biased upward on a sample, and resamples are biased once
+    more, which the percentile interval would count twice. How often it holds the truth: benchmarks/postprocessing.py,
+    docs/postprocessing.md.
 
     Raises:
         ValueError: a setting is out of range, or the scans, labels or groups differ.
@@ -82,10 +86,14 @@ def before_after(
     before, after = before.known().present_groups(), after.known().present_groups()
     if not len(before.label):
         raise PostprocessError("no scan has a known group")
-    strata = before.group * len(before.class_names) + before.label
-    counts = resample_counts(strata, resamples, np.random.default_rng(seed))
+    if before.patient is None:
+        warn_of_repeated(before.scan.tolist())
+    rng, patient = np.random.default_rng(seed), before.patient if before.repeated else None
     # the first row is the scans themselves, so that one formula gives the value and its resamples
-    counts = np.concatenate([np.ones((1, len(strata))), counts])
+    counts = np.ones((1 + resamples, len(before.label)))
+    for inside in (before.group == g for g in range(len(before.group_names))):
+        of = None if patient is None else patient[inside]
+        counts[1:, inside] = resample_scans(before.label[inside], of, resamples, rng)
     numbers = [_numbers(part, counts, len(before.group_names)) for part in (before, after)]
     tail = (1 - confidence) / 2
 
@@ -109,7 +117,8 @@ def before_after(
             for g, name in enumerate(before.group_names)
             for inside in [before.group == g]
         ),
-        moved=moved(np.ones(len(strata), dtype=bool)),
+        moved=moved(np.ones(len(before.label), dtype=bool)),
+        n_patients=before.n_patients,
     )  # fmt: skip
     absent = tuple(name for name in names if name not in before.group_names)
     return replace(result, absent_groups=absent, cost=cost(replace(result, absent_groups=absent)))
@@ -132,7 +141,8 @@ def _numbers(predictions: Predictions, counts: Floats, groups: int) -> dict[str,
     surplus = ((said == label) - sure)[:, None] * np.eye(BINS)[bin_of(sure)]
     parts = {f" {g}": predictions.group == g for g in range(groups)} | {"": np.ones(len(label), dtype=bool)}
     for suffix, inside in parts.items():
-        n, drawn = int(inside.sum()), counts[:, inside]  # resampling within groups keeps n
+        drawn = counts[:, inside]
+        n = drawn.sum(1)
         numbers[f"nll{suffix}"] = drawn @ nll[inside] / n
         numbers[f"brier{suffix}"] = drawn @ brier[inside] / n
         numbers[f"ece{suffix}"] = np.abs(drawn @ surplus[inside]).sum(1) / n

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from ..common.tables import write_frame
-from ..common.text import named, quoted
+from ..common.text import named, quoted, spelling
+from ..data.groups import stands_for_none
 from ..evaluation.patient_column import DIGEST, PATIENT
 from ..evaluation.predictions import (
     LISTED,
@@ -66,11 +67,28 @@ def load_unlabelled(path: str | Path) -> UnlabelledPredictions:
     return UnlabelledPredictions(scan.to_numpy(dtype=str), probabilities, names)
 
 
+def refuse_shared_patients(fit_on: Path, judged: Path) -> None:
+    """PostprocessError where a patient has scans in both tables; digests of different keys have none in common."""
+    rows = []
+    for path in (fit_on, judged):
+        table = read_table(path)
+        ids = table[PATIENT].map(spelling) if PATIENT in table else pd.Series("", index=table.index)
+        rows.append(table["scan"].groupby(ids.where(~ids.map(stands_for_none), "")).first().drop("", errors="ignore"))
+    fitted, others = rows
+    if len(both := fitted.index.intersection(others.index)):
+        text = f"{len(both)} patients have" if len(both) > 1 else "1 patient has"
+        example = f"{quoted(fitted[both[0]])} of {fit_on} and {quoted(others[both[0]])} of {judged}"
+        raise PostprocessError(
+            f"{text} scans in both tables, such as {example}: fit on other patients than those judged"
+        )
+
+
 def write_table(path: str | Path, original: str | Path, predictions: Predictions, method: Method) -> None:
     """Write post-processed predictions: scan, label, groups, prediction, prob_<class>, postprocess, synthetic, patient.
 
     ``original`` is the CSV that the predictions come from, with the same scans in the same order; of its other columns
-    ``site`` alone is copied. The column ``postprocess`` says the method: nobody takes the table for the model's own.
+    ``patient`` alone is copied, where it holds our digests. The column ``postprocess`` says the method: nobody takes
+    the table for the model's own.
     """
     probabilities = given_probabilities(predictions)
     given = _raw(Path(original))

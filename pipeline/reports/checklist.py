@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from .. import __version__
-from ..evaluation.audit_words import few_groups
+from ..evaluation.audit_words import few_groups, p_text
 from ..evaluation.records import Audit
 from ..evaluation.wording import percent, span_text
 from .document import Table
@@ -59,7 +59,7 @@ def _intervals(known: Known) -> str:
     settings = known.audit.settings
     return (
         f"{percent(settings.confidence)} intervals by {settings.resamples:,} {settings.method} bootstrap resamples; "
-        f"permutation test of the gap, {settings.permutations:,} draws, p = {known.audit.permutation.p_value:.3g}"
+        f"permutation test of the gap, {settings.permutations:,} draws, {p_text(known.audit.permutation)}"
     )
 
 

@@ -126,11 +126,12 @@ def _auc_blocks(result: Comparison, confidence: str) -> tuple[Paragraph | Table,
 
 def _comparison_method(result: Comparison, confidence: str) -> tuple[Paragraph, ...]:
     settings = result.settings
+    unit, one = ("patients", "patient's scans") if result.n_patients else ("scans", "scan")
     of_pairs = []
     if any(pair.share_higher is not None for pair in result.comparisons):
         of_pairs.append(
             "With one run each, intervals of differences are percentiles of the resamples, and the test of P swaps the "
-            f"two predictions of a scan ({settings.permutations:,} permutations): could they have been each other's?"
+            f"two predictions of a {one} ({settings.permutations:,} permutations): could they have been each other's?"
         )
     if any(pair.share_higher is None for pair in result.comparisons):
         of_pairs.append(
@@ -138,7 +139,7 @@ def _comparison_method(result: Comparison, confidence: str) -> tuple[Paragraph, 
             "both systems have several runs, of that between their runs: is the difference 0?"
         )
     texts = [
-        f"{settings.resamples:,} bootstrap resamples of the scans within each class and group are the same for all "
+        f"{settings.resamples:,} bootstrap resamples of the {unit} within each class and group are the same for all "
         f"runs. {' '.join(of_pairs)} The intervals of single runs are those of their audits.",
         "|gap| of several runs is the size of their mean gap. The test of a difference in |gap| asks whether the two "
         "gaps are of one size, of whatever sign: it takes the larger p of the tests that they are equal, and that one "

@@ -131,9 +131,11 @@ def headline_table(audit: Audit) -> Table:
     rows.append((number_name("f1_macro"), overall.f1_macro))
     rows += [(number_name(f"accuracy_{group.group}"), group.accuracy) for group in audit.groups]
     texts = [(name, *value_and_span(estimate, estimate is overall.gap)) for name, estimate in rows]
-    expected = value_text(fair.abs_gap_mean), f"up to {value_text(fair.abs_gap_p95)}"
-    texts.append((f"{size} of a perfectly fair model of this score", *expected))
-    texts.append(("p of the permutation test of the gap", f"{audit.permutation.p_value:.3g}", NONE))
+    p = audit.permutation.p_value
+    if p is not None:  # else nobody could change the group, as in a fair model
+        expected = value_text(fair.abs_gap_mean), f"up to {value_text(fair.abs_gap_p95)}"
+        texts.append((f"{size} of a perfectly fair model of this score", *expected))
+    texts.append(("p of the permutation test of the gap", NONE if p is None else f"{p:.3g}", NONE))
     share = percent(audit.settings.confidence)
     columns = ("", "value", f"{share} interval")
     return Table(f"Headline numbers (the fair model: mean, and {share} of its samples)", columns, tuple(texts))
@@ -176,9 +178,11 @@ def _estimates_picture(audit: Audit, confidence: str) -> Picture:
     said += [f"gap {span_text(overall.gap, signed=True)}"] if overall.gap is not None else []
     said += [f"|gap| {span_text(overall.abs_gap)}"]
     expected = f"a fair model shows |gap| {fair.abs_gap_mean:.3f} on average, up to {fair.abs_gap_p95:.3f}"
-    alt = f"Intervals ({confidence}): {'; '.join(said)}. Beside it, {expected}."
-    caption = f"Points with their {confidence} intervals. Shaded: where {confidence} of the samples of a perfectly "
-    caption += "fair model of this score fall on scans like these."
+    alt, caption = f"Intervals ({confidence}): {'; '.join(said)}.", f"Points with their {confidence} intervals."
+    if audit.permutation.p_value is not None:
+        alt += f" Beside it, {expected}."
+        caption += f" Shaded: where {confidence} of the samples of a perfectly fair model of this score fall on scans "
+        caption += "like these."
     return figure_picture(estimates_figure(audit), "estimates", alt, caption)
 
 

@@ -58,18 +58,23 @@ def estimates_figure(audit: Audit) -> Figure:
     guessing = top.axvline(chance, color=GREY, linestyle=":", linewidth=1.2)
     top.set_xlim(0, 1)
     top.set_xlabel("F1", fontsize=9)
-    p95, mean = fair.abs_gap_p95, fair.abs_gap_mean
+    tested = audit.permutation.p_value is not None  # else nothing is known of a fair model
+    p95, mean = (fair.abs_gap_p95, fair.abs_gap_mean) if tested else (0.0, 0.0)
     reach = 1.12 * max(p95, *(max(abs(e.low), abs(e.high)) for _, e, _, _ in gaps), 0.01)
     low, high = fair.gap_low or 0.0, p95 if fair.gap_high is None else fair.gap_high
-    shade = bottom.axvspan(low, high, color="#DDDDDD", zorder=0)
+    marks, labels = [guessing], [f"guessing evenly: about {chance:.2f}"]
     bottom.axvline(0, color="black", linewidth=1)
-    row = panels[1][-1][3]
-    (expected,) = bottom.plot(mean, row, "d", color="white", markeredgecolor="black", markersize=7, zorder=5)
+    if tested:
+        marks.append(bottom.axvspan(low, high, color="#DDDDDD", zorder=0))
+        (expected,) = bottom.plot(
+            mean, panels[1][-1][3], "d", color="white", markeredgecolor="black", markersize=7, zorder=5
+        )
+        marks.append(expected)
+        of_samples = f"{percent(audit.settings.confidence)} of samples"
+        labels += [f"a fair model: {of_samples}, {low:+.3f} to {high:+.3f}", f"a fair model: mean |gap| {mean:.3f}"]
     bottom.set_xlim(0 if overall.gap is None else -reach, reach)
     bottom.set_xlabel("difference in F1", fontsize=9)
-    of_samples = f"{percent(audit.settings.confidence)} of samples"
-    labels = [f"guessing evenly: about {chance:.2f}", f"a fair model: {of_samples}, {low:+.3f} to {high:+.3f}"]
-    _legend(figure, [guessing, shade, expected], [*labels, f"a fair model: mean |gap| {mean:.3f}"])
+    _legend(figure, marks, labels)
     return figure
 
 

@@ -1,5 +1,8 @@
-"""The model card of an evaluated checkpoint, and the performance section of a bundle's README."""
+"""The model card of an evaluated checkpoint, and its performance in a bundle: README's section, metadata's numbers."""
 
+import filecmp
+import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,9 @@ import yaml
 from .. import __version__
 from ..common.errors import UserError
 from ..common.names import OBJECTIVE_SETTINGS
-from ..evaluation.audit_words import fair_gap_text, few_groups
+from ..evaluation.audit_words import fair_gap_text, few_groups, p_text, stayed_text
+from ..evaluation.records import Audit, to_plain
+from ..evaluation.resampling import Estimate
 from ..evaluation.wording import percent, span_text
 from ..networks.checkpoint import model_settings, said_of, training_record
 from .checklist import NOT_STATED, checklist
@@ -18,6 +23,9 @@ from .evaluation_report import calibration_table, cells_table, differences_table
 from .evidence import Evidence, read_evidence
 from .parts import OPTIMISTIC, synthetic_badge
 
+logger = logging.getLogger(__name__)
+
+EVAL_METRICS = '"eval_metrics": '  # where a metadata.json of MONAI has them
 START, END = "<!-- performance:start -->", "<!-- performance:end -->"
 PREPROCESSING = {
     "window": "HU that become 0 and 1", "trim_fraction": "share of slices dropped at each end", "num_slices": "slices",
@@ -40,7 +48,9 @@ def write_model_card(evaluation_dir: str | Path, path: str | Path) -> Path:
 def update_performance(readme: str | Path, evaluation_dir: str | Path) -> None:
     """Put the performance of an evaluation between the marks :data:`START` and :data:`END` of a README.
 
-    A README that does not hold each mark once, in this order, is left as it was: MarksError.
+    Where the README is that of a bundle whose models/model.pt is the judged checkpoint, byte by byte, its metadata.json
+    gets the numbers too (:func:`eval_metrics`). A README that does not hold each mark once, in this order, is left as
+    it was: MarksError.
     """
     readme = Path(readme)
     try:
@@ -54,8 +64,48 @@ def update_performance(readme: str | Path, evaluation_dir: str | Path) -> None:
     if END not in rest:
         raise MarksError(f"{readme}: the mark {END} stands before {START}")
     after = rest.split(END)[1]
-    section = performance_markdown(read_evidence(evaluation_dir))
+    evidence = read_evidence(evaluation_dir)
+    section = performance_markdown(evidence)
     readme.write_bytes(f"{before}{START}\n{section}{END}{after}".encode(errors="backslashreplace"))
+    bundle, file = readme.parent.parent, evidence.checkpoint_file
+    model, metadata = bundle / "models" / "model.pt", bundle / "configs" / "metadata.json"
+    if not metadata.is_file():
+        return
+    if file is None or not model.is_file() or not filecmp.cmp(model, file, shallow=False):
+        logger.warning("%s keeps its eval_metrics: %s is not the judged checkpoint", metadata, model)
+        return
+    record = training_record(file)
+    write_eval_metrics(metadata, eval_metrics(evidence.audit, evidence.split, str(record.get("run") or "")))
+
+
+def eval_metrics(audit: Audit, split: str, run: str) -> dict[str, Any]:
+    """What an audit says of a model, for ``eval_metrics`` of a bundle's metadata.json: numbers by their keys in it.
+
+    Of a group of too few scans for a statement, and then of P and the gap, there is no number. ``run`` is the
+    training's, as the checkpoint says it; "" is left out.
+    """
+    few = few_groups(audit)
+    enough = [group for group in audit.groups if group.n >= audit.settings.min_cell]
+    numbers = {} if few else {key: estimate for key, estimate in audit.overall.numbers().items() if key != "f1_macro"}
+    numbers |= {f"f1_{group.group}": Estimate(*group.f1[:3]) for group in enough}
+    about = {
+        "run": run, "split": split, "scans": audit.n, "patients": audit.n_patients, "postprocess": audit.postprocess,
+    }  # fmt: skip
+    found = {name: value for name, value in about.items() if value}
+    found |= {"synthetic": audit.synthetic, "confidence": audit.settings.confidence}
+    return found | to_plain(numbers) | {"verdict": audit.verdicts[0].text if audit.verdicts else NOT_STATED}
+
+
+def write_eval_metrics(metadata: Path, metrics: Mapping[str, Any]) -> None:
+    """Put ``eval_metrics`` into a metadata.json, whose other text stays as it is; ValueError where it has no place."""
+    text = metadata.read_text(encoding="utf-8")
+    before, key, after = text.partition(EVAL_METRICS)
+    if not key:
+        raise ValueError(f"{metadata} has no {EVAL_METRICS.strip(': ')}")
+    _, end = json.JSONDecoder().raw_decode(after)
+    indent = before[before.rfind("\n") + 1 :]
+    made = json.dumps(metrics, indent=indent or 4, ensure_ascii=False).replace("\n", f"\n{indent}")
+    write_text(metadata, f"{before}{key}{made}{after[end:]}")
 
 
 def performance_markdown(evidence: Evidence) -> str:
@@ -160,11 +210,13 @@ def _fairness(evidence: Evidence) -> list[str]:
         gap = f"The largest gap in macro F1 between two groups is {span_text(overall.abs_gap)}"
     fair = fair_gap_text(audit.fair_model, audit.settings.confidence)
     few = ", too few for a statement" if worst.small else ""
-    said = f"{fair[0].upper()}{fair[1:]}. Permutation test of the gap: p = {audit.permutation.p_value:.3g}."
+    said = f"{fair[0].upper()}{fair[1:]}. Permutation test of the gap: {p_text(audit.permutation)}."
+    if stayed := stayed_text(audit):
+        said = f"{stayed}. Permutation test of the gap: {p_text(audit.permutation)}."
     if shared := audit.shared_classes:
         alone = span_text(shared.gap, signed=True) if shared.gap is not None else span_text(shared.abs_gap)
         said = "A group has no scan of a class, which counts there whatever the model does. Of the classes that every "
-        said += f"group has ({', '.join(shared.class_names)}) it is {alone}, p = {shared.permutation.p_value:.3g}."
+        said += f"group has ({', '.join(shared.class_names)}) it is {alone}, {p_text(shared.permutation)}."
     if small := few_groups(audit):
         said = f"{small[0].upper()}{small[1:]}: no statement on the gap."
     return [

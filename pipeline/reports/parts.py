@@ -15,7 +15,8 @@ NONE = "\u2013"  # in a table, where there is no number
 
 def scan_facts(result: Audit | Comparison) -> tuple[tuple[str, str], ...]:
     unknown = result.n_unknown
-    scans = f"{result.n:,}" + (f" (and {unknown:,} of unknown group, left out)" if unknown else "")
+    patients = f" of {result.n_patients:,} patients" if result.n_patients else ""
+    scans = f"{result.n:,}{patients}" + (f" (and {unknown:,} of unknown group, left out)" if unknown else "")
     groups = f"{', '.join(result.group_names)} (by {', '.join(result.group_by)})"
     return ("Scans", scans), ("Classes", ", ".join(result.class_names)), ("Groups", groups)
 

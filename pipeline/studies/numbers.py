@@ -13,6 +13,7 @@ from ..evaluation.audit import confusion_intervals
 from ..evaluation.compare import compare, holm
 from ..evaluation.compare_words import NO_INTERVAL, few_groups
 from ..evaluation.paired import TESTED, CompareError, over_runs
+from ..evaluation.patients import Clusters
 from ..evaluation.predictions import Predictions
 from ..evaluation.resampling import TIE, Estimate
 from ..evaluation.wording import Verdict, in_percent, number_name, span
@@ -84,8 +85,9 @@ def alike(values: Sequence[float]) -> bool:
 
 def over_scans(table: Predictions, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
     """The audit's intervals of one table: number -> :class:`Estimate`. Groups without a scan have none."""
-    table = table.present_groups()
-    found, _ = confusion_intervals(table.confusion()[:-1], np.random.default_rng(seed), resamples, confidence)
+    table = table.known().present_groups()
+    counts, rng, patients = table.confusion()[:-1], np.random.default_rng(seed), Clusters.of(table)
+    found, _ = confusion_intervals(counts, rng, resamples, confidence, patients=patients)
     numbers = {name: Estimate(*map(float, found[name])) for name in ("score", "gap", "abs_gap") if name in found}
     value, low, high = found["group_f1"]
     f1 = {f"f1_{n}": Estimate(float(value[g]), float(low[g]), float(high[g])) for g, n in enumerate(table.group_names)}

@@ -128,9 +128,18 @@ def numbers_of(table: Predictions) -> dict[str, float]:
 
 
 def pooled(tables: Sequence[Predictions]) -> Predictions:
-    """Tables of different scans, of the same classes and groups, as one with neither probabilities nor duplicates."""
+    """Tables of different scans, of the same classes and groups, as one with neither probabilities nor duplicates.
+
+    Their numbers of patients are their own: no patient is in two, as folds never part one.
+    """
     names = ("scan", "label", "prediction", "group")
     columns: dict[str, Any] = {name: np.concatenate([getattr(table, name) for table in tables]) for name in names}
+    parts = [table.patient for table in tables if table.patient is not None]
+    if len(parts) == len(tables):
+        starts = np.cumsum([0, *(part.max() + 1 for part in parts[:-1])])
+        columns["patient"] = np.concatenate([part + start for part, start in zip(parts, starts, strict=True)])
+    else:
+        columns["patient"] = None
     return replace(tables[0], **columns, probabilities=None, synthetic=any(table.synthetic for table in tables))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..evaluation.audit import fair_model
+from ..evaluation.patients import Clusters
 from ..evaluation.resampling import check_resampling
 from .numbers import Best, Row, device_table, make_row, tell_best
 from .record import ALPHA, StudyError, load_study, status_text
@@ -66,8 +67,9 @@ def fair_gap(tables: StudyTables) -> tuple[str, float]:
     """The configuration of the highest P, and the mean |gap| of a perfectly fair model as good as it."""
     best = max(tables.rows, key=lambda row: row.estimates["score"].value)
     rng = np.random.default_rng(tables.seed)
-    judged = (replicate.predictions.present_groups() for replicate in tables.results.replicates[best.label])
-    draws = [fair_model(table.confusion()[:-1], FAIR_SAMPLES, rng)["abs_gap"].mean() for table in judged]
+    judged = (replicate.predictions.known().present_groups() for replicate in tables.results.replicates[best.label])
+    counts = ((table.confusion()[:-1], Clusters.of(table)) for table in judged)
+    draws = [fair_model(table, FAIR_SAMPLES, rng, patients)["abs_gap"].mean() for table, patients in counts]
     return best.label, float(np.mean(draws))
 
 

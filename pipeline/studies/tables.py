@@ -290,13 +290,16 @@ def study_document(tables: StudyTables) -> Document:
 def study_facts(results: Results) -> tuple[tuple[str, str], ...]:
     """What was run, which scans chose and which judged: (name, value) pairs."""
     study, table = results.study, results.any_table
+    judged = results.judged.known()
+    patients = f" of {judged.n_patients:,} patients" if judged.n_patients else ""
+    scans = f"{len(judged.label):,}{patients}"
     protocol = {"given": "the cohort's own splits", "nested": "nested folds", "final": "held-out split"}[study.protocol]
     protocol += f", {study.folds} folds" if study.folds > 1 else ""
     protocol += f" x {study.repeats} repeats" if study.repeats > 1 else ""
     return (
         ("Protocol", protocol), ("Chosen on", study.chosen_on), ("Judged on", study.judged_on),
         ("Runs", status_text(study)), ("Seeds", ", ".join(map(str, dict.fromkeys(run.seed for run in study.runs)))),
-        ("Devices", ", ".join(results.devices)), ("Scans that judge", f"{len(results.judged.known().label):,}"),
+        ("Devices", ", ".join(results.devices)), ("Scans that judge", scans),
         ("Classes", ", ".join(table.class_names)),
         ("Groups", f"{', '.join(table.group_names)} (by {', '.join(table.group_by)})"),
     )  # fmt: skip
@@ -310,12 +313,12 @@ def _unfinished_table(runs: Sequence[StudyRun]) -> Table:
 
 
 def _method(tables: StudyTables, left_out: Sequence[str]) -> list[str]:
-    confidence = percent(tables.confidence)
+    confidence, unit = percent(tables.confidence), "patients" if tables.results.judged.known().repeated else "scans"
     texts = [
         f"Intervals over seeds are {confidence} t intervals of the mean (scipy). With one seed it is the audit's "
-        f"interval: {tables.resamples:,} bootstrap resamples of the scans within each class and group.",
+        f"interval: {tables.resamples:,} bootstrap resamples of the {unit} within each class and group.",
         "The best P (and the smallest |gap|) is in bold only where the difference to the next is beyond the noise: the "
-        f"t test of fairlung compare, over seeds and over {tables.resamples:,} resamples of the scans, finds a "
+        f"t test of fairlung compare, over seeds and over {tables.resamples:,} resamples of the {unit}, finds a "
         f"difference at {percent(1 - tables.confidence)} after Holm's adjustment over the tests made. "
         "Configurations with fewer seeds than the next are tested too.",
         "The Pareto front of Figure 3 holds the configurations whose mean no other beats or equals in both P and |gap| "

@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from .. import __version__
 from ..networks.checkpoint import INFERENCE_NETWORK, NETWORK, model_settings, require_checkpoint
+from ..reports.model_card import write_eval_metrics
 from .champion import RegistryError
 
 if TYPE_CHECKING:
@@ -48,11 +49,13 @@ def pip_requirements() -> list[str]:
 
 
 def log_bundle_model(
-    client: MlflowClient, run_id: str, checkpoint: str | Path, bundle_root: str | Path, name: str = "classifier"
-) -> str:
+    client: MlflowClient, run_id: str, checkpoint: str | Path, bundle_root: str | Path, name: str = "classifier",
+    metrics: Mapping[str, Any] | None = None,
+) -> str:  # fmt: skip
     """Log a checkpoint of train.yaml as a model of an MLflow run; returns its id, which ``models:/<id>`` loads.
 
-    Nothing in the model names this machine. The run may be finished. The model takes the bundle's configs along.
+    Nothing in the model names this machine. The run may be finished. The model takes the bundle's configs along, with
+    ``metrics`` (:func:`~.eval_metrics`) in its metadata.json; the bundle's own stays as it is.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*Any type hint", UserWarning)  # MLflow, at import, about its own classes
@@ -74,6 +77,8 @@ def log_bundle_model(
     try:
         with TemporaryDirectory() as folder:
             artifacts = _stage(Path(folder, "stage"), Path(checkpoint), Path(bundle_root))
+            if metrics:
+                write_eval_metrics(artifacts["bundle"] / "configs" / "metadata.json", metrics)
             ids = {"model_uuid": logged.model_id, "model_id": logged.model_id}
             model = Model(artifact_path=f"models:/{logged.model_id}", run_id=run_id, **ids)
             path = Path(folder, "model")

@@ -16,8 +16,9 @@ from ..common.distributed import is_primary
 from ..common.run_folder import RECORD, training_dir
 from ..common.text import without_login
 from ..evaluation.records import Audit, read_record
-from ..networks.checkpoint import require_checkpoint
+from ..networks.checkpoint import require_checkpoint, training_record
 from ..reports.document import escape_markdown
+from ..reports.model_card import eval_metrics
 from .bundle_model import log_bundle_model
 from .champion import RULE, Candidate, Decision, Judgement, RegistryError, challenge, champion, read_judgement
 from .loggable import headline_table, metric_name
@@ -64,9 +65,7 @@ def register_model(
     # without a server, MLflow would look for models:/ in the process's default store, which may be another
     server = client.tracking_uri.startswith("http")
     source = f"models:/{model_id}" if server else client.get_logged_model(model_id).artifact_location
-    audit = None
-    with suppress(OSError, ValueError):
-        audit = read_record(Audit, evaluation_dir / run_folder.AUDIT)
+    audit = _audit(evaluation_dir)
     about = {"tags": tags, "description": _description(judgement, result, audit, evaluation)}
     created = client.create_model_version(name, source, run_id=run_id, model_id=model_id, **about)
     new = Candidate(int(created.version), judgement)
@@ -75,6 +74,21 @@ def register_model(
         client.set_registered_model_alias(name, CHAMPION, str(new.version))
     logger.info("%s version %d, champion: %s (%s)", name, new.version, decision.champion, decision.reason)
     return Registered(name, new.version, decision)
+
+
+def _audit(evaluation_dir: Path) -> Audit | None:
+    with suppress(OSError, ValueError):
+        return read_record(Audit, evaluation_dir / run_folder.AUDIT)
+    return None
+
+
+def _eval_metrics(evaluation_dir: Path, checkpoint: str | Path) -> dict[str, Any]:
+    """What the audit of the checkpoint's evaluation says, for the published bundle's metadata; nothing without one."""
+    audit = _audit(evaluation_dir)
+    if audit is None:
+        return {}
+    split = json.loads((evaluation_dir / run_folder.METRICS).read_text())["split"]
+    return eval_metrics(audit, split, str(training_record(checkpoint).get("run") or ""))
 
 
 def _decide(client: MlflowClient, name: str, new: Candidate) -> Decision:
@@ -137,7 +151,9 @@ def register_evaluation(
             raise RegistryError("MLflow does not have the evaluation's run")
         client = MlflowClient(tracking_uri=tracker.tracking_uri or get_tracking_uri())
         judgement = read_judgement(evaluation_dir)
-        model_id = log_bundle_model(client, tracker.run_id, checkpoint, bundle_root)
+        model_id = log_bundle_model(
+            client, tracker.run_id, checkpoint, bundle_root, metrics=_eval_metrics(Path(evaluation_dir), checkpoint)
+        )
         return register_model(client, name, model_id, tracker.run_id, judgement, Path(evaluation_dir))
     except Exception as error:
         tracker.finish()  # the evaluation is done and did not fail
@@ -191,5 +207,7 @@ def register_output(
         client.get_run(record["run_id"])
     except MlflowException as error:
         raise RegistryError(f"the store has no run {record['run_id']} ({error}); pass --tracking-uri") from error
-    model_id = log_bundle_model(client, record["run_id"], chosen, bundle_root)
+    model_id = log_bundle_model(
+        client, record["run_id"], chosen, bundle_root, metrics=_eval_metrics(evaluation_dir, chosen)
+    )
     return register_model(client, name, model_id, record["run_id"], judgement, evaluation_dir)

@@ -56,16 +56,19 @@ def test_the_command_shows_verdicts_and_writes_the_comparison(cli, tmp_path: Pat
     assert done.output.index("old has one run") < done.output.index("pooled macro F1")
     assert f"{expected.comparisons[0].differences['score'].value:+.3f}" in done.output
     assert "DOE" not in done.output + out.read_text()
-    assert "resamples scans" not in done.output
+    assert "patients" not in done.output
 
 
-def test_a_comparison_of_patients_with_several_scans_says_that_it_resamples_scans(cli, tmp_path: Path) -> None:
+def test_a_comparison_of_patients_with_several_scans_says_how_many_there_are(cli, tmp_path: Path) -> None:
     for name, seed in (("old", 5), ("new", 0)):
         table = pd.read_csv(write(tmp_path / f"{name}.csv", runs(seed)[0]), dtype=str)
-        table["patient"] = table["sex"] + (table.index // 2).astype(str)
-        table.to_csv(tmp_path / f"{name}.csv", index=False)
-    done = cli(tmp_path / "old.csv", tmp_path / "new.csv", "--resamples", 200)
-    assert done.output.startswith("note patients have several scans, and a comparison resamples scans"), done.output
+        table["who"] = name + table["sex"] + (table.index // 2).astype(str)  # ids of two keys
+        table.drop(columns="patient").to_csv(tmp_path / f"{name}.csv", index=False)
+    number = len(set(table["who"]))
+    done = cli(tmp_path / "old.csv", tmp_path / "new.csv", "--resamples", 200, "--patient-column", "who")
+    assert f"The 155 scans are of {number} patients: patients, not scans, were resampled" in done.output, done.output
+    assert f"155 scans of {number} patients, mean" in done.output
+    assert "patients" not in cli(tmp_path / "old.csv", tmp_path / "new.csv", "--resamples", 200).output
 
 
 def test_the_command_says_what_is_wrong(cli, tmp_path: Path) -> None:

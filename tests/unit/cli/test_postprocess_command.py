@@ -83,6 +83,29 @@ def test_a_digest_of_the_patient_is_kept(cli: Callable, tables) -> None:
     assert list(pd.read_csv(out, keep_default_na=False, dtype=str)["patient"]) == digests
 
 
+def test_a_patient_with_scans_in_both_tables_is_refused(cli: Callable, tables) -> None:
+    val, test, out = tables
+    ids = np.array([f"Smith {i}" for i in range(80)])
+    for shared in ("Zo\u00eb Roe", "Zoe\u0308 Roe "):
+        table(predictions(25, 80), val, patient=np.where(np.arange(80) == 7, shared, "val " + ids))
+        table(predictions(26, 80), test, patient=np.where(np.arange(80) == 3, "Zo\u00eb Roe", "test " + ids))
+        done = cli("temperature", "--fit", val, "--apply", test, "-o", out)
+        said = (
+            f"1 patient has scans in both tables, such as '25/7' of {val} and '26/3' of {test}: fit on other patients"
+        )
+        assert done.exit_code == 1 and said in done.output.replace("\n", " "), done.output
+        assert "Roe" not in done.output and not out.exists()
+
+
+def test_where_patients_have_several_scans_they_are_resampled(cli: Callable, tables) -> None:
+    val, test, out = tables
+    given = predictions(26, 80)
+    table(given, test, patient=[f"{g} {i // 4}" for i, g in enumerate(given.group)])
+    done = cli("temperature", "--fit", val, "--apply", test, "-o", out, "--resamples", 100)
+    number = len({(g, i // 4) for i, g in enumerate(given.group)})
+    assert f"Before and after, 80 scans of {number} patients" in done.output
+
+
 def test_the_command_takes_named_frequencies_and_unlabelled_scans(cli: Callable, tables, tmp_path: Path) -> None:
     val, test, out = tables
     numbers = [part for name, n in zip(CLASSES, (70, 10, 10, 10), strict=True) for part in ("--target", f"{name}={n}")]

@@ -237,6 +237,26 @@ def test_groups_that_differ_are_two(tmp_path, pair):
     assert set(load(path, group_by="site", group_names=None, allow_empty_cells=True).group_names) == set(pair)
 
 
+@pytest.mark.fault(
+    "wrong",
+    "NA as the patient of many scans of a cohort",
+    before="taken for one patient",
+    now="refused, with the lines",
+)
+def test_a_word_for_no_patient_is_refused(tmp_path):
+    rows = full_rows()
+    rows[0]["patient"] = rows[1]["patient"] = "N/A"
+    said = message(write_rows(tmp_path, rows)).splitlines()
+    text = "patient 'N/A' (lines 2, 3) is what many tables write where there is no value, and would be one patient"
+    assert f"  - {text}: leave it empty" in said
+
+
+def test_a_patient_of_two_sexes_is_refused_in_either_unicode_form(tmp_path):
+    rows = full_rows()
+    rows[0]["patient"], rows[1]["patient"] = "Zo\u00eb", "Zoe\u0308"
+    assert "one patient is male (line 2) and female (line 3), the id written" in message(write_rows(tmp_path, rows))
+
+
 @pytest.mark.fault("wrong", "one patient of two sexes", before="taken as it is", now="refused, with the lines")
 def test_a_patient_of_two_sexes_is_refused(tmp_path):
     rows = full_rows()

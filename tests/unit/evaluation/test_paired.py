@@ -21,7 +21,7 @@ from fairlung.pipeline.evaluation.paired import (
     gap_sizes,
     headline,
     over_runs,
-    permute_scans,
+    permute_patients,
     runs_needed,
 )
 
@@ -80,11 +80,11 @@ def test_a_cell_of_one_scan_is_in_every_resample() -> None:
 def test_chunks_of_a_large_comparison_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = [*runs(6), *runs(7)]
     patterns = Patterns.of(tables)
-    whole = permute_scans(patterns, 0, 1, 300, np.random.default_rng(0))
+    whole = permute_patients(patterns, 0, 1, 300, np.random.default_rng(0))
     monkeypatch.setattr("fairlung.pipeline.evaluation.paired.CHUNK_BYTES", 10_000)
     assert len(patterns.chunks(300)) > 1 and sum(patterns.chunks(300)) == 300
     assert bootstrap_runs(patterns, SEXES, 301, np.random.default_rng(0))["score"].shape == (301, 2)
-    assert permute_scans(patterns, 0, 1, 300, np.random.default_rng(0)) == whole
+    assert permute_patients(patterns, 0, 1, 300, np.random.default_rng(0)) == whole
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(9, 3), (2, 10), (4, 4), (0, 6)])
@@ -95,7 +95,7 @@ def test_swapping_scans_is_mcnemars_exact_test_in_one_cell(only_a: int, only_b: 
     a[cell[:only_b]] = 1
     b[cell[only_b : only_b + only_a]] = 1
     patterns = Patterns.of([table(label, group, a), table(label, group, b)])
-    found = permute_scans(patterns, 0, 1, 20_000, np.random.default_rng(0))
+    found = permute_patients(patterns, 0, 1, 20_000, np.random.default_rng(0))
     expected = mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue
     assert found == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / 20_000) + 1e-4)
 
@@ -110,12 +110,12 @@ def test_swapping_scans_rejects_true_null_hypotheses_as_often_as_it_says() -> No
             table(label, group, np.where(rng.random(len(label)) < difficulty, label, rng.integers(0, 4, len(label))))
             for _ in range(2)
         ]
-        rejected += permute_scans(Patterns.of(pair), 0, 1, 199, rng) <= 0.05
+        rejected += permute_patients(Patterns.of(pair), 0, 1, 199, rng) <= 0.05
     assert binomtest(rejected, simulations, 0.05).pvalue > 0.001, rejected / simulations
 
 
 def test_swapping_scans_finds_a_large_difference() -> None:
-    p = permute_scans(Patterns.of([*runs(0, right=0.5), *runs(1, right=0.9)]), 0, 1, 999, np.random.default_rng(0))
+    p = permute_patients(Patterns.of([*runs(0, right=0.5), *runs(1, right=0.9)]), 0, 1, 999, np.random.default_rng(0))
     assert p == 0.001
 
 

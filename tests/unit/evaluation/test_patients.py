@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +27,11 @@ from fairlung.pipeline.evaluation.calibration import group_calibration
 from fairlung.pipeline.evaluation.patient_column import seem_repeated
 from fairlung.pipeline.evaluation.patients import Clusters, design_effects, intraclass_correlation
 from fairlung.pipeline.evaluation.predictions import Predictions, PredictionsError, load_predictions
+from fairlung.pipeline.evaluation.records import Audit, from_plain, json_text
 from fairlung.pipeline.evaluation.resampling import wilson
-from fairlung.pipeline.reports.evaluation_report import _method_blocks
+from fairlung.pipeline.reports.evaluation_report import _method_blocks, evaluation_report
+from fairlung.pipeline.reports.evidence import Evidence
+from fairlung.pipeline.reports.model_card import model_card
 
 FAST = {"resamples": 400, "permutations": 400}
 COUNTS = np.array(paper_cells()["systems"]["CE"]["confusion"])
@@ -233,6 +237,65 @@ def test_an_audit_says_that_patients_were_resampled() -> None:
         assert ("stay together" in made) is (unit == "patients")
 
 
+def of_sizes(men: list[int], women: list[int]) -> Predictions:
+    """Patients of so many scans, of one class each; nearly all men are answered right, of the women some."""
+    rng = np.random.default_rng(0)
+    patients = len(men) + len(women)
+    patient = np.repeat(np.arange(patients), [*men, *women])
+    group = (patient >= len(men)).astype(np.int64)
+    label = patient % 3
+    said = np.where(rng.random(patients)[patient] < np.where(group == 0, 0.9, 0.6), label, (label + 1) % 3)
+    names = np.arange(len(patient)).astype(str)
+    return Predictions(names, label, said, group, None, tuple("abc"), ("male", "female"), ("sex",), patient=patient)
+
+
+@pytest.mark.fault(
+    "wrong",
+    "p where no patient of one sex has as many scans as one of the other",
+    before="p = 1, whatever the model does",
+    now="no p, and why, with the scans that stayed",
+)
+def test_where_nobody_can_change_the_group_there_is_no_p() -> None:
+    table = of_sizes([1] * 60, [5] * 60)
+    assert permutation_test(table.confusion()[:-1], 200, np.random.default_rng(0), clusters(table)) == 1
+    result = audit(table, **FAST)
+    assert (result.permutation.p_value, result.permutation.stayed) == (None, 360)
+    assert from_plain(Audit, json.loads(json_text(result))) == result
+    said = [verdict.text for verdict in result.verdicts]
+    assert "no p) is not 0, but nothing says whether chance explains it: 360 of the 360 scans are of pat" in said[0]
+    assert result.verdicts[0].level == "inconclusive" and "and moved between" not in said[1]
+    report, card = str(evaluation_report(Evidence(result))), model_card(Evidence(result))
+    for text in (*said, report.replace("is said of a fair model", ""), card):
+        text = text.replace("nothing is said of a fair model", "")
+        assert "fair model of this score" not in text and "p = " not in text, text
+    assert "360 of the 360 scans" in report and "360 of the 360 scans" in card and "no p" in card
+
+
+@pytest.mark.parametrize(("men", "women", "stayed"), [([1] * 60, [5] * 55 + [1] * 5, 275), ([1] * 5, [3, 4] * 3, 26)])
+def test_a_test_that_moves_few_says_so(men: list[int], women: list[int], stayed: int) -> None:
+    result = audit(of_sizes(men, women), **FAST)
+    assert result.permutation.stayed == stayed
+    if stayed < result.n:
+        assert result.permutation.p_value is not None
+        assert (
+            f"{stayed} of the {result.n} scans are of patients who cannot change the group" in result.verdicts[0].text
+        )
+    several = audit(of_sizes([1] * 60 + [7] * 3, [1] * 60), **FAST)
+    assert several.permutation.stayed == 21 and "cannot change" not in several.verdicts[0].text
+    assert any("21 scans are of patients who stayed" in verdict.text for verdict in several.verdicts)
+    assert audit(of_sizes([1] * 60, [1] * 60), **FAST).permutation.stayed is None
+
+
+def test_scans_that_stay_are_those_that_no_shuffle_moves() -> None:
+    patients = clusters(drawn(np.random.default_rng(6), 40))
+    alone = sum(
+        int(patients.patterns[of].sum((1, 2)) @ patients.count[of].sum(1))
+        for of in patients.strata(exact=True)
+        if len({g for one in of for g in (0, 1) if patients.count[one, g]}) == 1
+    )
+    assert 0 < patients.stayed() == alone
+
+
 # ---- tables ---------------------------------------------------------------------------------------------------------
 def written(folder: Path, **columns: list[str]) -> Path:
     rows = len(next(iter(columns.values())))
@@ -253,6 +316,22 @@ def test_a_column_says_whose_a_scan_is(tmp_path: Path, caplog: pytest.LogCapture
     assert load_predictions(path, patient_column="who").repeated
     with pytest.raises(PredictionsError, match="no column 'whom' .did you mean 'who'"):
         load_predictions(path, patient_column="whom")
+
+
+@pytest.mark.fault(
+    "wrong", "NA as the patient of many scans of a table", before="taken for one patient", now="refused, with the scans"
+)
+@pytest.mark.parametrize("word", ["NA", "n/a", "Unknown", "none", "-"])
+def test_a_word_for_no_patient_is_refused(tmp_path: Path, word: str) -> None:
+    with pytest.raises(PredictionsError) as caught:
+        load_predictions(written(tmp_path, patient=["P1", word, "P2", word]))
+    said = f"s1: patient '{word}' is what many tables write where there is no value: leave it empty"
+    assert said in str(caught.value) and "s3: patient" in str(caught.value) and "P1" not in str(caught.value)
+
+
+def test_one_scan_in_two_unicode_forms_is_there_twice(tmp_path: Path) -> None:
+    with pytest.raises(PredictionsError, match="is there twice"):
+        load_predictions(written(tmp_path, scan=["Zo\u00eb", "Zoe\u0308", "s2", "s3"]))
 
 
 @pytest.mark.fault(

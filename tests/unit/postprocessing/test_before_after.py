@@ -9,6 +9,7 @@ import pytest
 from noisy_predictions import CLASSES, predictions, refused, score_and_gap
 from sklearn.metrics import f1_score, log_loss
 
+from fairlung.pipeline.evaluation.audit import summaries
 from fairlung.pipeline.evaluation.calibration import expected_calibration_error
 from fairlung.pipeline.evaluation.resampling import Estimate, resample_counts
 from fairlung.pipeline.postprocessing.before_after import BeforeAfter, Change, GroupChange, Moved, before_after, cost
@@ -75,6 +76,56 @@ def test_intervals_are_those_of_resampled_scans_taken_one_by_one() -> None:
         value = found.value
         low, high = 2 * value - np.quantile(draws, [0.9, 0.1])
         assert (found.low, found.high) == pytest.approx((min(low, value), max(high, value)), abs=1e-12)
+
+
+def test_intervals_of_patients_are_those_of_patients_drawn_one_by_one() -> None:
+    """An oracle in loops: the scans of the drawn patients, as often as they were drawn."""
+    rng = np.random.default_rng(4)
+    patient = np.repeat(np.arange(40), rng.integers(1, 4, 40))
+    before = predictions(21, len(patient))
+    label = np.where(patient % 5 == 0, before.label, patient % 4)  # every fifth of several classes
+    before = replace(before, label=label, group=patient % 2, patient=patient)
+    after = apply(fit_prior(target=dict(zip(CLASSES, (1, 2, 3, 4), strict=True))), before)
+    result = before_after(before, after, resamples=3000, confidence=0.8)
+    assert result.n_patients == 40
+    classes = [set(label[patient == one].tolist()) for one in range(40)]
+    strata: dict[tuple[int, int], list[int]] = {}
+    for one, has in enumerate(classes):
+        strata.setdefault((one % 2, min(has) if len(has) == 1 else -1), []).append(one)
+    changes: dict[str, list[float]] = {"score": [], "nll": []}
+    for _ in range(300):
+        chosen = np.concatenate([rng.choice(part, len(part)) for part in strata.values()])
+        drawn = np.concatenate([np.flatnonzero(patient == one) for one in chosen])
+        a, b = before.take(drawn), after.take(drawn)
+        numbers = [
+            (summaries(p.confusion()[:-1])["score"], -np.log(p.probabilities[np.arange(len(drawn)), p.label]).mean())
+            for p in (a, b)
+        ]
+        for name, old, new in zip(changes, *numbers, strict=True):
+            changes[name].append(new - old)
+    scans = before_after(replace(before, patient=None), after, resamples=3000, confidence=0.8)
+    for name, draws in changes.items():
+        ours, theirs = result.numbers[name].change, np.quantile(draws, [0.1, 0.9])
+        assert ours.high - ours.low == pytest.approx(theirs[1] - theirs[0], rel=0.15)
+        assert scans.numbers[name].change.value == ours.value
+
+
+def test_with_one_scan_a_patient_nothing_changes() -> None:
+    before = predictions(21, 60)
+    after = apply(fit_prior(target=dict(zip(CLASSES, (1, 2, 3, 4), strict=True))), before)
+    several = replace(before, patient=np.random.default_rng(0).permutation(60))
+    assert before_after(several, after, resamples=100) == before_after(before, after, resamples=100)
+
+
+def test_the_same_scan_several_times_says_what_one_says() -> None:
+    before = predictions(21, 60)
+    after = apply(fit_prior(target=dict(zip(CLASSES, (1, 2, 3, 4), strict=True))), before)
+    rows = np.repeat(np.arange(60), 3)
+    often = [replace(part.take(rows), patient=rows) for part in (before, after)]
+    once, thrice = before_after(before, after, resamples=100), before_after(*often, resamples=100)
+    assert (thrice.n, thrice.n_patients) == (180, 60)
+    for name, number in once.numbers.items():
+        assert tuple(thrice.numbers[name].change) == pytest.approx(tuple(number.change)), name
 
 
 def test_nothing_changed_costs_nothing() -> None:

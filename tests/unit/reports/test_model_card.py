@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,9 +17,23 @@ from evaluations import (
     markdown_tables,
     page_of,
 )
+from reconstruction import predictions_of
 
+from fairlung.pipeline.evaluation.audit import audit as audit_of
+from fairlung.pipeline.evaluation.records import to_plain
 from fairlung.pipeline.networks.checkpoint import MODEL_SETTINGS
-from fairlung.pipeline.reports.model_card import END, START, MarksError, update_performance, write_model_card
+from fairlung.pipeline.reports.evidence import Evidence
+from fairlung.pipeline.reports.model_card import (
+    END,
+    START,
+    MarksError,
+    eval_metrics,
+    model_card,
+    update_performance,
+    write_model_card,
+)
+
+SHIPPED = Path(__file__).parents[3] / "bundles" / "fair_lung_ct" / "configs" / "metadata.json"
 
 
 def test_a_model_card_is_filled_from_the_evaluation(tmp_path):
@@ -86,6 +104,35 @@ def test_the_checklist_says_what_the_audit_says_and_nothing_else(tmp_path):
     assert answers["Missing data"].startswith(f"{audit['n_unknown']} scans of unknown sex")
 
 
+def numbers_in(content):
+    """Every number of audit.json but those of its settings and words."""
+    if isinstance(content, dict):
+        return [n for key, part in content.items() if key not in ("settings", "verdicts") for n in numbers_in(part)]
+    if isinstance(content, list):
+        return [number for part in content for number in numbers_in(part)]
+    return [content] if isinstance(content, (int, float)) and not isinstance(content, bool) else []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_number_of_a_card_contradicts_its_audit(seed):
+    rng = np.random.default_rng(seed)
+    shares = rng.dirichlet([6, 1, 1], (2, 3)).take([[0, 1, 2], [1, 0, 2], [1, 2, 0]][seed], axis=-1)
+    support = rng.integers(3 if seed == 1 else 12, 60, (2, 3))
+    found = audit_of(predictions_of(rng.multinomial(support, shares)), 100, 100)
+    card = model_card(Evidence(found)).replace("\\", "")
+    verdicts = [verdict.text for verdict in found.verdicts]
+    assert all(text in card for text in verdicts)
+    for text in verdicts:
+        card = card.replace(text, "")
+    told = {f"{abs(number):.3f}" for number in numbers_in(to_plain(found))}
+    said = re.findall(r"(?<![\d.])\d\.\d{3}(?!\d)", card)
+    assert len(said) > 40 and set(said) <= told, set(said) - told
+    tested = {f"{found.permutation.p_value:.3g}"}
+    assert set(re.findall(r"p = ([\d.e-]+?)[.,;]?(?:\s|$)", card)) == tested
+    scans = {int(n) for n in re.findall(r"(\d+) scans", card)}
+    assert scans <= {int(number) for number in numbers_in(to_plain(found))} | {found.settings.min_cell}
+
+
 def test_performance_is_put_between_the_marks_and_nowhere_else(run, tmp_path):
     readme = tmp_path / "README.md"
     before, after = "# Bundle\r\n\r\nText <!-- other -->\r\n", "\r\n## Next\r\n"
@@ -99,6 +146,47 @@ def test_performance_is_put_between_the_marks_and_nowhere_else(run, tmp_path):
     assert "SYNTHETIC" in text
     (headline, cells) = markdown_tables(text)
     assert headline == page_of(run).tables[0] and cells == page_of(run).tables[1]
+
+
+def a_bundle(folder: Path, model: bytes) -> Path:
+    """A bundle's README, beside the shipped metadata and a model."""
+    for name in ("docs", "configs", "models"):
+        (folder / name).mkdir(parents=True)
+    (folder / "docs" / "README.md").write_text(f"{START}{END}")
+    (folder / "models" / "model.pt").write_bytes(model)
+    shutil.copyfile(SHIPPED, folder / "configs" / "metadata.json")
+    return folder / "docs" / "README.md"
+
+
+def test_the_metadata_of_a_bundle_gets_the_numbers_of_its_very_model(tmp_path, caplog):
+    folder = make_run(tmp_path / "run", split="val", synthetic=True)
+    (tmp_path / "run" / "models").mkdir()
+    judged = tmp_path / "run" / "models" / "best.pt"
+    torch.save({"model": {}, "settings": dict.fromkeys(MODEL_SETTINGS, 1), "training": {"run": "r7"}}, judged)
+    other, ours = (a_bundle(tmp_path / name, data) for name, data in (("a", b"other"), ("b", judged.read_bytes())))
+    update_performance(other, folder)
+    assert other.parent.with_name("configs").joinpath("metadata.json").read_bytes() == SHIPPED.read_bytes()
+    assert "is not the judged checkpoint" in caplog.text
+    for _ in range(2):  # the second time over the first
+        update_performance(ours, folder)
+        text = ours.parent.with_name("configs").joinpath("metadata.json").read_text()
+        before, after = SHIPPED.read_text().split('"eval_metrics": {}')
+        assert text.startswith(before) and text.endswith(after)
+    found, audit = json.loads(text)["eval_metrics"], judged_by(folder)
+    assert (found["run"], found["split"], found["synthetic"]) == ("r7", "val", True)
+    assert {name: found[name] for name in ("score", "gap", "abs_gap")} == {
+        name: number for name, number in audit["overall"].items() if name != "f1_macro"
+    }
+    for group in audit["groups"]:
+        assert found[f"f1_{group['group']}"] == {name: group["f1"][name] for name in ("value", "low", "high")}
+    assert found["verdict"] == audit["verdicts"][0]["text"] and found["confidence"] == 0.95
+
+
+def test_a_group_of_few_scans_has_no_number_in_the_metadata():
+    counts = [np.diag([20, 20]), np.diag([4, 5])]
+    found = eval_metrics(audit_of(predictions_of(counts), 100, 100), "test", "")
+    assert set(found) == {"split", "scans", "synthetic", "confidence", "f1_male", "verdict"}
+    assert found["verdict"].startswith("Fewer than 10 scans of female (9)")
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from simulated_studies import (
@@ -14,10 +17,12 @@ from simulated_studies import (
     write_study,
 )
 
+from fairlung.pipeline.evaluation.predictions import Predictions
 from fairlung.pipeline.studies.record import StudyError, load_study
-from fairlung.pipeline.studies.results import read_results
+from fairlung.pipeline.studies.results import pooled, read_results
 from fairlung.pipeline.studies.summary import study_tables
 from fairlung.pipeline.studies.tables import (
+    study_document,
     table_notes,
     write_tables,
 )
@@ -58,6 +63,56 @@ def test_a_finished_run_without_its_evaluation_is_a_warning(given_study, tmp_pat
     assert len(results.replicates["CE"]) == 1
     write_tables([folder], tmp_path / "out", resamples=DRAWS)
     assert "metrics.json is missing" in (tmp_path / "out" / "tables.md").read_text()
+
+
+def with_patients(study: Path, scans: int) -> None:
+    """So many scans of a group and class to a patient, under another key in each run, as without --patient_key."""
+    for number, output in enumerate(runs_of(study)["output_dir"]):
+        (path,) = (study / output).glob("*/evaluation/predictions.csv")
+        table = pd.read_csv(path, dtype=str)
+        of = table["scan"].str.removeprefix("scan").astype(int) // scans
+        table.assign(patient=[f"{(one * 7919 + number * 104729) % 2**61:016x}" for one in of]).to_csv(path, index=False)
+
+
+@pytest.mark.fault(
+    "lost",
+    "the tables of a study of folds whose cohort says whose its scans are",
+    before="an error of an index",
+    now="the patients of all folds, each in one",
+)
+def test_a_study_resamples_patients(tmp_path):
+    given, nested = (
+        write_study(
+            tmp_path / name, {"CE": {"skill": (0.7, 0.6)}, "LA": {"skill": (0.8, 0.8)}}, (1,), folds, per_cell=12
+        )
+        for name, folds in (("given", 0), ("nested", 2))
+    )
+    scans = {folder: study_tables([folder], resamples=100) for folder in (given, nested)}
+    with_patients(given, 3)
+    with_patients(nested, 1)
+    one_each, several = study_tables([nested], resamples=100), study_tables([given], resamples=100)
+    assert one_each.rows == scans[nested].rows and one_each.best == scans[nested].best
+    assert one_each.results.judged.patient is not None and not one_each.results.judged.repeated
+    assert several.results.judged.n_patients == 32
+    for ours, theirs in zip(several.rows, scans[given].rows, strict=True):
+        assert ours.estimates["score"].value == theirs.estimates["score"].value
+        assert ours.estimates["score"] != theirs.estimates["score"]
+    assert several.best[0].rivals[0]["difference"] != scans[given].best[0].rivals[0]["difference"]
+    page = str(study_document(several))
+    assert "96 of 32 patients" in page and "bootstrap resamples of the patients" in page
+    assert "patients" not in str(study_document(scans[given]))
+
+
+def test_folds_put_together_keep_their_patients_apart():
+    label = np.tile([0, 1], 3)
+    parts = [
+        Predictions(np.array([f"{name}{i}" for i in range(6)]), label, label, label, None, tuple("ab"),
+                    ("male", "female"), ("sex",), patient=patient)
+        for name, patient in (("x", np.array([0, 1, 0, 1, 0, 2])), ("y", np.array([0, 1, 2, 3, 2, 3])))
+    ]  # fmt: skip
+    together = pooled(parts)
+    assert together.patient.tolist() == [0, 1, 0, 1, 0, 2, 3, 4, 5, 6, 5, 6]
+    assert pooled([parts[0], replace(parts[1], patient=None)]).patient is None
 
 
 def test_nothing_finished_is_an_error(tmp_path):

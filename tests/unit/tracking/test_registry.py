@@ -34,7 +34,7 @@ from fairlung.pipeline.evaluation.audit import audit
 from fairlung.pipeline.evaluation.predictions import load_predictions
 from fairlung.pipeline.evaluation.records import json_text
 from fairlung.pipeline.evaluation.resampling import Estimate
-from fairlung.pipeline.networks.checkpoint import CheckpointError
+from fairlung.pipeline.networks.checkpoint import CheckpointError, training_record
 from fairlung.pipeline.tracking import bundle_model, registry
 from fairlung.pipeline.tracking.bundle_model import EXAMPLE
 from fairlung.pipeline.tracking.champion import (
@@ -167,6 +167,19 @@ def test_nothing_in_the_model_names_the_machine(
             assert not found, (path, found)
 
 
+def test_the_metadata_of_the_model_has_the_numbers_of_its_audit(store: SimpleNamespace, bundle_dir: Path) -> None:
+    (path,) = store.model.rglob("metadata.json")
+    shipped = json.loads((bundle_dir / "configs" / "metadata.json").read_text())
+    assert shipped["eval_metrics"] == {}  # what the repository has stays
+    metadata = json.loads(path.read_text())
+    found, judged = metadata.pop("eval_metrics"), json.loads((store.output / "val/evaluation/audit.json").read_text())
+    assert metadata == {name: value for name, value in shipped.items() if name != "eval_metrics"}
+    few = any(group["n"] < judged["settings"]["min_cell"] for group in judged["groups"])
+    assert ("score" in found) != few and found["split"] == "val" and found["synthetic"] is judged["synthetic"]
+    assert found.get("run") == training_record(store.output / "models" / "best.pt")["run"]
+    assert found["verdict"] == judged["verdicts"][0]["text"] and found["scans"] == judged["n"]
+
+
 def test_requirements_are_those_of_the_package(bundle_dir: Path) -> None:
     config = ConfigParser()
     config.read(bundle_dir.parents[1] / "setup.cfg")
@@ -284,7 +297,7 @@ def again(store: SimpleNamespace, bundle_dir: Path, tmp_path: Path, monkeypatch:
     shutil.copytree(store.output, output)
     run_id = json.loads((output / "mlflow_run.json").read_text())["run_id"]
     logged = store.client.get_run(run_id).outputs.model_outputs[0].model_id
-    monkeypatch.setattr(registry, "log_bundle_model", lambda *_: logged)
+    monkeypatch.setattr(registry, "log_bundle_model", lambda *_, **__: logged)
     evaluation = output / "val" / "evaluation"
     metrics = json.loads((evaluation / "metrics.json").read_text())
     (evaluation / "metrics.json").write_text(json.dumps(metrics | {"checkpoint": str(output / "models" / "best.pt")}))

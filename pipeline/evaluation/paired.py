@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..common.errors import UserError
 from ..common.text import quoted
-from .audit import summaries
+from .fairness_criteria import summaries
 from .predictions import Ints, Predictions
 from .resampling import TIE, Estimate, Floats
 from .wording import POWER

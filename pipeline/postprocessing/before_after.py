@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.groups import MIN_CELL
-from ..evaluation.audit import summaries
 from ..evaluation.calibration import BINS, bin_of
+from ..evaluation.fairness_criteria import summaries
 from ..evaluation.predictions import Predictions
 from ..evaluation.resampling import Estimate, check_resampling, estimate, resample_counts
 from ..evaluation.wording import few_scans, in_percent, number_name, span

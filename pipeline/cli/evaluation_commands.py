@@ -60,6 +60,8 @@ def audit(
     method: Annotated[str,
         Option(help="Bootstrap: smoothed, or percentile (the plain one, too narrow for small cells).")] = "smoothed",
     seed: Annotated[int, Option(help="Same seed, same audit.")] = 0,
+    margin: Annotated[float | None,
+        Option(help="Gap within which the groups count as served alike: test for equivalence.")] = None,
 ) -> None:  # fmt: skip
     """Say what the fairness numbers of any model's predictions can bear: verdicts, intervals, tests, calibration.
 
@@ -72,7 +74,7 @@ def audit(
     columns |= {"rename": _renamed(rename), "patient_column": patient_column}
     path = _one_table(source, split, tracking_uri)
     table = load_predictions(path, class_name, group_name, group_by, **columns)  # type: ignore[arg-type]
-    result = audit_of(table, resamples, resamples, confidence, method, seed)  # type: ignore[arg-type]
+    result = audit_of(table, resamples, resamples, confidence, method, seed, margin=margin)  # type: ignore[arg-type]
     _write(result, output)
     show_audit(result)
 

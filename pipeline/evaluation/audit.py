@@ -120,9 +120,10 @@ def audit(
     check_resampling(confidence, resamples, permutations)
     if method not in get_args(IntervalMethod):
         raise ValueError(f"method must be one of {', '.join(get_args(IntervalMethod))}, got {method!r}")
-    if margin is not None and (not 0 < margin < 1 or confidence <= 0.5):
-        above = f" with a confidence above 0.5, got {confidence}" if confidence <= 0.5 else f", got {margin}"
-        raise ValueError(f"margin must be in (0, 1){above}")
+    if margin is not None and not 0 < margin < 1:
+        raise ValueError(f"margin must be in (0, 1), got {margin}")
+    if margin is not None and confidence <= 0.5:  # there is no interval at 1 - 2 (1 - confidence)
+        raise ValueError(f"a margin needs a confidence above 0.5, got {confidence}")
     known = predictions.known().present_groups()
     if len(known.group_names) < 2:
         names = ", ".join(known.group_names) or "none"

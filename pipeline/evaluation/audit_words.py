@@ -83,14 +83,8 @@ def _mix_verdicts(result: Audit, raw: Verdict) -> list[Verdict]:
         shown = span_text(gap, signed=found.gap is not None)
         text = f"With the classes of every group in the mix of all scans the gap is {shown}; p = {found.p_value:.3g}"
         if differs:
-            text += (
-                ", larger than chance explains: the mix of classes hides it"
-                if told
-                else (
-                    ", which can be told from none by interval and test together no more: the mix of classes may have made "
-                    "the finding"
-                )
-            )
+            hides = ", a finding then: the mix of classes hides it"
+            text += hides if told else ", no finding any more: the mix of classes may have made it one"
         texts.append(f"{text}.")
     return [Verdict("note", " ".join(texts))] if texts else []
 

@@ -130,22 +130,24 @@ def fair_model(
 
 def permutation_test(
     confusion: NDArray[Any], permutations: int, rng: np.random.Generator, patients: Clusters | None = None,
-    numbers: Numbers = summaries,
+    numbers: Numbers = summaries, by_counts: bool = False,
 ) -> float:  # fmt: skip
     """p-value of the gap of counts [G, C, C] when groups are shuffled among the scans of each class.
 
     Under the null hypothesis the group of a scan says nothing about its prediction once its class is known. The gap of
     two groups is held against the mean over shuffles, which is not 0 where their classes have different proportions;
     with more groups the statistic t is |gap|. p = #{t* >= t} / (1 + permutations), the observed t among the t*.
-    With ``patients`` these are shuffled whole (:meth:`.Clusters.shuffled`).
+    With ``patients`` these are shuffled whole (:meth:`.Clusters.shuffled`). ``by_counts`` draws other shuffles of scans
+    of the same distribution, and quickly (:func:`shuffled_counts`).
     """
+    shuffle = shuffled_counts if by_counts else _shuffled
     counts = np.asarray(confusion, dtype=np.int64)
     name = "gap" if len(counts) == 2 else "abs_gap"
     found = [numbers(counts[None])[name]]
     size = max(1, min(permutations, PERMUTATION_CHUNK // max(1, int(counts.sum()))))
     for start in range(0, permutations, size):
         b = min(size, permutations - start)
-        found.append(numbers(_shuffled(counts, b, rng) if patients is None else patients.shuffled(b, rng))[name])
+        found.append(numbers(shuffle(counts, b, rng) if patients is None else patients.shuffled(b, rng))[name])
     statistic = np.concatenate(found)
     if len(counts) == 2:
         statistic = np.abs(statistic - statistic.mean())
@@ -164,6 +166,25 @@ def _shuffled(counts: NDArray[np.int64], permutations: int, rng: np.random.Gener
             for predicted in range(classes):
                 shuffled[:, group, label, predicted] = (part == predicted).sum(1)
     return shuffled
+
+
+def shuffled_counts(counts: NDArray[np.int64], permutations: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """[B, G, C, C] as if the scans of each class were shuffled between the groups, by hypergeometric draws.
+
+    The work does not grow with the scans.
+    """
+    groups, classes, _ = counts.shape
+    found = np.zeros((permutations, *counts.shape), dtype=np.int64)
+    pool = np.broadcast_to(counts.sum(0), found[:, 0].shape)
+    for g in range(groups - 1):
+        wanted, others = np.broadcast_to(counts[g].sum(-1), (permutations, classes)), pool.sum(-1)
+        for predicted in range(classes):
+            others = others - pool[..., predicted]
+            found[:, g, :, predicted] = rng.hypergeometric(pool[..., predicted], others, wanted)
+            wanted = wanted - found[:, g, :, predicted]
+        pool = pool - found[:, g]
+    found[:, -1] = pool
+    return found
 
 
 def beyond_fair(gap: float, expected: float) -> float:
@@ -285,7 +306,7 @@ def standardised(
         return None
     numbers, method = partial(in_mix, scans=scans.astype(float)), cast(IntervalMethod, settings.method)
     found, _ = confusion_intervals(counts, rng, settings.resamples, settings.confidence, method, patients, numbers)
-    p_value = permutation_test(counts, settings.permutations, rng, patients, numbers)
+    p_value = permutation_test(counts, settings.permutations, rng, patients, numbers, by_counts=True)
     mix = dict(zip(class_names, (scans / scans.sum()).tolist(), strict=True))
     gap = estimate(*found["gap"]) if "gap" in found else None
     return records.Standardised(mix=mix, gap=gap, abs_gap=estimate(*found["abs_gap"]), p_value=p_value)

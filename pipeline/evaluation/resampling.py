@@ -78,7 +78,7 @@ def wilson(hits: float, n: float, confidence: float = 0.95, effect: float = 1.0)
 
 
 def partly_pooled(
-    hits: Floats, n: Floats, confidence: float = 0.95, spreads: int = 40, means: int = 80
+    hits: Floats, n: Floats, confidence: float = 0.95, spreads: int = 40, means: int = 200
 ) -> NDArray[np.object_]:
     """Estimates [G, C] of shares that are alike between the groups of a class, as far as all classes say so.
 

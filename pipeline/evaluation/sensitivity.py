@@ -43,7 +43,7 @@ def tipping_point(
         return None
     finding = is_apart(estimate(*found["gap"]), fair.gap_mean or 0.0) and p_value <= 1 - settings.confidence
     whats = ("group", "label") if len(np.unique(known.label)) > 1 else ("group",)
-    rows = [_at_random(known, what, share, settings, rng) for what in whats for share in SHARES]
+    rows = [at_random(known, what, share, settings, rng) for what in whats for share in SHARES]
     fewest = {what: _fewest(known, what, settings, finding) for what in whats}
     return records.TippingPoint(tuple(rows), fewest["group"], fewest.get("label"))
 
@@ -63,7 +63,11 @@ def _judged(
     draws, permutations = (max(100, number // part) for number in (settings.resamples, settings.permutations))
     method = cast(IntervalMethod, settings.method)
     found, drawn = confusion_intervals(confusion, rng, draws, settings.confidence, method, patients)
-    return float(found["gap"][0]), drawn["gap"], permutation_test(confusion, permutations, rng, patients)
+    return (
+        float(found["gap"][0]),
+        drawn["gap"],
+        permutation_test(confusion, permutations, rng, patients, by_counts=True),
+    )
 
 
 def changed(known: Predictions, what: str, share: float, rng: np.random.Generator) -> tuple[Predictions, int]:
@@ -91,15 +95,16 @@ def changed(known: Predictions, what: str, share: float, rng: np.random.Generato
     return replace(known, label=np.where(taken, other, known.label)), min(number, len(free))
 
 
-def _at_random(
+def at_random(
     known: Predictions, what: str, share: float, settings: records.AuditSettings, rng: np.random.Generator
 ) -> records.WrongRecords:
-    tables = TABLES if settings.resamples >= 100 * TABLES else TABLES // 4
+    """What becomes of the gap when a share of the groups or labels (``what``) is changed at random."""
+    tables = min(TABLES, max(3, settings.resamples // 500))
     found, expected, number = [], [], 0
     for _ in range(tables):
         table, number = changed(known, what, share, rng)
         confusion = table.confusion()[:-1]
-        found.append(_judged(confusion, Clusters.of(table), settings, tables, rng))
+        found.append(_judged(confusion, Clusters.of(table), settings, 2 * tables, rng))
         expected.append(fair_gap(confusion))
     values, draws, p_values = zip(*found, strict=True)
     value = float(np.mean(values))
@@ -124,7 +129,7 @@ def _fewest(known: Predictions, what: str, settings: records.AuditSettings, find
         of = Clusters(clusters.patterns, path[steps])
         confusion = np.einsum("pg,pck->gck", of.count, of.patterns).astype(np.int64)
         rng = np.random.default_rng(settings.seed)
-        value, draws, p_value = _judged(confusion, of if patients else None, settings, 5, rng)
+        value, draws, p_value = _judged(confusion, of if patients else None, settings, 10, rng)
         gap = estimate(value, *interval(draws, value, settings.confidence))
         return (is_apart(gap, fair_gap(confusion)) and p_value <= 1 - settings.confidence) != finding
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from .fairness_criteria import is_apart
-from .records import Audit, FairModel
+from .records import Audit, FairModel, TippingPoint
 from .resampling import TIE
 from .wording import (
     MOST_PLANNED,
@@ -126,23 +126,28 @@ def _tipping_notes(result: Audit, raw: Verdict) -> list[Verdict]:
     found, finding = result.tipping_point, raw.level == "finding"
     if found is None:
         return []
+    stays: dict[str, float] = {}
     parts = []
-    for what in ("group", "label"):
+    for what in dict.fromkeys(row.what for row in found.rows):
         rows = [row for row in found.rows if row.what == what]
         turned = [row.share for row in rows if row.finding != finding]
-        if not rows:
-            continue
-        now = "no finding" if finding else "a finding"
-        parts.append(
-            f"with {percent(min(turned))} of the {what}s changed at random there is {now}" if turned
-            else f"the verdict stays with up to {percent(rows[-1].share)} of the {what}s changed at random"
-        )  # fmt: skip
-    unit = "patients" if result.patients else "scans"
-    few = {f"the group of {found.fewest_groups} {unit}": found.fewest_groups}
-    few |= {f"the label of {found.fewest_labels} scans": found.fewest_labels}
-    chosen = " or ".join(name for name, number in few.items() if number is not None)
+        if turned:
+            now = "no finding" if finding else "a finding"
+            parts.append(f"with {percent(min(turned))} of the {what}s changed at random there is {now}")
+        else:
+            stays[f"of the {what}s"] = rows[-1].share
+    if stays:
+        most = percent(min(stays.values()))
+        parts.insert(0, f"the verdict stays with up to {most} {' or '.join(stays)} changed at random")
+    chosen = tipping_records(found, bool(result.patients))
     text = f"If records are wrong: {'; '.join(parts)}."
     return [Verdict("note", f"{text} Chosen for it, {chosen} would turn it." if chosen else text)]
+
+
+def tipping_records(found: TippingPoint, patients: bool) -> str:
+    """The fewest records that turn the verdict, in words: ``another group of 1 scan or another label of 3 scans``."""
+    few = [("group", found.fewest_groups, "patient" if patients else "scan"), ("label", found.fewest_labels, "scan")]
+    return " or ".join(f"another {what} of {n} {unit}{'s' * (n > 1)}" for what, n, unit in few if n is not None)
 
 
 def few_groups(result: Audit) -> str:

@@ -111,6 +111,7 @@ def partly_pooled(
     strength = value * (1 - value) / variance - 1
     tail = (1 - confidence) / 2
     low, high = (beta.ppf(q, value * strength, (1 - value) * strength) for q in (tail, 1 - tail))
+    low, high = np.minimum(low, value), np.maximum(high, value)  # of a beta in a corner, at a low confidence
     found = np.empty(n.shape, dtype=object)
     for at in np.argwhere(n > 0):
         found[tuple(at)] = estimate(*(part[tuple(at)] for part in (value, low, high)))

@@ -11,6 +11,7 @@ from ..common.distributed import is_primary
 from ..common.names import TRAINING_SETTINGS
 from ..common.run_folder import REPORT_FILES
 from ..evaluation.audit import NoAuditError
+from ..evaluation.audit_words import tipping_records
 from ..evaluation.predictions import load_predictions
 from ..evaluation.records import Audit
 from ..evaluation.resampling import Estimate, Interval
@@ -217,9 +218,8 @@ def _tipping_blocks(audit: Audit, confidence: str) -> tuple[Block, ...]:
         f"Groups of {unit}, or labels of scans, were changed at random; the numbers are means over such tables. Errors "
     )
     text += "of this kind that are in the records already have made the gap smaller, and this does not undo them."
-    fewest = [(found.fewest_groups, "groups", unit), (found.fewest_labels, "labels", "scans")]
-    chosen = [f"the {what} of {number} {of}" for number, what, of in fewest if number is not None]
-    text += f" Chosen for it, {' or '.join(chosen)} would turn the verdict; fewer may." if chosen else ""
+    chosen = tipping_records(found, bool(audit.patients))
+    text += f" Chosen for it, {chosen} would turn the verdict; fewer may." if chosen else ""
     columns = ("changed", f"{number_name('gap', audit.group_names)} ({confidence} interval)", "p", "finding")
     return Paragraph(text), Table("The gap if records are wrong", columns, tuple(rows))
 

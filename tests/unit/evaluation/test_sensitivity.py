@@ -84,12 +84,15 @@ def test_a_plain_finding_stands_and_a_slight_one_tips() -> None:
     plain = audit(predictions_of([np.diag([60, 60, 60]), np.full((3, 3), 20)]), **FAST)
     assert plain.verdicts[0].level == "finding" and all(row.finding for row in plain.tipping_point.rows)
     assert plain.tipping_point.fewest_groups is None
-    assert any("the verdict stays with up to 10 % of the groups" in verdict.text for verdict in plain.verdicts)
+    assert any(
+        "the verdict stays with up to 10 % of the groups or of the labels" in verdict.text for verdict in plain.verdicts
+    )
     slight = audit(predictions_of([[[43, 7], [7, 43]], [[33, 17], [17, 33]]]), resamples=2000, permutations=2000)
     assert slight.verdicts[0].level == "finding"
     found = slight.tipping_point
     assert 1 <= found.fewest_groups <= 6 and 1 <= found.fewest_labels <= 8
-    assert any(f"Chosen for it, the group of {found.fewest_groups} scans" in v.text for v in slight.verdicts)
+    scans = "1 scan " if found.fewest_groups == 1 else f"{found.fewest_groups} scans "
+    assert any(f"Chosen for it, another group of {scans}" in v.text for v in slight.verdicts)
 
 
 def test_nothing_is_said_where_the_gap_is_not_judged() -> None:

@@ -99,11 +99,10 @@ def _with_margin(result: Audit, verdict: Verdict) -> Verdict:
         return replace(verdict, text=f"{'Different' if different else 'Not settled'}: {verdict.text}")
     margin = f"{found.margin:g}"
     start = f"Different, but within {margin}" if different else f"Equivalent within {margin}"
-    whose = (
-        f"Its {percent(found.confidence)} interval ({span(found.gap, signed=True)}) lies"
-        if found.gap
-        else (f"The {percent(found.confidence)} intervals of the gaps of every two groups lie")
-    )
+    inner = f"{percent(found.confidence)} interval"
+    whose = f"The {inner}s of the gaps of every two groups lie"
+    if found.gap:
+        whose = f"Its {inner} ({span(found.gap, signed=True)}) lies"
     return Verdict("finding", f"{start}: {verdict.text} {whose} between -{margin} and +{margin}.")
 
 
@@ -113,10 +112,10 @@ def _equivalence_notes(result: Audit) -> list[Verdict]:
     if found is None or found.equivalent:
         return []
     least = np.floor(1000 * found.smallest_margin + 1) / 1000  # such that this very margin is enough
-    text = f"Two one-sided tests at {1 - result.settings.confidence:.2g} show that the gap lies within a margin of "
-    text += f"{least:.3f}, and of no smaller one" if least < 1 else ""
     if least >= 1:
         return [Verdict("note", "These scans show equivalence within no margin below 1.")]
+    text = f"Two one-sided tests at {1 - result.settings.confidence:.2g} show that the gap lies within a margin of "
+    text += f"{least:.3f}, and of no smaller one"
     interval = f" ({percent(found.confidence)} interval {span(found.gap, signed=True)})" if found.gap else ""
     return [Verdict("note", f"{text}{interval}.")]
 

@@ -197,10 +197,7 @@ def _cell_blocks(audit: Audit, confidence: str) -> tuple[Block, ...]:
     caption += f"{audit.settings.min_cell} scans, of which nothing is said."
     alt = f"Heat map of F1 by class and group: {'; '.join(said)}."
     text = "Recall, partly pooled, is an estimate that leans on the same class in the other groups, the more the fewer "
-    text += (
-        "the scans and the more alike the groups are in all classes. It hides a cell that is truly odd: its interval "
-    )
-    text += "is of use for small cells only where nothing says that they differ."
+    text += "the scans and the more alike the groups are in all classes. It hides a cell that is truly odd."
     return figure_picture(cells_figure(audit), "cells", alt, caption), cells_table(audit), Paragraph(text)
 
 

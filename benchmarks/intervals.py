@@ -4,7 +4,7 @@
 
 Many data sets are drawn from known shares of predictions a class and group (Dirichlet around an accuracy), each is
 audited, and the intervals are held against the known truth: F1, P and gap of the expected counts. Prints the tables of
-docs/statistics.md. About half an hour on one core; --only prints one table.
+docs/statistics.md. About an hour on one core; --only prints one table.
 """
 
 from __future__ import annotations
@@ -16,20 +16,28 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from fairlung.pipeline.evaluation.audit import (
-    audit,
+from fairlung.pipeline.evaluation.audit import audit, power_of_gap
+from fairlung.pipeline.evaluation.calibration import auc_interval, group_calibration
+from fairlung.pipeline.evaluation.fairness_criteria import (
     beyond_fair,
     confusion_intervals,
+    equalized_odds_spans,
+    equivalence,
     fair_model,
+    in_mix,
+    lowest,
+    parity_spans,
     permutation_test,
-    power_of_gap,
+    resampled,
+    standardised,
     summaries,
-)
-from fairlung.pipeline.evaluation.calibration import auc_interval, group_calibration
+)  # fmt: skip
 from fairlung.pipeline.evaluation.patients import Clusters, design_effects
 from fairlung.pipeline.evaluation.planning import Design
 from fairlung.pipeline.evaluation.predictions import Predictions
-from fairlung.pipeline.evaluation.resampling import wilson
+from fairlung.pipeline.evaluation.records import AuditSettings
+from fairlung.pipeline.evaluation.resampling import partly_pooled, wilson
+from fairlung.pipeline.evaluation.sensitivity import at_random
 
 CLASSES = 4
 SUPPORTS = {
@@ -318,6 +326,128 @@ def print_auc(datasets: int, rng: np.random.Generator) -> None:
         print(f"| {area} | {m}, {n} | {' | '.join(shares)} |", flush=True)
 
 
+def covers(low: NDArray[np.float64], truth: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return (low - 1e-9 <= truth) & (truth <= high + 1e-9)
+
+
+def true_differences(expected: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Largest differences [C] in a true or false positive rate, and in the share predicted, of expected counts."""
+    hits, true, said = np.diagonal(expected, axis1=1, axis2=2), expected.sum(2), expected.sum(1)
+    scans = true.sum(1, keepdims=True)
+    rates = np.stack([hits / true, (said - hits) / (scans - true)])
+    return np.ptp(rates, axis=1).max(0), np.ptp(said / scans, axis=0)
+
+
+def print_criteria(datasets: int, resamples: int, rng: np.random.Generator) -> None:
+    """Coverage of the audit's further criteria; the groups differ as the cells do, or not at all."""
+    print(
+        "\n| patients a cell | accuracy | scans a patient | groups | equalised odds | parity | gap in one mix ", end=""
+    )
+    print("| lowest F1 of a cell | of a group | the usual interval of the lowest cell |\n" + "|---" * 10 + "|")
+    for (name, cells), accuracy, scans, alike in product(SUPPORTS.items(), ACCURACIES[:4], (1, 3), (False, True)):
+        if scans == 3 and (accuracy == 0.97 or name == "100 a cell"):
+            continue
+        support, hits = np.array(cells), []
+        for _ in range(datasets):
+            shares = np.repeat(draw_shares(accuracy, rng, 1), 2, axis=0) if alike else draw_shares(accuracy, rng)
+            table = draw_patients(support, shares, scans, 0.5, 0.0, rng)
+            counts, patients = table.confusion()[:-1], Clusters.of(table)
+            settings = AuditSettings(resamples, 100, 0.95, "smoothed", 0)
+            expected = shares * counts.sum(-1, keepdims=True)
+            found, draws = confusion_intervals(counts, rng, resamples, patients=patients)
+            (odds, shown), truth = true_differences(expected), summaries(expected)
+            in_odds = covers(*np.insert(equalized_odds_spans(counts, 0.95, patients), 1, odds, axis=0))
+            parity = parity_spans(counts, *resampled(counts, resamples, rng, "smoothed", patients), 0.95)
+            in_parity = covers(*np.insert(parity, 1, shown, axis=0))
+            mixed = standardised(counts, rng, settings, patients, table.class_names)
+            gap = in_mix(expected, counts.sum((0, 2)))["gap"]
+            low = lowest(found, draws, table, 0.95)
+            least, worst = truth["cell_f1"].min(), found["cell_f1"][0].argmin()
+            usual = covers(found["cell_f1"][1].flat[worst], least, found["cell_f1"][2].flat[worst])
+            row = [in_odds.mean(), in_parity.mean(), mixed.gap.low <= gap <= mixed.gap.high]
+            row += [covers(low.cell_f1.low, least, low.cell_f1.high)]
+            row += [covers(low.group_f1.low, truth["group_f1"].min(), low.group_f1.high), usual]
+            hits.append(row)
+        numbers = " | ".join(f"{share:.3f}" for share in np.mean(hits, axis=0))
+        print(f"| {name} | {accuracy} | {scans} | {'alike' if alike else 'differ'} | {numbers} |", flush=True)
+
+
+def print_equivalence(datasets: int, resamples: int, rng: np.random.Generator) -> None:
+    """How often a gap is called equivalent within a margin, where it is the margin (an error), and where it is 0."""
+    print("\n| scans a cell | scans a patient | accuracy of men, women | gap = margin | called equivalent ", end="")
+    print("| where the gap is 0 |")
+    print("|---" * 6 + "|")
+    rows = [(20, 1, 0.85, 0.7), (20, 1, 0.6, 0.45), (100, 1, 0.85, 0.75), (100, 1, 0.97, 0.92), (400, 1, 0.85, 0.8)]
+    for size, scans, better, worse in [*rows, (100, 3, 0.85, 0.75)]:
+        support, shares = np.full((2, CLASSES), size), even_shares(better, worse)
+        margin, called = float(summaries(shares * support[..., None])["gap"]), []
+        for _ in range(datasets):
+            told = []
+            for of in (shares, np.repeat(shares[:1], 2, axis=0)):
+                table = draw_patients(support, of, scans, 0.5, 0.0, rng)
+                counts, patients = table.confusion()[:-1], Clusters.of(table)
+                found = confusion_intervals(counts, rng, resamples, patients=patients)
+                told.append(equivalence(*found, 0.95, margin).equivalent)
+            called.append(told)
+        shares_called = " | ".join(f"{share:.3f}" for share in np.mean(called, axis=0))
+        print(f"| {size} | {scans} | {better}, {worse} | {margin:.3f} | {shares_called} |", flush=True)
+
+
+def print_small_cells(datasets: int, rng: np.random.Generator) -> None:
+    """Coverage, width and error of the partly pooled recall of a small cell, beside Wilson's."""
+    print("\n| scans of the small cell | other cells | recall | in the small cell | pooled covers it | width ", end="")
+    print(
+        "| mean error | Wilson covers it | width | mean error | all cells, pooled | all, Wilson |\n" + "|---" * 12 + "|"
+    )
+    for size, others, accuracy, odd in product((5, 9, 13), (30,), (0.6, 0.85, 0.95), (0.0, None, -0.2, -0.4)):
+        n, rows = np.full((2, CLASSES), others), []
+        n[1, 1] = size
+        for _ in range(datasets):
+            recall = np.tile(rng.beta(10 * accuracy, 10 * (1 - accuracy), CLASSES), (2, 1))
+            if odd is None:
+                recall = rng.beta(10 * accuracy, 10 * (1 - accuracy), recall.shape)
+            else:
+                recall[1, 1] = max(recall[1, 1] + odd, 0.02)
+            hits = rng.binomial(n, recall)
+            pooled, raw = (
+                partly_pooled(hits, n).ravel(),
+                [wilson(*pair) for pair in zip(hits.flat, n.flat, strict=True)],
+            )
+            found = [[e.low <= t <= e.high for e, t in zip(of, recall.flat, strict=True)] for of in (pooled, raw)]
+            at = np.ravel_multi_index((1, 1), n.shape)
+            row = [
+                x
+                for of, hit in zip((pooled, raw), found, strict=True)
+                for x in (hit[at], of[at].high - of[at].low, of[at].value - recall[1, 1])
+            ]
+            rows.append([*row, *map(np.mean, found)])
+        numbers = " | ".join(f"{value:.3f}" for value in np.mean(rows, axis=0))
+        said = "as likely other as any" if odd is None else "as in the other group" if not odd else f"{odd:+g}"
+        print(f"| {size} | {others} | {accuracy} | {said} | {numbers} |", flush=True)
+
+
+def print_wrong_records(datasets: int, resamples: int, rng: np.random.Generator) -> None:
+    """Coverage of the gap that records changed at random have in expectation, and the share of findings."""
+    print("\n| scans a cell | accuracy of men, women | changed | gap | covered | finding |\n" + "|---" * 6 + "|")
+    for size, (better, worse) in product((20, 100), ((0.85, 0.85), (0.85, 0.75))):
+        support, shares = np.full((2, CLASSES), size), even_shares(better, worse)
+        expected, rows = shares * support[..., None], {}
+        for _ in range(datasets):
+            table = draw_patients(support, shares, 1, 1.0, 0.0, rng)
+            settings = AuditSettings(resamples, resamples, 0.95, "smoothed", 0)
+            for what, share in (("group", 0.02), ("group", 0.1), ("label", 0.1)):
+                if what == "group":
+                    truth = (1 - share) * expected + share * expected[::-1]
+                else:
+                    others = expected.sum(1, keepdims=True) - expected
+                    truth = (1 - share) * expected + share * others / (CLASSES - 1)
+                gap, found = float(summaries(truth)["gap"]), at_random(table, what, share, settings, rng)
+                rows.setdefault((what, share, gap), []).append((found.gap.low <= gap <= found.gap.high, found.finding))
+        for (what, share, gap), got in rows.items():
+            numbers = " | ".join(f"{value:.3f}" for value in np.mean(got, axis=0))
+            print(f"| {size} | {better}, {worse} | {share:.0%} of the {what}s | {gap:.3f} | {numbers} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", type=int, default=1000)
@@ -332,6 +462,10 @@ def main() -> None:
         "calibration": lambda: print_calibration(options.datasets, options.resamples, rng),
         "auc": lambda: print_auc(options.datasets, rng),
         "patients": lambda: print_patients(options.datasets, options.resamples, rng),
+        "criteria": lambda: print_criteria(options.datasets, options.resamples, rng),
+        "equivalence": lambda: print_equivalence(options.datasets, options.resamples, rng),
+        "small-cells": lambda: print_small_cells(options.datasets, rng),
+        "wrong-records": lambda: print_wrong_records(options.datasets, options.resamples, rng),
     }
     parser.add_argument("--only", choices=tables, help="one table, by default all")
     options = parser.parse_args()

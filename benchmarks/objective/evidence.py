@@ -20,7 +20,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from fairlung.pipeline.common.names import SEXES
 from fairlung.pipeline.common.plotting import GREY, MARKERS, PALETTE, new_figure
-from fairlung.pipeline.evaluation.audit import confusion_intervals, summaries
+from fairlung.pipeline.evaluation.fairness_criteria import confusion_intervals, summaries
 from fairlung.pipeline.reports.evidence_figures import LINES
 
 SETTING = ["batch", "sampler", "estimator", "system", "gradient", "alpha"]

@@ -65,6 +65,8 @@ def audit(
         Option(help="Class of those without a disease, by default that called normal, healthy or no finding.")] = None,
     specificity: Annotated[float,
         Option(help="Of all scans together, at which the sensitivities of groups are compared.")] = 0.9,
+    margin: Annotated[float | None,
+        Option(help="Gap within which the groups count as served alike: test for equivalence.")] = None,
 ) -> None:  # fmt: skip
     """Say what the fairness numbers of any model's predictions can bear: verdicts, intervals, tests, calibration.
 
@@ -77,7 +79,7 @@ def audit(
     columns |= {"rename": _renamed(rename), "patient_column": patient_column}
     path = _one_table(source, split, tracking_uri)
     table = load_predictions(path, class_name, group_name, group_by, **columns)  # type: ignore[arg-type]
-    beside: dict[str, Any] = {"normal": normal, "specificity": specificity}
+    beside: dict[str, Any] = {"normal": normal, "specificity": specificity, "margin": margin}
     result = audit_of(table, resamples, resamples, confidence, method, seed, **beside)  # type: ignore[arg-type]
     _write(result, output)
     show_audit(result)

@@ -176,6 +176,7 @@ class Settings(TypedDict, total=False):
     split: Annotated[str, "split of the cohort that is judged"]
     confidence: Annotated[float, Interval(gt=0, lt=1), "of the audit's intervals"]
     resamples: Annotated[int, Interval(ge=100), "bootstrap draws, and permutations, of the audit"]
+    margin: Annotated[float | None, Interval(gt=0, lt=1), "gap within which the groups count as served alike"]
     error_images: Annotated[Whole, "pictures of the worst errors"]
 
     # ---- inference

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..common import run_folder
@@ -23,171 +22,32 @@ from . import records
 from .audit_words import verdicts
 from .calibration import group_calibration
 from .clinical import SPECIFICITY, clinical, normal_class
-from .metrics import class_scores
+from .fairness_criteria import (
+    IntervalMethod,
+    beyond_fair,
+    confusion_intervals,
+    differences,
+    equivalence,
+    fair_model,
+    lowest,
+    permutation_test,
+    resampled,
+    standardised,
+    summaries,
+)
 from .patient_column import warn_of_repeated
 from .patients import Clusters, DesignEffects, design_effects
 from .predictions import Predictions, load_predictions
 from .records import Audit, Power
-from .resampling import TIE, CheckedEstimate, Floats, check_resampling, estimate, interval, wilson
+from .resampling import TIE, CheckedEstimate, Floats, check_resampling, estimate, partly_pooled, wilson
+from .sensitivity import tipping_point
 from .wording import POWER
 
 logger = logging.getLogger(__name__)
 
-IntervalMethod = Literal["smoothed", "percentile"]
-PERMUTATION_CHUNK = 20_000_000  # predictions shuffled at a time, which bounds memory
-
 
 class NoAuditError(UserError):
     """The scans allow no statement on fairness; the message says why."""
-
-
-def summaries(confusion: NDArray[Any]) -> dict[str, Floats]:
-    """P, gap, |gap| and F1 of confusion counts [..., G, C, C], rows true; :func:`~.class_scores` has the formulas.
-
-    Returns:
-        ``score`` [...], ``abs_gap`` [...], ``group_f1`` [..., G], ``cell_f1`` [..., G, C]; with two groups ``gap``
-        [...], first minus second.
-    """
-    cell = class_scores(torch.from_numpy(np.ascontiguousarray(confusion)))["f1"].numpy()
-    group = cell.mean(-1)
-    found = {"score": group.mean(-1), "group_f1": group, "cell_f1": cell, "abs_gap": np.ptp(group, axis=-1)}
-    if group.shape[-1] == 2:
-        found["gap"] = group[..., 0] - group[..., 1]
-    return found
-
-
-def row_shares(confusion: NDArray[Any], method: IntervalMethod = "smoothed") -> Floats:
-    """Shares of the predictions of each true class and group that resamples are drawn from, of counts [G, C, C].
-
-    ``percentile`` takes the observed shares. ``smoothed`` adds one scan a row, spread evenly over the C predictions
-    (Agresti and Coull's idea for a proportion, as a Dirichlet(1/C) prior): a cell that was right 5 times out of 5 is
-    not certain to be right. Rows sum to 1; an empty row is even.
-    """
-    counts = np.asarray(confusion, dtype=float)
-    classes, support = counts.shape[-1], counts.sum(-1, keepdims=True)
-    if method == "percentile":
-        return np.where(support > 0, counts / np.maximum(support, 1), 1 / classes)
-    return (counts + 1 / classes) / (support + 1)
-
-
-def bootstrap_confusion(
-    confusion: NDArray[Any], resamples: int, rng: np.random.Generator, method: IntervalMethod = "smoothed"
-) -> NDArray[np.int64]:
-    """Bootstrap resamples [B, G, C, C] of the scans within each class and group: one multinomial draw a row."""
-    shares = row_shares(confusion, method)
-    return rng.multinomial(np.asarray(confusion).sum(-1), shares, size=(resamples, *shares.shape[:2]))
-
-
-def _resampled(
-    confusion: NDArray[Any], resamples: int, rng: np.random.Generator, method: IntervalMethod,
-    patients: Clusters | None,
-) -> tuple[NDArray[Any], Floats]:  # fmt: skip
-    """Resamples [B, G, C, C] of scans or patients, and their mean [G, C, C]."""
-    if patients is not None:
-        return patients.bootstrap(resamples, rng, method == "smoothed")
-    mean = row_shares(confusion, method) * np.asarray(confusion).sum(-1, keepdims=True)
-    return bootstrap_confusion(confusion, resamples, rng, method), mean
-
-
-def confusion_intervals(
-    confusion: NDArray[Any], rng: np.random.Generator, resamples: int = 10_000, confidence: float = 0.95,
-    method: IntervalMethod = "smoothed", patients: Clusters | None = None,
-) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, Floats]]:  # fmt: skip
-    """Intervals of every number of :func:`summaries`.
-
-    ``smoothed`` draws from smoothed shares (:func:`row_shares`). That moves means over cells towards chance, so the
-    draws of P, the gap and the F1 of a group are moved back to what was observed; those of a single cell are not,
-    which is what gives a cell that was always right a lower end. ``percentile`` is the plain bootstrap. How often
-    each covers the truth: benchmarks/intervals.py, docs/statistics.md. With ``patients`` these are drawn, not scans
-    (:meth:`.Clusters.bootstrap`).
-
-    |gap| of two groups has the interval of the gap, folded. With more, resampling makes the largest difference larger;
-    its interval is |gap| +- c, where the range over groups of what the F1 of a group misses is at most c with the given
-    confidence. Every difference of two groups is within c of the truth then (Tukey's simultaneous intervals), and so is
-    the largest.
-
-    Returns:
-        name -> (value, low, high), and the draws behind them, name -> [B, ...].
-    """
-    observed = summaries(np.asarray(confusion, dtype=float))
-    draws, centre = map(summaries, _resampled(confusion, resamples, rng, method, patients))
-    found: dict[str, tuple[Any, Any, Any]] = {}
-    for name, value in observed.items():
-        recentre = method == "smoothed" and name in ("score", "gap", "group_f1")
-        shift = value - centre[name] if recentre else 0.0
-        low, high = np.clip(interval(draws[name], value, confidence, shift), -1.0 if name == "gap" else 0.0, 1)
-        found[name] = (value, low, high)
-        draws[name] = draws[name] + shift
-    if "gap" in found:  # the gap and its size must not contradict each other
-        value, low, high = found["gap"]
-        ends = np.abs([low, high])
-        found["abs_gap"] = (np.abs(value), np.float64(0) if low <= 0 <= high else ends.min(), ends.max())
-    else:
-        value, reach = observed["abs_gap"], np.ptp(draws["group_f1"] - observed["group_f1"], axis=-1)
-        width = np.quantile(reach, confidence)
-        found["abs_gap"] = (value, np.maximum(0, value - width), np.minimum(1, value + width))
-    return found, draws
-
-
-def fair_model(
-    confusion: NDArray[Any], resamples: int, rng: np.random.Generator, patients: Clusters | None = None
-) -> dict[str, Floats]:
-    """:func:`summaries` [B, ...] of a perfectly fair model of the same overall behaviour on scans like these.
-
-    Every group's predictions are drawn from the shares of all groups together, class by class, for counts [G, C, C].
-    |gap| of a fair model is never 0 on a finite sample: an observed |gap| means something only beside this. Its signed
-    gap is not 0 on average either where the groups have different proportions of classes, as precision depends on them.
-    """
-    if patients is not None:
-        return summaries(patients.alike(resamples, rng))
-    counts = np.asarray(confusion)
-    shares = np.broadcast_to(row_shares(counts.sum(0, keepdims=True), "percentile"), counts.shape)
-    return summaries(rng.multinomial(counts.sum(-1), shares, size=(resamples, *counts.shape[:2])))
-
-
-def permutation_test(
-    confusion: NDArray[Any], permutations: int, rng: np.random.Generator, patients: Clusters | None = None
-) -> float:
-    """p-value of the gap of counts [G, C, C] when groups are shuffled among the scans of each class.
-
-    Under the null hypothesis the group of a scan says nothing about its prediction once its class is known. The gap of
-    two groups is held against the mean over shuffles, which is not 0 where their classes have different proportions;
-    with more groups the statistic t is |gap|. p = #{t* >= t} / (1 + permutations), the observed t among the t*.
-    With ``patients`` these are shuffled whole (:meth:`.Clusters.shuffled`).
-    """
-    counts = np.asarray(confusion, dtype=np.int64)
-    name = "gap" if len(counts) == 2 else "abs_gap"
-    found = [summaries(counts[None])[name]]
-    size = max(1, min(permutations, PERMUTATION_CHUNK // max(1, int(counts.sum()))))
-    for start in range(0, permutations, size):
-        b = min(size, permutations - start)
-        found.append(summaries(_shuffled(counts, b, rng) if patients is None else patients.shuffled(b, rng))[name])
-    statistic = np.concatenate(found)
-    if len(counts) == 2:
-        statistic = np.abs(statistic - statistic.mean())
-    return float((statistic >= statistic[0] - TIE).mean())
-
-
-def _shuffled(counts: NDArray[np.int64], permutations: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """[B, G, C, C]: the scans of each class shuffled between the groups."""
-    groups, classes, _ = counts.shape
-    shuffled = np.zeros((permutations, groups, classes, classes), dtype=np.int64)
-    for label in range(classes):
-        predictions = np.repeat(np.arange(classes, dtype=np.int16), counts[:, label].sum(0))
-        order = rng.permuted(np.broadcast_to(predictions, (permutations, len(predictions))), axis=1)
-        ends = np.cumsum(counts[:, label].sum(-1))
-        for group, part in enumerate(np.split(order, ends[:-1], axis=1)):
-            for predicted in range(classes):
-                shuffled[:, group, label, predicted] = (part == predicted).sum(1)
-    return shuffled
-
-
-def beyond_fair(gap: float, expected: float) -> float:
-    """How much further from 0 a gap is than 0 and what a fair model shows are; 0 where it lies between them.
-
-    That distance is what a finding is about: the gap is not 0, and it is not what the mix of classes alone gives.
-    """
-    return max(gap - max(0.0, expected), min(0.0, expected) - gap, 0.0)
 
 
 def power_of_gap(
@@ -219,27 +79,6 @@ def scans_for(target: float, n: float, standard_error: float, unsmoothed: float 
     return float(n * (plain + np.sqrt(plain**2 + 4 * wanted * (observed - plain))) / (2 * wanted))
 
 
-def group_differences(predictions: Predictions) -> records.Differences:
-    """Equalized-odds and demographic-parity differences of each class against the rest, in [0, 1], by fairlearn.
-
-    A class with an empty or full group has no rate, and so no equalized odds.
-    """
-    from fairlearn.metrics import demographic_parity_difference, equalized_odds_difference
-
-    known = predictions.known()
-    group = np.array(known.group_names)[known.group]
-    odds: dict[str, float] = {}
-    parity: dict[str, float] = {}
-    if len(set(group)) < 2:
-        return records.Differences()
-    for c, name in enumerate(known.class_names):
-        true, said = known.label == c, known.prediction == c
-        parity[name] = float(demographic_parity_difference(true, said, sensitive_features=group))
-        if all(0 < true[group == g].sum() < (group == g).sum() for g in set(group)):
-            odds[name] = float(equalized_odds_difference(true, said, sensitive_features=group))
-    return records.Differences(odds, parity)
-
-
 def group_scores(predictions: Predictions) -> dict[str, float]:
     """Macro F1 of each group by scikit-learn through fairlearn's MetricFrame: the independent reading."""
     from fairlearn.metrics import MetricFrame
@@ -258,7 +97,7 @@ def group_scores(predictions: Predictions) -> dict[str, float]:
 def audit(
     predictions: Predictions, resamples: int = 10_000, permutations: int = 10_000, confidence: float = 0.95,
     method: IntervalMethod = "smoothed", seed: int = 0, min_cell: int = MIN_CELL, normal: str | None = None,
-    specificity: float = SPECIFICITY,
+    specificity: float = SPECIFICITY, margin: float | None = None,
 ) -> Audit:  # fmt: skip
     """Everything that can be said of one table of predictions.
 
@@ -270,6 +109,7 @@ def audit(
         min_cell: scans of a class and group below which no statement about the cell is made.
         normal: the class of those who have no disease, by default the one that is called so (:func:`.normal_class`).
         specificity: at which sensitivities are compared.
+        margin: of the gap, within which the groups count as served alike; None makes no claim of equivalence.
 
     Raises:
         NoAuditError: fewer than two groups have a scan.
@@ -295,6 +135,10 @@ def audit(
     if not 0 < specificity < 1:
         raise ValueError(f"specificity must be in (0, 1), got {specificity}")
     normal = normal_class(predictions.class_names, normal)
+    if margin is not None and not 0 < margin < 1:
+        raise ValueError(f"margin must be in (0, 1), got {margin}")
+    if margin is not None and confidence <= 0.5:  # there is no interval at 1 - 2 (1 - confidence)
+        raise ValueError(f"a margin needs a confidence above 0.5, got {confidence}")
     known = predictions.known().present_groups()
     if len(known.group_names) < 2:
         names = ", ".join(known.group_names) or "none"
@@ -308,12 +152,20 @@ def audit(
     pooled, _ = confusion_intervals(confusion.sum(0, keepdims=True), rng, resamples, confidence, method, together)
     fair_draws = fair_model(confusion, resamples, rng, patients)
     of_scans, plain, shared, of_curves = rng.spawn(4)  # so that what needs probabilities moves no other number
+    of_parity, mixed, wrong = rng.spawn(3)
     effects = design_effects(patients, confusion)
     of_groups = (found["group_f1"], max(100, resamples // 5), confidence, of_scans, effects.accuracy)
     groups = _groups(known, confusion, *of_groups)
     cells = _cells(known, confusion, found["cell_f1"], confidence, min_cell, effects)
     settings = records.AuditSettings(resamples, permutations, confidence, method, seed, min_cell)
     p_value = permutation_test(confusion, permutations, rng, patients)
+    evidence = _gap_evidence(confusion, found, draws, fair_draws, p_value, settings, plain, patients)
+    filled = confusion.sum(-1) > 0
+    if (filled.any(0) == filled.all(0)).all() and min(group.n for group in groups) >= min_cell:  # else nothing is said
+        evidence["equivalence"] = equivalence(found, draws, confidence, margin)
+        evidence["standardised"] = standardised(confusion, mixed, settings, patients, known.class_names)
+        if evidence["permutation"].p_value is not None:
+            evidence["tipping_point"] = tipping_point(known, settings, found, evidence["fair_model"], p_value, wrong)
     result = Audit(
         n=len(known.label), n_unknown=len(predictions.label) - len(known.label),
         postprocess=predictions.postprocess, synthetic=predictions.synthetic,
@@ -325,12 +177,12 @@ def audit(
             **{name: estimate(*found[name]) for name in ("gap", "abs_gap") if name in found},
         ),
         groups=groups, cells=cells, worst_cell=_worst_cell(cells, draws["cell_f1"], fair_draws["cell_f1"]),
-        **_gap_evidence(confusion, found, draws, fair_draws, p_value, settings, plain, patients),
-        shared_classes=_shared_classes(known, settings, shared),
+        **evidence, shared_classes=_shared_classes(known, settings, shared),
         n_not_most_probable=int(known.not_most_probable().sum()),
         patients=patients.worth() if patients else None,
-        differences=group_differences(known), confusion=confusion.tolist(),
+        differences=differences(known, of_parity, settings, patients), confusion=confusion.tolist(),
         clinical=clinical(known, of_curves, max(100, resamples // 5), confidence, normal, specificity, min_cell),
+        lowest=lowest(found, draws, known, confidence),
     )  # fmt: skip
     return replace(result, verdicts=tuple(verdicts(result)))
 
@@ -338,6 +190,7 @@ def audit(
 def write_audit(
     predictions: str | Path, class_names: Sequence[str], group_names: Sequence[str],
     group_by: str | Sequence[str] = "sex", confidence: float = 0.95, resamples: int = 10_000, min_cell: int = MIN_CELL,
+    margin: float | None = None,
 ) -> Audit | None:  # fmt: skip
     """Audit a prediction table into audit.json beside it, for the end of an evaluation.
 
@@ -349,7 +202,8 @@ def write_audit(
     path.unlink(missing_ok=True)  # an earlier evaluation may have left one
     names = class_names, group_names, group_columns(group_by)
     try:
-        result = audit(load_predictions(predictions, *names), resamples, resamples, confidence, min_cell=min_cell)
+        table, limits = load_predictions(predictions, *names), {"min_cell": min_cell, "margin": margin}
+        result = audit(table, resamples, resamples, confidence, **limits)  # type: ignore[arg-type]
     except (NoAuditError, ImportError) as error:  # an evaluation is worth keeping without its audit
         logger.warning("no audit: %s", error)
         return None
@@ -377,12 +231,14 @@ def _cells(
     effects: DesignEffects,
 ) -> tuple[records.Cell, ...]:  # fmt: skip
     cells = []
+    right, scans = np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(-1)
+    pooled = partly_pooled(right / effects.recall, scans / effects.recall, confidence)
     for (g, group), (c, name) in product(enumerate(known.group_names), enumerate(known.class_names)):
         hits, n, predicted = (int(k) for k in (confusion[g, c, c], confusion[g, c].sum(), confusion[g, :, c].sum()))
         precision = wilson(hits, predicted, confidence, effects.precision[g, c])
         recall = wilson(hits, n, confidence, effects.recall[g, c])
         found = estimate(*(part[g, c] for part in f1))
-        cells.append(records.Cell(group, name, n, predicted, precision, recall, found, n < min_cell))
+        cells.append(records.Cell(group, name, n, predicted, precision, recall, found, n < min_cell, pooled[g, c]))
     return tuple(cells)
 
 
@@ -414,7 +270,7 @@ def _gap_evidence(
     if "gap" in found:
         tested, mean = "gap", float(fair["gap"].mean())
         expected += [mean, *np.quantile(fair["gap"], [tail, 1 - tail])]
-        plain = summaries(_resampled(confusion, settings.resamples, rng, "percentile", patients)[0])["gap"]
+        plain = summaries(resampled(confusion, settings.resamples, rng, "percentile", patients)[0])["gap"]
         distance, errors = beyond_fair(float(found["gap"][0]), mean), (draws["gap"].std(), ratio * plain.std())
         power = power_of_gap(distance, float(errors[0]), int(confusion.sum()), confidence, float(errors[1]))
     stayed = patients.stayed() if patients else None

@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 
-from .records import Audit, ByGroup, FairModel, Permutation
+import numpy as np
+
+from .fairness_criteria import is_apart
+from .records import Audit, ByGroup, FairModel, TippingPoint
 from .resampling import TIE
 from .wording import (
     MOST_PLANNED,
@@ -11,6 +14,7 @@ from .wording import (
     few_scans,
     in_percent,
     one_time_in,
+    percent,
     planned,
     span,
     span_text,
@@ -44,7 +48,9 @@ def _gap_verdicts(result: Audit) -> list[Verdict]:
     empty = {name: [c.group for c in result.cells if c.class_name == name and not c.n] for name in result.class_names}
     lacking = {name: groups for name, groups in empty.items() if 0 < len(groups) < len(result.group_names)}
     if not lacking:
-        return [_gap_verdict(result), *_power_verdicts(result), *_mix_verdicts(result)]
+        gap = _gap_verdict(result)
+        notes = [*_equivalence_notes(result), *_mix_verdicts(result, gap), *_tipping_notes(result, gap)]
+        return [_with_margin(result, gap), *_power_verdicts(result), *notes]
     missed = ", nor ".join(f"of {name} in {', '.join(groups)}" for name, groups in lacking.items())
     text = f"There is no scan {missed}, where F1 is 0 whatever the model does: no statement on the gap over all "
     found = [Verdict("no-statement", f"{text}classes.")]
@@ -55,22 +61,96 @@ def _gap_verdicts(result: Audit) -> list[Verdict]:
             cells=tuple(cell for cell in result.cells if cell.class_name in shared.class_names),
             overall=replace(result.overall, gap=shared.gap, abs_gap=shared.abs_gap),
             fair_model=shared.fair_model, permutation=shared.permutation, power=shared.power,
+            standardised=None, equivalence=None, tipping_point=None,
         )  # fmt: skip
         alone = f"Of the classes that every group has ({', '.join(shared.class_names)}): "
         found += [Verdict(verdict.level, alone + verdict.text) for verdict in _gap_verdicts(view)]
     return found
 
 
-def _mix_verdicts(result: Audit) -> list[Verdict]:
-    """A gap that comes of who was scanned, where it is large enough to mislead."""
-    share = result.fair_model.gap_mean or 0.0
-    if abs(share) < MIX_GAP or stayed_text(result):
+def _mix_verdicts(result: Audit, raw: Verdict) -> list[Verdict]:
+    """A gap that comes of who was scanned, where it is large enough to mislead, or hides or makes a finding."""
+    share, found, texts = result.fair_model.gap_mean or 0.0, result.standardised, []
+    if abs(share) >= MIX_GAP and not stayed_text(result):
+        first, second = result.group_names
+        mix = "the classes, or scans a patient," if result.patients else "the classes"
+        text = f"{first} and {second} scans do not have {mix} in the same proportions, which gives a perfectly "
+        text += f"fair model a gap of {share:+.3f} here on average. The test allows for that; the interval does not. "
+        texts.append(f"{text}The F1 of a class, and so the lowest one, depends on it too; recall does not.")
+    if found is None:
+        return [Verdict("note", text) for text in texts]
+    gap = found.gap or found.abs_gap
+    told = found.p_value is not None and found.p_value <= 1 - result.settings.confidence
+    told = told and not gap.low <= 0 <= gap.high
+    differs = told != (raw.level == "finding")
+    if differs or texts:
+        shown = span_text(gap, signed=found.gap is not None)
+        text = f"With the classes of every group in the mix of all scans the gap is {shown}; {p_text(found.p_value)}"
+        if differs:
+            hides = ", a finding then: the mix of classes hides it"
+            text += hides if told else ", no finding any more: the mix of classes may have made it one"
+        texts.append(f"{text}.")
+    return [Verdict("note", " ".join(texts))] if texts else []
+
+
+def _with_margin(result: Audit, verdict: Verdict) -> Verdict:
+    """The verdict on the gap beside a stated margin: different, equivalent within it, or not settled."""
+    found = result.equivalence
+    if found is None or found.margin is None:
+        return verdict
+    different = verdict.level == "finding"
+    if not found.equivalent:
+        return replace(verdict, text=f"{'Different' if different else 'Not settled'}: {verdict.text}")
+    margin = f"{found.margin:g}"
+    start = f"Different, but within {margin}" if different else f"Equivalent within {margin}"
+    inner = f"{percent(found.confidence)} interval"
+    whose = f"The {inner}s of the gaps of every two groups lie"
+    if found.gap:
+        whose = f"Its {inner} ({span(found.gap, signed=True)}) lies"
+    return Verdict("finding", f"{start}: {verdict.text} {whose} between -{margin} and +{margin}.")
+
+
+def _equivalence_notes(result: Audit) -> list[Verdict]:
+    """The smallest margin within which the groups are shown to be alike."""
+    found = result.equivalence
+    if found is None or found.equivalent:
         return []
-    first, second = result.group_names
-    mix = "the classes, or scans a patient," if result.patients else "the classes"
-    text = f"{first} and {second} scans do not have {mix} in the same proportions, which gives a perfectly "
-    text += f"fair model a gap of {share:+.3f} here on average. The test allows for that; the interval does not."
-    return [Verdict("note", f"{text} The F1 of a class, and so the lowest one, depends on it too; recall does not.")]
+    least = np.floor(1000 * found.smallest_margin + 1) / 1000  # such that this very margin is enough
+    if least >= 1:
+        return [Verdict("note", "These scans show equivalence within no margin below 1.")]
+    text = f"Two one-sided tests at {1 - result.settings.confidence:.2g} show that the gap lies within a margin of "
+    text += f"{least:.3f}, and of no smaller one"
+    interval = f" ({percent(found.confidence)} interval {span(found.gap, signed=True)})" if found.gap else ""
+    return [Verdict("note", f"{text}{interval}.")]
+
+
+def _tipping_notes(result: Audit, raw: Verdict) -> list[Verdict]:
+    """How many wrong records would turn the verdict on the gap."""
+    found, finding = result.tipping_point, raw.level == "finding"
+    if found is None:
+        return []
+    stays: dict[str, float] = {}
+    parts = []
+    for what in dict.fromkeys(row.what for row in found.rows):
+        rows = [row for row in found.rows if row.what == what]
+        turned = [row.share for row in rows if row.finding != finding]
+        if turned:
+            now = "no finding" if finding else "a finding"
+            parts.append(f"with {percent(min(turned))} of the {what}s changed at random there is {now}")
+        else:
+            stays[f"of the {what}s"] = rows[-1].share
+    if stays:
+        most = percent(min(stays.values()))
+        parts.insert(0, f"the verdict stays with up to {most} {' or '.join(stays)} changed at random")
+    chosen = tipping_records(found, bool(result.patients))
+    text = f"If records are wrong: {'; '.join(parts)}."
+    return [Verdict("note", f"{text} Chosen for it, {chosen} would turn it." if chosen else text)]
+
+
+def tipping_records(found: TippingPoint, patients: bool) -> str:
+    """The fewest records that turn the verdict, in words: ``another group of 1 scan or another label of 3 scans``."""
+    few = [("group", found.fewest_groups, "patient" if patients else "scan"), ("label", found.fewest_labels, "scan")]
+    return " or ".join(f"another {what} of {n} {unit}{'s' * (n > 1)}" for what, n, unit in few if n is not None)
 
 
 PARTNERS = "no patient has the same classes and about as many scans (1, 2, 3-4, 5-8, ...)"
@@ -89,9 +169,9 @@ def stayed_text(result: Audit) -> str:
     return f"{text}. So p is large whatever the model does, and a fair model of these scans shows much of the same gap"
 
 
-def p_text(permutation: Permutation) -> str:
+def p_text(p_value: float | None) -> str:
     """``p = 0.12``, or ``no p`` where there is no test."""
-    return "no p" if permutation.p_value is None else f"p = {permutation.p_value:.3g}"
+    return "no p" if p_value is None else f"p = {p_value:.3g}"
 
 
 def few_groups(result: Audit) -> str:
@@ -119,7 +199,7 @@ def _gap_verdict(result: Audit) -> Verdict:
         better, worse = (first, second) if gap.value > expected else (second, first)
         what = f"The gap of {value_text(gap.value, signed=True)} ({first} minus {second}, "
         # A finding needs both: the gap is not 0, and it is not what the mix of classes alone gives.
-        apart = gap.low > max(0, expected) or gap.high < min(0, expected)
+        apart = is_apart(gap, expected)
         sentence = f"the model serves {better} scans better than {worse} ones"
         not_none = not gap.low <= 0 <= gap.high
     else:
@@ -128,7 +208,7 @@ def _gap_verdict(result: Audit) -> Verdict:
         apart = not_none = gap.low > 0
         sentence = "the model does not serve all groups alike"
     what += f"{in_percent(confidence)} interval {span(gap, signed=overall.gap is not None)}; "
-    what += f"{p_text(result.permutation)})"
+    what += f"{p_text(result.permutation.p_value)})"
     told = p is not None and p <= 1 - confidence
     if apart and told:
         return Verdict("finding", f"{what} is larger than chance explains: {sentence}; {stayed or beside}.")
@@ -143,6 +223,8 @@ def _gap_verdict(result: Audit) -> Verdict:
         return Verdict("inconclusive", f"{what}; {beside}.")
     same = f": the groups have the same F1; {beside}" if overall.abs_gap.value <= TIE else ""
     what += same or f": a difference of this size cannot be told from none on these data; {beside}"
+    if result.equivalence and result.equivalence.equivalent:
+        return Verdict("inconclusive", f"{what}.")
     what += f". It does not show that the model is fair either: a gap as large as {overall.abs_gap.high:.3f} is not "
     return Verdict("inconclusive", f"{what}ruled out.")
 
@@ -188,6 +270,8 @@ def _worst_verdicts(result: Audit) -> list[Verdict]:
     text += f"; a perfectly fair model has {worst.fair_f1:.3f} there on average"
     if often >= confidence and p > 1 - confidence:
         text += ", so that the classes' proportions and not the model's answers make it the lowest"
+    if result.lowest:
+        text += f". The true lowest F1, of whichever cell, lies in {span(result.lowest.cell_f1)}"
     return [Verdict("finding" if often >= confidence and p <= 1 - confidence else "note", f"{text}.")]
 
 

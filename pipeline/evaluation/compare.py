@@ -13,8 +13,9 @@ import numpy as np
 
 from ..data.groups import MIN_CELL
 from . import paired, records
-from .audit import confusion_intervals, power_of_gap
+from .audit import power_of_gap
 from .compare_words import verdicts
+from .fairness_criteria import confusion_intervals
 from .paired import TESTED, CompareError, Floats, Patterns
 from .paired_auc import auc_differences
 from .patients import Clusters

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..common.errors import UserError
 from ..common.text import quoted, spelling
-from .audit import summaries
+from .fairness_criteria import summaries
 from .patient_column import warn_of_repeated
 from .predictions import Ints, Predictions
 from .resampling import TIE, Estimate, Floats

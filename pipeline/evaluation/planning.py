@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .audit import beyond_fair, row_shares, scans_for, summaries
+from .audit import scans_for
+from .fairness_criteria import beyond_fair, row_shares, summaries
 from .resampling import TIE, Floats
 from .wording import MOST_PLANNED, POWER, in_percent
 

@@ -75,6 +75,7 @@ class Cell:
     recall: Estimate
     f1: Estimate
     small: bool
+    recall_pooled: Estimate | None = None  # partly pooled with the other groups', where the cell has a scan
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,64 @@ class Differences:
 
     equalized_odds: Mapping[str, float] = field(default_factory=dict)
     demographic_parity: Mapping[str, float] = field(default_factory=dict)
+    equalized_odds_intervals: Mapping[str, Estimate] = field(default_factory=dict)  # empty in earlier audits
+    demographic_parity_intervals: Mapping[str, Estimate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lowest:
+    """The true lowest F1 of a cell and of a group, whichever has it.
+
+    The value is the lowest observed one; the interval allows for its having been chosen among several.
+    """
+
+    cell_f1: Estimate
+    group: str  # that has the lowest F1
+    group_f1: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standardised:
+    """The gap were the classes in every group in the proportions ``mix``, and p of its permutation test."""
+
+    mix: Mapping[str, float]  # class -> share of all scans of known group
+    gap: Estimate | None = None
+    abs_gap: Estimate
+    p_value: float | None  # None where no patient could change the group
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Whether the gap lies inside -+ ``margin``, by its interval at 1 - 2 (1 - the confidence of the audit)."""
+
+    confidence: float  # of that interval
+    gap: Estimate | None  # with that interval; None with more than two groups
+    smallest_margin: float  # beyond which every margin holds the gap, of all pairs of groups
+    margin: float | None = None  # none was stated, and nothing is claimed
+    equivalent: bool | None = None
+
+
+@dataclass(frozen=True)
+class WrongRecords:
+    """The gap when a share of the groups, or of the labels, is recorded otherwise at random; mean over such tables."""
+
+    what: str  # "group" or "label"
+    share: float
+    n: int  # records that were changed: scans, or patients and their group
+    gap: Estimate
+    p_value: float  # mean of that of the permutation test
+    finding: bool  # whether the audit would call the gap a finding
+
+
+@dataclass(frozen=True)
+class TippingPoint:
+    """How the verdict on the gap moves when records are changed."""
+
+    rows: tuple[WrongRecords, ...]
+    # the fewest changed groups of scans or patients, and labels of scans, found to turn a finding into none or back;
+    # None where no such change of a tenth of them was found, or was looked for
+    fewest_groups: int | None
+    fewest_labels: int | None
 
 
 @dataclass(frozen=True)
@@ -292,6 +351,10 @@ class Audit:
     n_not_most_probable: int = 0  # predictions of another class than the most probable one
     differences: Differences
     clinical: Clinical | None = None  # None in audits of earlier versions
+    lowest: Lowest | None = None  # None in audits of earlier versions, as the next two
+    standardised: Standardised | None = None  # also where a group lacks a class
+    equivalence: Equivalence | None = None
+    tipping_point: TippingPoint | None = None  # of two groups that both have every class
     confusion: Confusion  # [G][C][C] counts, rows true, columns predicted
     patients: RepeatedPatients | None = None  # None: every scan is taken for another patient
     verdicts: tuple[Verdict, ...] = ()  # the most important first

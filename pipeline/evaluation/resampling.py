@@ -75,3 +75,44 @@ def wilson(hits: float, n: float, confidence: float = 0.95, effect: float = 1.0)
         return Estimate(0.0, 0.0, 1.0)
     low, high = map(float, proportion_confint(hits / effect, n / effect, alpha=1 - confidence, method="wilson"))
     return Estimate(hits / n, min(low, hits / n), max(high, hits / n))
+
+
+def partly_pooled(
+    hits: Floats, n: Floats, confidence: float = 0.95, spreads: int = 40, means: int = 200
+) -> NDArray[np.object_]:
+    """Estimates [G, C] of shares that are alike between the groups of a class, as far as all classes say so.
+
+    Of hits [G, C] out of n, the share of group g and class c is drawn from Beta(m_c k, (1 - m_c) k): with k large the
+    groups of a class are alike. The means m_c are uniform in [0, 1], and so is s = 1 / sqrt(1 + k), the spread over
+    groups as a part of the largest possible one (Gelman 2006 on uniform priors of spreads). Both are summed over a
+    grid, so that the interval counts not knowing them; the posterior, a mixture of betas, is taken for the beta of its
+    mean and variance. A share without a trial is None.
+    """
+    from scipy.special import betaln, logsumexp
+    from scipy.stats import beta
+
+    s = (np.arange(spreads) + 0.5) / spreads
+    k = (1 / s**2 - 1)[:, None, None, None]
+    total, hit = n.sum(0), hits.sum(0)  # a class's means where its likelihood is, at even quantiles of a wide beta
+    wide = np.minimum(1.0, 4.0 / np.maximum(total, 1))
+    quantiles = (np.arange(means) + 0.5) / means
+    a, b = 1 + wide * hit, 1 + wide * (total - hit)
+    m = beta.ppf(quantiles[:, None], a, b)[None, :, None, :]  # [S, M, G, C] of all from here
+    prior = -beta.logpdf(m, a, b)[..., 0, :]  # undoes the uneven grid
+    first, second = m * k, (1 - m) * k
+    likelihood = (betaln(first + hits, second + n - hits) - betaln(first, second)).sum(2) + prior  # [S, M, C]
+    of_class = logsumexp(likelihood, axis=1)  # [S, C]
+    spread = of_class.sum(1)
+    weight = np.exp(likelihood - of_class[:, None] + (spread - logsumexp(spread))[:, None, None])[:, :, None]
+    size = first + second + n
+    mean = (first + hits) / size
+    value = (weight * mean).sum((0, 1))
+    variance = (weight * (mean * (1 - mean) / (size + 1) + mean**2)).sum((0, 1)) - value**2
+    strength = value * (1 - value) / variance - 1
+    tail = (1 - confidence) / 2
+    low, high = (beta.ppf(q, value * strength, (1 - value) * strength) for q in (tail, 1 - tail))
+    low, high = np.minimum(low, value), np.maximum(high, value)  # of a beta in a corner, at a low confidence
+    found = np.empty(n.shape, dtype=object)
+    for at in np.argwhere(n > 0):
+        found[tuple(at)] = estimate(*(part[tuple(at)] for part in (value, low, high)))
+    return found

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.groups import MIN_CELL
-from ..evaluation.audit import summaries
 from ..evaluation.calibration import BINS, bin_of
+from ..evaluation.fairness_criteria import summaries
 from ..evaluation.patient_column import warn_of_repeated
 from ..evaluation.patients import resample_scans
 from ..evaluation.predictions import Predictions

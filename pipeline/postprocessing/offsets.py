@@ -4,7 +4,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..evaluation.audit import summaries
+from ..evaluation.fairness_criteria import summaries
 from ..evaluation.predictions import Ints, Predictions
 from .fitted import Fitted, Floats, PostprocessError, log_probabilities, make_fitted, most_probable_only
 

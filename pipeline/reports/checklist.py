@@ -59,7 +59,7 @@ def _intervals(known: Known) -> str:
     settings = known.audit.settings
     return (
         f"{percent(settings.confidence)} intervals by {settings.resamples:,} {settings.method} bootstrap resamples; "
-        f"permutation test of the gap, {settings.permutations:,} draws, {p_text(known.audit.permutation)}"
+        f"permutation test of the gap, {settings.permutations:,} draws, {p_text(known.audit.permutation.p_value)}"
     )
 
 

@@ -114,11 +114,12 @@ def _auc_blocks(result: Comparison, confidence: str) -> tuple[Paragraph | Table,
          *value_and_span(one.difference, True), f"{one.p_value:.3g}")
         for pair in result.comparisons for one in pair.aucs
     )  # fmt: skip
+    unit = "patients" if result.n_patients else "scans"
     text = (
         f"Differences of the {number} of a class against the rest, and of its mean over classes, by DeLong's "
-        f"covariance of scores on the same scans. None is given of a class with fewer than {LEAST_SCANS} scans (or "
-        "patients, where they have several) or others, of the mean where some class has fewer, nor without "
-        "probabilities. p is not adjusted, and no verdict is drawn."
+        f"covariance of scores on the same scans. None is given of a class with fewer than {LEAST_SCANS} {unit} or "
+        "others, of the mean where some class has fewer, nor without probabilities. p is not adjusted, and no verdict "
+        "is drawn."
     )
     columns = ("class, comparison", "difference", f"{confidence} interval", "p")
     return (Paragraph(text), Table(f"Differences in {number}", columns, rows)) if rows else (Paragraph(text),)

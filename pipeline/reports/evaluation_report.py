@@ -1,7 +1,7 @@
 """The report of an evaluation, and of a comparison: verdicts first, then every number with its interval."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,11 @@ from ..common.distributed import is_primary
 from ..common.names import TRAINING_SETTINGS
 from ..common.run_folder import REPORT_FILES
 from ..evaluation.audit import NoAuditError
+from ..evaluation.audit_words import p_text, tipping_records
 from ..evaluation.predictions import load_predictions
 from ..evaluation.records import Audit, ByGroup, Clinical
-from ..evaluation.resampling import Interval
-from ..evaluation.wording import ABOUT_NUMBERS, NO_NORMAL_CLASS, number_name, percent, span_text, value_text
+from ..evaluation.resampling import Estimate, Interval
+from ..evaluation.wording import ABOUT_NUMBERS, NO_NORMAL_CLASS, number_name, percent, span, span_text, value_text
 from . import document
 from .document import Block, Document, Paragraph, Picture, Pictures, Section, Table, figure_picture
 from .evidence import Evidence, evidence_of_table, read_evidence
@@ -90,6 +91,8 @@ def evaluation_report(evidence: Evidence) -> Document:
     add("Verdicts", (document.Verdicts(audit.verdicts), *optimistic))
     add("Headline numbers", (Paragraph(ABOUT_NUMBERS), _estimates_picture(audit, confidence), headline_table(audit)))
     add("Classes and groups", _cell_blocks(audit, confidence))
+    wrong = "wrong records (two groups of enough scans, and every class in both)"
+    add("If records are wrong", _tipping_blocks(audit, confidence), wrong)
     add("Confusion matrices", (_confusion_picture(evidence),))
     none = "calibration and AUC (the predictions have no probabilities)"
     add("Calibration", _calibration_blocks(audit, confidence), none)
@@ -130,7 +133,18 @@ def headline_table(audit: Audit) -> Table:
     rows += [(f"{number_name(f'f1_{group.group}')} ({_scans(audit, group.n)})", group.f1) for group in audit.groups]
     rows.append((number_name("f1_macro"), overall.f1_macro))
     rows += [(number_name(f"accuracy_{group.group}"), group.accuracy) for group in audit.groups]
-    texts = [(name, *value_and_span(estimate, estimate is overall.gap)) for name, estimate in rows]
+    if same := audit.standardised:
+        name = f"{number_name('gap' if same.gap else 'abs_gap', audit.group_names)} in one mix of classes"
+        rows.append((f"{name} ({p_text(same.p_value)})", same.gap or same.abs_gap))
+    if lowest := audit.lowest:
+        rows.append(("lowest F1 of a class and group, whichever it is", lowest.cell_f1))
+        rows.append(("lowest F1 of a group, whichever it is", lowest.group_f1))
+    signed = (overall.gap, same.gap if same else None)
+    texts = [(name, *value_and_span(one, any(one is gap for gap in signed))) for name, one in rows]
+    if alike := audit.equivalence:
+        inner = span(alike.gap, signed=True) if alike.gap else NONE
+        name = f"smallest margin of equivalence ({percent(alike.confidence)} interval of the gap)"
+        texts.append((name, value_text(alike.smallest_margin), inner))
     p = audit.permutation.p_value
     if p is not None:  # else nobody could change the group, as in a fair model
         expected = value_text(fair.abs_gap_mean), f"up to {value_text(fair.abs_gap_p95)}"
@@ -147,8 +161,9 @@ def cells_table(audit: Audit) -> Table:
     for cell in sorted(audit.cells, key=lambda cell: audit.class_names.index(cell.class_name)):
         scans = f"{cell.n} (no statement)" if cell.small else str(cell.n)
         values = map(span_text, (cell.precision, cell.recall, cell.f1))
-        rows.append((f"{cell.class_name}, {cell.group}", scans, *values))
-    columns = ("class, group", "scans", *map(number_name, ("precision", "recall", "f1")))
+        pooled = span_text(cell.recall_pooled) if cell.recall_pooled else NONE
+        rows.append((f"{cell.class_name}, {cell.group}", scans, *values, pooled))
+    columns = ("class, group", "scans", *map(number_name, ("precision", "recall", "f1")), "recall, partly pooled")
     return Table(f"Each class and group, value ({percent(audit.settings.confidence)} interval)", columns, tuple(rows))
 
 
@@ -186,7 +201,7 @@ def _estimates_picture(audit: Audit, confidence: str) -> Picture:
     return figure_picture(estimates_figure(audit), "estimates", alt, caption)
 
 
-def _cell_blocks(audit: Audit, confidence: str) -> tuple[Picture, Table]:
+def _cell_blocks(audit: Audit, confidence: str) -> tuple[Block, ...]:
     said = [
         f"{cell.class_name} {cell.group} {span_text(cell.f1)}, {cell.n} scans{', no statement' * cell.small}"
         for cell in audit.cells
@@ -194,7 +209,29 @@ def _cell_blocks(audit: Audit, confidence: str) -> tuple[Picture, Table]:
     caption = f"F1 of each class and group with its {confidence} interval. Hatched: fewer than "
     caption += f"{audit.settings.min_cell} scans, of which nothing is said."
     alt = f"Heat map of F1 by class and group: {'; '.join(said)}."
-    return figure_picture(cells_figure(audit), "cells", alt, caption), cells_table(audit)
+    text = "Recall, partly pooled, is an estimate that leans on the same class in the other groups, the more the fewer "
+    text += "the scans and the more alike the groups are in all classes. It hides a cell that is truly odd."
+    return figure_picture(cells_figure(audit), "cells", alt, caption), cells_table(audit), Paragraph(text)
+
+
+def _tipping_blocks(audit: Audit, confidence: str) -> tuple[Block, ...]:
+    """What becomes of the gap when groups or labels are changed."""
+    found = audit.tipping_point
+    if found is None:
+        return ()
+    rows = []
+    for row in found.rows:
+        name = f"{percent(row.share)} of the {row.what}s ({row.n})"
+        rows.append((name, span_text(row.gap, signed=True), f"{row.p_value:.3g}", "yes" if row.finding else "no"))
+    unit = "patients" if audit.patients else "scans"
+    text = (
+        f"Groups of {unit}, or labels of scans, were changed at random; the numbers are means over such tables. Errors "
+    )
+    text += "of this kind that are in the records already have made the gap smaller, and this does not undo them."
+    chosen = tipping_records(found, bool(audit.patients))
+    text += f" Chosen for it, {chosen} would turn the verdict; fewer may." if chosen else ""
+    columns = ("changed", f"{number_name('gap', audit.group_names)} ({confidence} interval)", "p", "finding")
+    return Paragraph(text), Table("The gap if records are wrong", columns, tuple(rows))
 
 
 def _confusion_picture(evidence: Evidence) -> Picture:
@@ -277,18 +314,28 @@ def _error_blocks(evidence: Evidence) -> tuple[Block, ...]:
 
 
 def differences_table(audit: Audit) -> Table:
-    """Equalized-odds and demographic-parity differences of each class, by fairlearn."""
+    """Equalized-odds and demographic-parity differences of each class, by fairlearn, with intervals where known."""
     found = audit.differences
-    kinds = found.equalized_odds, found.demographic_parity
-    rows = [(name, *(f"{kind[name]:.3f}" if name in kind else NONE for kind in kinds)) for name in audit.class_names]
+    kinds = (
+        (found.equalized_odds, found.equalized_odds_intervals),
+        (found.demographic_parity, found.demographic_parity_intervals),
+    )
+
+    def shown(name: str, points: Mapping[str, float], intervals: Mapping[str, Estimate]) -> str:
+        if name not in points:
+            return NONE
+        return span_text(intervals[name]) if name in intervals else value_text(points[name])
+
+    rows = [(name, *(shown(name, *kind) for kind in kinds)) for name in audit.class_names]
     columns = ("class", "equalized odds", "demographic parity")
     return Table("Differences between groups, each class against the rest", columns, tuple(rows))
 
 
 def _difference_blocks(audit: Audit) -> tuple[Paragraph | Table, ...]:
     text = "Largest difference between two groups, each class against the rest, by fairlearn: equalized odds (of the "
-    text += "true and false positive rates) and demographic parity (of the share predicted). They have no interval "
-    text += "here; parity also differs when a class is more frequent in one group."
+    text += "true and false positive rates) and demographic parity (of the share predicted). The largest of several "
+    text += "is more than 0 by chance alone, which the intervals allow for. Parity also differs when a class is more "
+    text += "frequent in one group."
     return Paragraph(text), differences_table(audit)
 
 

@@ -210,13 +210,13 @@ def _fairness(evidence: Evidence) -> list[str]:
         gap = f"The largest gap in macro F1 between two groups is {span_text(overall.abs_gap)}"
     fair = fair_gap_text(audit.fair_model, audit.settings.confidence)
     few = ", too few for a statement" if worst.small else ""
-    said = f"{fair[0].upper()}{fair[1:]}. Permutation test of the gap: {p_text(audit.permutation)}."
+    said = f"{fair[0].upper()}{fair[1:]}. Permutation test of the gap: {p_text(audit.permutation.p_value)}."
     if stayed := stayed_text(audit):
-        said = f"{stayed}. Permutation test of the gap: {p_text(audit.permutation)}."
+        said = f"{stayed}. Permutation test of the gap: {p_text(audit.permutation.p_value)}."
     if shared := audit.shared_classes:
         alone = span_text(shared.gap, signed=True) if shared.gap is not None else span_text(shared.abs_gap)
         said = "A group has no scan of a class, which counts there whatever the model does. Of the classes that every "
-        said += f"group has ({', '.join(shared.class_names)}) it is {alone}, {p_text(shared.permutation)}."
+        said += f"group has ({', '.join(shared.class_names)}) it is {alone}, {p_text(shared.permutation.p_value)}."
     if small := few_groups(audit):
         said = f"{small[0].upper()}{small[1:]}: no statement on the gap."
     return [

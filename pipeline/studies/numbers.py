@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..evaluation.audit import confusion_intervals
 from ..evaluation.compare import compare, holm
 from ..evaluation.compare_words import NO_INTERVAL, few_groups
+from ..evaluation.fairness_criteria import confusion_intervals
 from ..evaluation.paired import TESTED, CompareError, over_runs
 from ..evaluation.patients import Clusters
 from ..evaluation.predictions import Predictions

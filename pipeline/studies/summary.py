@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..evaluation.audit import fair_model
+from ..evaluation.fairness_criteria import fair_model
 from ..evaluation.patients import Clusters
 from ..evaluation.resampling import check_resampling
 from .numbers import Best, Row, device_table, make_row, tell_best

@@ -96,6 +96,7 @@ def test_numbers_of_a_published_table_are_called_by_their_names(table: Path, tmp
     [
         (["--group-by", "age"], "no column 'age'; it has scan, truth, said, gender"),
         (["--confidence", "95"], "confidence must be in (0, 1), got 95"),
+        (["--margin", "5"], "margin must be in (0, 1), got 5"),
         (["--method", "bca"], "method must be one of smoothed, percentile, got 'bca'"),
         (["--specificity", "90"], "specificity must be in (0, 1), got 90"),
         (["--normal", "sick"], "normal must be one of the classes"),

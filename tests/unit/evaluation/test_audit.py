@@ -16,18 +16,15 @@ from reconstruction import paper_cells, predictions_of
 from scipy.stats import binomtest, bootstrap, hypergeom, norm
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from fairlung.pipeline.evaluation.audit import (
-    NoAuditError,
-    audit,
+from fairlung.pipeline.evaluation.audit import NoAuditError, audit, power_of_gap, write_audit
+from fairlung.pipeline.evaluation.fairness_criteria import (
     beyond_fair,
     bootstrap_confusion,
     confusion_intervals,
     fair_model,
     group_differences,
     permutation_test,
-    power_of_gap,
     summaries,
-    write_audit,
 )
 from fairlung.pipeline.evaluation.metrics import fairness_summary
 from fairlung.pipeline.evaluation.predictions import Predictions, PredictionsError

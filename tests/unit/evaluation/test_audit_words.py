@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reconstruction import predictions_of
 
-from fairlung.pipeline.evaluation.audit import audit, beyond_fair
+from fairlung.pipeline.evaluation.audit import audit
 from fairlung.pipeline.evaluation.audit_words import verdicts
+from fairlung.pipeline.evaluation.fairness_criteria import beyond_fair
 from fairlung.pipeline.evaluation.predictions import Predictions
 from fairlung.pipeline.evaluation.records import Audit, to_plain
 from fairlung.pipeline.reports.evidence import Evidence
@@ -63,10 +64,14 @@ def test_no_number_cannot_be_and_no_verdict_contradicts_a_number(seed: int, conf
     plain = to_plain(result)
     for name, number in numbers_of({key: part for key, part in plain.items() if key not in ("settings", "verdicts")}):
         least = -1 if re.search(r"\.(gap(_|\.)|difference\.)", name) else 0
-        counts = re.search(r"\.(n|n_\w+|scans|group_scans|confusion|detectable_gap|schema_version)$", name)
+        counts = re.search(r"\.(n|n_\w+|scans|group_scans|confusion|detectable_gap|fewest_\w+|schema_version)$", name)
         most = np.inf if counts else 2 if ".brier." in name else 1
         assert np.isfinite(number) and least <= number <= most + 1e-12, (name, number)
     estimates = [*result.overall.numbers().values(), *(group.f1 for group in result.groups)]
+    estimates += [*result.differences.equalized_odds_intervals.values(), result.lowest.cell_f1, result.lowest.group_f1]
+    estimates += [*result.differences.demographic_parity_intervals.values()]
+    estimates += [cell.recall_pooled for cell in result.cells if cell.n]
+    estimates += [same.gap or same.abs_gap for same in [result.standardised] if same]
     estimates += [part for cell in result.cells for part in (cell.f1, cell.precision, cell.recall)]
     estimates += [group.calibration.ece for group in result.groups if group.calibration]
     assert all(part.low <= part.value + 1e-12 and part.value <= part.high + 1e-12 for part in estimates)
@@ -87,6 +92,8 @@ def test_no_number_cannot_be_and_no_verdict_contradicts_a_number(seed: int, conf
             assert beyond_fair(gap.value, of_gap.fair_model.gap_mean or 0.0) < 1e-9
         if "it the lowest" in verdict.text:
             assert verdict.level == "note"
+        if "would turn it" in verdict.text or "changed at random" in verdict.text:
+            assert result.tipping_point is not None and verdict.level == "note"
     for group in result.groups:
         if group.calibration and result.n_not_most_probable == 0:
             (text,) = [text for text in said(result) if f"{group.group} scans" in text and "calibration error" in text]

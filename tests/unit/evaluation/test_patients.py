@@ -14,8 +14,9 @@ from reconstruction import paper_cells, predictions_of
 from scipy.stats import binomtest, f_oneway
 
 from fairlung.pipeline.common.names import UNKNOWN_GROUP
-from fairlung.pipeline.evaluation.audit import (
-    audit,
+from fairlung.pipeline.evaluation.audit import audit
+from fairlung.pipeline.evaluation.calibration import group_calibration
+from fairlung.pipeline.evaluation.fairness_criteria import (
     bootstrap_confusion,
     confusion_intervals,
     fair_model,
@@ -23,7 +24,6 @@ from fairlung.pipeline.evaluation.audit import (
     row_shares,
     summaries,
 )
-from fairlung.pipeline.evaluation.calibration import group_calibration
 from fairlung.pipeline.evaluation.patient_column import seem_repeated
 from fairlung.pipeline.evaluation.patients import Clusters, design_effects, intraclass_correlation
 from fairlung.pipeline.evaluation.predictions import Predictions, PredictionsError, load_predictions

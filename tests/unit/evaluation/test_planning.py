@@ -14,7 +14,12 @@ from statsmodels.stats.proportion import power_ztost_prop
 from typer.testing import CliRunner
 
 from fairlung.pipeline.cli.app import app
-from fairlung.pipeline.evaluation.audit import confusion_intervals, fair_model, permutation_test, summaries
+from fairlung.pipeline.evaluation.fairness_criteria import (
+    confusion_intervals,
+    fair_model,
+    permutation_test,
+    summaries,
+)
 from fairlung.pipeline.evaluation.metrics import class_scores
 from fairlung.pipeline.evaluation.planning import Design
 

@@ -9,8 +9,8 @@ import pytest
 from noisy_predictions import CLASSES, predictions, refused, score_and_gap
 from sklearn.metrics import f1_score, log_loss
 
-from fairlung.pipeline.evaluation.audit import summaries
 from fairlung.pipeline.evaluation.calibration import expected_calibration_error
+from fairlung.pipeline.evaluation.fairness_criteria import summaries
 from fairlung.pipeline.evaluation.resampling import Estimate, resample_counts
 from fairlung.pipeline.postprocessing.before_after import BeforeAfter, Change, GroupChange, Moved, before_after, cost
 from fairlung.pipeline.postprocessing.fit import apply

@@ -67,7 +67,7 @@ def test_every_number_of_the_audit_stands_in_a_table(run):
     for cell in judged["cells"]:
         row = shown[f"{cell['class']}, {cell['group']}"]
         assert row[0].split()[0] == str(cell["n"]) and ("no statement" in row[0]) == cell["small"]
-        for text, score in zip(row[1:], ("precision", "recall", "f1"), strict=True):
+        for text, score in zip(row[1:], ("precision", "recall", "f1", "recall_pooled"), strict=True):
             value, low, high = (cell[score][part] for part in ("value", "low", "high"))
             assert text == f"{value:.3f} ({low:.3f} to {high:.3f})"
     (headline,) = (table for caption, table in tables.items() if caption.startswith("Headline"))
@@ -83,8 +83,17 @@ def test_every_number_of_the_audit_stands_in_a_table(run):
     (fairlearn,) = (table for caption, table in tables.items() if caption.startswith("Differences"))
     assert fairlearn[1] == [
         "adenocarcinoma",
-        *(f"{judged['differences'][key]['adenocarcinoma']:.3f}" for key in ("equalized_odds", "demographic_parity")),
+        *(
+            "{value:.3f} ({low:.3f} to {high:.3f})".format(
+                **judged["differences"][f"{key}_intervals"]["adenocarcinoma"]
+            )
+            for key in ("equalized_odds", "demographic_parity")
+        ),
     ]
+    (wrong,) = (table for caption, table in tables.items() if caption.startswith("The gap if records"))
+    for row, found in zip(wrong[1:], judged["tipping_point"]["rows"], strict=True):
+        assert row[1].startswith(f"{found['gap']['value']:+.3f} (")
+        assert row[3] == ("yes" if found["finding"] else "no")
 
 
 def test_missed_diagnoses_sensitivity_and_auprc_stand_in_tables(run, evil):
@@ -201,7 +210,8 @@ def test_what_was_not_made_is_left_out_and_said(tmp_path):
 
 
 def test_a_gallery_without_an_error_says_so(run):
-    blocks = evaluation_report(replace(read_evidence(run), errors=(), history=None, cells=None)).sections[5].blocks
+    blocks = evaluation_report(replace(read_evidence(run), errors=(), history=None, cells=None)).sections
+    (blocks,) = (section.blocks for section in blocks if section.title == "Worst errors")
     assert blocks == (Paragraph("No prediction was wrong."),)
 
 

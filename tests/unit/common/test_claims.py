@@ -121,10 +121,6 @@ def lock_from(folder: Path, owner: dict[str, Any]) -> None:
     (folder / OWNER).write_text(json.dumps(owner)) if owner else (folder / OWNER).unlink()
 
 
-@pytest.mark.fault(
-    "lost", "a folder locked by a host that is gone", before="the second is told to wait for its end",
-    now="one line names who has it and what to remove",
-)  # fmt: skip
 def test_a_lock_that_another_host_has_is_told_of_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As over NFS; so is one whose owner is not known, after the patience for a training that was killed."""
     elsewhere = claims._this_process() | {"host": "elsewhere", "boot": "another"}

@@ -250,9 +250,9 @@ def _by_times(
 ) -> Iterator[list[Acquisition]]:
     """The acquisition of each slice, by each of its times that split the slices into whole stacks.
 
-    Times are cut at their longest breaks. Slices of one acquisition have times of their own too, so a cut counts only
-    where its break is longer than those within the parts, and where every part is a stack; one that lies between the
-    others must be from end to end.
+    Times are cut at their longest breaks. Slices of one acquisition have times of their own too, in any order, so a cut
+    counts only where its break is longer than those within the parts, and every part is an even stack; parts that lie
+    between each other must each be from end to end.
     """
     most = max(map(len, places))
     for times in zip(*(header.times for header in slices), strict=True):
@@ -268,10 +268,17 @@ def _by_times(
             part[order] = np.concatenate([[0], np.cumsum(breaks > longest[count - 1])])
             stacks = [[header for header, its in zip(slices, part, strict=True) if its == k] for k in range(count)]
             if all(
-                _covers(stack, slices, places, normal) if most == 1 else len(_places(stack, normal)) == len(stack)
-                for stack in stacks
+                _is_even(stack, normal) and (most > 1 or _covers(stack, slices, places, normal)) for stack in stacks
             ):
                 yield [(None, int(k), "") for k in part]
+
+
+def _is_even(stack: Sequence[SliceHeader], normal: np.ndarray) -> bool:
+    """Whether slices in order lie at places of their own, and at one distance but for what may be missing."""
+    steps = _steps(stack, normal)
+    if not len(steps):
+        return True
+    return bool(steps.min() > SAME_POSITION_MM and (steps > GAP_STEPS * np.median(steps)).mean() <= MAX_MISSING)
 
 
 def _interleaved(of: Sequence[Acquisition]) -> bool:

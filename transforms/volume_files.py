@@ -92,7 +92,8 @@ def open_itk(path: Path) -> OpenScan:
     """
     import SimpleITK as sitk
 
-    (check_metaimage_header if path.name.lower().endswith((".mha", ".mhd")) else check_nrrd_header)(path)
+    metaimage = path.name.lower().endswith((".mha", ".mhd"))
+    fields = (check_metaimage_header if metaimage else check_nrrd_header)(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -101,7 +102,7 @@ def open_itk(path: Path) -> OpenScan:
             f"must be one 3-D volume of scalars, got {reader.GetDimension()} dimensions with "
             f"{reader.GetNumberOfComponents()} components"
         )
-    if path.name.lower().endswith((".nrrd", ".nhdr")):
+    if not metaimage:
         keys = reader.GetMetaDataKeys()
         if "NRRD_space" not in keys or reader.GetMetaData("NRRD_space") not in NRRD_SPACES:  # ITK takes it for LPS then
             raise Refusal(f"its space is none of {', '.join(NRRD_SPACES)}: nothing says how it is oriented")
@@ -118,9 +119,27 @@ def open_itk(path: Path) -> OpenScan:
         return _turned(sitk.GetArrayViewFromImage(image).transpose(2, 1, 0), turn, indices)
 
     told, tilt = _inclined(turn)
+    told += _other_letters(fields.get("anatomicalorientation", ""), turn.orientation) if metaimage else []
     return OpenScan(
         "itk", turn.shape, turn.affine, read, turn.orientation, "SimpleITK", warnings=told, tilt_degrees=tilt
     )
+
+
+def _other_letters(stated: str, grows_to: str) -> list[str]:
+    """A warning where a MetaImage's AnatomicalOrientation contradicts its TransformMatrix, by which every reader goes.
+
+    A refusal would be too much: programs write RAI whatever the matrix is. ITK's letters say where an axis comes from,
+    those of other programs where it goes to; either agrees.
+    """
+    comes_from = grows_to.translate(str.maketrans("RLAPIS", "LRPASI"))
+    if sorted(stated.upper().translate(str.maketrans("LPS", "RAI"))) != list("AIR"):  # such as ???: states nothing
+        return []
+    if stated.upper() in (comes_from, grows_to):
+        return []
+    return [
+        f"other_orientation: its AnatomicalOrientation is {stated.upper()}, its TransformMatrix says {comes_from}; the "
+        "matrix is taken"
+    ]
 
 
 def _inclined(turn: Turn) -> tuple[list[str], float]:

@@ -30,8 +30,8 @@ class VoxelBytes(NamedTuple):
     packed: bool
 
 
-def check_metaimage_header(path: Path) -> None:
-    """ValueError where a MetaImage header lacks values that it announces: ITK can end the process then."""
+def check_metaimage_header(path: Path) -> dict[str, str]:
+    """The fields of a MetaImage header; ValueError where it lacks values that it announces: ITK can end the process."""
     fields, _ = _metaimage_fields(path)
     sizes = fields.get("dimsize", "").split()
     if not sizes or not all(size.isdecimal() and int(size) for size in sizes):
@@ -49,12 +49,18 @@ def check_metaimage_header(path: Path) -> None:
         raise Refusal("it has no TransformMatrix: nothing says how it is oriented")
     if "elementspacing" not in fields and "elementsize" not in fields:
         raise Refusal("it has no ElementSpacing: nothing says how large its voxels are")
+    return fields
 
 
-def check_nrrd_header(path: Path) -> None:
-    """Refusal where an NRRD has no space directions: ITK takes its axes for those of the space, its voxels for 1 mm."""
-    if _nrrd_fields(path)[0].get("spacedirections", "").count("(") < 3:
+def check_nrrd_header(path: Path) -> dict[str, str]:
+    """The fields of an NRRD header.
+
+    Refusal where it has no space directions: ITK takes its axes for those of the space, its voxels for 1 mm.
+    """
+    fields, _ = _nrrd_fields(path)
+    if fields.get("spacedirections", "").count("(") < 3:
         raise Refusal("it has no space directions: nothing says how it is oriented")
+    return fields
 
 
 def check_voxel_bytes(path: Path, nbytes: int) -> None:

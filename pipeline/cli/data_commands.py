@@ -37,11 +37,12 @@ def cohort(
         Option(help="Folder for what archives hold; else <name>_unpacked beside them.")] = None,
 ) -> None:  # fmt: skip
     """Describe scans in folders, in archives or in a table as a cohort file: scan, label, sex, split."""
+    from ..data.cohort_checks import renames
     from ..data.cohort_drafts import names_of, translated
     from ..data.cohort_folders import write_cohort
 
     if source.is_file() and source.suffix.lower() in TABLES:
-        table, said = translated(source, _renamed(columns), class_name)
+        table, said = translated(source, renames(columns), class_name)
         root, notes = source.absolute().parent, [(text, "") for text in said]
     else:
         if columns:
@@ -63,14 +64,6 @@ def cohort(
 def _refuse_existing(path: Path) -> None:
     if path.exists():
         raise ValueError(f"{path} is there already; choose another file with -o")
-
-
-def _renamed(columns: str) -> dict[str, str]:
-    pairs = [pair.strip().partition("=") for pair in columns.split(",") if pair.strip()]
-    for old, _, new in pairs:
-        if not old or not new:
-            raise ValueError(f"--columns must be such as path=scan,gender=sex, got {columns!r}")
-    return {old.strip(): new.strip() for old, _, new in pairs}
 
 
 def _described(

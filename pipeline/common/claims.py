@@ -1,7 +1,9 @@
 """One process a folder, by a lock that says who holds it; and temporary folders that a kill leaves to the next process.
 
 The lock is the system's (flock), so it ends with its process, however that ends. Beside it stands who holds it. What a
-process of another host says there is believed, as not every network file system knows the other's locks.
+process of another host says there is believed, as not every network file system knows the other's locks: where that
+host is gone, the error names the files to remove. The empty lock file stays in the folder: a process that has opened it
+would lock a file that is gone while the next one locks a new one, and both would work there.
 """
 
 import atexit
@@ -81,7 +83,7 @@ def _claim(folder: Path) -> None:
         owner = json_or_nothing(folder / OWNER)
         if owner and not _is_here(owner):
             lock.release()
-            raise FolderError(f"{_in_use(folder, owner)}; if it has ended, remove {folder / OWNER}")
+            raise FolderError(_in_use(folder, owner, OWNER))
         (folder / OWNER).write_text(json.dumps(_this_process()))
     except FolderError:
         raise
@@ -100,7 +102,7 @@ def _acquire(lock: FileLock, folder: Path) -> None:
         except Timeout:
             owner = json_or_nothing(folder / OWNER)
         if (owner and _lives(owner)) or time.monotonic() > deadline:
-            raise FolderError(f"{_in_use(folder, owner)}; wait for its end, or choose another folder")
+            raise FolderError(_in_use(folder, owner, OWNER, LOCK))
         time.sleep(POLL)  # it has only begun, or it was killed and a process that it began has not ended yet
 
 
@@ -110,8 +112,13 @@ def _release_all() -> None:
         release(folder)
 
 
-def _in_use(folder: Path, owner: dict[str, Any]) -> str:
-    return f"{folder} is in use by process {owner.get('pid')} on {owner.get('host')}, since {owner.get('since')}"
+def _in_use(folder: Path, owner: dict[str, Any], *left: str) -> str:
+    """Who has a folder, and what to do; of a process that is not known to live, what it has left is named."""
+    process = f"process {owner.get('pid')} on {owner.get('host')}, since {owner.get('since')}"
+    ended = f"if it has ended, remove {' and '.join(str(folder / name) for name in left)}; else "
+    known = owner and _is_here(owner) and _lives(owner)
+    who = process if owner else "another process"
+    return f"{folder} is in use by {who}; {'' if known else ended}wait for its end, or choose another folder"
 
 
 def _this_process() -> dict[str, Any]:

@@ -85,6 +85,7 @@ class Settings(TypedDict, total=False):
     # ---- what is read and written
     bundle_root: Annotated[str, "folder of the bundle"]
     cohort: Annotated[str, "the data set: a CSV with scan, label, sex, split and more"]
+    columns: Annotated[str, "what the cohort's CSV calls its columns otherwise, such as path=scan,gender=sex"]
     patient_key: Annotated[
         str | None, "a file with a key: patients are the same digests in every run; null: a run's own"
     ]

@@ -142,6 +142,7 @@ def load_cohort(
     age_bands: Sequence[int] | None = None,
     allow_empty_cells: bool = False,
     require_splits: Sequence[str] = (),
+    columns: str = "",
 ) -> Cohort:
     """Read and check a cohort file.
 
@@ -165,37 +166,40 @@ def load_cohort(
             any, are one more group, "unknown"; of several columns one unknown part is enough.
         age_bands: edges in years that make the column ``age_band`` of the column ``age``.
         allow_empty_cells: accept a class and group without a scan in some split; a class needs scans in train even so.
+        columns: what the file calls some columns otherwise, such as ``path=scan,gender=sex``.
 
     Raises:
         CohortError: the file is unusable; one message with every problem, by line (the first 50, and how many more).
     """
     class_names = checks.checked_names(class_names, "class_names")
-    columns = checks.checked_columns(group_by)
+    by = checks.checked_columns(group_by)
     checks.check_one_of("unknown_groups", unknown_groups, UnknownGroups)
-    names = None if group_names is None else checks.checked_group_names(group_names, columns, unknown_groups)
+    names = None if group_names is None else checks.checked_group_names(group_names, by, unknown_groups)
     edges = None if age_bands is None else checks.check_age_bands(age_bands)
     if isinstance(require_splits, str) or not set(require_splits) <= set(SPLITS):
         raise ValueError(f"require_splits: {require_splits!r} is not a list of {', '.join(SPLITS)}")
     path = Path(os.path.abspath(path))
+    renames = checks.renames(columns)
     table, in_rows = checks.read_table(path)
+    table = checks.renamed(path, table, renames)
     resolved: tuple[str, ...] = ()
-    problems = checks.column_problems(table, columns, edges)
+    problems = checks.column_problems(table, by, edges)
     if not problems:
         in_rows += checks.value_problems(table["label"], class_names)
         in_rows += [] if edges is None else checks.add_age_bands(table, edges)
-        values = group_values(table, columns)
+        values = group_values(table, by)
         in_rows += checks.group_problems(values, names)
         in_rows += checks.row_problems(table, path.parent)
-        in_rows += checks.patient_problems(table, columns)
+        in_rows += checks.patient_problems(table, by)
         resolved = checks.resolved_groups(values, names, unknown_groups)
-        problems += checks.number_problems(resolved, names, columns)
+        problems += checks.number_problems(resolved, names, by)
         problems += checks.split_problems(table, require_splits)
         counted = resolved if names or len(resolved) <= checks.MAX_GROUPS else ()
         problems += checks.cell_problems(table, values, class_names, counted, allow_empty_cells)
     problems += [text for _, text in sorted(in_rows, key=lambda problem: problem[0])]
     if problems:
         raise CohortError(checks.problem_report(path, problems))
-    return Cohort(table.reset_index(drop=True), path.parent, class_names, resolved, columns)
+    return Cohort(table.reset_index(drop=True), path.parent, class_names, resolved, by)
 
 
 def warn_of_small_cells(cohort: Cohort, min_cell: int = MIN_CELL, small_groups: SmallGroups = "keep") -> None:

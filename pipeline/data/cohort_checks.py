@@ -1,7 +1,7 @@
 """What can be wrong with a cohort file, found all at once."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +14,7 @@ from fairlung.transforms.tables import KNOWN_COLUMNS
 
 from ..common.errors import UserError
 from ..common.names import CLASS_ALIASES, JOIN, SEX_SPELLINGS, SEXES, SPLIT_SPELLINGS, UNKNOWN
-from ..common.text import hint_at, nearest, one_line, quoted, spelling, spelling_key
+from ..common.text import did_you_mean, hint_at, nearest, one_line, quoted, spelling, spelling_key
 from .groups import (
     AGE,
     AGE_BAND,
@@ -136,6 +136,26 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[Problem]]:
     fitting = {line: [cell.strip() for cell in row] for line, row in rows if len(row) == len(header)}
     table = pd.DataFrame(list(fitting.values()), index=list(fitting), columns=header, dtype=str)
     return table.drop(columns=[name for name in table if name == "split" and not table[name].any()]), ragged
+
+
+def renames(columns: str) -> dict[str, str]:
+    """``path=scan,gender=sex`` as ``{"path": "scan", "gender": "sex"}``; ValueError where it is no such pairs."""
+    pairs = [pair.strip().partition("=") for pair in columns.split(",") if pair.strip()]
+    if not all(old.strip() and new.strip() for old, _, new in pairs):
+        raise ValueError(f"columns must be such as path=scan,gender=sex, got {columns!r}")
+    return {old.strip(): new.strip() for old, _, new in pairs}
+
+
+def renamed(path: Path, table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """A table with other names for some columns; CohortError where one is not there, or a name would be there twice."""
+    for name, meant in names.items():
+        if name not in table:
+            raise CohortError(f"{path}: no column {quoted(name)} to take for {meant!r}{did_you_mean(name, table)}")
+    table = table.rename(columns=names)
+    if table.columns.has_duplicates:
+        twice = table.columns[table.columns.duplicated()].unique()
+        raise CohortError(f"{path}: there would be two columns {listed(sorted(twice))}")
+    return table
 
 
 def column_problems(table: pd.DataFrame, columns: Names, edges: tuple[int, ...] | None) -> list[str]:

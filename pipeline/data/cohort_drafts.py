@@ -14,7 +14,7 @@ from fairlung.transforms.tables import KNOWN_COLUMNS, TableError
 from ..common.names import CLASS_ALIASES, CLASS_NAMES, SEX_SPELLINGS, SEXES, SPLIT_SPELLINGS
 from ..common.tables import read_frame
 from ..common.text import did_you_mean, quoted
-from .cohort_checks import SPLITS, CohortError, listed
+from .cohort_checks import SPLITS, CohortError, renamed
 from .cohort_folders import PART, BuiltCohort, Skipped, unwritable
 from .groups import AGE, DICOM_AGE, MISSING, years
 
@@ -56,20 +56,12 @@ def translated(
         table = read_frame(Path(path)).apply(lambda column: column.str.strip())
     except (FileNotFoundError, TableError) as error:
         raise CohortError(f"{path}: {error if isinstance(error, TableError) else 'no such file'}") from None
-    names = dict(columns or {})
-    for name, meant in names.items():
-        if name not in table:
-            raise CohortError(f"{path}: no column {quoted(name)} to take for {meant!r}{did_you_mean(name, table)}")
-    names |= {
-        name: name.casefold() for name in table if name.casefold() in {*KNOWN_COLUMNS} - {*table, *names.values()}
-    }
-    table = table.rename(columns=names)
+    table = renamed(Path(path), table, columns or {})
+    other_case = {name: name.casefold() for name in table if name.casefold() in {*KNOWN_COLUMNS} - {*table}}
+    table = renamed(Path(path), table, other_case)
     if missing := [name for name in ("scan", "label") if name not in table]:
         hint = f"{did_you_mean(missing[0], table)}; --columns NAME={missing[0]} says which it is"
         raise CohortError(f"{path}: no column {missing[0]!r}{hint}")
-    if table.columns.has_duplicates:
-        twice = [name for name in names.values() if list(table).count(name) > 1]
-        raise CohortError(f"{path}: there would be two columns {listed(sorted(set(twice)))}")
     classes = {name.casefold(): name for name in class_names or CLASS_NAMES}
     aliases = {alias: name for alias, name in CLASS_ALIASES.items() if name in (class_names or ())}
     said = []

@@ -20,7 +20,15 @@ from ..data.cohort import Cohort, load_cohort
 from ..data.folds import fold_tables, write_folds
 from .record import STUDY_FILE, PlannedRun, Protocol, StudyError, load_study, parse_record
 
-COHORT_SETTINGS = ("class_names", "group_names", "group_by", "unknown_groups", "age_bands", "allow_empty_cells")
+COHORT_SETTINGS = (
+    "class_names",
+    "group_names",
+    "group_by",
+    "unknown_groups",
+    "age_bands",
+    "allow_empty_cells",
+    "columns",
+)
 OWN_SETTINGS = ("bundle_root", "cohort", "output_dir", "seed", "resume", "overwrite", "parent_run", "run_name", "split")
 # For each protocol: the split that is reported, and in words which scans choose and which scans judge.
 PROTOCOLS: Mapping[Protocol, tuple[str, str, str]] = {
@@ -127,6 +135,8 @@ def _planned_run(study: StudyPlan, root: Path, row: Configuration, seed: int, pa
     tags = {**study.settings.get("tags", {}), **row.settings.get("tags", {}), "study": study.name}
     tags |= {"fairlung.fold": fold, "repeat": repeat} if fold is not None else {}
     settings = {"model_file": "", "keep_checkpoints": 1, **study.settings, **row.settings, "seed": seed}
+    if fold is not None:
+        settings.pop("columns", None)
     configs = ("train", *row.overlays)
     read = b"".join((root / "configs" / f"{name}.yaml").read_bytes() for name in (*configs, "evaluate"))
     return PlannedRun(
@@ -166,6 +176,7 @@ def _parts(study: StudyPlan, folder: Path) -> list[Part]:
     cohort = read_whole(study.cohort, settings)
     folds = fold_tables(cohort, study.folds, study.repeats, study.fold_seed)
     paths = [path.resolve() for path in write_folds(cohort, folds, folder / "folds")]
+    settings = {**settings, "columns": ""}  # the folds' files call them as a cohort file does
     digests = [load_cohort(path, require_splits=needed, **settings).digest for path in paths]
     return [(f.repeat, f.fold, str(p), digest) for f, p, digest in zip(folds, paths, digests, strict=True)]
 

@@ -65,6 +65,7 @@ class Journal(Lines):
         super().__init__(Path(output_dir) / PENDING / uid)
         self.uid = uid
         self.unsent: list[dict[str, Any]] = []  # entries
+        self.refused: list[str] = []  # what MLflow does not take of them, and why
         self._count = 0
         self._lock = FileLock(self.folder / "lock", thread_local=False)
         with suppress(OSError, Timeout):
@@ -177,6 +178,17 @@ def subject(entries: Sequence[Mapping[str, Any]]) -> str:
         return str(entry.get("name") or Path(entry["source"]).name)
     named = [row[0] for row in entry["values"]] if entry["op"] == "metrics" else list(entry.get("values", ()))
     return str(named[0]) if len(entries) == len(named) == 1 else str(entry["op"])
+
+
+def counted(names: Sequence[str]) -> str:
+    """How many there are, and which; "" of none."""
+    return f"{len(names)}: {', '.join(names)}" if names else ""
+
+
+def refused_tag(refused: Iterable[str]) -> dict[str, str]:
+    """The tag by which a run says what it lacks as MLflow refused it; {} where it refused nothing."""
+    names = list(dict.fromkeys(text.partition(": ")[0] for text in refused))
+    return {"fairlung.refused": counted(names)[:5000]} if names else {}
 
 
 def _halves(entries: Sequence[Mapping[str, Any]]) -> list[Sequence[Mapping[str, Any]]]:

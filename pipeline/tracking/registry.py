@@ -16,6 +16,7 @@ from ..common.distributed import is_primary
 from ..common.run_folder import RECORD, training_dir
 from ..common.text import without_login
 from ..evaluation.records import Audit, read_record
+from ..evaluation.wording import number_name, value_text
 from ..networks.checkpoint import require_checkpoint, training_record
 from ..reports.document import escape_markdown
 from ..reports.model_card import eval_metrics
@@ -53,14 +54,15 @@ def register_model(
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
-    tags = judgement.tags()
+    result = json.loads((evaluation_dir / run_folder.METRICS).read_text())
+    named = [(group, result["metrics"].get(f"f1_{group}")) for group in result["group_names"]]
+    # first: the list of versions shows them in this order
+    tags = {f"fairlung.f1.{metric_name(group)}": json.dumps(value) for group, value in named if value is not None}
+    tags |= judgement.tags()
     run = client.get_run(run_id)
     if run.data.tags.get("fairlung.kind") == "evaluate":  # of a training's run the cohort may be another
         tags["fairlung.cohort_digest"] = run.data.tags["fairlung.cohort_digest"]
     evaluation = _evaluation_run(client, run, judgement.split)
-    result = json.loads((evaluation_dir / run_folder.METRICS).read_text())
-    named = [(group, result["metrics"].get(f"f1_{group}")) for group in result["group_names"]]
-    tags |= {f"fairlung.f1.{metric_name(group)}": json.dumps(value) for group, value in named if value is not None}
     tags |= {"fairlung.evaluation_run_id": evaluation.info.run_id} if evaluation is not None else {}
     # without a server, MLflow would look for models:/ in the process's default store, which may be another
     server = client.tracking_uri.startswith("http")
@@ -120,7 +122,11 @@ def _evaluation_run(client: MlflowClient, run: Any, split: str) -> Any:
 
 
 def _description(judgement: Judgement, result: dict[str, Any], audit: Audit | None, evaluation: Any) -> str:
-    lines = [*headline_table(result["metrics"], result["group_names"], audit), ""]
+    scores, groups = result["metrics"], result["group_names"]
+    known = [key for key in (f"f1_{group}" for group in groups) if scores.get(key) is not None]
+    # the list of versions shows the beginning, as it is written
+    begin = ", ".join(f"{escape_markdown(number_name(key))} {value_text(scores[key])}" for key in known)
+    lines = [begin, "", *headline_table(scores, groups, audit), ""]
     lines.append(
         f"On split {escape_markdown(judgement.split)}.{' SYNTHETIC scans (phantoms).' if judgement.synthetic else ''}"
     )

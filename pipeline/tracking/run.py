@@ -36,7 +36,7 @@ from ..data.cohort import Cohort
 from ..evaluation.records import Audit
 from ..reports.document import escape_markdown
 from . import store, sync
-from .journal import ARTIFACTS, Journal, batches, deliver, stamp, subject
+from .journal import ARTIFACTS, Journal, batches, counted, deliver, refused_tag, stamp, subject
 from .loggable import batch_digest, loggable, note_markdown, param, refuse_shared_names, short, shown_name
 from .store import TrackingError, bounded, impatient, patience
 from .system_load import SystemMonitor
@@ -49,8 +49,7 @@ COMMIT = "mlflow.source.git.commit"  # tag
 JUDGED_WITH = (
     "bundle_root", "cohort", "output_dir", "tracking_uri", "experiment", "run_name", "parent_run", "tags", "device",
     "system_metrics", "num_workers", "cache_dir", "cache_limit", "cache_in_memory", "metric_prefix", "required_splits",
-    "key_metric", "min_cell", "allow_empty_cells", "unknown_groups", "pseudonymize",
-    "patient_key",
+    "key_metric", "min_cell", "allow_empty_cells", "unknown_groups", "pseudonymize", "patient_key", "columns",
 )  # fmt: skip
 # settings that an evaluation does not use, and would tell as the configs have them
 RECIPE = (
@@ -247,7 +246,10 @@ class RunTracker:
             journal.write({"run_id": self.run_id})
         else:
             assert self.run_id is not None
+            if entries[0]["op"] == "end" and journal.refused:
+                self._send(journal, [journal.add("tags", values=refused_tag(journal.refused))])
             for refusal in deliver(self._client, self.run_id, entries, journal.folder):
+                journal.refused.append(refusal)
                 self._warn(f"MLflow refused something about run {self.run_name!r}, which goes on: {short(refusal)}")
         journal.sent(entries)
 
@@ -369,6 +371,8 @@ class RunTracker:
             atexit.unregister(self.finish)
             if journal.unsent:
                 self._send_rest(journal)
+            for lack in refused_tag(journal.refused).values():
+                logger.warning("MLflow run %s lacks what MLflow refused, %s", self.run_name, lack)
             journal.close()
             self.run_id = None
 
@@ -377,8 +381,7 @@ class RunTracker:
             with impatient():
                 self._client, self._experiment_id = store.connect(self._uri, self.experiment, known=True)
                 if self.run_id is None:  # a creation whose answer was lost
-                    found = (self._client, self._experiment_id, journal.uid)
-                    self.run_id = bounded(patience(), store.find_run, *found)
+                    self.run_id = bounded(patience(), store.find_run, self._client, self._experiment_id, journal.uid)
                 if self.run_id is None:
                     self._send(journal, journal.unsent[:1])
                 assert self.run_id is not None
@@ -388,10 +391,9 @@ class RunTracker:
                 journal.sent(journal.unsent)
         except Exception as error:
             lacking = {subject([e]) if e["op"] in ARTIFACTS else e["op"] for e in journal.unsent if e["op"] != "end"}
-            what = f"not complete and stays open: it lacks {', '.join(sorted(lacking)) or 'its end'}"
-            what = "not sent" if self.run_id is None else what
+            what = f"not complete and stays open: it lacks {counted(sorted(lacking)) or 'its end'}"
             text = "MLflow run %s is %s (%s). Send it later: fairlung mlflow-sync %s"
-            logger.info(text, self.run_name, what, short(error), self.output_dir)
+            logger.info(text, self.run_name, "not sent" if self.run_id is None else what, short(error), self.output_dir)
         else:
             logger.info("MLflow run %s was sent after all", self.run_name)
 

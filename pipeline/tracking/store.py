@@ -50,6 +50,7 @@ OLD_NEWS = (  # log lines of libraries: what the error says that follows, and a 
 )  # fmt: skip
 Answer = TypeVar("Answer")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before mlflow is imported, which reads it then
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a hundred bars of a registration, in a log too
 _ours: dict[str, str] = {}  # what impatient() put into the environment
 
 

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from ..common.run_folder import RECORD
 from ..common.text import without_login
-from .journal import JOURNAL, PENDING, Lines, Written, batches, deliver, remove
+from .journal import JOURNAL, PENDING, Lines, Written, batches, deliver, refused_tag, remove
 from .store import MARK, TrackingError, connect, create_run, find_run, impatient, living_run
 
 
@@ -92,8 +92,10 @@ def _send_rest(output_dir: Path, journal: Written, create: Mapping[str, Any], cl
     if not end:
         end = {"n": -1, "op": "end", "status": "FAILED", "time": max(entry["time"] for entry in journal.entries)}
         pending.append(end)
-    refused = []
+    refused: list[str] = []
     for batch in batches(pending):
+        if refused and batch[0]["op"] == "end":
+            deliver(client, run_id, [{"op": "tags", "values": refused_tag(refused)}], journal.folder)
         refused += [without_login(text) for text in deliver(client, run_id, batch, journal.folder)]
         marks.sent(batch)
     remove(journal.folder)

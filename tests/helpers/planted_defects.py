@@ -405,6 +405,21 @@ def higher(dataset: Any, index: int) -> None:
     brighter(dataset, index)
 
 
+def timed(name: str, later: float) -> Callable[[Path], None]:
+    """A time of every slice's own, the :func:`doubled` ones' ``later`` seconds later; no AcquisitionNumber."""
+
+    from pydicom.datadict import dictionary_VR
+
+    def change(dataset: Any, index: int) -> None:
+        second = str(dataset.SOPInstanceUID).startswith("1.2.826.0.1.9.")
+        dataset.InstanceNumber, dataset.AcquisitionNumber = index % 40 + 1, None
+        seconds = later * second + index % 40 * 0.4
+        clock = f"1159{seconds:05.2f}" if seconds < 60 else f"1200{seconds - 60:05.2f}"
+        setattr(dataset, name, {"TM": clock, "DT": "20240229" + clock}.get(dictionary_VR(name), f"{later * second:g}"))
+
+    return edited(change)
+
+
 def removed(which: Iterable[int]) -> Callable[[Path], None]:
     def plant(folder: Path) -> None:
         files = files_of(folder)
@@ -1133,6 +1148,15 @@ DEFECTS: dict[str, list[Defect]] = {
                every(doubled(higher, range(40)), edited(lambda ds, i: setattr(ds, "InstanceNumber", i % 40 + 1)),
                      with_values(AcquisitionNumber=None)),
                "interleaved", volume=lambda hu: np.stack([hu, hu + 50], 1).reshape(80, 48, 48), note="both phases"),
+        *mended("two phases told apart by their times alone", "mixed, or refused", "one phase, or refused",
+                *(warned(f"two phases {where}, {name} tells them apart",
+                         every(doubled(change, range(40)), timed(name, 45)), "acquisitions", note="the first")
+                  for name in ("AcquisitionTime", "AcquisitionDateTime", "ContentTime", "TriggerTime")
+                  for where, change in (("between each other", higher), ("at the same positions", brighter))),
+                refused("two phases at the same positions, taken by turns",
+                        every(doubled(brighter, range(40)), timed("AcquisitionTime", 0.2)),
+                        "40 positions hold several slices that differ")),
+        unchanged("AcquisitionTime of every slice its own", timed("AcquisitionTime", 0)),
         *mended("a slice of another AcquisitionNumber where the others have a gap",
                 "dropped as of another phase, and called missing", "taken, and told of",
                 warned("one of another AcquisitionNumber", with_values([20], AcquisitionNumber=2), "acquisitions"),
@@ -1277,7 +1301,8 @@ DEFECTS: dict[str, list[Defect]] = {
         *mended("Enhanced CT of two phases", "both phases in one volume, or refused", "one phase, as of single frames",
                 *(warned(f"Enhanced CT, two phases {where}, {name} tells them apart",
                          enhanced(phases=2, of=told_apart(higher, **{name: value})), "acquisitions", note="the first")
-                  for name, value in (("FrameAcquisitionNumber", int), ("TemporalPositionIndex", int), ("StackID", str))
+                  for name, value in (("FrameAcquisitionNumber", int), ("TemporalPositionIndex", int), ("StackID", str),
+                                      ("FrameAcquisitionDateTime", "2024022910300{}".format))
                   for where, higher in {"between each other": 0.5, "at the same positions": 0.0}.items())),
         *mended("Enhanced CT in two files, each of a phase", "both phases in one volume", "one phase, or told of",
                 warned("Enhanced CT, a file of each phase, FrameAcquisitionNumber tells them apart",
@@ -1351,6 +1376,11 @@ DEFECTS: dict[str, list[Defect]] = {
                         itk("scan.mha", replaced(rb"TransformMatrix = .*\n", b"")), "it has no TransformMatrix"),
                 refused("MHA without ElementSpacing", itk("scan.mha", replaced(rb"ElementSpacing = .*\n", b"")),
                         "it has no ElementSpacing")),
+        *mended("a MetaImage whose AnatomicalOrientation is another than its TransformMatrix", "fine", "told of",
+                warned("MHA, AnatomicalOrientation LAI", itk("scan.mha", replaced(rb"(AnatomicalO.* = ).*", rb"\1LAI")),
+                       "other_orientation")),
+        unchanged("MHA, AnatomicalOrientation by where axes go", itk("scan.mha", replaced(rb"= RAI", rb"= LPS"))),
+        unchanged("MHA, AnatomicalOrientation unknown", itk("scan.mha", replaced(rb"= RAI", rb"= ???"))),
         *mended("NRRD in left-anterior-superior", "turned by 180 degrees with SimpleITK before 2.5.6",
                 "right, as SimpleITK 2.5.6 is the oldest that is taken",
                 unchanged("NRRD in left-anterior-superior", itk("scan.nrrd", as_las))),

@@ -40,8 +40,8 @@ def page_of(rows: dict[tuple[str, str, str, str], list[bool]]) -> str:
     """The tables of all kinds in Markdown, a row a fault."""
     inputs, passed = sum(map(len, rows.values())), sum(map(sum, rows.values()))
     lines = [f"\n{len(rows)} faults, {inputs} inputs, {passed} with the right outcome.\n"]
-    for kind, title in KINDS.items():
-        lines += [f"\n## {title}\n\n", "| fault | in 0.1 | now | inputs |\n|---|---|---|---|\n"]
+    for kind in (kind for kind in KINDS if any(of == kind for of, *_ in rows)):
+        lines += [f"\n## {KINDS[kind]}\n\n", "| fault | in 0.1 | now | inputs |\n|---|---|---|---|\n"]
         for (of, what, before, now), outcomes in sorted(rows.items()):
             if of == kind:
                 lines.append(f"| {what} | {before} | {now} | {sum(outcomes)} of {len(outcomes)} |\n")

@@ -199,6 +199,20 @@ def test_killed_resumed_and_by_ray_the_numbers_are_the_same(
         assert child.info.status == "FINISHED" and child.data.tags["fairlung.device"]
 
 
+def test_a_cohort_with_other_columns_is_read_by_them_and_its_folds_without(
+    write: Any, small_cohort: Path, tmp_path: Path
+) -> None:
+    content = pd.read_csv(small_cohort)
+    content["scan"] = [str(small_cohort.parent / scan) for scan in content["scan"]]
+    content.rename(columns={"scan": "path", "sex": "gender"}).to_csv(tmp_path / "other.csv", index=False)
+    settings = {"columns": "path=scan,gender=sex", "allow_empty_cells": True}
+    for protocol, columns in (("given", settings["columns"]), ("nested", "")):
+        study = read_study(write(cohort=str(tmp_path / "other.csv"), settings=settings, protocol=protocol, folds=2))
+        for run in plan(study, tmp_path / protocol):
+            assert run.settings.get("columns", "") == columns
+            assert ("path" in pd.read_csv(run.cohort)) == bool(columns)
+
+
 @pytest.mark.slow
 def test_nested_folds_choose_and_judge_on_different_scans(
     write: Any, small_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

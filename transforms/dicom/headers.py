@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ TAGS = [
     "PatientID", "PatientName", "PatientBirthDate",
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID",
     "Modality", "ImageType", "SeriesNumber", "AcquisitionNumber",
+    "AcquisitionDateTime", "AcquisitionDate", "AcquisitionTime", "TriggerTime", "ContentDate", "ContentTime",
     "TemporalPositionIndex", "ConcatenationUID", "InConcatenationNumber", "InConcatenationTotalNumber",
     "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BodyPartExamined", "GantryDetectorTilt", "RescaleSlope",
@@ -51,6 +53,7 @@ TAGS = [
 ]  # fmt: skip
 
 SeriesKey = tuple[str, str, str]
+Acquisition = tuple[int | None, int | None, str]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class SliceHeader:
         pixel_spacing: (between rows, between columns) mm.
         rescale: (slope, intercept) to HU; None where the file does not say.
         acquisition: its number, its position in time, the name of its stack.
+        times: when it was acquired, after which moment of the heartbeat, when it was made; seconds, None is unknown.
         part: (UID, number, how many there are or 0) of a file that is a part of a concatenation.
         padding: (lowest, highest) stored value that stands for no pixel.
     """
@@ -82,7 +86,8 @@ class SliceHeader:
     image_type: tuple[str, ...] = ()
     series_number: int | None = None
     number: int | None = None
-    acquisition: tuple[int | None, int | None, str] = (None, None, "")
+    acquisition: Acquisition = (None, None, "")
+    times: tuple[float | None, ...] = (None, None, None)
     part: tuple[str, int, int] | None = None
     position: tuple[float, float, float] | None = None
     orientation: tuple[float, ...] | None = None
@@ -183,6 +188,11 @@ def _slices_of(dataset: Any, path: Path) -> list[SliceHeader]:
         series_number=_whole(dataset, "SeriesNumber"),
         number=_whole(dataset, "InstanceNumber"),
         acquisition=(_whole(dataset, "AcquisitionNumber"), _whole(dataset, "TemporalPositionIndex"), ""),
+        times=(
+            _moment(dataset, "AcquisitionDateTime") or _moment(dataset, "AcquisitionTime", "AcquisitionDate"),
+            _number(dataset, "TriggerTime"),
+            _moment(dataset, "ContentTime", "ContentDate"),
+        ),
         part=_part(dataset),
         rows=_whole(dataset, "Rows") or 0,
         columns=_whole(dataset, "Columns") or 0,
@@ -233,6 +243,11 @@ def _frame(common: SliceHeader, index: int, groups: Sequence[Any]) -> SliceHeade
             of_file[0] if acquired is None else acquired,
             of_file[1] if time is None else time,
             _text(content, "StackID"),
+        ),
+        times=(
+            _moment(content, "FrameAcquisitionDateTime"),
+            _number(group("CardiacSynchronizationSequence"), "NominalCardiacTriggerDelayTime"),
+            _moment(content, "FrameReferenceDateTime"),
         ),
         image_type=frame_type or common.image_type,
         tilt_degrees=common.tilt_degrees if tilt is None else tilt,
@@ -305,6 +320,18 @@ def _number(dataset: Any, name: str) -> float | None:
 def _whole(dataset: Any, name: str) -> int | None:
     number = _number(dataset, name)
     return None if number is None else int(number)
+
+
+def _moment(dataset: Any, time: str, date: str = "") -> float | None:
+    """Seconds of a date and time, or of a time and its date: for differences alone."""
+    from pydicom.valuerep import DT
+
+    text = _text(dataset, time).replace(":", "")  # 10:30:59 in old files
+    try:
+        moment = DT((_text(dataset, date).replace(".", "") or "19700101") + text if date else text) if text else None
+        return None if moment is None else moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _part(dataset: Any) -> tuple[str, int, int] | None:

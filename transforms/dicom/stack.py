@@ -5,7 +5,7 @@ Headers say so; pixels are compared only where several slices lie at one positio
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -33,8 +33,10 @@ from ..tolerances import (
     UNEVEN_STEP,
     UNIT_VECTORS,
 )
-from .headers import SliceHeader, no_ct_slice, series_order
+from .headers import Acquisition, SliceHeader, no_ct_slice, series_order
 from .pixels import same_pixels
+
+PHASES = (2, 3, 4)  # of one series whose slices lie between each other, as far as times alone tell them apart
 
 
 @dataclass
@@ -191,44 +193,97 @@ def _check_plane(series: Series, normal: np.ndarray) -> None:
 
 
 def _split_acquisitions(series: Series, normal: np.ndarray) -> None:
-    """Where several slices lie at one position, keep one acquisition, or one of several equal slices."""
-    acquisitions: dict[Any, list[SliceHeader]] = defaultdict(list)
-    for header in series.slices:
-        acquisitions[header.acquisition].append(header)
+    """Where several slices lie at one position, keep one acquisition, or one of several equal slices.
+
+    Acquisitions are told apart by what they call themselves, or by times that split the slices into whole stacks.
+    """
     places = _places(series.slices, normal)
     alone = len(places) == len(series.slices)
-    if alone and not _interleaved(series.slices, len(acquisitions)):
+    named = [header.acquisition for header in series.slices]
+    mixed = not alone or _interleaved(named)
+    if mixed and _keep_acquisition(series, named, places, normal):
         return
+    doubled = [place for place in places if len(place) > 1]
+    if doubled and all(same_pixels(place[0], other) for place in doubled for other in place[1:]):
+        series.warnings.append(f"duplicate_slices: {len(series.slices) - len(places)} slices lie twice in the series")
+        series.slices = [place[0] for place in places]
+        return
+    if any(_keep_acquisition(series, times, places, normal) for times in _by_times(series.slices, places, normal)):
+        return
+    if alone and mixed:
+        raise Refusal(f"slices of {len(set(named))} acquisitions lie between each other, and none covers the scan")
+    if doubled:
+        at = float(normal @ np.array(doubled[0][0].position))
+        raise Refusal(
+            f"{len(doubled)} positions hold several slices that differ (the first at {at:.1f} mm): which of them "
+            "belong together cannot be told"
+        )
+
+
+def _keep_acquisition(series: Series, of: Sequence[Acquisition], places: Sequence[Any], normal: np.ndarray) -> bool:
+    """Keep the largest acquisition where it covers the scan, or all where the others lie in its gaps.
+
+    Args:
+        of: the acquisition of each slice.
+    """
+    acquisitions: dict[Acquisition, list[SliceHeader]] = defaultdict(list)
+    for header, acquisition in zip(series.slices, of, strict=True):
+        acquisitions[acquisition].append(header)
     # of equal ones the one acquired first, not the one that files happen to name first
-    largest = max(sorted(acquisitions.values(), key=lambda found: _acquired(found[0])), key=len)
+    largest = max((acquisitions[each] for each in sorted(acquisitions, key=_acquired)), key=len)
+    alone = len(places) == len(series.slices)
     if alone and _steps(series.slices, normal).min() > np.median(_steps(largest, normal)) / GAP_STEPS:
         others = len(series.slices) - len(largest)
         series.warnings.append(f"acquisitions: {others} slices of another acquisition lie where the others have gaps")
-        return
-    if len(acquisitions) > 1 and _covers(largest, series.slices, places, normal):
-        series.warnings.append(
-            f"acquisitions: {len(acquisitions)} acquisitions of the same region, one of {len(largest)} slices is taken"
-        )
-        series.slices = largest
-        return
-    if alone:
-        raise Refusal(f"slices of {len(acquisitions)} acquisitions lie between each other, and none covers the scan")
-    doubled = [place for place in places if len(place) > 1]
-    for place in doubled:
-        if not all(same_pixels(place[0], other) for other in place[1:]):
-            at = float(normal @ np.array(place[0].position))
-            raise Refusal(
-                f"{len(doubled)} positions hold several slices that differ (the first at {at:.1f} mm): which of them "
-                "belong together cannot be told"
-            )
-    series.warnings.append(f"duplicate_slices: {len(series.slices) - len(places)} slices lie twice in the series")
-    series.slices = [place[0] for place in places]
+        return True
+    if len(acquisitions) < 2 or not _covers(largest, series.slices, places, normal):
+        return False
+    series.warnings.append(
+        f"acquisitions: {len(acquisitions)} acquisitions of the same region, one of {len(largest)} slices is taken"
+    )
+    series.slices = largest
+    return True
 
 
-def _interleaved(slices: Sequence[SliceHeader], acquisitions: int) -> bool:
+def _by_times(
+    slices: Sequence[SliceHeader], places: Sequence[Sequence[Any]], normal: np.ndarray
+) -> Iterator[list[Acquisition]]:
+    """The acquisition of each slice, by each of its times that split the slices into whole stacks.
+
+    Times are cut at their longest breaks. Slices of one acquisition have times of their own too, in any order, so a cut
+    counts only where its break is longer than those within the parts, and every part is an even stack; parts that lie
+    between each other must each be from end to end.
+    """
+    most = max(map(len, places))
+    for times in zip(*(header.times for header in slices), strict=True):
+        if None in times:
+            continue
+        order = np.argsort(times, kind="stable")
+        breaks = np.diff(np.array(times)[order])
+        for count in [most] if most > 1 else PHASES:
+            longest = np.sort(breaks)[::-1][:count]
+            if len(longest) < count or longest[count - 2] <= longest[count - 1]:
+                continue
+            part = np.empty(len(slices), dtype=int)
+            part[order] = np.concatenate([[0], np.cumsum(breaks > longest[count - 1])])
+            stacks = [[header for header, its in zip(slices, part, strict=True) if its == k] for k in range(count)]
+            if all(
+                _is_even(stack, normal) and (most > 1 or _covers(stack, slices, places, normal)) for stack in stacks
+            ):
+                yield [(None, int(k), "") for k in part]
+
+
+def _is_even(stack: Sequence[SliceHeader], normal: np.ndarray) -> bool:
+    """Whether slices in order lie at places of their own, and at one distance but for what may be missing."""
+    steps = _steps(stack, normal)
+    if not len(steps):
+        return True
+    return bool(steps.min() > SAME_POSITION_MM and (steps > GAP_STEPS * np.median(steps)).mean() <= MAX_MISSING)
+
+
+def _interleaved(of: Sequence[Acquisition]) -> bool:
     """Whether slices in order leave an acquisition and come back to it: two phases, and not two blocks of one scan."""
-    changes = sum(one.acquisition != other.acquisition for one, other in pairwise(slices))
-    return changes >= acquisitions
+    return sum(one != other for one, other in pairwise(of)) >= len(set(of))
 
 
 def _steps(slices: Sequence[SliceHeader], normal: np.ndarray) -> np.ndarray:
@@ -236,8 +291,8 @@ def _steps(slices: Sequence[SliceHeader], normal: np.ndarray) -> np.ndarray:
     return np.abs(np.diff([float(normal @ np.array(header.position)) for header in slices]))
 
 
-def _acquired(header: SliceHeader) -> tuple[Any, ...]:
-    number, time, stack = header.acquisition
+def _acquired(acquisition: Acquisition) -> tuple[Any, ...]:
+    number, time, stack = acquisition
     return series_order(number), series_order(time), stack
 
 

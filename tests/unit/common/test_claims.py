@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from fairlung.pipeline.common import claims
-from fairlung.pipeline.common.claims import OWNER, FolderError, claim, claimed, release, temporary_folder
+from fairlung.pipeline.common.claims import LOCK, OWNER, FolderError, claim, claimed, release, temporary_folder
 
 LEFT: list[Any] = []
 FORK = multiprocessing.get_context("fork")
@@ -114,6 +114,32 @@ def test_an_owner_of_another_host_is_believed_until_it_is_removed(tmp_path: Path
     (tmp_path / OWNER).unlink()
     with claimed(tmp_path):
         pass
+
+
+def lock_from(folder: Path, owner: dict[str, Any]) -> None:
+    claim(folder)
+    (folder / OWNER).write_text(json.dumps(owner)) if owner else (folder / OWNER).unlink()
+
+
+def test_a_lock_that_another_host_has_is_told_of_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over NFS; so is one whose owner is not known, after the patience for a training that was killed."""
+    elsewhere = claims._this_process() | {"host": "elsewhere", "boot": "another"}
+    for folder, owner, who in (
+        (tmp_path / "a", elsewhere, f"process {os.getpid()} on elsewhere, since "),
+        (tmp_path / "b", {}, "another process; "),
+    ):
+        with another(lock_from, folder, owner):
+            begun = time.monotonic()
+            monkeypatch.setattr(claims, "PATIENCE", 600 if owner else 0.3)
+            with pytest.raises(FolderError, match=f"is in use by {who}") as refused:
+                claim(folder)
+            assert time.monotonic() - begun < 60
+            assert f"if it has ended, remove {folder / OWNER} and {folder / LOCK}; " in str(refused.value)
+            assert "\n" not in str(refused.value)
+            for name in (OWNER, LOCK):
+                (folder / name).unlink(missing_ok=True)
+            with claimed(folder):
+                pass
 
 
 def test_another_container_and_another_start_of_this_machine_are_this_machine(tmp_path: Path) -> None:

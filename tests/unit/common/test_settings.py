@@ -187,6 +187,19 @@ def test_a_text_is_what_was_typed(
     assert parser.config["output_dir"] == text.strip("'")
 
 
+def test_columns_are_told_on_the_command_line(
+    start: Start, monkeypatch: pytest.MonkeyPatch, small_cohort: Path
+) -> None:
+    other = small_cohort.with_name("other.csv")
+    other.write_text(small_cohort.read_text().replace("scan,", "path,", 1).replace("sex", "gender", 1))
+    words = ["--cohort", str(other), "--epochs", "0", "--columns"]
+    parser = ran(start, monkeypatch, "train", words=[*words, "path=scan,gender=sex"])
+    assert parser.get_parsed_content("cohort_data").group_names == ("male", "female")
+    monkeypatch.undo()
+    said = str(cause(start("train", cohort=str(other), columns="pth=scan")))
+    assert said.endswith("other.csv: no column 'pth' to take for 'scan' (did you mean 'path'?)")
+
+
 def test_expressions_lists_and_none_are_what_they_were(
     start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

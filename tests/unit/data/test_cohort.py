@@ -48,6 +48,24 @@ def test_extra_columns_are_kept_as_text(tmp_path):
     assert list(table.index) == list(range(len(rows)))
 
 
+def test_columns_of_other_names_give_the_same_cohort(tmp_path):
+    path = write_rows(tmp_path, full_rows())
+    header, rest = path.read_text().split("\n", 1)
+    other = path.with_name("other.csv")
+    other.write_text(f"{header.replace('scan', 'path').replace('sex', 'gender')}\n{rest}")
+    columns = " path=scan, gender =sex"
+    cohort, found = load(path), load(other, columns=columns)
+    assert found.table.equals(cohort.table) and found.digest == cohort.digest
+    for wrong, said in (
+        ("pth=scan,gender=sex", "other.csv: no column 'pth' to take for 'scan' (did you mean 'path'?)"),
+        ("path=scan,gender=sex,label=sex", "other.csv: there would be two columns sex"),
+        ("path", "columns must be such as path=scan,gender=sex, got 'path'"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)) as refused:
+            load(other, columns=wrong)
+        assert "\n" not in str(refused.value)
+
+
 def test_bom_spaces_and_blank_lines_are_no_problem(tmp_path):
     text = write_rows(tmp_path, full_rows()).read_text()
     path = tmp_path / "spaced.csv"

@@ -128,6 +128,8 @@ def test_the_version_says_how_it_was_judged(store: SimpleNamespace) -> None:
     assert (version.tags["fairlung.gap_low"], version.tags["fairlung.gap_high"]) == ("-0.3", "0.2")
     assert (version.tags["fairlung.split"], version.tags["fairlung.synthetic"]) == ("val", "true")
     assert "SYNTHETIC" in version.description
+    begin = f"F1 male {metrics['f1_male']:.3f}, F1 female {metrics['f1_female']:.3f}\n"
+    assert version.description.startswith(begin)  # which the list of versions shows
     for group in ("male", "female"):
         assert json.loads(version.tags[f"fairlung.f1.{group}"]) == metrics[f"f1_{group}"]
         assert f"{metrics[f'f1_{group}']:.4f}" in version.description

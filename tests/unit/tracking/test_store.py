@@ -15,7 +15,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, PERMISSION_DENIED
 from monai.bundle.scripts import _log_input_summary
 from workflows import CLASSES, run_statuses
 
@@ -182,7 +182,7 @@ def test_what_is_not_stored_is_said(cohort: Cohort, place: Path, caplog: pytest.
     (warning,) = said(caplog)
     assert "confusion.png" in warning and "mlflow-sync" in warning
     last = caplog.records[-1].getMessage()
-    assert "lacks confusion.png, report.html" in last
+    assert "lacks 2: confusion.png, report.html" in last
     found = client.get_run(run_id)
     assert (found.info.status, found.data.metrics) == ("RUNNING", {"val/score": 0.5})
     (place / "artifacts").unlink()
@@ -203,9 +203,40 @@ def test_one_refused_value_does_not_take_others_along(
     run_id = tracker.run_id
     tracker.finish()
     assert mlflow.MlflowClient(f"sqlite:///{place}/m.db").get_run(run_id).data.params == {"a": "1", "d": "3", "e": "4"}
-    (warning,) = said(caplog)
-    assert "b?c" in warning
+    warning, end = said(caplog)
+    assert "b?c" in warning and end.endswith(" lacks what MLflow refused, 1: b?c")
     assert run_statuses(place / "m.db") == ["FINISHED"]
+
+
+@pytest.mark.parametrize("sent_by", ["the run", "mlflow-sync"])
+@pytest.mark.fault(
+    "lost", "MLflow refuses a picture", before="a line amid the log", now="counted and named at the end, and in a tag"
+)
+def test_what_is_refused_is_counted_at_the_end(
+    cohort: Cohort, place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, sent_by: str
+) -> None:
+    def refuse(_: object, run_id: str, path: str, folder: str | None) -> None:
+        raise MlflowException(f"not {Path(path).name}", INVALID_PARAMETER_VALUE)
+
+    tracker = tracker_of(place)
+    tracker.start({}, {}, cohort)
+    run_id = tracker.run_id
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", refuse)
+    if sent_by == "mlflow-sync":
+        tracker._client = None
+    for name in ("confusion.png", "report.html"):
+        (place / name).write_text("x")
+        tracker.log_file(place / name)
+    if sent_by == "mlflow-sync":
+        monkeypatch.setattr(store, "connect", lambda *_, **__: 1 / 0)
+    tracker.finish()
+    if sent_by == "mlflow-sync":
+        (done,) = sync(place / "out")
+        assert done.refused == ("confusion.png: not confusion.png", "report.html: not report.html")
+    else:
+        assert said(caplog)[-1].endswith(" lacks what MLflow refused, 2: confusion.png, report.html")
+    found = mlflow.MlflowClient(f"sqlite:///{place}/m.db").get_run(run_id)
+    assert (found.info.status, found.data.tags["fairlung.refused"]) == ("FINISHED", "2: confusion.png, report.html")
 
 
 @pytest.mark.fault(

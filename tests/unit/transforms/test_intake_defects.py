@@ -16,6 +16,9 @@ import pytest
 from planted_defects import DEFECTS, PAIRS, REFUSED, SKIPPED, TREES, Defect, Tree
 
 from fairlung.transforms import LoadScan, ScanError, find_scans
+from fairlung.transforms.dicom import stack
+from fairlung.transforms.dicom.headers import SliceHeader
+from fairlung.transforms.dicom.stack import judged
 from fairlung.transforms.load_scan import LUNG_WINDOW
 
 NO_SERIES = ("NIfTI, NRRD, MetaImage", "Folders of JPEG or PNG slices")  # groups that start from nothing
@@ -146,6 +149,51 @@ def test_the_documentation_has_this_table() -> None:
     text = (Path(__file__).parents[3] / "docs" / "intake.md").read_text()
     begin, end = "<!-- python tests/planted_defects.py -->\n", "<!-- end -->"
     assert text.split(begin)[1].split(end)[0].strip() == planted.table().strip()
+
+
+# --- times -----------------------------------------------------------------------------------------------------------
+
+
+def headers_at(places: np.ndarray, times: np.ndarray) -> list[SliceHeader]:
+    """Slices of a series, at heights in mm and acquired at times, as headers alone."""
+    return [
+        SliceHeader(
+            Path(f"{k}.dcm"), instance=str(k), modality="CT", position=(0.0, 0.0, float(z)), rows=64, columns=64,
+            orientation=(1, 0, 0, 0, 1, 0), pixel_spacing=(1.0, 1.0), times=(float(t), None, None),
+        )
+        for k, (z, t) in enumerate(zip(places, times, strict=True))
+    ]  # fmt: skip
+
+
+def test_times_of_one_acquisition_never_split_it() -> None:
+    """Slices that are made in any order, at once, by rows of a detector, or some of them after a breath."""
+    generator = np.random.default_rng(0)
+    places = np.arange(40) * 2.0
+    along = np.arange(40) * 0.4
+    drawn = [generator.uniform(0, 60, 40) for _ in range(150)]
+    drawn += [along + 30 * (places > at) for at in generator.uniform(10, 70, 5)]
+    for times in (
+        *drawn, generator.permutation(along), along, along[::-1], np.repeat(along[:10], 4), np.zeros(40),
+        along + 30 * (places == 20), along + generator.exponential(1, 40),
+    ):  # fmt: skip
+        series = judged(headers_at(places, times))
+        assert series.problem is None and series.warnings == []
+        assert len(series.slices) == 40
+
+
+@pytest.mark.parametrize("phases", [2, 3, 4])
+@pytest.mark.parametrize("between", [False, True])
+def test_phases_are_split_at_the_breaks(phases: int, between: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "same_pixels", lambda *_: False)
+    generator = np.random.default_rng(phases)
+    of = np.repeat(np.arange(phases), 40)
+    places = np.tile(np.arange(40) * 4.0, phases) + between * of * 4.0 / phases
+    times = np.tile(np.arange(40) * 0.4, phases) + np.cumsum(generator.uniform(40, 300, phases))[of]
+    headers = headers_at(places, times)
+    series = judged([headers[k] for k in generator.permutation(len(headers))])
+    assert series.problem is None
+    assert [warning.split(":")[0] for warning in series.warnings] == ["acquisitions"]
+    assert [header.path for header in series.slices] == [Path(f"{k}.dcm") for k in range(40)]
 
 
 # --- trees -----------------------------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score
 
+from fairlung.pipeline.comparison.paired_auc import auc_differences, auc_distance
 from fairlung.pipeline.evaluation.calibration import auc_shares
 from fairlung.pipeline.evaluation.clinical import average_precision, clinical
-from fairlung.pipeline.evaluation.paired_auc import auc_differences, auc_distance
 from fairlung.pipeline.evaluation.patients import resample_scans
 from fairlung.pipeline.evaluation.predictions import Predictions
 

@@ -20,8 +20,8 @@ from itertools import product
 import numpy as np
 from scipy.stats import norm
 
-from fairlung.pipeline.evaluation.compare import compare
-from fairlung.pipeline.evaluation.paired import headline
+from fairlung.pipeline.comparison.compare import compare
+from fairlung.pipeline.comparison.paired import headline
 from fairlung.pipeline.evaluation.predictions import Predictions
 
 CELLS = {  # class by class, men and women in turn

@@ -12,13 +12,13 @@ __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
-        "cli", "common", "data", "evaluation", "explain", "inference", "losses", "networks", "phantoms",
+        "cli", "common", "comparison", "data", "evaluation", "explain", "inference", "losses", "networks", "phantoms",
         "postprocessing", "reports", "studies", "tracking", "training",
     ],
     submod_attrs={
         "data.cohort": ["load_cohort"],
         "evaluation.audit": ["audit"],
-        "evaluation.compare": ["compare"],
+        "comparison.compare": ["compare"],
         "evaluation.metrics": ["GroupConfusion"],
         "evaluation.predictions": ["load_predictions"],
         "inference.classifier": ["Classifier"],

@@ -26,10 +26,11 @@ from ..evaluation.wording import (
 )
 
 if TYPE_CHECKING:
+    from ..comparison.records import Comparison
     from ..data.archives import Intake
     from ..data.cohort import Cohort
     from ..evaluation.planning import Design, Plan
-    from ..evaluation.records import Audit, Comparison
+    from ..evaluation.records import Audit
     from ..evaluation.wording import Verdict
     from ..postprocessing.before_after import BeforeAfter
     from ..reports import document

@@ -12,7 +12,8 @@ from ..common import run_folder
 from .console import say, show_audit, show_before_after, show_comparison, show_evaluation, show_plan, stop
 
 if TYPE_CHECKING:
-    from ..evaluation.records import Audit, Comparison
+    from ..comparison.records import Comparison
+    from ..evaluation.records import Audit
 
 GroupBy = Annotated[list[str] | None, Option(help="Group column, by default sex; repeat it for every combination.")]
 GroupName = Annotated[list[str] | None, Option(help="Groups in order; repeat the option.")]
@@ -147,7 +148,7 @@ def compare(
     seed: Annotated[int, Option(help="Same seed, same comparison.")] = 0,
 ) -> None:  # fmt: skip
     """Say whether a system is better than the first one on the same scans: verdicts, intervals, tests, power."""
-    from ..evaluation.compare import compare as compare_systems
+    from ..comparison.compare import compare as compare_systems
     from ..evaluation.predictions import load_predictions
     from .sources import find_predictions, named_sources
 

@@ -73,7 +73,7 @@ class Design:
         >>> mix = {name: {"male": 1, "female": 1} for name in ("covid", "normal")}
         >>> design = Design(mix, {"covid": 0.9, "normal": 0.8})
         >>> print(design.plan("difference", 0.1).words)
-        A gap of 0.1 is found by 80 % of studies of 500 scans.
+        A gap of 0.1 is found by 80 % of studies of 512 scans.
     """
 
     mix: Mapping[str, Mapping[str, float]]

@@ -1,4 +1,4 @@
-"""What an audit and a comparison found, as records. Their JSON is made and read here and nowhere else.
+"""What an audit found, as records. JSON of a record is made and read here and nowhere else.
 
 A field of a record is a key of the JSON. A field that is None is written as null, but left out where None is its
 default. An :class:`~.Estimate` is ``{"value", "low", "high"}``.
@@ -365,94 +365,6 @@ class Audit:
         return self.patients.n if self.patients else None
 
 
-@dataclass(frozen=True)
-class ComparedSystem:
-    """A system's numbers by the keys of :func:`~.headline`: :func:`~.over_runs`, and the estimates of each run."""
-
-    name: str
-    postprocess: str
-    values: Mapping[str, float]  # mean over runs; with two groups abs_gap is the size of the mean gap
-    sd: Mapping[str, float] | None  # standard deviation over runs, with two groups of all but abs_gap; None of one run
-    runs: tuple[Mapping[str, Estimate], ...]  # without worst_cell_f1
-
-
-@dataclass(frozen=True)
-class DifferenceTest:
-    """p of a test that a difference is 0, and p after Holm's adjustment."""
-
-    p_value: float
-    p_holm: float
-
-
-@dataclass(frozen=True)
-class DifferencePower:
-    """How large a difference in P must be, or the data, for 80 % of studies to find it after Holm's adjustment.
-
-    None where nobody can say, or where no number is enough.
-    """
-
-    detectable: float  # seen between these very runs with these scans
-    scans: float | None  # that would show the observed one between these very runs
-    runs: int | None  # of each system that would show it with these scans
-
-
-@dataclass(frozen=True)
-class AucDifference:
-    """Difference of the one-against-rest AUCs of two systems in a class, by DeLong, and p of its being 0."""
-
-    class_name: str | None = field(metadata={"key": "class"})  # None: the mean over classes
-    difference: Estimate
-    p_value: float
-
-
-@dataclass(frozen=True)
-class PairComparison:
-    """One system minus the reference.
-
-    Where both have several runs it is about the ways of training, with chance in the scans and in the runs; else about
-    these very runs, with chance in the scans only.
-    """
-
-    system: str
-    reference: str
-    seeds: bool  # whether chance in the runs is counted
-    differences: Mapping[str, Estimate]  # of the numbers of paired.headline for which an interval holds
-    share_higher: float | None  # of the resamples, in which P is higher; ties count half. None but with one run each
-    tests: Mapping[str, DifferenceTest]  # of score and, with two groups, abs_gap
-    differences_of_these_runs: Mapping[str, Estimate] | None  # with the runs taken as given; None without ``seeds``
-    tests_of_these_runs: Mapping[str, DifferenceTest] | None
-    power: DifferencePower
-    aucs: tuple[AucDifference, ...] = ()  # of classes with scans enough, where all runs have probabilities
-
-
-@dataclass(frozen=True)
-class ComparisonSettings:
-    resamples: int
-    permutations: int
-    confidence: float
-    seed: int
-    min_cell: int = MIN_CELL
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Everything that :func:`~.compare` says of several systems on the same ``n`` scans of known group."""
-
-    n: int
-    n_unknown: int
-    class_names: tuple[str, ...]
-    group_names: tuple[str, ...]
-    group_by: tuple[str, ...]
-    group_scans: tuple[int, ...] = ()  # of the n, by group; comparisons of 0.1 do not say
-    n_patients: int | None = None  # of the n scans, where some have several
-    synthetic: bool = False
-    reference: str
-    settings: ComparisonSettings
-    systems: tuple[ComparedSystem, ...]
-    comparisons: tuple[PairComparison, ...]
-    verdicts: tuple[Verdict, ...] = ()
-
-
 def to_plain(value: Any) -> Any:
     """Plain data for JSON of a record, and of what it holds."""
     if is_dataclass(value):
@@ -500,13 +412,13 @@ def _key(part: Field[Any]) -> str:
     return part.metadata.get("key", part.name)
 
 
-def json_text(record: Audit | Comparison) -> str:
+def json_text(record: Any) -> str:
     """The content of audit.json or compare.json."""
     return json.dumps(to_plain(record), indent=2) + "\n"
 
 
 def read_record(kind: type[Record], path: str | Path) -> Record:
-    """The :class:`Audit` or :class:`Comparison` in a JSON file; an audit of fairlung 0.1 has no ``schema_version``.
+    """The record, such as an :class:`Audit`, in a JSON file; an audit of fairlung 0.1 has no ``schema_version``.
 
     OSError or ValueError say that it cannot be read, :class:`NoRecordError` that it holds something else.
     """

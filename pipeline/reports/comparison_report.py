@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from ..evaluation.compare_words import NO_INTERVAL
-from ..evaluation.paired_auc import LEAST_SCANS
-from ..evaluation.records import Comparison, NoRecordError, read_record
+from ..comparison.paired_auc import LEAST_SCANS
+from ..comparison.records import Comparison
+from ..comparison.words import NO_INTERVAL
+from ..evaluation.records import NoRecordError, read_record
 from ..evaluation.wording import SHARE_HIGHER, number_name, percent, span_text, value_text
 from .document import Document, Paragraph, Picture, Pictures, Section, Table, Verdicts, figure_picture, write_document
 from .evidence import EvidenceError

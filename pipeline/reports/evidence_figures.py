@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from ..common.plotting import CHARACTER, GREY, HATCHES, LINE, MARKERS, PALETTE, label_width, new_figure, plain, wrapped
+from ..comparison.records import Comparison, PairComparison
 from ..evaluation.calibration import BINS, bin_of
-from ..evaluation.records import Audit, Comparison, GroupResult, PairComparison
+from ..evaluation.records import Audit, GroupResult
 from ..evaluation.resampling import Interval
 from ..evaluation.wording import POWER, in_percent, number_name, percent, span, span_text
 from .figures import DARK

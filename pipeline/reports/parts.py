@@ -4,7 +4,8 @@ from importlib.metadata import version
 from typing import Any
 
 from .. import __version__
-from ..evaluation.records import Audit, Comparison
+from ..comparison.records import Comparison
+from ..evaluation.records import Audit
 from ..evaluation.resampling import Interval
 from ..evaluation.wording import span, value_text
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..evaluation.compare import compare, holm
-from ..evaluation.compare_words import NO_INTERVAL, few_groups
+from ..comparison.compare import compare, holm
+from ..comparison.paired import TESTED, CompareError, over_runs
+from ..comparison.words import NO_INTERVAL, few_groups
 from ..evaluation.fairness_criteria import confusion_intervals
-from ..evaluation.paired import TESTED, CompareError, over_runs
 from ..evaluation.patients import Clusters
 from ..evaluation.predictions import Predictions
 from ..evaluation.resampling import TIE, Estimate

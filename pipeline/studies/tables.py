@@ -10,7 +10,7 @@ import pandas as pd
 
 from .. import __version__
 from ..common.tables import frame_csv
-from ..evaluation.paired import TESTED
+from ..comparison.paired import TESTED
 from ..evaluation.resampling import Estimate
 from ..evaluation.wording import Verdict, number_name, percent, span_text
 from ..reports import document as page

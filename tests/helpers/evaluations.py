@@ -13,8 +13,8 @@ import pandas as pd
 from markdown_it import MarkdownIt
 from PIL import Image
 
+from fairlung.pipeline.comparison.compare import compare
 from fairlung.pipeline.evaluation.audit import audit
-from fairlung.pipeline.evaluation.compare import compare
 from fairlung.pipeline.evaluation.predictions import load_predictions
 from fairlung.pipeline.evaluation.records import json_text, to_plain
 from fairlung.pipeline.reports.comparison_report import write_comparison_report

@@ -11,9 +11,10 @@ from paired_runs import CLASSES, FEW, runs
 from typer.testing import CliRunner
 
 from fairlung.pipeline.cli.app import app
-from fairlung.pipeline.evaluation.compare import compare
+from fairlung.pipeline.comparison.compare import compare
+from fairlung.pipeline.comparison.records import Comparison
 from fairlung.pipeline.evaluation.predictions import Predictions
-from fairlung.pipeline.evaluation.records import Comparison, read_record
+from fairlung.pipeline.evaluation.records import read_record
 
 
 @pytest.fixture(autouse=True)

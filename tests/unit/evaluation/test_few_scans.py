@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fairlung.pipeline.cli.console import console, show_audit, show_before_after, show_comparison
+from fairlung.pipeline.comparison.compare import compare
 from fairlung.pipeline.evaluation.audit import audit
 from fairlung.pipeline.evaluation.audit_words import verdicts
-from fairlung.pipeline.evaluation.compare import compare
 from fairlung.pipeline.evaluation.predictions import Predictions
 from fairlung.pipeline.evaluation.records import Power
 from fairlung.pipeline.postprocessing.before_after import before_after

@@ -13,14 +13,14 @@ import pytest
 from jsonschema import Draft202012Validator
 from reconstruction import predictions_of
 
+from fairlung.pipeline.comparison.compare import compare
+from fairlung.pipeline.comparison.records import Comparison
 from fairlung.pipeline.evaluation.audit import audit
 from fairlung.pipeline.evaluation.audit_words import verdicts
-from fairlung.pipeline.evaluation.compare import compare
 from fairlung.pipeline.evaluation.predictions import Predictions
 from fairlung.pipeline.evaluation.records import (
     SCHEMA_VERSION,
     Audit,
-    Comparison,
     NoRecordError,
     json_text,
     read_record,

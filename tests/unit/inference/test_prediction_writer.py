@@ -26,10 +26,10 @@ from ignite.engine import Engine, Events
 from fairlung.pipeline.common.errors import EXIT_SOME_FAILED, UserError, user_error
 from fairlung.pipeline.common.files import WriteError, whole_records
 from fairlung.pipeline.common.names import SEXES
+from fairlung.pipeline.comparison.compare import compare
 from fairlung.pipeline.data.cohort import Cohort
 from fairlung.pipeline.data.pseudonyms import Pseudonyms
 from fairlung.pipeline.evaluation.audit import audit
-from fairlung.pipeline.evaluation.compare import compare
 from fairlung.pipeline.evaluation.predictions import PredictionsError, load_predictions
 from fairlung.pipeline.inference import prediction_writer
 from fairlung.pipeline.inference.about_scans import AboutScans

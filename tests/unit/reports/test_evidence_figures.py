@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fairlung.pipeline.comparison.compare import compare
+from fairlung.pipeline.comparison.records import Comparison
 from fairlung.pipeline.evaluation.audit import audit
-from fairlung.pipeline.evaluation.compare import compare
 from fairlung.pipeline.evaluation.predictions import Predictions
-from fairlung.pipeline.evaluation.records import Audit, Comparison
+from fairlung.pipeline.evaluation.records import Audit
 from fairlung.pipeline.evaluation.resampling import Estimate
 from fairlung.pipeline.reports.document import figure_picture
 from fairlung.pipeline.reports.evidence_figures import (

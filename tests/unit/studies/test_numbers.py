@@ -20,8 +20,8 @@ from simulated_studies import (
     write_study,
 )
 
+from fairlung.pipeline.comparison.compare import compare
 from fairlung.pipeline.evaluation.audit import audit
-from fairlung.pipeline.evaluation.compare import compare
 from fairlung.pipeline.evaluation.predictions import load_predictions
 from fairlung.pipeline.reports.document import Table
 from fairlung.pipeline.studies.numbers import make_row, over_seeds, tell_best

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from ..common.errors import UserError
 from ..common.text import quoted, spelling
-from .fairness_criteria import summaries
-from .patient_column import warn_of_repeated
-from .predictions import Ints, Predictions
-from .resampling import TIE, Estimate, Floats
-from .wording import POWER
+from ..evaluation.fairness_criteria import summaries
+from ..evaluation.patient_column import warn_of_repeated
+from ..evaluation.predictions import Ints, Predictions
+from ..evaluation.resampling import TIE, Estimate, Floats
+from ..evaluation.wording import POWER
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import pytest
 from paired_runs import FEW, SEXES, design, runs, table
 from scipy.stats import binomtest
 
+from fairlung.pipeline.comparison.compare import compare
+from fairlung.pipeline.comparison.paired import CompareError, Patterns, bootstrap_runs, permute_patients
 from fairlung.pipeline.evaluation.audit import audit
-from fairlung.pipeline.evaluation.compare import compare
 from fairlung.pipeline.evaluation.fairness_criteria import summaries
-from fairlung.pipeline.evaluation.paired import CompareError, Patterns, bootstrap_runs, permute_patients
 from fairlung.pipeline.evaluation.predictions import Predictions
 from fairlung.pipeline.evaluation.records import json_text
 from fairlung.pipeline.reports.comparison_report import comparison_report

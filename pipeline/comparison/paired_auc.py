@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .calibration import auc_shares, variance_of_shares
+from ..evaluation.calibration import auc_shares, variance_of_shares
+from ..evaluation.predictions import Ints, Predictions
+from ..evaluation.resampling import TIE, Estimate, Floats
 from .paired import Distance, Spread
-from .predictions import Ints, Predictions
 from .records import AucDifference
-from .resampling import TIE, Estimate, Floats
 
 LEAST_SCANS = 30  # or patients, in a class, and outside of it: below, an interval of unequal AUCs covers .81-.92
 

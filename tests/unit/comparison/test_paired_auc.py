@@ -10,10 +10,11 @@ import pytest
 from scipy.stats import binomtest, norm, rankdata
 from sklearn.metrics import roc_auc_score
 
-from fairlung.pipeline.evaluation.compare import compare
-from fairlung.pipeline.evaluation.paired_auc import LEAST_SCANS, auc_differences
+from fairlung.pipeline.comparison.compare import compare
+from fairlung.pipeline.comparison.paired_auc import LEAST_SCANS, auc_differences
+from fairlung.pipeline.comparison.records import AucDifference, Comparison
 from fairlung.pipeline.evaluation.predictions import Predictions
-from fairlung.pipeline.evaluation.records import AucDifference, Comparison, from_plain, json_text
+from fairlung.pipeline.evaluation.records import from_plain, json_text
 
 
 def systems(

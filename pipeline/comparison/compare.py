@@ -12,16 +12,16 @@ from typing import NamedTuple
 import numpy as np
 
 from ..data.groups import MIN_CELL
+from ..evaluation.audit import power_of_gap
+from ..evaluation.fairness_criteria import confusion_intervals
+from ..evaluation.patients import Clusters
+from ..evaluation.predictions import Predictions
+from ..evaluation.resampling import TIE, Estimate, check_resampling, estimate, estimate_from
 from . import paired, records
-from .audit import power_of_gap
-from .compare_words import verdicts
-from .fairness_criteria import confusion_intervals
 from .paired import TESTED, CompareError, Floats, Patterns
 from .paired_auc import auc_differences
-from .patients import Clusters
-from .predictions import Predictions
 from .records import ComparedSystem, Comparison, DifferenceTest, PairComparison
-from .resampling import TIE, Estimate, check_resampling, estimate, estimate_from
+from .words import verdicts
 
 
 def compare(

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from paired_runs import FEW, runs
 
-from fairlung.pipeline.evaluation.compare import compare
-from fairlung.pipeline.evaluation.compare_words import verdicts
+from fairlung.pipeline.comparison.compare import compare
+from fairlung.pipeline.comparison.words import verdicts
 from fairlung.pipeline.evaluation.wording import Verdict
 
 

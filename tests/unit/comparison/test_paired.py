@@ -11,7 +11,7 @@ from scipy.stats import binomtest, ttest_ind
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import TTestIndPower
 
-from fairlung.pipeline.evaluation.paired import (
+from fairlung.pipeline.comparison.paired import (
     Distance,
     Patterns,
     Spread,
@@ -81,7 +81,7 @@ def test_chunks_of_a_large_comparison_add_up(monkeypatch: pytest.MonkeyPatch) ->
     tables = [*runs(6), *runs(7)]
     patterns = Patterns.of(tables)
     whole = permute_patients(patterns, 0, 1, 300, np.random.default_rng(0))
-    monkeypatch.setattr("fairlung.pipeline.evaluation.paired.CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("fairlung.pipeline.comparison.paired.CHUNK_BYTES", 10_000)
     assert len(patterns.chunks(300)) > 1 and sum(patterns.chunks(300)) == 300
     assert bootstrap_runs(patterns, SEXES, 301, np.random.default_rng(0))["score"].shape == (301, 2)
     assert permute_patients(patterns, 0, 1, 300, np.random.default_rng(0)) == whole

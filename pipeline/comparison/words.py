@@ -1,8 +1,8 @@
 """What a comparison says in words: its verdicts."""
 
+from ..evaluation.resampling import TIE, Estimate
+from ..evaluation.wording import POWER, Verdict, few_scans, in_percent, number_name, planned, span
 from .records import Comparison, PairComparison
-from .resampling import TIE, Estimate
-from .wording import POWER, Verdict, few_scans, in_percent, number_name, planned, span
 
 WAYS = {"score": ("higher", "lower"), "abs_gap": ("larger", "smaller")}
 

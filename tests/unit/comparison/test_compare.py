@@ -11,10 +11,11 @@ from paired_runs import CLASSES, FEW, by_scikit_learn, design, runs, table
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from fairlung.pipeline.comparison.compare import compare
+from fairlung.pipeline.comparison.paired import CompareError
+from fairlung.pipeline.comparison.records import Comparison
 from fairlung.pipeline.evaluation.audit import audit
-from fairlung.pipeline.evaluation.compare import compare
-from fairlung.pipeline.evaluation.paired import CompareError
-from fairlung.pipeline.evaluation.records import Comparison, from_plain, json_text, to_plain
+from fairlung.pipeline.evaluation.records import from_plain, json_text, to_plain
 
 
 @pytest.fixture(autouse=True)

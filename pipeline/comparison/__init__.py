@@ -1,0 +1,1 @@
+"""Systems judged on the same scans: paired resampling, tests, verdicts."""

@@ -26,6 +26,7 @@ from fairlung.pipeline.evaluation.fairness_criteria import (
     fair_model,
     in_mix,
     lowest,
+    over_sites,
     parity_spans,
     permutation_test,
     resampled,
@@ -268,6 +269,39 @@ def print_plan(datasets: int, resamples: int, rng: np.random.Generator) -> None:
         )
 
 
+def draw_sites(sites: int, sizes: NDArray[np.int64], spread: float, rng: np.random.Generator) -> Predictions:
+    """Scans of sites whose accuracy, about .8, and gap differ by ``spread`` on the logit scale; the mean gap is 0."""
+    parts = []
+    for site, scans in zip(range(sites), sizes, strict=True):
+        middle, gap = 1.4 + spread * rng.normal(), spread * rng.normal()
+        for group, label in product(range(2), range(CLASSES)):
+            right = rng.random(scans) < 1 / (1 + np.exp(-(middle + (gap / 2 if group == 0 else -gap / 2))))
+            said = np.where(right, label, (label + rng.integers(1, CLASSES, scans)) % CLASSES)
+            parts.append(np.stack([np.full(scans, label), said, np.full(scans, group), np.full(scans, site)]))
+    label, said, group, site = np.concatenate(parts, axis=1)
+    names = label.astype(str), tuple("abcd"), ("men", "women"), ("sex",)
+    return Predictions(names[0], label, said, group, None, *names[1:], site=site)
+
+
+def print_sites(datasets: int, resamples: int, rng: np.random.Generator) -> None:
+    print("\n| sites | scans a class, group and site | sites differ | P | gap | gap, were scans resampled |")
+    print("|---|---|---|---|---|---|")
+    for sites, few, spread in product((3, 5, 10, 20), (5, 2), (0, 0.5)):
+        sizes = np.linspace(few, 5 if few == 5 else 12, sites).astype(int)
+        many = sum(draw_sites(sites, sizes, spread, rng).confusion()[:-1] for _ in range(400))
+        truth, hits = {"score": float(summaries(np.asarray(many))["score"]), "gap": 0.0}, np.zeros(3)
+        for _ in range(datasets):
+            table = draw_sites(sites, sizes, spread, rng)
+            found = over_sites(table)
+            ends = [getattr(found, name) for name in truth]
+            _, low, high = confusion_intervals(table.confusion()[:-1], rng, resamples)[0]["gap"]
+            hits[:2] += [end.low <= true <= end.high for end, true in zip(ends, truth.values(), strict=True)]
+            hits[2] += low <= 0 <= high
+        shares = " | ".join(f"{share:.3f}" for share in hits / datasets)
+        differ, size = "yes" if spread else "no", "5" if few == 5 else "2 to 12"
+        print(f"| {sites} | {size} | {differ} | {shares} |", flush=True)
+
+
 def draw_probabilities(size: int, rng: np.random.Generator, power: float = 1.7, groups: int = 1) -> Predictions:
     """Labels drawn from probabilities that are then raised to a power (over-confident above 1), ``size`` a group."""
     true = rng.dirichlet(np.full(CLASSES, 0.6), size * groups)
@@ -459,6 +493,7 @@ def main() -> None:
         "groups": lambda: print_several_groups(options.datasets, options.resamples, rng),
         "power": lambda: print_power(options.datasets // 2, options.resamples, rng),
         "plan": lambda: print_plan(options.datasets // 2, options.resamples, rng),
+        "sites": lambda: print_sites(options.datasets, options.resamples, rng),
         "calibration": lambda: print_calibration(options.datasets, options.resamples, rng),
         "auc": lambda: print_auc(options.datasets, rng),
         "patients": lambda: print_patients(options.datasets, options.resamples, rng),

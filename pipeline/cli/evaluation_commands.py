@@ -54,6 +54,8 @@ def audit(
     label_column: Annotated[str, Option(help="Column of the true class.")] = "label",
     prediction_column: Annotated[str, Option(help="Column of the predicted class.")] = "prediction",
     patient_column: PatientColumn = None,
+    site_column: Annotated[str | None,
+        Option(help="Column of sites: also give intervals in which sites, not scans, are what chance draws.")] = None,
     rename: Annotated[list[str] | None,
         Option(help="What a column's values stand for: COLUMN:VALUE=NAME,VALUE=NAME; repeat the option.")] = None,
     split: Split = None, tracking_uri: TrackingUri = None,
@@ -77,7 +79,7 @@ def audit(
     from ..evaluation.predictions import load_predictions
 
     columns: dict[str, Any] = {"label_column": label_column, "prediction_column": prediction_column}
-    columns |= {"rename": _renamed(rename), "patient_column": patient_column}
+    columns |= {"rename": _renamed(rename), "patient_column": patient_column, "site_column": site_column}
     path = _one_table(source, split, tracking_uri)
     table = load_predictions(path, class_name, group_name, group_by, **columns)  # type: ignore[arg-type]
     beside: dict[str, Any] = {"normal": normal, "specificity": specificity, "margin": margin}

@@ -13,6 +13,7 @@ from .wording import (
     Verdict,
     few_scans,
     in_percent,
+    number_name,
     one_time_in,
     percent,
     planned,
@@ -22,6 +23,7 @@ from .wording import (
 )
 
 MOST_STAYED = 0.5  # share of the scans from which the test is said to say little
+FEW_SITES = 10
 MIX_GAP = 0.02  # a fair model's gap from which a verdict says that the groups differ in their mix of classes
 
 
@@ -35,10 +37,29 @@ def verdicts(result: Audit) -> list[Verdict]:
         if (stayed := result.permutation.stayed) and not stayed_text(result):
             text += f" {stayed} scans are of patients who stayed, as {PARTNERS} in another group."
         found.append(Verdict("note", text))
+    found += _site_notes(result, found[0])
     if result.postprocess:
         text = f"These are not the network's own answers: they were post-processed ({result.postprocess})."
         found.append(Verdict("note", text))
     return [*found, *_cell_verdicts(result), *_calibration_verdicts(result), *_clinical_notes(result)]
+
+
+def _site_notes(result: Audit, gap: Verdict) -> list[Verdict]:
+    """What is left of P and the gap where sites are what chance draws, as for hospitals that are not in the table."""
+    sites = result.by_site
+    if sites is None:
+        return []
+    if sites.score is None:
+        text = f"Without one of the {sites.n} sites some class and group has no scan: no interval over sites."
+        return [Verdict("note", text)]
+    shown = [("score", sites.score)] + ([("gap", sites.gap)] if sites.gap else [])
+    parts = [f"{number_name(key)} {span_text(number, signed=key == 'gap')}" for key, number in shown]
+    text = f"With the {sites.n} sites, not scans or patients, as what chance draws: {', '.join(parts)}."
+    if gap.level == "finding" and sites.gap and sites.gap.low <= 0 <= sites.gap.high:
+        text += " So the gap is one of these sites, and is not shown to be one of others."
+    if sites.n < FEW_SITES:
+        text += f" {sites.n} sites are few: they say little of how sites differ."
+    return [Verdict("note", text)]
 
 
 def _gap_verdicts(result: Audit) -> list[Verdict]:

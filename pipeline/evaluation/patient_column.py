@@ -41,6 +41,14 @@ def patient_ids(values: pd.Series, shown: pd.Series, faults: list[str]) -> NDArr
     return pd.factorize(ids.where(ids != "", own))[0].astype(np.int64)
 
 
+def site_ids(values: pd.Series, shown: pd.Series, faults: list[str]) -> NDArray[np.int64]:
+    """[N] a number a site, of a column of names; a scan without one goes to ``faults``."""
+    names = values.map(spelling)
+    none = names.map(stands_for_none) | (names == "")
+    faults += [f"{scan}: it has no site, and sites are to be told apart" for scan in shown[none]]
+    return pd.factorize(names)[0].astype(np.int64)
+
+
 def of_several_groups(
     patient: NDArray[np.int64], group: NDArray[np.int64], scans: Sequence[str], group_names: Sequence[str]
 ) -> str:

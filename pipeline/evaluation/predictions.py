@@ -33,7 +33,7 @@ from ..data.groups import (
     occurring_groups,
 )
 from .metrics import group_confusion
-from .patient_column import PATIENT, of_several_groups, patient_ids
+from .patient_column import PATIENT, of_several_groups, patient_ids, site_ids
 
 PROBABILITY = "prob_"  # before the class name in the column of its probability
 POSTPROCESS = "postprocess"  # column: what was done to the probabilities
@@ -64,10 +64,11 @@ class Predictions:
     postprocess: str = ""  # what was done to the probabilities after the network, as far as the table says
     synthetic: bool = False  # whether the table says that some of the scans are phantoms
     patient: Ints | None = None  # [N] a number a patient; None when the table does not say whose the scans are
+    site: Ints | None = None  # [N] a number a site, of the column that was asked for
 
     def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Predictions:
         parts = ["scan", "label", "prediction", "group"]
-        parts += [name for name in ("probabilities", "patient") if getattr(self, name) is not None]
+        parts += [name for name in ("probabilities", "patient", "site") if getattr(self, name) is not None]
         changed: dict[str, Any] = {name: getattr(self, name)[rows] for name in parts}
         return replace(self, **changed)
 
@@ -114,6 +115,7 @@ def load_predictions(
     group_by: Sequence[str] | None = None, scan_column: str = "scan", label_column: str = "label",
     prediction_column: str = "prediction", with_probabilities: bool = True,
     rename: Mapping[str, Mapping[str, str]] | None = None, patient_column: str | None = None,
+    site_column: str | None = None,
 ) -> Predictions:  # fmt: skip
     """Read a CSV with a row a scan: true class, group columns, and the predicted class or ``prob_<class>`` columns.
 
@@ -130,6 +132,8 @@ def load_predictions(
         with_probabilities: read the probabilities too; else whatever numbers they hold are no error. A scan whose
             probabilities are not finite has no prediction, whatever its row says: an error either way.
         rename: of a column, what its values stand for: ``{"label": {"0": "covid"}}``; the label's are the prediction's.
+        patient_column: says whose a scan is, by default ``patient`` where there is one.
+        site_column: says where a scan was made; by default nothing is asked of sites.
 
     PredictionsError: no such file, column or class, a value that is none, or a scan given twice.
 
@@ -158,7 +162,7 @@ def load_predictions(
         group_names = group_names or beside.get("group_names")
     group_by = tuple(group_by or beside.get("group_by") or ("sex",))
     has = f"it has {columns_text(table)}"
-    for column in (label_column, *group_by, *rename, *filter(None, [patient_column])):
+    for column in (label_column, *group_by, *rename, *filter(None, [patient_column, site_column])):
         if column not in table:
             raise PredictionsError(f"{path}: no column {column!r}{did_you_mean(column, table)}; {has}")
     for column, names in rename.items():
@@ -180,6 +184,7 @@ def load_predictions(
     group, groups = _groups(path, table, shown, group_by, group_names, faults)
     of = patient_column or PATIENT
     patient = patient_ids(table[of], shown, faults) if of in table else None
+    site = site_ids(table[site_column], shown, faults) if site_column else None
     if patient is not None and (several := of_several_groups(patient, group, shown, groups)):
         faults.append(several)
     if faults:
@@ -187,7 +192,7 @@ def load_predictions(
         raise PredictionsError(f"{path} cannot be judged:\n  " + "\n  ".join(faults[:LISTED]) + more)
     postprocess = ", ".join(sorted(set(table.get(POSTPROCESS, ())) - {""}))
     synthetic = "yes" in set(table.get(SYNTHETIC, ()))
-    names, about = scan.to_numpy(dtype=str), (classes, groups, group_by, postprocess, synthetic, patient)
+    names, about = scan.to_numpy(dtype=str), (classes, groups, group_by, postprocess, synthetic, patient, site)
     return Predictions(names, label, prediction, group, probabilities, *about)
 
 

@@ -170,6 +170,15 @@ class RepeatedPatients:
 
 
 @dataclass(frozen=True)
+class BySite:
+    """P and the gap where sites, not scans or patients, are what chance draws (:func:`~.over_sites`)."""
+
+    n: int  # sites
+    score: Estimate | None  # None where without some site a class and group has no scan
+    gap: Estimate | None  # None with more than two groups, too
+
+
+@dataclass(frozen=True)
 class Differences:
     """Largest difference between two groups, by class; a class without a rate in some group is left out."""
 
@@ -357,6 +366,7 @@ class Audit:
     tipping_point: TippingPoint | None = None  # of two groups that both have every class
     confusion: Confusion  # [G][C][C] counts, rows true, columns predicted
     patients: RepeatedPatients | None = None  # None: every scan is taken for another patient
+    by_site: BySite | None = None  # None where nothing was asked of sites
     verdicts: tuple[Verdict, ...] = ()  # the most important first
 
     @property

@@ -3,7 +3,7 @@
     python benchmarks/clinical.py [--datasets 300] [--resamples 400] [--seed 0] [--only TABLE]
 
 Scores are normal, of one variance a class, the positives' also three times as wide or with some of them like negatives.
-Prints the tables of docs/statistics.md. A quarter of an hour on one core; --only prints one table.
+Prints the tables of docs/simulations.md. A quarter of an hour on one core; --only prints one table.
 """
 
 from __future__ import annotations

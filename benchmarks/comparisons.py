@@ -6,7 +6,7 @@ Two systems answer the same scans. Whether a run is right about a scan depends o
 group, how hard the scan is (for both systems), the system's own taste, the seed and the seed's taste: a latent normal
 variable. One run each is about these very models, so their seeds are alike. The truth is that of the expected answers.
 Where patients have several scans, all that is random of a scan is one draw of the patient's scans by a chance, which is
-then their correlation. Prints the tables of docs/statistics.md. About twenty minutes on one core.
+then their correlation. Prints the tables of docs/simulations.md. About twenty minutes on one core.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Many data sets are drawn from known shares of predictions a class and group (Dirichlet around an accuracy), each is
 audited, and the intervals are held against the known truth: F1, P and gap of the expected counts. Prints the tables of
-docs/statistics.md. About an hour on one core; --only prints one table.
+docs/simulations.md. About an hour on one core; --only prints one table.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def test_weights_are_a_capped_distribution_that_follows_the_losses(losses: Tenso
             if loss > other:
                 assert weights[i] >= weights[j]
             if loss == other:
-                assert weights[i] == weights[j]
+                close(weights[i], weights[j], 1e-15)  # a matrix product adds up in an order of its own
 
 
 @given(losses_of_groups, alphas)

@@ -133,18 +133,23 @@ class Settings(TypedDict, total=False):
     tau: Annotated[float, Interval(ge=0), "logit adjustment; 0: none"]
     gradient: Annotated[Literal["exact", "published"], "of CVaR; published reproduces the authors' code"]
     alpha_inner: Annotated[float, Interval(gt=0, le=1), "CVaR over the scans of a group (daw_fdd)"]
-    gamma: Annotated[float, Interval(ge=0), "focusing parameter; 0 is cross-entropy, else at least 1 (focal)"]
-    eta: Annotated[float, Interval(gt=0), "step size of the groups' weights (group_dro)"]
+    gamma: Annotated[float, Interval(ge=0), "focal: focusing parameter, 0 or from 1; eql: chance of a mask, to 1"]
+    rare_below: Annotated[Share, "share of the training scans below which a class is rare (eql)"]
+    eta: Annotated[
+        float, Interval(gt=0), "step size of the groups' weights (group_dro), penalty on unequal ones (kl_dro)"
+    ]
     max_margin: Annotated[float, Interval(ge=0), "margin of the rarest class (ldam)"]
     logit_scale: Annotated[float, Interval(gt=0), "factor of the logits (ldam)"]
     estimator: Annotated[Literal["batch", "running"], "of the groups' losses (recommended)"]
-    momentum: Annotated[float, Interval(ge=0, lt=1), "weight of the past in running estimates (recommended)"]
+    momentum: Annotated[float, Interval(ge=0, lt=1), "weight of the past in running estimates (recommended, kl_dro)"]
 
     # ---- recipe
     epochs: Annotated[Positive, "passes over the training scans"]
     batch_size: Annotated[Positive, "scans at a time in the network"]
     accumulate: Annotated[Positive, "batches of an optimiser step, weighed as one"]
     every_group: Annotated[bool, "every group in every batch, all groups equally often"]
+    every_cell: Annotated[bool, "every class of every group in every batch, all equally often"]
+    rho: Annotated[float, Interval(ge=0), "how far SAM climbs before it takes the gradient; 0: not at all (sam)"]
     learning_rate: Annotated[float, Interval(gt=0), "of the optimiser, at the start"]
     weight_decay: Annotated[float, Interval(ge=0), "of the optimiser"]
     cosine_epochs: Annotated[Positive, "epochs until the learning rate is 0"]

@@ -30,7 +30,7 @@ class Draw:
     seed: int  # of its augmentation
 
 
-def balanced_order(group: Sequence[int], batch_size: int, rng: np.random.Generator) -> Ints:
+def balanced_order(group: Sequence[int], batch_size: int, rng: np.random.Generator, what: str = "groups") -> Ints:
     """Indices of an epoch whose every batch holds every group, all groups equally often.
 
     A small group is repeated, shuffled anew each time. When the batch is no multiple of the groups, the places left
@@ -41,16 +41,18 @@ def balanced_order(group: Sequence[int], batch_size: int, rng: np.random.Generat
         group: [N] group ids, -1 unknown.
         batch_size: at least the number of groups, and the share of unknown scans on top. Consecutive ``batch_size`` of
             the [ceil(N / batch_size) * batch_size] indices are a batch.
+        what: that the ids stand for, in errors.
     """
     ids = np.asarray(group, dtype=np.int64)
     known = [g for g in np.unique(ids) if g != UNKNOWN_GROUP]
     unknown = int((ids == UNKNOWN_GROUP).sum())
     if not known:
-        raise ValueError("every scan is of unknown group: there is no group to put into every batch")
+        raise ValueError(f"every scan is of unknown group: there are no {what} to put into every batch")
     least = -(-len(known) * len(ids) // (len(ids) - unknown))  # places for the unknown beside one for each group
     if batch_size < least:
         also = f" and {unknown / len(ids):.0%} of scans of unknown group" if unknown else ""
-        raise ValueError(f"batch_size must be at least {least} to hold {len(known)} groups{also}, got {batch_size}")
+        said = f"batch_size must be at least {least} to hold {len(known)} {what}{also}, got {batch_size}"
+        raise ValueError(f"{said}; accumulate multiplies it")
     pools = {g: _endless(np.flatnonzero(ids == g), rng) for g in (*known, *([UNKNOWN_GROUP] if unknown else []))}
     order: list[int] = []
     turn = due = 0
@@ -70,14 +72,25 @@ def _endless(indices: Ints, rng: np.random.Generator) -> Iterator[int]:
         yield from rng.permutation(indices).tolist()
 
 
-def balanced_class_counts(items: Items, class_names: Sequence[str]) -> dict[str, float]:
+def cells(items: Items) -> list[int]:
+    """[N] one id for each pair of class and group, -1 where the group is unknown."""
+    classes = max((int(item["label"]) for item in items), default=0) + 1
+    return [
+        UNKNOWN_GROUP if item["group"] == UNKNOWN_GROUP else int(item["group"]) * classes + int(item["label"])
+        for item in items
+    ]
+
+
+def balanced_class_counts(items: Items, class_names: Sequence[str], every_cell: bool = False) -> dict[str, float]:
     """How often :func:`balanced_order` draws each class, in scans (N pi_y): logit adjustment adjusts for these.
 
     .. math:: \\pi_y = (1 - u) \\frac{1}{G} \\sum_g \\frac{n_{gy}}{n_g} + u \\frac{n_{uy}}{n_u}
 
-    with u the share of scans of unknown group; ``items`` are the training split's (:meth:`~.Cohort.items`).
+    with u the share of scans of unknown group; ``items`` are the training split's (:meth:`~.Cohort.items`). With
+    ``every_cell`` the groups g are the cells of class and group that have a scan.
     """
-    label, group = (np.array([item[name] for item in items], dtype=np.int64) for name in ("label", "group"))
+    label = np.array([item["label"] for item in items], dtype=np.int64)
+    group = np.array(cells(items) if every_cell else [item["group"] for item in items], dtype=np.int64)
     counts = {g: np.bincount(label[group == g], minlength=len(class_names)) for g in np.unique(group)}
     share = {g: count / count.sum() for g, count in counts.items()}
     unknown = float((group == UNKNOWN_GROUP).mean())
@@ -87,9 +100,10 @@ def balanced_class_counts(items: Items, class_names: Sequence[str]) -> dict[str,
     return {name: float(len(items) * p) for name, p in zip(class_names, prior, strict=True)}
 
 
-def class_counts(cohort: Cohort, items: Items, every_group: bool) -> Mapping[str, float]:
-    """Training scans of each class as they are drawn: the cohort's counts or, under ``every_group``, balanced ones."""
-    return balanced_class_counts(items, cohort.class_names) if every_group else cohort.class_counts("train")
+def class_counts(cohort: Cohort, items: Items, every_group: bool, every_cell: bool = False) -> Mapping[str, float]:
+    """Training scans of each class as they are drawn: the cohort's or, where groups or cells are balanced, balanced."""
+    balanced = every_group or every_cell
+    return balanced_class_counts(items, cohort.class_names, every_cell) if balanced else cohort.class_counts("train")
 
 
 def training_items(cohort: Cohort, min_cell: int, small_groups: SmallGroups) -> Items:
@@ -105,15 +119,19 @@ class EpochSampler(Sampler[Draw]):
     """The draws of an epoch, shuffled by seed and epoch, dealt out to the processes of a group.
 
     ``items`` are those of the training split, ``batch_size`` is that of a process. With ``every_group`` every (global)
-    batch holds every group, equally often (:func:`balanced_order`); else each scan is drawn once.
+    batch holds every group, equally often (:func:`balanced_order`), with ``every_cell`` every class of every group;
+    else each scan is drawn once.
     """
 
-    def __init__(self, items: Items, batch_size: int, seed: int = 0, every_group: bool = False) -> None:
-        self.group = [int(item["group"]) for item in items]
-        self.batch_size, self.seed, self.every_group, self.epoch = batch_size, seed, every_group, 1
+    def __init__(
+        self, items: Items, batch_size: int, seed: int = 0, every_group: bool = False, every_cell: bool = False
+    ) -> None:
+        self.group = cells(items) if every_cell else [int(item["group"]) for item in items]
+        self.balanced = "cells of class and group" if every_cell else "groups" if every_group else None
+        self.batch_size, self.seed, self.epoch = batch_size, seed, 1
         self.skip = 0  # draws of this process that the next iteration passes over
-        if every_group:
-            balanced_order(self.group, batch_size * world_size(), np.random.default_rng(0))  # can it be done at all
+        if self.balanced:
+            self._balanced_order(np.random.default_rng(0))  # can it be done at all
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 1, whose draws come next."""
@@ -122,10 +140,13 @@ class EpochSampler(Sampler[Draw]):
     def order(self) -> Ints:
         """Indices of the epoch for all processes; as many for each of them."""
         rng = np.random.default_rng([self.seed, self.epoch])
-        if self.every_group:
-            return balanced_order(self.group, self.batch_size * world_size(), rng)
+        if self.balanced:
+            return self._balanced_order(rng)
         shuffled = rng.permutation(len(self.group))
         return np.resize(shuffled, -(-len(shuffled) // world_size()) * world_size())
+
+    def _balanced_order(self, rng: np.random.Generator) -> Ints:
+        return balanced_order(self.group, self.batch_size * world_size(), rng, self.balanced or "")
 
     def __iter__(self) -> Iterator[Draw]:
         order = self.order()

@@ -5,8 +5,22 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "aggregation": ["GroupCVaR", "GroupDRO", "GroupTreeCVaR", "HierarchicalCVaR", "MeanAggregation"],
-        "sample_losses": ["CrossEntropy", "FocalLoss", "LDAMLoss", "LogitAdjustedCrossEntropy", "WeightedCrossEntropy"],
+        "aggregation": [
+            "GroupCVaR",
+            "GroupDRO",
+            "GroupTreeCVaR",
+            "HierarchicalCVaR",
+            "KLGroupDRO",
+            "MeanAggregation",
+        ],
+        "sample_losses": [
+            "CrossEntropy",
+            "EqualizationLoss",
+            "FocalLoss",
+            "LDAMLoss",
+            "LogitAdjustedCrossEntropy",
+            "WeightedCrossEntropy",
+        ],
         "two_level": ["FairLACVaRLoss", "TwoLevelLoss"],
     },
 )

@@ -4,7 +4,7 @@ The modules hold settings and, where batches are remembered, the memory; the mat
 reads a value back from the device, so a training step never waits for the loss.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from fairlung.transforms.checks import check_setting, check_whole
 
 from ..common.distributed import gather_batch, local_part, world_size
-from .cvar import cvar_weights, group_means, group_sums, nested_cvar_weights, published_cvar_weights
+from .cvar import (
+    cvar_weights,
+    group_means,
+    group_sums,
+    kl_weights,
+    nested_cvar_weights,
+    published_cvar_weights,
+    published_nested_cvar_weights,
+)
 
 
 class RunningGroupLoss(nn.Module):
@@ -83,6 +91,10 @@ class Aggregation(nn.Module):
     """
 
     num_groups: int | None = None  # G, of one that has to know it: group ids are below it
+
+    def groups(self, target: Mapping[str, Tensor]) -> Tensor:
+        """[N] ids of the groups to weigh, of a batch's ``label`` and ``group``; -1 unknown."""
+        return target["group"]
 
     def sample_weights(self, sample_losses: Tensor, group: Tensor) -> tuple[Tensor, Tensor | float]:
         """[N] detached weights of a whole batch, and what to add to the weighted sum to give the loss's value."""
@@ -167,10 +179,8 @@ class GroupCVaR(Aggregation):
             return _with_unknown(group_weights @ means.share, known), known.mean() * constant
         seen, shares = self.running.seen, self.running.shares
         group_weights, constant = self._group_weights(self.running.losses, seen)
-        # a group that was not seen yet, as in a look before the first step, enters as in a plain mean
-        factor = torch.where(seen, group_weights / torch.where(seen, shares, 1.0), 1.0).to(sample_losses)
-        factor = torch.where(group >= 0, _of_samples(factor, group), 1.0)
-        return factor / len(group), known.mean() * constant.to(sample_losses)
+        weights = _importance(group_weights, shares, seen, group).to(sample_losses)
+        return weights, known.mean() * constant.to(sample_losses)
 
     def _group_weights(self, losses: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
         """Group weights, and what must be added to the weighted sum to give the CVaR's value."""
@@ -228,27 +238,77 @@ class GroupDRO(Aggregation):
         return _with_unknown(_of_samples(weights, group) * known, known), 0.0
 
 
+class KLGroupDRO(Aggregation):
+    r"""Group DRO with a penalty on leaving the groups' own shares, as of a challenge entry on this benchmark.
+
+    The weights are :func:`kl_weights` of the groups' running losses (:class:`RunningGroupLoss`), with the groups'
+    shares of all samples so far as p, and a sample counts :math:`q_{g(i)} / (n \, p_{g(i)})`, as with the running
+    :class:`GroupCVaR`. So a large ``eta`` (positive) is the mean over samples, a small one the worst group. Where a
+    sampler draws all groups equally often, p is even. Unlike :class:`GroupDRO`'s, the weights are those of the groups'
+    losses at any time, and end at no single group.
+
+    The entry (Johnny et al. 2026, arXiv 2603.15941) takes groups of class and sex. Only its abstract was at hand: its
+    penalty's weight, its prior and how it follows the weights in small batches may be others.
+
+    Args:
+        num_groups: G; group ids are below it.
+        momentum: in [0, 1), weight of the past in the running losses.
+        num_classes: C, when every pair of class and group is a group of its own; None: the groups as they are.
+    """
+
+    num_groups: int
+
+    def __init__(
+        self, num_groups: int, eta: float = 0.5, momentum: float = 0.9, num_classes: int | None = None
+    ) -> None:
+        super().__init__()
+        check_whole("num_groups", num_groups, least=1)
+        check_setting("eta", eta, 0 < eta < float("inf"), "positive and finite")
+        check_whole("num_classes", 1 if num_classes is None else num_classes, least=1)
+        self.num_groups, self.num_classes, self.eta = num_groups, num_classes, float(eta)
+        self.running = RunningGroupLoss(num_groups * (num_classes or 1), momentum)
+
+    def groups(self, target: Mapping[str, Tensor]) -> Tensor:
+        group = target["group"].long()
+        if self.num_classes is None:
+            return group
+        return torch.where(group < 0, group, group * self.num_classes + target["label"].long())
+
+    def observe(self, sample_losses: Tensor, group: Tensor) -> None:
+        self.running.update(sample_losses, group)
+
+    def sample_weights(self, sample_losses: Tensor, group: Tensor) -> tuple[Tensor, float]:
+        seen, shares = self.running.seen, self.running.shares
+        group_weights = kl_weights(self.running.losses, shares, self.eta, seen)
+        return _importance(group_weights, shares, seen, group).to(sample_losses), 0.0
+
+
 class HierarchicalCVaR(Aggregation):
     """CVaR over groups of the CVaR over the samples of each group (DAW-FDD, Ju et al. 2024).
 
     Inside a group the worst samples count, which the authors mean for imbalanced classes; outside the worst groups.
-    The gradient is exact (:func:`nested_cvar_weights`). The authors' code searches for the thresholds of both levels
-    and takes them as constants, with the loss of gradient of :func:`published_cvar_weights`.
+    ``gradient`` is ``exact`` (:func:`nested_cvar_weights`) or ``published``: the authors' code searches for the
+    thresholds of both levels and takes them as constants (:func:`published_nested_cvar_weights`).
 
     The groups and samples are those of the batch. With one sample of a group in it there is nothing to weigh inside,
     and the CVaR of few samples is on average smaller than that of the group. ``alpha`` is the level over the groups,
     ``alpha_inner`` over the samples of a group, both in (0, 1]; an inner 1, their mean, makes this :class:`GroupCVaR`.
     """
 
-    def __init__(self, alpha: float = 0.5, alpha_inner: float = 0.9) -> None:
+    def __init__(self, alpha: float = 0.5, alpha_inner: float = 0.9, gradient: str = "exact") -> None:
         super().__init__()
         check_setting("alpha", alpha, 0 < alpha <= 1, "in (0, 1]")
         check_setting("alpha_inner", alpha_inner, 0 < alpha_inner <= 1, "in (0, 1]")
-        self.alpha, self.alpha_inner = float(alpha), float(alpha_inner)
+        check_setting("gradient", gradient, gradient in ("exact", "published"), "'exact' or 'published'")
+        self.alpha, self.alpha_inner, self.gradient = float(alpha), float(alpha_inner), gradient
 
-    def sample_weights(self, sample_losses: Tensor, group: Tensor) -> tuple[Tensor, float]:
-        weights = nested_cvar_weights(sample_losses, group, self.alpha, self.alpha_inner, group >= 0)
-        return _with_unknown(weights, (group >= 0).to(sample_losses)), 0.0
+    def sample_weights(self, sample_losses: Tensor, group: Tensor) -> tuple[Tensor, Tensor | float]:
+        known, levels = group >= 0, (self.alpha, self.alpha_inner)
+        if self.gradient == "exact":
+            weights = nested_cvar_weights(sample_losses, group, *levels, known)
+            return _with_unknown(weights, known.to(sample_losses)), 0.0
+        weights, constant = published_nested_cvar_weights(sample_losses, group, *levels, known)
+        return _with_unknown(weights, known.to(sample_losses)), known.to(sample_losses).mean() * constant
 
 
 class GroupTreeCVaR(HierarchicalCVaR):
@@ -279,6 +339,15 @@ class GroupTreeCVaR(HierarchicalCVaR):
 def _of_samples(of_groups: Tensor, group: Tensor) -> Tensor:
     """[N] a group's entry for each of its samples; any entry for samples of unknown group."""
     return of_groups[group.long().clamp(min=0)]
+
+
+def _importance(group_weights: Tensor, shares: Tensor, seen: Tensor, group: Tensor) -> Tensor:
+    """[N] weights w/(n q) of the samples of a batch, for groups [G] of weight w and share q of all samples.
+
+    A group that was not seen yet, as in a look before the first step, and unknown groups enter as in a plain mean.
+    """
+    factor = torch.where(seen, group_weights / torch.where(seen, shares, 1.0), 1.0)
+    return torch.where(group >= 0, _of_samples(factor, group), 1.0) / len(group)
 
 
 def _with_unknown(weights: Tensor, known: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""The maths of CVaR over groups: means of groups, and the exact, published and nested weights."""
+"""The maths of weights over groups: means of groups, CVaR's exact, published and nested weights, KL-penalised ones."""
 
 from typing import NamedTuple
 
 import torch
+from scipy.optimize import fminbound
 from torch import Tensor
 
 _BISECTION_STEPS = 32  # what the published code runs; its gradient depends on it
@@ -115,6 +116,61 @@ def nested_cvar_weights(
     of_parents = siblings.to(losses) @ (inner * losses)
     outer = cvar_weights(of_parents, alpha, first)
     return inner * (outer @ siblings.to(losses))
+
+
+def published_nested_cvar_weights(
+    losses: Tensor, parent: Tensor, alpha: float, alpha_inner: float, used: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Weights of :func:`nested_cvar_weights` as DAW-FDD's authors' code has them: right in value, wrong in gradient.
+
+    The code (Ju et al. 2024, as in their benchmark AI-Face-FairnessBench) searches the threshold lambda of each level
+    with SciPy's ``fminbound`` between the smallest loss - 1000 and the largest one, and takes it as a constant in
+    :math:`\lambda + \frac{1}{\alpha n} \sum_i [L_i - \lambda]_+`. So a loss above it weighs
+    :math:`1 / (\alpha n)` and one below it nothing, at both levels. A loss that is the exact threshold is above or
+    below by the error of the search, about 1e-6: the weights are the code's only with the same search, which therefore
+    is run. It reads the losses back from the device.
+
+    Returned are [N] detached weights and what must be added to the weighted sum to give the value. Losses that are not
+    all finite are averaged, so that the value is not finite either.
+    """
+    values, ids = losses.detach().cpu(), parent.cpu()
+    members = torch.ones_like(ids, dtype=torch.bool) if used is None else used.cpu()
+    weights = torch.zeros_like(values)
+    if not members.any():
+        return weights.to(losses), losses.new_zeros(())
+    children = [(ids == p) & members for p in ids[members].unique()]
+    inner = [_searched_cvar(values[rows], alpha_inner) for rows in children]
+    outer, value = _searched_cvar(torch.stack([of_parent for _, of_parent in inner]), alpha)
+    for rows, weight, (within, _) in zip(children, outer, inner, strict=True):
+        weights[rows] = weight * within
+    return weights.to(losses), (value - weights[members] @ values[members]).to(losses)
+
+
+def _searched_cvar(losses: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """[n] weights and the value of CVaR at a threshold that was searched, as a constant."""
+    if not losses.isfinite().all():
+        return torch.full_like(losses, 1 / len(losses)), losses.mean()
+
+    def objective(threshold: float) -> float:
+        return threshold + (1 / alpha) * (losses - threshold).relu().mean().item()
+
+    threshold = float(fminbound(objective, losses.min().item() - 1000.0, losses.max().item()))
+    above = (losses - threshold).relu()
+    return (above > 0).to(losses) / (alpha * len(losses)), threshold + (1 / alpha) * above.mean()
+
+
+def kl_weights(group_losses: Tensor, prior: Tensor, eta: float, used: Tensor) -> Tensor:
+    r"""[G] group weights that are worst for the mean loss, but for a penalty on leaving a prior p.
+
+    .. math:: \max_q \sum_g q_g L_g - \eta \, \mathrm{KL}(q \,\|\, p) = \eta \log \sum_g p_g e^{L_g / \eta},
+              \qquad q_g = \frac{p_g e^{L_g / \eta}}{\sum_{g'} p_{g'} e^{L_{g'} / \eta}}
+
+    (Gibbs' variational principle). For a large eta q is p, for a small one the worst group alone. As q is the optimum,
+    the gradient of the maximum is that of :math:`\sum_g q_g L_g` with q held constant. Entries that are not ``used``
+    [G] have no weight.
+    """
+    losses = group_losses.detach().masked_fill(~used, -torch.inf)
+    return (prior.log() + (losses - losses.amax()) / eta).masked_fill(~used, -torch.inf).softmax(0)
 
 
 def _cvar_weights_within(losses: Tensor, alpha: float, siblings: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Nothing here reads a value back from the device, so a training step never waits for the loss.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairlung.transforms.checks import check_setting
+
+logger = logging.getLogger(__name__)
 
 # training scans of each class, in class order; a mapping gives the classes' names to error messages
 ClassCounts = Sequence[float] | Mapping[str, float]
@@ -104,6 +107,20 @@ def ldam_loss(logits: Tensor, label: Tensor, margins: Tensor, scale: float = 30.
     logits = promote(logits)
     shifted = scale * (logits - margins.to(logits) * _one_hot(label, logits))
     return F.cross_entropy(shifted, label.long(), reduction="none")
+
+
+def equalization_loss(logits: Tensor, label: Tensor, masked: Tensor) -> Tensor:
+    r"""Cross-entropy without the classes that are masked, but for the sample's own (Tan et al. 2020, Sec. 3.3).
+
+    .. math:: \ell(x, y) = -\log \frac{\exp f_y(x)}{\sum_k w_k \exp f_k(x)}, \qquad
+              w_k = 1 - m_k \, [k \ne y]
+
+    ``masked`` [C] or [N, C] is m, bool. A masked class gets no gradient from samples of others, which would push it
+    down; its own samples see all classes that are not masked.
+    """
+    logits = promote(logits)
+    others = _one_hot(label, logits) == 0
+    return F.cross_entropy(logits.masked_fill(masked & others, -torch.inf), label.long(), reduction="none")
 
 
 def _one_hot(label: Tensor, like: Tensor) -> Tensor:
@@ -203,6 +220,39 @@ class LDAMLoss(nn.Module):
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         _require_classes(logits, self.margins)
         return ldam_loss(logits, label, self.margins, self.scale)
+
+
+class EqualizationLoss(nn.Module):
+    """:func:`equalization_loss` that masks the rare classes of a training step's samples with probability ``gamma``.
+
+    One draw a sample, of torch's generator, which a training seeds by epoch. Looked at without gradient, in training,
+    the samples of the last step have the masks of that step; in evaluation the loss is the mean over draws. ``gamma``
+    is in [0, 1], 0 is cross-entropy. A class is rare whose share of the training scans is below ``rare_below``, in
+    [0, 1]; where there is none the loss is cross-entropy, and a warning says so.
+    """
+
+    rare: Tensor
+
+    def __init__(self, class_counts: ClassCounts, gamma: float = 0.9, rare_below: float = 0.2) -> None:
+        super().__init__()
+        check_setting("gamma", gamma, 0 <= gamma <= 1, "in [0, 1]")
+        check_setting("rare_below", rare_below, 0 <= rare_below <= 1, "in [0, 1]")
+        self.gamma = float(gamma)
+        counts = _counts(class_counts)
+        self.register_buffer("rare", counts / counts.sum() < rare_below, persistent=False)
+        self._drawn: Tensor | None = None  # [N] bool, of the last training step
+        if not self.rare.any():
+            logger.warning("no class has less than %g of the training scans: nothing is masked", rare_below)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        _require_classes(logits, self.rare)
+        plain = equalization_loss(logits, label, torch.zeros_like(self.rare))
+        masked = equalization_loss(logits, label, self.rare)
+        if self.training and torch.is_grad_enabled():
+            self._drawn = torch.rand(len(label), device=logits.device) < self.gamma
+        if self.training and self._drawn is not None and len(self._drawn) == len(label):
+            return torch.where(self._drawn, masked, plain)
+        return torch.lerp(plain, masked, self.gamma)
 
 
 def _require_classes(logits: Tensor, of_classes: Tensor) -> None:

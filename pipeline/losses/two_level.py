@@ -43,7 +43,7 @@ class TwoLevelLoss(nn.Module):
         """Scalar loss of raw outputs [N, C] for ``{"label": [N] classes, "group": [N] group ids, -1 unknown}``."""
         # autocast would compute the group weights in half precision, where close losses tie and gradients overflow
         with _full_precision(logits):
-            return self.aggregation(self.sample_loss(promote(logits), target["label"]), target["group"])
+            return self.aggregation(self.sample_loss(promote(logits), target["label"]), self.aggregation.groups(target))
 
     @torch.no_grad()
     def explain(self, logits: Tensor, target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,7 @@ class TwoLevelLoss(nn.Module):
         """
         with _full_precision(logits):
             losses = self.sample_loss(promote(logits), target["label"])
-            return losses, self.aggregation.weights(losses, target["group"])
+            return losses, self.aggregation.weights(losses, self.aggregation.groups(target))
 
 
 class FairLACVaRLoss(TwoLevelLoss):

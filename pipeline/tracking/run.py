@@ -53,9 +53,9 @@ JUDGED_WITH = (
 )  # fmt: skip
 # settings that an evaluation does not use, and would tell as the configs have them
 RECIPE = (
-    "epochs", "accumulate", "every_group", "learning_rate", "weight_decay", "cosine_epochs", "dropout", "val_interval",
-    "small_groups", "flip_prob", "rotation_prob", "brightness", "brightness_prob", "pretrained", "keep_checkpoints",
-    "model_file",
+    "epochs", "accumulate", "every_group", "every_cell", "learning_rate", "weight_decay", "cosine_epochs", "dropout",
+    "val_interval", "small_groups", "flip_prob", "rotation_prob", "brightness", "brightness_prob", "pretrained",
+    "keep_checkpoints", "model_file",
 )  # fmt: skip
 
 

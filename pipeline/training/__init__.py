@@ -1,4 +1,4 @@
-"""What MONAI's trainer needs beyond stock: groups, steps over several batches, resuming."""
+"""What MONAI's trainer needs beyond stock: groups, steps over several batches, flat minima, resuming."""
 
 import lazy_loader
 
@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "history": ["EpochLog", "MetricHistory"],
         "output_dir": ["begin", "check_run", "publish"],
         "record": ["TrainingRecord"],
+        "sharpness": ["SharpnessAware"],
         "resume": ["ResumePoint", "end", "made_for", "outlive_sigterm", "train"],
     },
 )

@@ -80,7 +80,7 @@ class SkipBadSteps:
         with torch.no_grad():
             for buffer, before in self._before:
                 buffer.copy_(before)
-        for parameter in _parameters(engine):
+        for parameter in step_parameters(engine):
             if scaler is None or parameter.grad is None:
                 parameter.grad = None  # an optimiser passes over a parameter without gradient
             else:
@@ -101,7 +101,7 @@ class SkipBadSteps:
         """Whether loss and outputs are finite, and whether the gradients are, in all processes."""
         output = engine.state.output
         forward = torch.isfinite(output["loss"].detach()).all() & torch.isfinite(output["pred"].detach()).all()
-        gradients = [parameter.grad for parameter in _parameters(engine) if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in step_parameters(engine) if parameter.grad is not None]
         largest = torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)  # no square that overflows
         flags = torch.stack([forward, torch.isfinite(largest).to(forward.device)]).float()
         return tuple(flag == 1 for flag in (idist.all_reduce(flags, "MIN") if world_size() > 1 else flags).tolist())
@@ -124,7 +124,8 @@ class SkipBadSteps:
             )
 
 
-def _parameters(engine: SupervisedTrainer) -> list[nn.Parameter]:
+def step_parameters(engine: SupervisedTrainer) -> list[nn.Parameter]:
+    """All that the optimiser moves."""
     return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
 
 

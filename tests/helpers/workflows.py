@@ -18,7 +18,7 @@ from monai.bundle import ConfigWorkflow
 from monai.networks.nets import DenseNet
 
 from fairlung.pipeline.common.errors import user_error
-from fairlung.pipeline.losses.aggregation import GroupDRO, HierarchicalCVaR
+from fairlung.pipeline.losses.aggregation import GroupDRO, HierarchicalCVaR, KLGroupDRO
 from fairlung.pipeline.losses.sample_losses import CrossEntropy
 from fairlung.pipeline.losses.two_level import FairLACVaRLoss, TwoLevelLoss
 
@@ -172,5 +172,7 @@ def group_objectives(counts: list[int], num_groups: int) -> dict[str, TwoLevelLo
         "published": FairLACVaRLoss(counts, alpha=0.8, gradient="published"),
         "running": FairLACVaRLoss(counts, alpha=0.8, estimator="running", num_groups=num_groups),
         "group DRO": TwoLevelLoss(CrossEntropy(), GroupDRO(num_groups=num_groups, eta=0.5)),
+        "KL group DRO": TwoLevelLoss(CrossEntropy(), KLGroupDRO(num_groups, eta=0.5, num_classes=len(counts))),
+        "DAW-FDD published": TwoLevelLoss(CrossEntropy(), HierarchicalCVaR(0.8, 0.6, gradient="published")),
         "hierarchical": TwoLevelLoss(CrossEntropy(), HierarchicalCVaR(alpha=0.8, alpha_inner=0.6)),
     }

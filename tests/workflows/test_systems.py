@@ -33,19 +33,22 @@ NAMED = {
     "ldam": "LDAM R3D18 seed 42",
     "worst_group": "worst group R3D18 seed 42",
     "group_dro": "group DRO R3D18 seed 42",
-    "daw_fdd": "DAW-FDD R3D18 alpha 0.5 seed 42",
+    "daw_fdd": "DAW-FDD R3D18 alpha 0.5 exact seed 42",
+    "eql": "EQL R3D18 seed 42",
+    "kl_dro": "KL group DRO R3D18 seed 42",
     "cnn_rnn": "CNN-RNN CNNRNN seed 42",
     "recommended": "LA+CVaR recommended R3D18 alpha 0.8 tau 1.0 exact seed 42",
 }
 # what its loss reads of alpha, tau and gradient, and a run of it records
-READ: dict[str, list[str]] = {name: [] for name in NAMED} | {"la": ["tau"], "daw_fdd": ["alpha"]}
+READ: dict[str, list[str]] = {name: [] for name in NAMED} | {"la": ["tau"], "daw_fdd": ["alpha", "gradient"]}
 READ |= {"la_cvar": list(OBJECTIVE_SETTINGS), "recommended": list(OBJECTIVE_SETTINGS), "cvar": ["alpha", "gradient"]}
 # the same volumes in every epoch, so that a few steps show
 MEMORISE = {"epochs": 10, "val_interval": 10, "learning_rate": 2e-2, "image_size": 24}
 MEMORISE |= {"flip_prob": 0, "rotation_prob": 0, "brightness": 0}
 VARIANTS = [(name, {}) for name in SYSTEMS if name != "cnn_rnn"]  # whose network test_cnn_rnn.py trains
-VARIANTS += [(name, {"gradient": "published"}) for name in ("cvar", "la_cvar", "recommended")]
-VARIANTS += [("recommended", {"estimator": "batch"})]
+VARIANTS += [(name, {"gradient": "published"}) for name in ("cvar", "la_cvar", "recommended", "daw_fdd")]
+VARIANTS += [("recommended", {"estimator": "batch"}), ("kl_dro", {"every_cell": True, "accumulate": 2})]
+VARIANTS += [(name, {"overlay": "optimizers/sam"}) for name in ("recommended", "eql")]
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +72,20 @@ def on_fixed_batch(workflow: ConfigWorkflow, batch: dict[str, Any]) -> torch.Ten
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"), VARIANTS, ids=lambda part: part if isinstance(part, str) else "-".join(part.values())
+    ("name", "settings"),
+    VARIANTS,
+    ids=lambda part: part if isinstance(part, str) else "-".join(map(str, part.values())),
 )
 @pytest.mark.slow
 def test_every_system_trains_and_lowers_its_loss(
-    start: Start, unequal_cohort: Path, tmp_path: Path, name: str, settings: dict[str, str]
+    start: Start, unequal_cohort: Path, tmp_path: Path, name: str, settings: dict[str, Any]
 ) -> None:
+    overlays = [value for key, value in settings.items() if key == "overlay"]
+    settings = {key: value for key, value in settings.items() if key != "overlay"}
     workflow = start(
         "train",
         f"systems/{name}",
+        *overlays,
         cohort=str(unequal_cohort),
         output_dir=str(tmp_path / "run"),
         network_def=SMALL_NETWORK,

@@ -18,7 +18,7 @@ from workflows import SMALL_NETWORK, Start
 from fairlung.pipeline.common.names import CLASS_NAMES
 from fairlung.pipeline.data.cohort import load_cohort
 from fairlung.pipeline.data.dataset import ScanDataset
-from fairlung.pipeline.data.sampling import EpochSampler, balanced_class_counts, balanced_order, training_items
+from fairlung.pipeline.data.sampling import EpochSampler, balanced_class_counts, balanced_order, cells, training_items
 
 CELLS = {(0, 0): 125, (0, 1): 125, (1, 0): 79, (1, 1): 5, (2, 0): 100, (2, 1): 100, (3, 0): 100, (3, 1): 100}
 PAPER = [{"label": label, "group": group} for (label, group), n in CELLS.items() for _ in range(n)]
@@ -62,15 +62,36 @@ def test_a_batch_too_small_for_the_groups_is_refused(group: list[int]) -> None:
         EpochSampler([{"group": g} for g in group], len(set(group)) - 1, every_group=True)
 
 
-def test_class_counts_are_what_is_drawn() -> None:
-    items = [*PAPER, *[{"label": 1, "group": -1}] * 80]
-    counts = balanced_class_counts(items, "agcn")
+@pytest.mark.parametrize("every_cell", [False, True])
+def test_class_counts_are_what_is_drawn(every_cell: bool) -> None:
+    items = [*PAPER[1:], *[{"label": 1, "group": -1}] * 80]
+    counts = balanced_class_counts(items, "agcn", every_cell)
     assert sum(counts.values()) == pytest.approx(len(items))
-    sampler, drawn = EpochSampler(items, 8, every_group=True), np.zeros(4)
+    sampler, drawn = EpochSampler(items, 12, every_group=not every_cell, every_cell=every_cell), np.zeros(4)
     for epoch in range(1, 21):
         sampler.set_epoch(epoch)
         drawn += np.bincount([items[draw.index]["label"] for draw in sampler], minlength=4)
     np.testing.assert_allclose(drawn / drawn.sum(), np.array(list(counts.values())) / len(items), atol=0.005)
+
+
+def test_every_batch_holds_every_cell() -> None:
+    """Of a cohort in which women have no scan of one class."""
+    items = [item for item in PAPER if (item["label"], item["group"]) != (1, 1)] + [{"label": 1, "group": -1}] * 60
+    ids = np.array(cells(items))
+    assert len({(item["label"], item["group"]) for item in items}) == len(set(ids)) == 8
+    assert all((i == -1) == (item["group"] == -1) for i, item in zip(ids, items, strict=True))
+    sampler = EpochSampler(items, 9, every_cell=True)
+    batches = ids[[draw.index for draw in sampler]].reshape(-1, 9)
+    for batch in batches:
+        assert set(ids) - {-1} <= set(batch)
+    drawn = [int((batches == cell).sum()) for cell in set(ids) - {-1}]
+    assert max(drawn) - min(drawn) <= 1
+    with pytest.raises(ValueError, match="at least 8 to hold 8 cells of class and group, got 2; accumulate multiplies"):
+        EpochSampler(PAPER, 2, every_cell=True)
+
+
+def test_balanced_cells_make_the_classes_even() -> None:
+    assert balanced_class_counts(PAPER, "agcn", every_cell=True) == pytest.approx(dict.fromkeys("agcn", 734 / 4))
 
 
 def test_groups_of_one_mix_keep_the_plain_counts() -> None:
@@ -170,12 +191,13 @@ def test_the_prior_is_of_what_is_drawn(start: Start, small_cohort: Path, tmp_pat
     rare = (unequal["split"] == "train") & (unequal["label"] == "squamous_cell") & (unequal["sex"] == "female")
     unequal.drop(unequal.index[rare][:1]).to_csv(tmp_path / "cohort.csv", index=False)
     counts = {}
-    for every_group in (False, True):
-        workflow = start("train", cohort=str(tmp_path / "cohort.csv"), every_group=every_group)
+    for drawn in ({}, {"every_group": True}, {"every_cell": True}):
+        workflow = start("train", cohort=str(tmp_path / "cohort.csv"), **drawn)
         workflow.parser.parse(reset=True)
-        counts[every_group] = workflow.parser.get_parsed_content("class_counts")
+        counts["".join(drawn)] = workflow.parser.get_parsed_content("class_counts")
         items = workflow.parser.get_parsed_content("cohort_data").items("train")
     plain = np.bincount([item["label"] for item in items], minlength=4)
-    assert list(counts[False].values()) == plain.tolist() == [4, 3, 4, 4]
+    assert list(counts[""].values()) == plain.tolist() == [4, 3, 4, 4]
     # of the men's 8 and the women's 7 scans, half the weight each
-    assert list(counts[True].values()) == pytest.approx([15 * (2 / 8 + n / 7) / 2 for n in (2, 1, 2, 2)])
+    assert list(counts["every_cell"].values()) == pytest.approx([15 / 4] * 4)
+    assert list(counts["every_group"].values()) == pytest.approx([15 * (2 / 8 + n / 7) / 2 for n in (2, 1, 2, 2)])

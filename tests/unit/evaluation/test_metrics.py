@@ -85,6 +85,21 @@ def test_equal_to_scikit_learn_with_something_absent(absent: str) -> None:
     check_against_scikit_learn((prediction, label, group), 2, 4)
 
 
+@given(st.integers(0, 10_000), st.integers(2, 4))
+def test_the_published_rule_is_ours_where_every_group_has_every_class(seed: int, classes: int) -> None:
+    """It leaves out a class that is neither true nor predicted; other numbers it cannot change."""
+    prediction, label, group = (part[:30] for part in table(seed, 2, classes))
+    whole = [(c, g) for g in (0, 1) for c in range(classes)]
+    label = np.concatenate([label, [c for c, _ in whole]])
+    prediction = np.concatenate([prediction, np.zeros(len(whole), dtype=int)])
+    group = np.concatenate([group, [g for _, g in whole]])
+    found = summary((prediction, label, group), 2, classes)
+    for g, name in enumerate(GROUPS[:2]):
+        inside = group == g
+        published = f1_score(label[inside], prediction[inside], average="macro", zero_division=0)
+        assert found[f"f1_{name}"] == pytest.approx(published, abs=1e-12)
+
+
 @given(st.integers(0, 10_000), st.sampled_from([1, 2, 5]), st.integers(2, 4), st.integers(1, 12))
 def test_equal_to_scikit_learn_on_few_scans(seed: int, groups: int, classes: int, size: int) -> None:
     check_against_scikit_learn(table(seed, groups, classes, size), groups, classes)

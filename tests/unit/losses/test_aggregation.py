@@ -20,6 +20,7 @@ from fairlung.pipeline.losses.aggregation import (
     GroupDRO,
     GroupTreeCVaR,
     HierarchicalCVaR,
+    KLGroupDRO,
     MeanAggregation,
     RunningGroupLoss,
 )
@@ -35,10 +36,11 @@ AGGREGATIONS: dict[str, Callable[[], Aggregation]] = {
     "running": lambda: GroupCVaR(0.6, estimator="running", num_groups=GROUPS),
     "running, published": lambda: GroupCVaR(0.6, "published", estimator="running", num_groups=GROUPS),
     "dro": lambda: GroupDRO(GROUPS, eta=0.3),
+    "kl": lambda: KLGroupDRO(GROUPS, eta=0.7),
     "hierarchical": lambda: HierarchicalCVaR(0.6, 0.7),
     "tree": lambda: GroupTreeCVaR([0, 0, 7, 7, 0], 0.6, 0.7),
 }
-REMEMBERING = ["running", "running, published", "dro"]
+REMEMBERING = ["running", "running, published", "dro", "kl"]
 alphas = st.floats(0.05, 1.0)
 
 
@@ -271,6 +273,60 @@ def test_the_running_gradient_is_that_of_the_whole_set_on_average(batch: int, mi
     assert deviation("batch").max() > 6  # so few batches suffice to see that the batch estimate's is another
 
 
+# --- group DRO with a KL penalty -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eta", [0.3, 2.0])
+def test_kl_dro_of_whole_sets_has_the_gradient_of_its_objective(eta: float) -> None:
+    """With momentum 0 and the whole set in the batch, over the cells of class and group."""
+    generator = torch.Generator().manual_seed(3)
+    label, group = (torch.randint(n, (40,), generator=generator) for n in (3, 2))
+    losses = 3 * torch.rand(40, generator=generator, dtype=torch.float64)
+    losses.requires_grad_()
+    target = {"label": label, "group": group}
+    dro = KLGroupDRO(2, eta, momentum=0.0, num_classes=3)
+    (found,) = torch.autograd.grad(dro(losses, dro.groups(target)), losses)
+    cells = [(label == y) & (group == g) for y in range(3) for g in range(2)]
+    parts = torch.stack([cell.double().mean().log() + losses[cell].mean() / eta for cell in cells])
+    (expected,) = torch.autograd.grad(eta * torch.logsumexp(parts, 0), losses)
+    close(found, expected)
+
+
+@given(batches())
+def test_kl_dro_lies_between_the_mean_and_the_worst_group(sample: tuple[Tensor, Tensor]) -> None:
+    close(KLGroupDRO(GROUPS, 1e12)(*sample), sample[0].mean(), 1e-7)
+    losses, group = sample
+    if (group >= 0).all():
+        means = torch.stack([losses[group == g].mean() for g in group.unique()])
+        close(KLGroupDRO(GROUPS, 1e-9)(losses, group), means.max(), 1e-6)
+
+
+def test_kl_dro_tells_cells_apart_and_leaves_the_unknown_out() -> None:
+    target = {"label": torch.tensor([0, 2, 0, 1], dtype=torch.uint8), "group": torch.tensor([0, 0, 1, -1])}
+    assert KLGroupDRO(2, num_classes=3).groups(target).tolist() == [0, 2, 3, -1]
+    assert KLGroupDRO(2).groups(target).tolist() == [0, 0, 1, -1]
+    loss = TwoLevelLoss(CrossEntropy(), KLGroupDRO(2, eta=0.1, num_classes=3))
+    logits = torch.tensor([[2.0, 0, 0], [2.0, 0, 0], [2.0, 0, 0], [2.0, 0, 0]], requires_grad=True)
+    loss(logits, target)
+    weights = loss.explain(logits, target)[1]
+    assert weights[1] > 0.7 and weights[0] < 0.01  # of one group, of two classes
+    close(weights[3], 0.25)
+
+
+# --- DAW-FDD with its authors' gradient ------------------------------------------------------------------------------
+
+
+def test_hierarchical_cvar_has_the_published_gradient_at_the_same_value() -> None:
+    for losses, group in stream(8, size=12, lowest_group=-1):
+        losses.requires_grad_()
+        exact, published = (HierarchicalCVaR(0.5, 0.9, gradient)(losses, group) for gradient in ("exact", "published"))
+        close(published, exact, 1e-3)
+        (gradient,) = torch.autograd.grad(published, losses)
+        close(HierarchicalCVaR(0.5, 0.9, "published").weights(losses, group), gradient)
+        close(gradient[group < 0], [1 / 12] * int((group < 0).sum()))
+    assert (gradient[group >= 0] == 0).any()
+
+
 # --- what holds for all ----------------------------------------------------------------------------------------------
 
 
@@ -437,6 +493,9 @@ def test_a_group_that_is_left_out_takes_no_weight_from_the_others() -> None:
         ),
         (lambda: GroupDRO(2, left_out=[0, 1]), r"and not all of them, got \[0, 1\]"),
         (lambda: GroupDRO(2, eta=0), "eta must be positive and finite, got 0"),
+        (lambda: KLGroupDRO(2, eta=0), "eta must be positive and finite, got 0"),
+        (lambda: KLGroupDRO(2, num_classes=0), "num_classes must be a whole number of at least 1, got 0"),
+        (lambda: HierarchicalCVaR(gradient="x"), "gradient must be 'exact' or 'published', got 'x'"),
         (lambda: HierarchicalCVaR(alpha=0), r"alpha must be in \(0, 1\], got 0"),
         (lambda: HierarchicalCVaR(alpha_inner=1.5), r"alpha_inner must be in \(0, 1\], got 1.5"),
         (lambda: GroupTreeCVaR([0, -1]), r"parents must give .* got \[0, -1\]"),

@@ -8,11 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from objective_cases import alphas, close, losses_of_groups
-from scipy.optimize import linprog, minimize_scalar
+from scipy.optimize import fminbound, linprog, minimize, minimize_scalar
 from torch import Tensor
 
 from fairlung.pipeline.losses.aggregation import GroupCVaR
-from fairlung.pipeline.losses.cvar import cvar_weights, published_cvar_weights
+from fairlung.pipeline.losses.cvar import (
+    cvar_weights,
+    kl_weights,
+    nested_cvar_weights,
+    published_cvar_weights,
+    published_nested_cvar_weights,
+)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +97,7 @@ def test_weights_are_a_capped_distribution_that_follows_the_losses(losses: Tenso
             if loss > other:
                 assert weights[i] >= weights[j]
             if loss == other:
-                assert weights[i] == weights[j]
+                close(weights[i], weights[j], 1e-15)  # a matrix product adds up in an order of its own
 
 
 @given(losses_of_groups, alphas)
@@ -129,3 +135,70 @@ def test_tied_groups_share_with_the_exact_gradient_and_get_nothing_with_the_publ
 def test_weights_are_detached(gradient: str) -> None:
     losses = torch.tensor([2.0, 1.0], requires_grad=True)
     assert not GroupCVaR(0.8, gradient).weights(losses, torch.tensor([0, 1])).requires_grad
+
+
+# ---- DAW-FDD's published code, and a KL penalty ----------------------------------------------------------------------
+def daw_fdd(losses: Tensor, group: Tensor, alpha: float, alpha_inner: float) -> Tensor:
+    """The authors' loss as their code computes it: thresholds are searched, and enter as numbers."""
+
+    def level(values: Tensor, a: float) -> Tensor:
+        low, high = values.min().item() - 1000.0, values.max().item()
+        found = fminbound(lambda x: x + (1.0 / a) * torch.relu(values - x).mean().item(), low, high)
+        return found + (1.0 / a) * torch.mean(torch.relu(values - found))
+
+    return level(torch.stack([level(losses[group == g], alpha_inner) for g in group.unique()]), alpha)
+
+
+@pytest.mark.parametrize(("alpha", "alpha_inner"), [(0.5, 0.9), (0.3, 0.5), (0.8, 0.6)])
+def test_published_nested_weights_are_the_gradient_of_the_published_code(alpha: float, alpha_inner: float) -> None:
+    generator, differs = torch.Generator().manual_seed(0), 0
+    for _ in range(10):
+        losses = (4 * torch.rand(12, generator=generator)).requires_grad_()
+        group = torch.randint(3, (12,), generator=generator)
+        value = daw_fdd(losses, group, alpha, alpha_inner)
+        (theirs,) = torch.autograd.grad(value, losses)
+        weights, constant = published_nested_cvar_weights(losses, group, alpha, alpha_inner)
+        close(weights, theirs, 1e-6)
+        exact = nested_cvar_weights(losses, group, alpha, alpha_inner)
+        close((weights @ losses + constant).detach(), value.detach(), 1e-5)
+        close(value.detach(), (exact @ losses).detach(), 1e-3)  # the value is right, the gradient is not
+        differs += bool((weights - exact).abs().max() > 0.01)
+    assert differs >= 5
+
+
+def test_published_nested_weights_without_groups_or_with_a_broken_loss() -> None:
+    nobody = published_nested_cvar_weights(torch.ones(2), torch.tensor([-1, -1]), 0.5, 0.9, torch.zeros(2) > 0)
+    assert [part.tolist() for part in nobody] == [[0, 0], 0]
+    broken = torch.tensor([1.0, float("nan"), 2.0])
+    weights, constant = published_nested_cvar_weights(broken, torch.tensor([0, 0, 1]), 0.5, 0.9)
+    assert not (weights @ broken + constant).isfinite()
+
+
+@given(losses_of_groups, st.floats(0.05, 50), st.integers(0, 100))
+def test_kl_weights_are_the_gradient_of_the_penalised_maximum(losses: Tensor, eta: float, seed: int) -> None:
+    prior = torch.rand(len(losses), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.1
+    prior = prior / prior.sum()
+    losses = losses.requires_grad_()
+    (gradient,) = torch.autograd.grad(eta * torch.logsumexp(prior.log() + losses / eta, 0), losses)
+    close(kl_weights(losses, prior, eta, prior > 0), gradient)
+
+
+def test_kl_weights_solve_the_penalised_maximum() -> None:
+    losses, prior, eta = np.array([1.0, 2.5, 0.3]), np.array([0.5, 0.1, 0.4]), 0.7
+    solution = minimize(
+        lambda q: eta * (q * np.log(q / prior)).sum() - q @ losses, prior, bounds=[(1e-9, 1)] * 3,
+        constraints={"type": "eq", "fun": lambda q: q.sum() - 1}, tol=1e-12,
+    )  # fmt: skip
+    assert solution.success
+    close(kl_weights(torch.tensor(losses), torch.tensor(prior), eta, torch.ones(3) > 0), solution.x, 1e-5)
+
+
+@given(losses_of_groups)
+def test_kl_weights_go_from_the_prior_to_the_worst_group(losses: Tensor) -> None:
+    prior = torch.arange(1, len(losses) + 1, dtype=torch.float64)
+    used = torch.ones(len(losses)) > 0
+    close(kl_weights(losses, prior / prior.sum(), 1e12, used), prior / prior.sum())
+    worst = kl_weights(losses, prior / prior.sum(), 1e-300, used)
+    close(worst @ losses, losses.max())
+    extended = torch.cat([losses, torch.tensor([99.0, 99.0])]), torch.cat([prior / prior.sum(), torch.zeros(2)])
+    close(kl_weights(*extended, 0.5, extended[1] > 0)[:-2], kl_weights(losses, prior / prior.sum(), 0.5, used))

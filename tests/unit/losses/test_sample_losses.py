@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fairlung.pipeline.losses.sample_losses import (
     CrossEntropy,
+    EqualizationLoss,
     FocalLoss,
     LDAMLoss,
     LogitAdjustedCrossEntropy,
@@ -121,7 +122,50 @@ def test_ldam_without_margin_is_cross_entropy_at_a_temperature() -> None:
         close(found.detach(), F.cross_entropy(scale * logits, label, reduction="none").detach())
 
 
+def test_equalization_with_gamma_0_is_cross_entropy_and_with_1_its_formula() -> None:
+    found, logits, label = samples(EqualizationLoss(COUNTS, gamma=0.0))
+    close(found.detach(), F.cross_entropy(logits, label, reduction="none").detach())
+    found, logits, label = samples(EqualizationLoss(COUNTS, gamma=1.0))
+    found.sum().backward()
+    assert logits.grad is not None
+    for i, y in enumerate(label.tolist()):
+        kept = [k for k in range(4) if k in (0, 2, 3, y)]  # class 1 has 84 of 734 scans
+        close(found[i].detach(), torch.logsumexp(logits[i, kept], 0).detach() - logits[i, y].detach())
+        assert (logits.grad[i, 1] == 0) == (y != 1)
+    assert 1 in label
+
+
+def test_equalization_draws_in_training_by_torchs_seed_and_explains_what_was_drawn() -> None:
+    logits, target = torch.zeros(4000, 4, requires_grad=True), torch.zeros(4000, dtype=torch.long)
+    loss = EqualizationLoss(COUNTS, gamma=0.7)
+
+    def drawn(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return loss(logits, target).detach()
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    masked = (first - np.log(3)).abs() < 1e-6
+    assert (masked | ((first - np.log(4)).abs() < 1e-6)).all()
+    assert abs(masked.float().mean() - 0.7) < 0.03
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        assert torch.equal(loss(logits, target), other)
+        mean = loss.eval()(logits, target)
+    assert torch.equal(torch.get_rng_state(), state)
+    close(mean, torch.full((4000,), 0.7 * np.log(3) + 0.3 * np.log(4)), 1e-6)
+
+
+def test_equalization_says_when_no_class_is_rare(caplog: pytest.LogCaptureFixture) -> None:
+    EqualizationLoss(COUNTS)
+    assert not caplog.text
+    found, logits, label = samples(EqualizationLoss([5, 5, 5, 5]))
+    assert "no class has less than 0.2 of the training scans" in caplog.text
+    close(found.detach(), F.cross_entropy(logits, label, reduction="none").detach())
+
+
 SAMPLE_LOSSES = [
+    EqualizationLoss(COUNTS, gamma=1.0),
     CrossEntropy(),
     LogitAdjustedCrossEntropy(COUNTS, 0.7),
     WeightedCrossEntropy(COUNTS),

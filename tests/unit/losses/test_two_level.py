@@ -20,6 +20,7 @@ from fairlung.pipeline.losses.aggregation import GroupCVaR, MeanAggregation
 from fairlung.pipeline.losses.cvar import cvar_weights, group_means
 from fairlung.pipeline.losses.sample_losses import (
     CrossEntropy,
+    EqualizationLoss,
     FocalLoss,
     LDAMLoss,
     LogitAdjustedCrossEntropy,
@@ -276,6 +277,9 @@ def test_bad_gradient_and_class_mismatch_are_named() -> None:
     ("make", "said"),
     [
         (lambda: FocalLoss(gamma=0.5), r"gamma must be 0 or in [1, inf), got 0.5"),
+        (lambda: EqualizationLoss(COUNTS, gamma=1.1), r"gamma must be in [0, 1], got 1.1"),
+        (lambda: EqualizationLoss(COUNTS, gamma=-0.1), r"gamma must be in [0, 1], got -0.1"),
+        (lambda: EqualizationLoss(COUNTS, rare_below=2), r"rare_below must be in [0, 1], got 2"),
         (lambda: FocalLoss(gamma=math.nan), r"gamma must be 0 or in [1, inf), got nan"),
         (lambda: LDAMLoss(COUNTS, max_margin=-1), r"max_margin must be in [0, inf), got -1"),
         (lambda: LDAMLoss(COUNTS, scale=0), r"scale must be positive and finite, got 0"),

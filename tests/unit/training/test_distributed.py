@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from workflows import SHRUNK, SMALL_NETWORK, group_objectives, run_statuses
 
 from fairlung.pipeline.common.distributed import RestartError, start_processes
-from fairlung.pipeline.losses.aggregation import GroupTreeCVaR
+from fairlung.pipeline.losses.aggregation import GroupTreeCVaR, KLGroupDRO
 from fairlung.pipeline.losses.sample_losses import CrossEntropy
 from fairlung.pipeline.losses.two_level import FairLACVaRLoss, TwoLevelLoss
-from fairlung.pipeline.training.accumulation import in_micro_batches
+from fairlung.pipeline.training.accumulation import MicroBatchInferer, in_micro_batches
 from fairlung.pipeline.training.bad_steps import SkipBadSteps
 from fairlung.pipeline.training.group_loss import PrepareGroupBatch
+from fairlung.pipeline.training.sharpness import SharpnessAware
 
 # imported once, not by each process
 PRELOADED = ("training.accumulation", "training.bad_steps", "losses.aggregation", "losses.two_level")
@@ -86,6 +87,21 @@ def trained_with_a_bad_step(image: Tensor, target: dict[str, Tensor], bad: bool)
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
 
+def sharpness_aware(image: Tensor, target: dict[str, Tensor]) -> Tensor:
+    """Weights after two steps with SAM, in micro-batches of one scan."""
+    torch.manual_seed(0)
+    network: nn.Module = nn.Linear(5, 4).double()
+    wrapped = nn.parallel.DistributedDataParallel(network) if torch.distributed.is_initialized() else network
+    loss = TwoLevelLoss(CrossEntropy(), KLGroupDRO(2, num_classes=4))
+    SupervisedTrainer(
+        device=torch.device("cpu"), max_epochs=1, network=wrapped, inferer=MicroBatchInferer(1), loss_function=loss,
+        train_data_loader=[{"image": scale * image.double(), **target} for scale in (1, 2)],
+        optimizer=torch.optim.SGD(network.parameters(), 0.1), prepare_batch=PrepareGroupBatch(),
+        train_handlers=[SharpnessAware(loss, rho=0.5)], decollate=False,
+    ).run()  # fmt: skip
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
 def worker(rank: int, world: int, folder: str) -> None:
     store = torch.distributed.FileStore(f"{folder}/store", world)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
@@ -97,6 +113,7 @@ def worker(rank: int, world: int, folder: str) -> None:
         gradient /= world  # DistributedDataParallel averages
     own = image[mine], {name: value[mine] for name, value in target.items()}
     found["accumulated"] = (accumulated(*own), {})
+    found["SAM"] = (sharpness_aware(*own), {})
     found["after a bad step"] = (trained_with_a_bad_step(*own, bad=rank == 0), {})
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -108,6 +125,7 @@ def test_gradient_and_memory_are_those_of_the_global_batch(world: int, tmp_path:
     torch.multiprocessing.start_processes(worker, (world, str(tmp_path)), nprocs=world, start_method="forkserver")
     image, weight, target = batch()
     expected = second_step(image, weight, target) | {"accumulated": (accumulated(image, target), {})}
+    expected["SAM"] = (sharpness_aware(image, target), {})
     expected["after a bad step"] = (trained_with_a_bad_step(image, target, bad=False), {})  # as if it had not been
     for rank in range(world):
         found = torch.load(tmp_path / f"{rank}.pt")

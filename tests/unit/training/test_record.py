@@ -13,10 +13,11 @@ from ignite.engine import Engine, Events
 from torch import nn
 from workflows import CLASSES
 
-from fairlung.pipeline.data.sampling import balanced_class_counts, balanced_order
-from fairlung.pipeline.losses.aggregation import GroupCVaR, GroupDRO, HierarchicalCVaR, MeanAggregation
+from fairlung.pipeline.data.sampling import balanced_class_counts, balanced_order, cells
+from fairlung.pipeline.losses.aggregation import GroupCVaR, GroupDRO, HierarchicalCVaR, KLGroupDRO, MeanAggregation
 from fairlung.pipeline.losses.sample_losses import (
     CrossEntropy,
+    EqualizationLoss,
     FocalLoss,
     LDAMLoss,
     LogitAdjustedCrossEntropy,
@@ -38,10 +39,11 @@ ITEMS = [
 LABEL, GROUP = (torch.tensor([item[name] for item in ITEMS]) for name in ("label", "group"))
 PLAIN = dict(zip(CLASSES, np.sum([*COUNTS.values()], axis=0).tolist(), strict=True))
 BALANCED = balanced_class_counts(ITEMS, CLASSES)
+EVERY_CELL = balanced_class_counts(ITEMS, CLASSES, every_cell=True)
 RUN = SimpleNamespace(run_name="blind", run_id=None)
 
 
-def blind(loss: TwoLevelLoss, batch: int = 0, every_group: bool = False) -> tuple[torch.Tensor, TrainingRecord]:
+def blind(loss: TwoLevelLoss, batch: int = 0, every: str = "") -> tuple[torch.Tensor, TrainingRecord]:
     """Logits of a network without input, trained on the items, and the record of its last epoch."""
     logits = torch.zeros(len(CLASSES), requires_grad=True)
     metric = GroupLoss(loss, [*COUNTS])
@@ -52,7 +54,8 @@ def blind(loss: TwoLevelLoss, batch: int = 0, every_group: bool = False) -> tupl
     for epoch, rate in enumerate(rates):
         if epoch == len(rates) // 2:  # settled; before, the weights belong to other answers
             metric.reset()
-        order = balanced_order(GROUP.tolist(), batch, rng) if every_group else rng.permutation(len(ITEMS))
+        ids = cells(ITEMS) if every == "cell" else GROUP.tolist()
+        order = balanced_order(ids, batch, rng) if every else rng.permutation(len(ITEMS))
         for start in range(0, len(order), batch or len(order)):
             rows = order[start : start + (batch or len(order))]
             target = {"label": LABEL[rows], "group": GROUP[rows]}
@@ -71,23 +74,26 @@ def adjusted(tau: float = 1.0, counts: dict[str, Any] = PLAIN) -> nn.Module:
     return LogitAdjustedCrossEntropy(counts, tau)
 
 
-# objective, batch (0 all scans), every group in a batch
-OBJECTIVES: dict[str, tuple[TwoLevelLoss, int, bool]] = {
-    "CE": (TwoLevelLoss(CrossEntropy(), MeanAggregation()), 0, False),
-    "inverse frequency": (TwoLevelLoss(WeightedCrossEntropy(PLAIN), MeanAggregation()), 0, False),
-    "LA": (TwoLevelLoss(adjusted(), MeanAggregation()), 0, False),
-    "LA tau .5": (TwoLevelLoss(adjusted(0.5), MeanAggregation()), 0, False),
-    "LA+CVaR 1": (TwoLevelLoss(adjusted(), GroupCVaR(1.0)), 0, False),
-    "LA+CVaR .8": (TwoLevelLoss(adjusted(), GroupCVaR(0.8)), 0, False),
-    "LA+CVaR .5": (TwoLevelLoss(adjusted(), GroupCVaR(0.5)), 0, False),
-    "LA+CVaR .8 published, batches of 4": (TwoLevelLoss(adjusted(), GroupCVaR(0.8, "published")), 4, False),
-    "LA+CVaR .5, batches of 4": (TwoLevelLoss(adjusted(), GroupCVaR(0.5)), 4, False),
-    "every group": (TwoLevelLoss(adjusted(counts=BALANCED), GroupCVaR(0.8)), 4, True),
+# objective, batch (0 all scans), what is in every batch
+OBJECTIVES: dict[str, tuple[TwoLevelLoss, int, str]] = {
+    "CE": (TwoLevelLoss(CrossEntropy(), MeanAggregation()), 0, ""),
+    "inverse frequency": (TwoLevelLoss(WeightedCrossEntropy(PLAIN), MeanAggregation()), 0, ""),
+    "LA": (TwoLevelLoss(adjusted(), MeanAggregation()), 0, ""),
+    "LA tau .5": (TwoLevelLoss(adjusted(0.5), MeanAggregation()), 0, ""),
+    "LA+CVaR 1": (TwoLevelLoss(adjusted(), GroupCVaR(1.0)), 0, ""),
+    "LA+CVaR .8": (TwoLevelLoss(adjusted(), GroupCVaR(0.8)), 0, ""),
+    "LA+CVaR .5": (TwoLevelLoss(adjusted(), GroupCVaR(0.5)), 0, ""),
+    "LA+CVaR .8 published, batches of 4": (TwoLevelLoss(adjusted(), GroupCVaR(0.8, "published")), 4, ""),
+    "LA+CVaR .5, batches of 4": (TwoLevelLoss(adjusted(), GroupCVaR(0.5)), 4, ""),
+    "every group": (TwoLevelLoss(adjusted(counts=BALANCED), GroupCVaR(0.8)), 4, "group"),
     "recommended": (
-        TwoLevelLoss(adjusted(counts=BALANCED), GroupCVaR(0.8, estimator="running", num_groups=2)), 4, True,
+        TwoLevelLoss(adjusted(counts=BALANCED), GroupCVaR(0.8, estimator="running", num_groups=2)), 4, "group",
     ),
-    "group DRO": (TwoLevelLoss(CrossEntropy(), GroupDRO(2)), 0, False),
-    "DAW-FDD": (TwoLevelLoss(CrossEntropy(), HierarchicalCVaR(0.5, 0.9)), 4, False),
+    "group DRO": (TwoLevelLoss(CrossEntropy(), GroupDRO(2)), 0, ""),
+    "DAW-FDD": (TwoLevelLoss(CrossEntropy(), HierarchicalCVaR(0.5, 0.9)), 4, ""),
+    "KL group DRO": (TwoLevelLoss(CrossEntropy(), KLGroupDRO(2, 0.5, num_classes=4)), 4, ""),
+    "every cell": (TwoLevelLoss(adjusted(counts=EVERY_CELL), MeanAggregation()), 12, "cell"),
+    "every cell, KL group DRO": (TwoLevelLoss(CrossEntropy(), KLGroupDRO(2, 0.5, num_classes=4)), 8, "cell"),
 }  # fmt: skip
 
 
@@ -106,7 +112,7 @@ def test_a_network_that_sees_nothing_is_right_after_the_correction(objective: st
     np.testing.assert_allclose(corrected.transform(said[None], CLASSES)[0], 0.25, atol=0.03)
 
 
-@pytest.mark.parametrize("loss", [FocalLoss(), LDAMLoss(PLAIN)])
+@pytest.mark.parametrize("loss", [FocalLoss(), LDAMLoss(PLAIN), EqualizationLoss(PLAIN)])
 def test_a_loss_that_leaves_no_known_frequencies_says_none(loss: nn.Module) -> None:
     _, record = blind(TwoLevelLoss(loss, MeanAggregation()))
     assert record.state_dict()["class_frequencies"] is None

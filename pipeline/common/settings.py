@@ -177,6 +177,7 @@ class Settings(TypedDict, total=False):
     confidence: Annotated[float, Interval(gt=0, lt=1), "of the audit's intervals"]
     resamples: Annotated[int, Interval(ge=100), "bootstrap draws, and permutations, of the audit"]
     error_images: Annotated[Whole, "pictures of the worst errors"]
+    save_features: Annotated[bool, "write the network's features of each scan, for fairlung probe: features.npz"]
 
     # ---- inference
     all_series: Annotated[bool, "answer every DICOM series of a folder, not the chest CT among them alone"]

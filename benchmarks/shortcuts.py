@@ -39,7 +39,7 @@ class Data:
         label = np.arange(patients) % 4
         number = rng.choice(self.per_patient, patients)
         share = np.array(self.shares)[label]
-        value = (rng.permutation(patients) % 1000 < 0) | (rng.random(patients) < share)
+        value = rng.random(patients) < share
         own = rng.standard_normal((patients, LATENT))
         of = np.repeat(np.arange(patients), number)
         code = value[of].astype(int)
@@ -57,11 +57,11 @@ def judged(features, label, code, of, resamples, seed):
     table = Predictions(scan, label, label, code, None, CLASSES, names, ("sex",), patient=of)
     tiny = np.zeros((n, 1), np.float32)
     found = Features(scan, features, tiny, tiny, "")
-    return probe(found, table, "sex", pd.Series(np.array(names)[code]), resamples=resamples, seed=seed)
+    return probe(found, table, "sex", pd.Series(np.array(names)[code]), permutations=resamples, seed=seed)
 
 
 def row(data, patients, sets, resamples=300):
-    rejected, covered, aucs, truth, widths = [], [], [], [], []
+    rejected, aucs, truth = [], [], []
     rng = np.random.default_rng(0)
     large = data.draw(4000, np.random.default_rng(1))
     for number in range(sets):
@@ -73,7 +73,9 @@ def row(data, patients, sets, resamples=300):
         chosen = np.isin(of, rng.permutation(patients)[: round(patients * (1 - 1 / FOLDS))])
         if data.signal:
             fitted = make_pipeline(StandardScaler(), Ridge(DIMENSIONS)).fit(features[chosen], code[chosen])
-            truth.append(roc_auc_score(large[2], fitted.predict(large[0])))
+            cells = [np.bincount(2 * of_class + value, minlength=8) for _, of_class, value, _ in (drawn, large)]
+            weight = (cells[0] / cells[1])[2 * large[1] + large[2]]  # the mix of classes and values is the design
+            truth.append(roc_auc_score(large[2], fitted.predict(large[0]), sample_weight=weight))
     true = np.mean(truth) if truth else 0.5
     covered = np.mean([one.low <= true <= one.high for one in aucs])
     mean, width = np.mean([one.value for one in aucs]), np.mean([one.high - one.low for one in aucs])
@@ -95,10 +97,21 @@ def main(sets):
         print(f"| {patients} | {'-'.join(map(str, sorted({per[0], per[-1]})))} | {said} | {rejected:.3f} |", flush=True)
     print("\n| patients | scans a patient | true AUC | mean AUC found | covered | width | rejected at .05 |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for patients, per, signal in ((155, (1,), 0.3), (155, (1,), 0.8), (155, (1,), 2.0), (60, (1,), 0.8), (80, (2,), 0.8), (80, (1, 2, 3), 0.8), (300, (1,), 0.3)):
+    for patients, per, signal in (
+        *((155, (1,), signal) for signal in (0.1, 0.2, 0.4, 0.8)),
+        (60, (1,), 0.2),
+        (60, (1,), 0.4),
+        (80, (2,), 0.2),
+        (80, (2,), 0.4),
+        (80, (1, 2, 3), 0.2),
+        (300, (1,), 0.2),
+    ):
         rejected, true, mean, covered, width = row(Data(EVEN, signal, per), patients, sets)
         per = "-".join(map(str, sorted({per[0], per[-1]})))
-        print(f"| {patients} | {per} | {true:.3f} | {mean:.3f} | {covered:.3f} | {width:.3f} | {rejected:.3f} |", flush=True)
+        print(
+            f"| {patients} | {per} | {true:.3f} | {mean:.3f} | {covered:.3f} | {width:.3f} | {rejected:.3f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

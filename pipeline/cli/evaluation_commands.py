@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Option
 
 from ..common import run_folder
-from .console import say, show_audit, show_before_after, show_comparison, show_evaluation, show_plan, stop
+from .console import say, show_audit, show_before_after, show_comparison, show_evaluation, show_plan, show_probe, stop
 
 if TYPE_CHECKING:
     from ..evaluation.records import Audit, Comparison
@@ -117,6 +117,34 @@ def plan(
         output.parent.mkdir(parents=True, exist_ok=True)
         plan_figure(design, plans).savefig(output, dpi=150)
         _say_written(output)
+
+
+def probe(
+    source: Annotated[str, Argument(help="The output_dir of an evaluation that ran with --save_features True.")],
+    target: Annotated[list[str] | None, Option(help="What to read from the network's features: a column of its "
+        "predictions.csv, such as sex or site, or of --table; repeat the option.")] = None,
+    table: Annotated[Path | None, Option(help="A CSV with a column scan and the target, such as a cohort.")] = None,
+    split: Split = None,
+    permutations: Annotated[int, Option(help="Of the test.")] = 1000,
+    confidence: Annotated[float, Option(help="Of the intervals.")] = 0.95,
+    seed: Annotated[int, Option(help="Same seed, same folds and permutations.")] = 0,
+) -> None:  # fmt: skip
+    """Say how well sex, site or another attribute can be read from what the network made of the scans."""
+    from ..common.tables import read_frame
+    from ..evaluation.predictions import load_predictions
+    from ..reports.evaluation_report import probe_table
+    from ..shortcuts import probe as probes
+    from ..shortcuts.features import load_features
+
+    path = _one_table(source, split, None)
+    features, judged = load_features(path.with_name(run_folder.FEATURES)), load_predictions(path)
+    beside = None if table is None else read_frame(table)
+    for name in target or []:
+        values = probes.attribute(read_frame(path), name, beside)
+        found = probes.probe(features, judged, name, values, permutations, confidence, seed)
+        written = probes.write_probe(path.parent, found)
+        show_probe(found.verdict, probe_table(found))
+        _say_written(written)
 
 
 def _renamed(options: list[str] | None) -> dict[str, dict[str, str]]:

@@ -46,9 +46,10 @@ def synthesize(
 
     Independent streams of ``rng`` draw body, disease, vessels and noise: equal generators and different labels give the
     same patient with and without the disease, and other ``take`` the same patient and disease scanned again: placed
-    otherwise in another field of view, with other noise. ``site`` is a key of ``SITES``; None draws it. ``presentation_shift`` in
-    [0, 1] moves squamous_cell in females, and nothing else, towards the presentation of adenocarcinoma (1: the same
-    distribution). Peak memory: about 6 bytes a voxel, and one slab. ValueError for a value that is out of range.
+    otherwise in another field of view, with other noise. ``site`` is a key of ``SITES``; None draws it.
+    ``presentation_shift`` in [0, 1] moves squamous_cell in females, and nothing else, towards the presentation of
+    adenocarcinoma (1: the same distribution). Peak memory: about 6 bytes a voxel, and one slab. ValueError for a value
+    that is out of range.
     """
     check_choice("label", label, CLASS_NAMES)
     check_choice("sex", sex, SEXES)

@@ -1,4 +1,4 @@
-"""What a network knows beside the disease: its features, what can be read from them, scans that look like one patient's."""
+"""What a network knows beside the disease: its features, what they tell, scans that look like one patient's."""
 
 import lazy_loader
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigParser
-from monai.networks.utils import eval_mode
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -49,6 +48,8 @@ def features_of(network: nn.Module, image: Tensor) -> Tensor:
 
     Dimensions between the first and the last, such as time, are averaged. FeatureError where no such layer is called.
     """
+    from monai.networks.utils import eval_mode
+
     last: dict[str, Tensor] = {}
 
     def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -62,7 +63,9 @@ def features_of(network: nn.Module, image: Tensor) -> Tensor:
         for hook in hooks:
             hook.remove()
     if not last:
-        raise FeatureError(f"save_features: {type(network).__name__} calls no torch.nn.Linear layer, so has no features")
+        raise FeatureError(
+            f"save_features: {type(network).__name__} calls no torch.nn.Linear layer, so has no features"
+        )
     found = last["input"].float()
     return found.reshape(len(image), -1, found.shape[-1]).mean(1)
 
@@ -78,7 +81,9 @@ def image_statistics(image: Tensor, window: Sequence[float]) -> Tensor:
     for volume in image.float():
         grey = volume[volume >= 0].sort().values  # torch.quantile takes no more than 16 million values
         at = [grey[round(share * (len(grey) - 1))] for share in PERCENTILES]
-        rows.append(torch.stack([grey.mean(), grey.std(), *at, (grey < air).float().mean(), (grey > body).float().mean()]))
+        rows.append(
+            torch.stack([grey.mean(), grey.std(), *at, (grey < air).float().mean(), (grey > body).float().mean()])
+        )
     return torch.stack(rows)
 
 
@@ -102,11 +107,9 @@ class UntrainedNetwork:
     def build(self) -> tuple[nn.Module, str]:
         """The network on the CPU, and which weights it has."""
         if self.pretrained and self._at_hand():
-            try:
+            with suppress(Exception):  # a damaged file, or one of another network: random weights are said to be so
                 built = self._built({"pretrained": True, "weights": self.weights})
-                return built, f"the published weights that the training began with, its other ones of seed {self.seed}"
-            except Exception:  # a damaged file, or one of another network: random weights are said to be so
-                pass
+                return built, f"the published weights that the training began with, the others of seed {self.seed}"
         of = f"the training's initial weights, of seed {self.seed}" if self.known else f"random, of seed {self.seed}"
         if self.pretrained:
             of = f"random, of seed {self.seed}: the published weights of the training are not at hand"
@@ -119,6 +122,8 @@ class UntrainedNetwork:
         return any(Path(torch.hub.get_dir(), "checkpoints").glob("*.pth"))
 
     def _built(self, initial_weights: dict[str, Any]) -> nn.Module:
+        from monai.bundle import ConfigParser
+
         parser = ConfigParser({**self.config, "initial_weights": initial_weights})
         parser.parse()
         with torch.random.fork_rng():
@@ -180,7 +185,7 @@ class FeatureWriter:
 def load_features(path: str | Path) -> Features:
     """The content of a features.npz; FeatureError where there is none, or one that is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             parts = [file[name] for name in ("scan", "features", "untrained", "image")]
             found = Features(*parts, str(file["untrained_is"]))
     except FileNotFoundError:

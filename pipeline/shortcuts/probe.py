@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata
 
 from ..common import run_folder
 from ..common.errors import UserError
 from ..common.files import replacing
 from ..common.names import UNKNOWN
 from ..data.groups import MISSING
+from ..evaluation.calibration import auc_interval
 from ..evaluation.predictions import Predictions
 from ..evaluation.records import Chance, read_record, to_plain
-from ..evaluation.resampling import TIE, Estimate, Floats, check_resampling, estimate
+from ..evaluation.resampling import TIE, Estimate, Floats, check_resampling
 from ..evaluation.wording import Verdict, span_text, value_text
-from .features import Features
+
+if TYPE_CHECKING:
+    from .features import Features
 
 FOLDS = 5
+FOLDS_SHARE = 1.25  # by which the variance of an AUC over folds is raised
 LEAST = 10  # patients of a value; of fewer nothing is said
 KIND_NAMES = {
     "network": "the network", "untrained": "the network before its training", "image": "statistics of the image",
@@ -69,7 +74,7 @@ class Probe:
     patients: int
     untrained_is: str  # which weights the untrained network has
     confidence: float
-    resamples: int
+    permutations: int
     seed: int
     readings: tuple[Reading, ...]
     verdict: Verdict
@@ -108,21 +113,22 @@ def auc_of(scores: Floats, positive: NDArray[np.bool_]) -> Floats:
 
 
 def macro_auc(weights: Floats, target: Ints) -> Floats:
-    """[B] AUC of the scores ``weights`` @ target for targets [N, B], 0 ... K - 1: the mean over values against the rest."""
+    """[B] AUC of the scores ``weights`` @ target, for targets [N, B] of K values: the mean of each against the rest."""
     judged = [1] if target.max() == 1 else range(target.max() + 1)
     return np.mean([auc_of(weights @ (target == value), target == value) for value in judged], axis=0)
 
 
-def resampled_auc(scores: Floats, target: Ints, counts: Floats) -> Floats:
-    """[B] :func:`macro_auc` of scores [N, K] where scan i is there ``counts`` [B, N] times; NaN without a value."""
-    found = []
-    for value in range(scores.shape[1]) if scores.shape[1] > 2 else [1]:
-        positive, negative = target == value, target != value
-        above = np.sign(scores[positive, value][:, None] - scores[negative, value]) / 2 + 0.5
-        pairs = counts[:, positive].sum(1) * counts[:, negative].sum(1)
-        right = ((counts[:, positive] @ above) * counts[:, negative]).sum(1)
-        found.append(np.where(pairs > 0, right / np.maximum(pairs, 1), np.nan))
-    return np.mean(found, axis=0)
+def probe_interval(scores: Floats, target: Ints, patient: Ints, confidence: float) -> Estimate:
+    """:func:`.auc_interval` of out-of-fold scores [N, K] over patients, with a variance that is raised by a quarter.
+
+    Four fifths of the scans fit every two of the probes, so that their AUCs vary together, which the variance of given
+    scores does not know; by how much was chosen by simulation (benchmarks/shortcuts.py, docs/statistics.md). The scans
+    of a patient count as one scan, the design effect of a correlation of 1.
+    """
+    sizes = np.bincount(patient)
+    effect = float((sizes**2).sum() / sizes.sum())
+    wide = float(2 * norm.cdf(norm.ppf((1 + confidence) / 2) * np.sqrt(FOLDS_SHARE)) - 1)
+    return auc_interval(target, scores, wide, patient if effect > 1 else None, effect)
 
 
 @dataclass(frozen=True)
@@ -157,34 +163,30 @@ class Patients:
             found[rows] = np.moveaxis(rng.permuted(blocks, axis=2), 0, -1)
         return found
 
-    def resampled(self, stratum: Ints, resamples: int, rng: np.random.Generator) -> Floats:
-        """[B, N] how often each scan is there when patients are drawn within each ``stratum`` [P]."""
-        from ..evaluation.resampling import resample_counts
-
-        return resample_counts(stratum, resamples, rng)[:, self.of]
-
 
 # ---- a table ---------------------------------------------------------------------------------------------------------
 def probe(
-    features: Features, table: Predictions, target: str, values: pd.Series, resamples: int = 1000,
+    features: Features, table: Predictions, target: str, values: pd.Series, permutations: int = 1000,
     confidence: float = 0.95, seed: int = 0,
 ) -> Probe:  # fmt: skip
     """How well ``values`` [N] of the attribute ``target`` can be read from features, by a cross-validated linear probe.
 
     Folds keep a patient's scans together and are stratified by class and value. The AUC is over the out-of-fold scores
-    of all scans. Its interval speaks of other patients like these judged by probes like these: patients are drawn
-    within each value, probes are not fitted anew. p = (1 + #{AUC* >= AUC}) / (1 + B) over permutations that
-    move the targets of whole patients between patients of the same classes, number of scans and fold: the null is that
-    features say nothing of the attribute once the class is known, so that disease mix alone is not readable.
+    of all scans; its interval (:func:`probe_interval`) speaks of such a probe on other patients of the same mix of
+    classes and values. p = (1 + #{AUC* >= AUC}) / (1 + B) over permutations that move the targets of whole patients
+    between patients of the same classes, number of scans and fold: the null is that features say nothing of the
+    attribute once the class is known, so that the mix of diseases alone is not readable.
 
     Raises:
         ProbeError: fewer than two values have :data:`LEAST` patients, or features are not of the table's scans.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    check_resampling(confidence, resamples)
+    check_resampling(confidence, permutations)
     if list(features.scan) != list(table.scan):
-        raise ProbeError("features.npz is not of the scans of predictions.csv: evaluate again with --save_features True")
+        raise ProbeError(
+            "features.npz is not of the scans of predictions.csv: evaluate again with --save_features True"
+        )
     patient = np.arange(len(table.scan)) if table.patient is None else table.patient
     texts = values.where(~values.str.casefold().isin({*MISSING, UNKNOWN}), "").to_numpy(dtype=str)
     of_value = pd.Series(patient).groupby(texts).nunique()
@@ -196,64 +198,56 @@ def probe(
     code = np.searchsorted(names, texts[kept])
     patient, label = patient[kept], table.label[kept]
     _, stratum = np.unique(np.column_stack([label, code]), axis=0, return_inverse=True)
-    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(code, stratum.ravel(), patient)
     fold = np.zeros(len(code), dtype=np.int64)
-    for number, (_, held_out) in enumerate(folds):
-        fold[held_out] = number
-    rng = np.random.default_rng(seed)
+    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # of a class and value of fewer patients than folds, as rare ones are
+        for number, (_, held_out) in enumerate(splitter.split(code, stratum.ravel(), patient)):
+            fold[held_out] = number
     people = Patients.made_of(patient, label, fold)
-    shuffled = people.shuffled(code, resamples, rng)
-    has = np.zeros((len(people.size), len(names)), dtype=bool)
-    has[people.of, code] = True
-    _, of_values = np.unique(has, axis=0, return_inverse=True)
-    counts = people.resampled(of_values.ravel(), resamples, rng)
-    about = _Scans(code, label, people.of, table.class_names)
-    readings = tuple(
-        _read(kind, found[kept], about, fold, shuffled, counts, confidence) for kind, found in features.kinds().items()
-    )
-    left = pd.Series(texts[~kept]).value_counts()
+    shuffled = people.shuffled(code, permutations, np.random.default_rng(seed))
+    scans = _Scans(code, label, people.of, fold, shuffled, table.class_names, confidence)
+    readings = tuple(_read(kind, found[kept], scans) for kind, found in features.kinds().items())
+    left = {str(name): int(count) for name, count in pd.Series(texts[~kept]).value_counts().items()}
+    found = {name: int((code == k).sum()) for k, name in enumerate(names)}
     return Probe(
-        target, {name: int((code == k).sum()) for k, name in enumerate(names)}, {str(k): int(n) for k, n in left.items()},
-        len(code), len(people.size), features.untrained_is, confidence, resamples, seed, readings,
-        _verdict(target, readings[0], confidence),
+        target, found, left, len(code), len(people.size), features.untrained_is, confidence, permutations, seed,
+        readings, _verdict(target, readings[0], confidence),
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Scans:
-    code: Ints
-    label: Ints
-    patient: Ints
+    """What is the same for features of every kind."""
+
+    code: Ints  # [N] of values
+    label: Ints  # [N]
+    patient: Ints  # [N]
+    fold: Ints  # [N]
+    shuffled: Ints  # [N, B] codes
     class_names: tuple[str, ...]
+    confidence: float
 
 
-def _read(
-    kind: str, features: NDArray[np.float32], scans: _Scans, fold: Ints, shuffled: Ints, counts: Floats,
-    confidence: float,
-) -> Reading:  # fmt: skip
-    weights = ridge_weights(features, fold)
-    code = scans.code
+def _read(kind: str, features: NDArray[np.float32], scans: _Scans) -> Reading:
+    weights, code = ridge_weights(features, scans.fold), scans.code
     scores = weights @ np.eye(code.max() + 1)[code]
     value = float(macro_auc(weights, code[:, None])[0])
-    chance = macro_auc(weights, shuffled)
+    chance = macro_auc(weights, scans.shuffled)
     p_value = (1 + int((chance >= value - TIE).sum())) / (1 + len(chance))
     classes = []
     for c, name in enumerate(scans.class_names):
         inside = scans.label == c
         patients = pd.Series(scans.patient[inside]).groupby(code[inside]).nunique()
         if len(patients) == code.max() + 1 and patients.min() >= LEAST:
-            drawn = resampled_auc(scores[inside], code[inside], counts[:, inside])
-            observed = float(resampled_auc(scores[inside], code[inside], np.ones((1, inside.sum())))[0])
-            classes.append(ClassReading(name, int(inside.sum()), _interval(drawn, observed, confidence)))
-    auc = _interval(resampled_auc(scores, code, counts), value, confidence)
-    null = Chance(float(chance.mean()), float(np.quantile(chance, confidence)))
+            _, patient = np.unique(scans.patient[inside], return_inverse=True)
+            found = probe_interval(scores[inside], code[inside], patient, scans.confidence)
+            classes.append(ClassReading(name, int(inside.sum()), found))
+    auc = probe_interval(scores, code, scans.patient, scans.confidence)
+    null = Chance(float(chance.mean()), float(np.quantile(chance, scans.confidence)))
     return Reading(kind, features.shape[1], auc, null, p_value, tuple(classes))
-
-
-def _interval(draws: Floats, value: float, confidence: float) -> Estimate:
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(draws, [tail, 1 - tail])
-    return estimate(value, min(low, value), max(high, value))
 
 
 def _verdict(target: str, reading: Reading, confidence: float) -> Verdict:

@@ -56,7 +56,7 @@ def judged(features, label, code, of, resamples, seed):
     scan = np.arange(n).astype(str)
     table = Predictions(scan, label, label, code, None, CLASSES, names, ("sex",), patient=of)
     tiny = np.zeros((n, 1), np.float32)
-    found = Features(scan, features, tiny, tiny, "")
+    found = Features(scan, features, tiny, tiny, "", "")
     return probe(found, table, "sex", pd.Series(np.array(names)[code]), permutations=resamples, seed=seed)
 
 

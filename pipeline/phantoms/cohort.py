@@ -132,7 +132,7 @@ def write_phantom_cohort(
     out = Path(out)
     if (out / "scans").exists() and any((out / "scans").iterdir()):
         raise FileExistsError(f"{out / 'scans'} is not empty; remove it or choose another folder, cohorts never mix")
-    rows = sorted(_write_all(out, specs, workers=workers, progress=progress), key=lambda row: str(row["scan"]))
+    rows = sorted(write_planned(out, specs, workers=workers, progress=progress), key=lambda row: str(row["scan"]))
     path = out / "cohort.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COHORT_COLUMNS, lineterminator="\n")
@@ -163,7 +163,7 @@ def write_phantom_scans(
     paths = [Path(out, spec.path) for spec in planned]
     for there in filter(Path.exists, paths):
         raise FileExistsError(f"{there} already exists")
-    _write_all(Path(out), planned, workers=workers, progress=progress)
+    write_planned(Path(out), planned, workers=workers, progress=progress)
     return paths
 
 
@@ -171,7 +171,8 @@ def _format(fmt: str, index: int) -> str:
     return COHORT_FORMATS[index % len(COHORT_FORMATS)] if fmt == "mixed" else fmt
 
 
-def _write_all(out: Path, specs: Sequence[ScanSpec], *, workers: int, progress: bool) -> list[dict[str, object]]:
+def write_planned(out: Path, specs: Sequence[ScanSpec], *, workers: int, progress: bool) -> list[dict[str, object]]:
+    """Write planned scans below ``out``; the rows of a cohort.csv, in their order."""
     from tqdm import tqdm
 
     if workers < 1:

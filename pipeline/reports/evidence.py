@@ -146,7 +146,7 @@ def read_evidence(evaluation_dir: str | Path) -> Evidence:
         history=history, marked_epoch=epoch, marked_by=known_by, cells=cells, errors=errors, errors_problem=problem,
         settings=settings or {}, checkpoint_file=next((path for path in places if path.is_file()), None),
         judged_on=judged_on, run=" ".join(filter(None, (run.get("run_name"), run.get("run_id")))),
-        commit=run.get("commit") or "", probes=_probes(folder),
+        commit=run.get("commit") or "", probes=read_probes(folder),
     )  # fmt: skip
 
 
@@ -186,13 +186,6 @@ def _audit(folder: Path) -> Audit:
         return audit(load_predictions(predictions))
     except (OSError, ValueError) as error:
         raise EvidenceError(f"{path} cannot be read: {error}") from error
-
-
-def _probes(folder: Path) -> tuple[Probe, ...]:
-    try:
-        return read_probes(folder)
-    except (OSError, ValueError) as error:
-        raise EvidenceError(f"{folder / run_folder.PROBE} cannot be read: {error}") from error
 
 
 def _marked_epoch(checkpoint: str, record: Mapping[str, Any], history: pd.DataFrame | None) -> tuple[int | None, str]:

@@ -19,6 +19,7 @@ from ..common.distributed import is_primary, world_size
 from ..common.errors import UserError
 from ..common.files import encoded, json_or_nothing, replacing
 from ..common.references import references
+from ..networks.checkpoint import said_of, training_record
 
 AIR_HU, BODY_HU = -950, -150  # below is air outside the lungs, above is tissue of the body
 PERCENTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -38,6 +39,7 @@ class Features:
     untrained: NDArray[np.float32]  # [N, D] of the same network before its training
     image: NDArray[np.float32]  # [N, 9] IMAGE_STATISTICS of the network's input
     untrained_is: str  # which weights the untrained network has
+    judged: str  # which run the judged network is of
 
     def kinds(self) -> dict[str, NDArray[np.float32]]:
         return {"network": self.network, "untrained": self.untrained, "image": self.image}
@@ -110,9 +112,9 @@ class UntrainedNetwork:
             with suppress(Exception):  # a damaged file, or one of another network: random weights are said to be so
                 built = self._built({"pretrained": True, "weights": self.weights})
                 return built, f"the published weights that the training began with, the others of seed {self.seed}"
-        of = f"the training's initial weights, of seed {self.seed}" if self.known else f"random, of seed {self.seed}"
+        of = f"the training's initial weights, of seed {self.seed}" if self.known else f"random weights of seed {self.seed}"
         if self.pretrained:
-            of = f"random, of seed {self.seed}: the published weights of the training are not at hand"
+            of = f"random weights of seed {self.seed}, as the training's published ones are not at hand"
         return self._built({"pretrained": False, "weights": None}), of
 
     def _at_hand(self) -> bool:
@@ -144,6 +146,7 @@ class FeatureWriter:
     ) -> None:  # fmt: skip
         self.path = Path(predictions).with_name(run_folder.FEATURES)
         self.network, self.untrained, self.window, self.save = network, untrained, tuple(window), save
+        self.checkpoint = checkpoints[0]
         if save and len(checkpoints) > 1:
             raise FeatureError(f"save_features is for one checkpoint, and {len(checkpoints)} answer together here")
         if save and world_size() > 1:
@@ -159,8 +162,8 @@ class FeatureWriter:
 
     def _start(self, engine: Engine) -> None:
         if is_primary():  # those of earlier predictions
-            for path in (self.path, self.path.with_name(run_folder.PROBE)):
-                path.unlink(missing_ok=True)
+            for name in (run_folder.FEATURES, run_folder.PROBE, run_folder.DUPLICATES):
+                self.path.with_name(name).unlink(missing_ok=True)
         self._scans: list[str] = []
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
         if self.save:
@@ -177,6 +180,7 @@ class FeatureWriter:
         network, untrained, image = (torch.cat(part).numpy() for part in zip(*self._rows, strict=True))
         content = {"scan": np.array(self._scans), "features": network, "untrained": untrained, "image": image}
         about = {"image_names": np.array(IMAGE_STATISTICS), "untrained_is": np.array(self._untrained_is)}
+        about |= {"judged": np.array(said_of(training_record(self.checkpoint)))}
         with replacing(self.path) as part, part.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **content, **about)
         del self._rows, self._before
@@ -186,8 +190,8 @@ def load_features(path: str | Path) -> Features:
     """The content of a features.npz; FeatureError where there is none, or one that is damaged."""
     try:
         with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            parts = [file[name] for name in ("scan", "features", "untrained", "image")]
-            found = Features(*parts, str(file["untrained_is"]))
+            scan, network, untrained, image = (file[name] for name in ("scan", "features", "untrained", "image"))
+            found = Features(scan, network, untrained, image, str(file["untrained_is"]), str(file["judged"]))
     except FileNotFoundError:
         raise FeatureError(f"no {path}: evaluate with --save_features True") from None
     except Exception as error:  # numpy and zipfile raise many kinds

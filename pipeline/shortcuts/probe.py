@@ -14,6 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
+from fairlung.transforms.checks import check_setting
+
 from ..common import run_folder
 from ..common.errors import UserError
 from ..common.files import replacing
@@ -22,7 +24,7 @@ from ..data.groups import MISSING
 from ..evaluation.calibration import auc_interval
 from ..evaluation.predictions import Predictions
 from ..evaluation.records import Chance, read_record, to_plain
-from ..evaluation.resampling import TIE, Estimate, Floats, check_resampling
+from ..evaluation.resampling import TIE, Estimate, Floats
 from ..evaluation.wording import Verdict, span_text, value_text
 
 if TYPE_CHECKING:
@@ -182,7 +184,8 @@ def probe(
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    check_resampling(confidence, permutations)
+    check_setting("confidence", confidence, 0 < confidence < 1, "in (0, 1)")
+    check_setting("permutations", permutations, permutations >= 100, "at least 100")
     if list(features.scan) != list(table.scan):
         raise ProbeError(
             "features.npz is not of the scans of predictions.csv: evaluate again with --save_features True"
@@ -280,9 +283,14 @@ def attribute(table: pd.DataFrame, target: str, beside: pd.DataFrame | None = No
 
 
 def read_probes(folder: str | Path) -> tuple[Probe, ...]:
-    """The probes of an evaluation, none where there is no probe.json; OSError or ValueError for a damaged one."""
+    """The probes of an evaluation, none where there is no probe.json; ProbeError for a damaged one."""
     path = Path(folder, run_folder.PROBE)
-    return read_record(Probes, path).probes if path.exists() else ()  # type: ignore[type-var]
+    try:
+        return read_record(Probes, path).probes
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError) as error:
+        raise ProbeError(f"{path} cannot be read: {error}") from error
 
 
 def write_probe(folder: str | Path, made: Probe) -> Path:

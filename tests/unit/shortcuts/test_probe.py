@@ -42,7 +42,7 @@ def made(
     names = np.array([f"s{i}" for i in range(len(of))])
     table = Predictions(names, label, label, value, None, CLASSES, ("a", "b"), ("sex",), patient=of)
     values = pd.Series(np.array(["a", "b"])[value])
-    return Features(names, found.astype(np.float32), tiny, tiny, "random"), table, values
+    return Features(names, found.astype(np.float32), tiny, tiny, "random", "run 1"), table, values
 
 
 def network(found: Probe) -> probes.Reading:

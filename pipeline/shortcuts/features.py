@@ -112,9 +112,11 @@ class UntrainedNetwork:
             with suppress(Exception):  # a damaged file, or one of another network: random weights are said to be so
                 built = self._built({"pretrained": True, "weights": self.weights})
                 return built, f"the published weights that the training began with, the others of seed {self.seed}"
-        of = f"the training's initial weights, of seed {self.seed}" if self.known else f"random weights of seed {self.seed}"
+        of = f"random weights of seed {self.seed}"
         if self.pretrained:
-            of = f"random weights of seed {self.seed}, as the training's published ones are not at hand"
+            of += ", as the training's published ones are not at hand"
+        elif self.known:
+            of = f"the training's initial weights, of seed {self.seed}"
         return self._built({"pretrained": False, "weights": None}), of
 
     def _at_hand(self) -> bool:

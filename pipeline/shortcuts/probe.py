@@ -22,6 +22,7 @@ from ..common.files import replacing
 from ..common.names import UNKNOWN
 from ..data.groups import MISSING
 from ..evaluation.calibration import auc_interval
+from ..evaluation.patient_column import warn_of_repeated
 from ..evaluation.predictions import Predictions
 from ..evaluation.records import Chance, read_record, to_plain
 from ..evaluation.resampling import TIE, Estimate, Floats
@@ -190,6 +191,8 @@ def probe(
         raise ProbeError(
             "features.npz is not of the scans of predictions.csv: evaluate again with --save_features True"
         )
+    if table.patient is None:
+        warn_of_repeated(table.scan.tolist())
     patient = np.arange(len(table.scan)) if table.patient is None else table.patient
     texts = values.where(~values.str.casefold().isin({*MISSING, UNKNOWN}), "").to_numpy(dtype=str)
     of_value = pd.Series(patient).groupby(texts).nunique()
@@ -204,9 +207,7 @@ def probe(
     fold = np.zeros(len(code), dtype=np.int64)
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # of a class and value of fewer patients than folds, as rare ones are
+        warnings.simplefilter("ignore", UserWarning)  # some class and value has fewer patients than there are folds
         for number, (_, held_out) in enumerate(splitter.split(code, stratum.ravel(), patient)):
             fold[held_out] = number
     people = Patients.made_of(patient, label, fold)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from fairlung.pipeline.networks.r3d18 import R3D18Classifier
 from fairlung.pipeline.shortcuts.features import (
     IMAGE_STATISTICS,
     FeatureError,
+    UntrainedNetwork,
     features_of,
     image_statistics,
     load_features,
@@ -104,6 +107,43 @@ def test_what_cannot_be_saved_is_said_before_scans_are_read(
         patch.setattr("fairlung.pipeline.data.dataset.ScanDataset.prepare", lambda *_: pytest.fail("scans are read"))
         error = cause(start("train", "evaluate", save_features=True, checkpoint=together, **SMALL, **settings))
         assert str(error) == "save_features is for one checkpoint, and 2 answer together here"
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights_there", "inputs", "said"),
+    [
+        ({"seed": 3, "pretrained": True}, True, 3, "the published weights that the training began with, the others of"),
+        (
+            {"seed": 3, "pretrained": True},
+            False,
+            2,
+            "random weights of seed 3, as the training's published ones are not",
+        ),
+        ({"seed": 3, "pretrained": False}, True, 2, "the training's initial weights, of seed 3"),
+        ({}, False, 2, "random weights of seed 42"),
+    ],
+)
+def test_the_untrained_network_says_which_weights_it_has(
+    tmp_path: Path, settings: dict[str, Any], weights_there: bool, inputs: int, said: str
+) -> None:
+    (tmp_path / "models").mkdir()
+    checkpoint, weights = tmp_path / "models" / "best.pt", tmp_path / "weights.pth"
+    checkpoint.touch()
+    if weights_there:
+        weights.touch()
+    (tmp_path / "settings.json").write_text(json.dumps(settings | {"weights": str(weights)}))
+    layer = {"_target_": "torch.nn.Linear", "out_features": 1}
+    layer["in_features"] = "$3 if @initial_weights::pretrained else 2"
+    state = torch.get_rng_state()
+    made, text = UntrainedNetwork({"network_def": layer, "initial_weights": {}}, checkpoint, tmp_path, 42).build()
+    assert isinstance(made, nn.Linear) and made.in_features == inputs and text.startswith(said)
+    assert torch.equal(torch.get_rng_state(), state)  # the evaluation's own draws stay as they are
+    if inputs == 3:  # a network that does not take published weights never had them
+        layer["in_features"] = 2
+        assert (
+            "initial weights, of seed 3"
+            in UntrainedNetwork({"network_def": layer}, checkpoint, tmp_path, 42).build()[1]
+        )
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short"])

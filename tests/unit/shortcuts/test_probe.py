@@ -139,6 +139,17 @@ def test_few_patients_of_a_value_are_left_out_and_said_to_be() -> None:
         probe(features, table, "site", values)
 
 
+def test_names_that_look_repeated_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    features, table, values = made()
+    names = np.array([f"p{i // 2:02d}_{'ab'[i % 2]}" for i in range(len(values))])
+    known = probe(replace(features, scan=names), replace(table, scan=names), "sex", values, permutations=100)
+    assert not caplog.records and known.patients == 60
+    found = probe(
+        replace(features, scan=names), replace(table, scan=names, patient=None), "sex", values, permutations=100
+    )
+    assert "no column says whose they are" in caplog.text and found.patients == found.n == 120
+
+
 def test_features_of_other_scans_are_refused() -> None:
     features, table, values = made()
     with pytest.raises(ProbeError, match="features.npz is not of the scans"):

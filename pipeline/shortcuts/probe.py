@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -135,32 +135,29 @@ def probe_interval(scores: Floats, target: Ints, patient: Ints, confidence: floa
 
 
 @dataclass(frozen=True)
-class Patients:
-    """N scans of P patients; ``kind`` [P] is the same of patients who may change places."""
+class Scans:
+    """N scans of the patients 0 ... P - 1: the value to be read, the class, whose they are, and the fold, all [N]."""
 
-    of: Ints  # [N] 0 ... P - 1
-    size: Ints  # [P] scans
-    kind: Ints  # [P] by the classes of their scans, how many these are, and the fold
+    value: Ints
+    label: Ints
+    patient: Ints
+    fold: Ints
 
-    @classmethod
-    def made_of(cls, patient: Ints, label: Ints, fold: Ints) -> Patients:
-        _, of = np.unique(patient, return_inverse=True)
-        table = np.zeros((of.max() + 1, label.max() + 2), dtype=np.int64)
-        np.add.at(table, (of, label), 1)
-        size = table.sum(1)
-        table[of, -1] = fold
-        _, kind = np.unique(table, axis=0, return_inverse=True)
-        return cls(of, size, kind.ravel())
+    def shuffled(self, permutations: int, rng: np.random.Generator) -> Ints:
+        """[N, B] values, those of whole patients moved to their like, and shuffled within a patient.
 
-    def shuffled(self, target: Ints, permutations: int, rng: np.random.Generator) -> Ints:
-        """[N, B] targets, those of whole patients moved to others of their ``kind``, and shuffled within a patient."""
-        order = np.argsort(self.of, kind="stable")
-        start = np.cumsum(self.size) - self.size
-        found = np.empty((len(target), permutations), dtype=np.int64)
-        for kind in np.unique(self.kind):
-            members = np.flatnonzero(self.kind == kind)
-            rows = order[start[members][:, None] + np.arange(self.size[members[0]])]  # [M, S]
-            blocks = np.broadcast_to(target[rows], (permutations, *rows.shape))
+        Alike are patients of one fold who have as many scans of each class.
+        """
+        like = np.zeros((self.patient.max() + 1, self.label.max() + 2), dtype=np.int64)
+        np.add.at(like, (self.patient, self.label), 1)
+        size = like.sum(1)
+        like[self.patient, -1] = self.fold
+        _, kind = np.unique(like, axis=0, return_inverse=True)
+        order, start = np.argsort(self.patient, kind="stable"), np.cumsum(size) - size
+        found = np.empty((len(self.value), permutations), dtype=np.int64)
+        for members in (np.flatnonzero(kind.ravel() == k) for k in range(kind.max() + 1)):
+            rows = order[start[members][:, None] + np.arange(size[members[0]])]  # [M, S]
+            blocks = np.broadcast_to(self.value[rows], (permutations, *rows.shape))
             moved = rng.permuted(np.broadcast_to(np.arange(len(members)), (permutations, len(members))), axis=1)
             blocks = np.take_along_axis(blocks, moved[:, :, None], axis=1)
             found[rows] = np.moveaxis(rng.permuted(blocks, axis=2), 0, -1)
@@ -210,47 +207,36 @@ def probe(
         warnings.simplefilter("ignore", UserWarning)  # some class and value has fewer patients than there are folds
         for number, (_, held_out) in enumerate(splitter.split(code, stratum.ravel(), patient)):
             fold[held_out] = number
-    people = Patients.made_of(patient, label, fold)
-    shuffled = people.shuffled(code, permutations, np.random.default_rng(seed))
-    scans = _Scans(code, label, people.of, fold, shuffled, table.class_names, confidence)
-    readings = tuple(_read(kind, found[kept], scans) for kind, found in features.kinds().items())
+    _, of = np.unique(patient, return_inverse=True)
+    scans = Scans(code, label, of, fold)
+    about = scans.shuffled(permutations, np.random.default_rng(seed)), table.class_names, confidence
+    readings = tuple(_read(kind, found[kept], scans, *about) for kind, found in features.kinds().items())
     left = {str(name): int(count) for name, count in pd.Series(texts[~kept]).value_counts().items()}
     found = {name: int((code == k).sum()) for k, name in enumerate(names)}
     return Probe(
-        target, found, left, len(code), len(people.size), features.untrained_is, confidence, permutations, seed,
+        target, found, left, len(code), int(of.max()) + 1, features.untrained_is, confidence, permutations, seed,
         readings, _verdict(target, readings[0], confidence),
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Scans:
-    """What is the same for features of every kind."""
-
-    code: Ints  # [N] of values
-    label: Ints  # [N]
-    patient: Ints  # [N]
-    fold: Ints  # [N]
-    shuffled: Ints  # [N, B] codes
-    class_names: tuple[str, ...]
-    confidence: float
-
-
-def _read(kind: str, features: NDArray[np.float32], scans: _Scans) -> Reading:
-    weights, code = ridge_weights(features, scans.fold), scans.code
+def _read(
+    kind: str, features: NDArray[np.float32], scans: Scans, shuffled: Ints, class_names: Sequence[str],
+    confidence: float,
+) -> Reading:  # fmt: skip
+    weights, code = ridge_weights(features, scans.fold), scans.value
     scores = weights @ np.eye(code.max() + 1)[code]
-    value = float(macro_auc(weights, code[:, None])[0])
-    chance = macro_auc(weights, scans.shuffled)
+    value, chance = float(macro_auc(weights, code[:, None])[0]), macro_auc(weights, shuffled)
     p_value = (1 + int((chance >= value - TIE).sum())) / (1 + len(chance))
     classes = []
-    for c, name in enumerate(scans.class_names):
+    for c, name in enumerate(class_names):
         inside = scans.label == c
         patients = pd.Series(scans.patient[inside]).groupby(code[inside]).nunique()
         if len(patients) == code.max() + 1 and patients.min() >= LEAST:
             _, patient = np.unique(scans.patient[inside], return_inverse=True)
-            found = probe_interval(scores[inside], code[inside], patient, scans.confidence)
+            found = probe_interval(scores[inside], code[inside], patient, confidence)
             classes.append(ClassReading(name, int(inside.sum()), found))
-    auc = probe_interval(scores, code, scans.patient, scans.confidence)
-    null = Chance(float(chance.mean()), float(np.quantile(chance, scans.confidence)))
+    auc = probe_interval(scores, code, scans.patient, confidence)
+    null = Chance(float(chance.mean()), float(np.quantile(chance, confidence)))
     return Reading(kind, features.shape[1], auc, null, p_value, tuple(classes))
 
 

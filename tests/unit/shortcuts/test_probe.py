@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from fairlung.pipeline.evaluation.predictions import Predictions
 from fairlung.pipeline.shortcuts import probe as probes
 from fairlung.pipeline.shortcuts.features import Features
-from fairlung.pipeline.shortcuts.probe import Patients, Probe, ProbeError, macro_auc, probe, ridge_weights
+from fairlung.pipeline.shortcuts.probe import Probe, ProbeError, Scans, macro_auc, probe, ridge_weights
 
 CLASSES = ("covid", "normal")
 
@@ -79,7 +79,7 @@ def test_whole_patients_move_among_their_like(seed: int) -> None:
     order = rng.permutation(len(patient))
     patient, of = patient[order], rng.integers(0, 2, 20)
     label, fold, value = of[patient], (np.arange(20) % 3)[patient], rng.integers(0, 3, 20)[patient]
-    moved = Patients.made_of(patient, label, fold).shuffled(value, 50, rng)
+    moved = Scans(value, label, patient, fold).shuffled(50, rng)
     assert (pd.DataFrame(moved).groupby(patient).nunique() == 1).all(axis=None)  # a patient keeps one value
     for cell in {*zip(label, fold, strict=True)}:
         inside = (label == cell[0]) & (fold == cell[1])
@@ -88,9 +88,8 @@ def test_whole_patients_move_among_their_like(seed: int) -> None:
 
 def test_a_value_that_differs_within_patients_is_shuffled_there() -> None:
     patient, value = np.repeat(np.arange(10), 2), np.tile([0, 1], 10)
-    moved = Patients.made_of(patient, np.zeros(20, int), np.zeros(20, int)).shuffled(
-        value, 40, np.random.default_rng(0)
-    )
+    same = np.zeros(20, int)
+    moved = Scans(value, same, patient, same).shuffled(40, np.random.default_rng(0))
     assert (moved.reshape(10, 2, 40).sum(1) == 1).all() and 0.3 < moved[0].mean() < 0.7
 
 

@@ -158,7 +158,7 @@ def probe(
         for pair in pairs:
             said = f"{pair.scan} and {pair.other} ({pair.label}): distance {pair.distance:.3f}, of the next scan"
             say(f"{said} {pair.next:.3f}", "same patient?")
-        say(f"{len(pairs)} pairs look like scans of one patient. {repeats.LIMITS}")
+        say(f"{len(pairs)} {'pair looks' if len(pairs) == 1 else 'pairs look'} like one patient's. {repeats.LIMITS}")
         _say_written(repeats.write_duplicates(path.parent, pairs))
 
 

@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
         "cli", "common", "comparison", "data", "evaluation", "explain", "inference", "losses", "networks", "phantoms",
-        "postprocessing", "reports", "studies", "tracking", "training",
+        "postprocessing", "reports", "shortcuts", "studies", "tracking", "training",
     ],
     submod_attrs={
         "data.cohort": ["load_cohort"],

@@ -33,8 +33,9 @@ def _main(
 
 for _command in (
     data_commands.cohort, data_commands.split, data_commands.check, data_commands.phantom, evaluation_commands.results,
-    evaluation_commands.audit, evaluation_commands.compare, evaluation_commands.plan, data_commands.submit,
-    evaluation_commands.report, study_commands.tables, evaluation_commands.model_card, evaluation_commands.postprocess,
-    study_commands.study, study_commands.mlflow_sync, study_commands.register, study_commands.settings,
+    evaluation_commands.audit, evaluation_commands.compare, evaluation_commands.plan, evaluation_commands.probe,
+    data_commands.submit, evaluation_commands.report, study_commands.tables, evaluation_commands.model_card,
+    evaluation_commands.postprocess, study_commands.study, study_commands.mlflow_sync, study_commands.register,
+    study_commands.settings,
 ):  # fmt: skip
     app.command()(stops(_command))

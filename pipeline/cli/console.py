@@ -204,6 +204,15 @@ def show_study(found: document.Table, verdicts: Sequence[Verdict]) -> None:
     console.print(drawn(found, [h for h in found.columns if h.startswith(("quoted", "interval over"))]))
 
 
+def show_probe(verdict: Verdict, found: document.Table) -> None:
+    """What a probe reads, and in a table of its own how well among the scans of each class."""
+    _show_verdicts([verdict])
+    among = [heading for heading in found.columns if heading.startswith("among")]
+    console.print(drawn(found, among))
+    if among:
+        console.print(drawn(found, [heading for heading in found.columns[1:] if heading not in among]))
+
+
 def drawn(table: document.Table, left_out: Sequence[str] = (), colours: Mapping[str, str] | None = None) -> Table:
     """A report's table for the console: names and sentences on the left, numbers on the right.
 

@@ -212,6 +212,8 @@ def phantom(
     format: Annotated[Literal["jpg", "dicom", "nifti", "mixed"], Option(help="File format of the scans.")] = "mixed",
     seed: Annotated[int, Option(help="Same seed, same scans.")] = 0,
     workers: Annotated[int, Option(help="Processes that write.")] = 2,
+    scans_per_patient: Annotated[int,
+        Option(help="Scans of each patient, with other noise, position and scanner; the preset counts patients.")] = 1,
     new_scans: Annotated[int,
         Option(help="Write this many unlabelled new scans for inference instead of a cohort.")] = 0,
 ) -> None:  # fmt: skip
@@ -223,12 +225,14 @@ def phantom(
     from ..phantoms.cohort import write_phantom_cohort, write_phantom_scans
 
     if new_scans:
+        if scans_per_patient != 1:
+            raise ValueError("--new-scans writes one scan a patient: leave out --scans-per-patient")
         cells = cycle((label, sex) for sex, label in product(SEXES, CLASS_NAMES))
         chosen = list(islice(cells, new_scans))
         write_phantom_scans(out, chosen, preset=preset, fmt=format, seed=seed, workers=workers, progress=True)
         say(f"wrote {new_scans} synthetic scans to {out}")
         return
-    path = write_phantom_cohort(out, preset, format, seed, workers=workers)
+    path = write_phantom_cohort(out, preset, format, seed, workers=workers, scans_per_patient=scans_per_patient)
     console.print(drawn(cells_table(load_cohort(path, class_names=CLASS_NAMES, group_names=SEXES))))
     say(f"wrote {path} (synthetic scans)")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Option
 
 from ..common import run_folder
-from .console import say, show_audit, show_before_after, show_comparison, show_evaluation, show_plan, stop
+from .console import say, show_audit, show_before_after, show_comparison, show_evaluation, show_plan, show_probe, stop
 
 if TYPE_CHECKING:
     from ..comparison.records import Comparison
@@ -123,6 +123,49 @@ def plan(
         output.parent.mkdir(parents=True, exist_ok=True)
         plan_figure(design, plans).savefig(output, dpi=150)
         _say_written(output)
+
+
+def probe(
+    source: Annotated[str, Argument(help="The output_dir of an evaluation that ran with --save_features True.")],
+    target: Annotated[list[str] | None, Option(help="What to read from the network's features: a column of its "
+        "predictions.csv, such as sex or site, or of --table; repeat the option.")] = None,
+    table: Annotated[Path | None, Option(help="A CSV with a column scan and the target, such as a cohort.")] = None,
+    duplicates: Annotated[str | None, Option(help="Also list scans that may be of one patient here and there: another "
+        "split of this output_dir, or another evaluation of the same checkpoint.")] = None,
+    split: Split = None,
+    permutations: Annotated[int, Option(help="Of the test.")] = 1000,
+    confidence: Annotated[float, Option(help="Of the intervals.")] = 0.95,
+    seed: Annotated[int, Option(help="Same seed, same folds and permutations.")] = 0,
+) -> None:  # fmt: skip
+    """Say how well sex, site or another attribute can be read from what the network made of the scans."""
+    from ..common.tables import read_frame
+    from ..evaluation.predictions import load_predictions
+    from ..reports.evaluation_report import probe_table
+    from ..shortcuts import duplicates as repeats
+    from ..shortcuts import probe as probes
+    from ..shortcuts.features import load_features
+
+    path = _one_table(source, split, None)
+    features, judged = load_features(path.with_name(run_folder.FEATURES)), load_predictions(path)
+    beside = None if table is None else read_frame(table)
+    if not target and duplicates is None:
+        raise ValueError("give --target, --duplicates, or both")
+    for name in target or []:
+        values = probes.attribute(read_frame(path), name, beside)
+        found = probes.probe(features, judged, name, values, permutations, confidence, seed)
+        written = probes.write_probe(path.parent, found)
+        show_probe(found.verdict, probe_table(found))
+        _say_written(written)
+    if duplicates is not None:
+        elsewhere = Path(duplicates).exists()
+        other = _one_table(duplicates if elsewhere else source, None if elsewhere else duplicates, None)
+        labels = read_frame(path)["label"], read_frame(other)["label"]
+        pairs = repeats.near_duplicates(features, load_features(other.with_name(run_folder.FEATURES)), labels)
+        for pair in pairs:
+            said = f"{pair.scan} and {pair.other} ({pair.label}): distance {pair.distance:.3f}, of the next scan"
+            say(f"{said} {pair.next:.3f}", "same patient?")
+        say(f"{len(pairs)} {'pair looks' if len(pairs) == 1 else 'pairs look'} like one patient's. {repeats.LIMITS}")
+        _say_written(repeats.write_duplicates(path.parent, pairs))
 
 
 def _renamed(options: list[str] | None) -> dict[str, dict[str, str]]:

@@ -4,13 +4,16 @@ from pathlib import Path
 
 PREDICTIONS, METRICS, AUDIT, CONFUSION = "predictions.csv", "metrics.json", "audit.json", "confusion.png"
 REPORT, CELLS, INTAKE = "report.html", "cells.csv", "intake.csv"
+FEATURES, PROBE, DUPLICATES = "features.npz", "probe.json", "duplicates.csv"  # of an evaluation, on request
 SETTINGS, HISTORY = "settings.json", "history.csv"  # of a training
 RECORD = "mlflow_run.json"  # in an output_dir: the run of its training
 
 EVALUATION_FILES = (PREDICTIONS, METRICS, AUDIT, CONFUSION)
 # patterns of what is made of them later; with the files above, all that an evaluation leaves
 REPORT_FILES = (REPORT, "report.md", "report_files/*.png")
-REVIEW_FILES = (CELLS, INTAKE, "intake.json", *REPORT_FILES, "errors/errors.json", "errors/*.png")
+REVIEW_FILES = (
+    CELLS, INTAKE, "intake.json", *REPORT_FILES, "errors/errors.json", "errors/*.png", FEATURES, PROBE, DUPLICATES,
+)  # fmt: skip
 
 
 def best_checkpoint(output_dir: str | Path) -> Path:

@@ -184,6 +184,7 @@ class Settings(TypedDict, total=False):
     resamples: Annotated[int, Interval(ge=100), "bootstrap draws, and permutations, of the audit"]
     margin: Annotated[float | None, Interval(gt=0, lt=1), "gap within which the groups count as served alike"]
     error_images: Annotated[Whole, "pictures of the worst errors"]
+    save_features: Annotated[bool, "write the network's features of each scan, for fairlung probe: features.npz"]
 
     # ---- inference
     all_series: Annotated[bool, "answer every DICOM series of a folder, not the chest CT among them alone"]

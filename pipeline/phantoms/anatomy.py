@@ -4,14 +4,14 @@ No patient is behind it, and it says nothing on how a model will do on patients;
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common.names import CLASS_NAMES, SEXES
-from .body import draw_body, paint_organs, paint_slab, paint_tree
+from .body import draw_body, draw_place, paint_organs, paint_slab, paint_tree
 from .canvas import SITES, Canvas, image
 from .disease import draw_tumour, paint_covid, paint_tumour
 
@@ -40,14 +40,16 @@ class PhantomScan:
 
 def synthesize(
     label: str, sex: str, *, rng: np.random.Generator, shape: tuple[int, int, int], site: str | None = None,
-    presentation_shift: float = 0.0,
+    presentation_shift: float = 0.0, take: int = 0,
 ) -> PhantomScan:  # fmt: skip
     """Draw one scan of ``shape`` (D, H, W), each axis at least 8; the slice thickness is chest length / D.
 
     Independent streams of ``rng`` draw body, disease, vessels and noise: equal generators and different labels give the
-    same patient with and without the disease. ``site`` is a key of ``SITES``; None draws it. ``presentation_shift`` in
-    [0, 1] moves squamous_cell in females, and nothing else, towards the presentation of adenocarcinoma (1: the same
-    distribution). Peak memory: about 6 bytes a voxel, and one slab. ValueError for a value that is out of range.
+    same patient with and without the disease, and other ``take`` the same patient and disease scanned again: placed
+    otherwise in another field of view, with other noise. ``site`` is a key of ``SITES``; None draws it.
+    ``presentation_shift`` in [0, 1] moves squamous_cell in females, and nothing else, towards the presentation of
+    adenocarcinoma (1: the same distribution). Peak memory: about 6 bytes a voxel, and one slab. ValueError for a value
+    that is out of range.
     """
     check_choice("label", label, CLASS_NAMES)
     check_choice("sex", sex, SEXES)
@@ -64,6 +66,9 @@ def synthesize(
     shift = presentation_shift if (label, sex) == ("squamous_cell", "female") else 0.0
     tumour = draw_tumour(disease_rng, label, shift)
     body = draw_body(body_rng, sex, scanner, tumour)
+    if take:
+        place_rng, noise_rng = rng.spawn(2 * take)[-2:]
+        body = replace(body, **draw_place(place_rng))
     canvas = Canvas(shape, body.length, body.field(), body.offset)
     for planes in canvas.slabs():
         paint_slab(canvas, body, planes)

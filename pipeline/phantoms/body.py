@@ -82,6 +82,13 @@ def draw_body(rng: np.random.Generator, sex: str, site: Site, tumour: dict[str, 
     )  # fmt: skip
 
 
+def draw_place(rng: np.random.Generator) -> dict[str, Any]:
+    """Where the patient lies when scanned again, and how wide the field of view is: as :func:`draw_body` draws them."""
+    return {
+        "offset": (float(rng.normal(0, 5)), float(rng.normal(0, 5))), "margin": float(rng.uniform(1.06, 1.16)),
+    }  # fmt: skip
+
+
 def paint_slab(canvas: Canvas, body: Body, planes: slice) -> None:
     """Everything that fills whole slices: table, breasts, skin, fat, muscle, ribs, spine, lungs, abdomen."""
     axes = canvas.z[planes, None, None], canvas.y[None, :, None], canvas.x[None, None, :]

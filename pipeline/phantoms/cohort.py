@@ -76,13 +76,20 @@ class ScanSpec:
     preset: Preset
     seed: int
     stream: tuple[int, int]
+    take: int = 0  # how many scans of the patient came before
 
 
-def plan_cohort(preset: str | Preset, *, fmt: str = "mixed", seed: int = 0) -> list[ScanSpec]:
+def plan_cohort(
+    preset: str | Preset, *, fmt: str = "mixed", seed: int = 0, scans_per_patient: int = 1
+) -> list[ScanSpec]:
     """The scans of a cohort in order of cells; sites and formats are balanced in each: neither tells the class.
 
-    ValueError for an unknown preset or format, or a negative seed.
+    With several scans a patient the cells count patients. Each further scan is of the next site and format; a patient's
+    first one is what it is with one scan a patient. ValueError for an unknown preset or format, a negative seed, or no
+    scan a patient.
     """
+    if scans_per_patient < 1:
+        raise ValueError(f"scans_per_patient must be at least 1, got {scans_per_patient}")
     preset = _preset(preset)
     check_choice("fmt", fmt, (*COHORT_FORMATS, "mixed"))
     specs: list[ScanSpec] = []
@@ -91,11 +98,13 @@ def plan_cohort(preset: str | Preset, *, fmt: str = "mixed", seed: int = 0) -> l
         rng = _generator(seed, (0, number))
         sites = np.array(list(SITES))[(rng.permutation(count) + rng.integers(len(SITES))) % len(SITES)]
         for place in range(count):
-            index = len(specs) + 1
-            kind = _format(fmt, place + number)
-            path = f"scans/{split}/{label}/{sex}/phantom-{index:04d}{SUFFIXES.get(kind, '')}"
-            at = label, sex, split, f"P{index:04d}", str(sites[place])
-            specs.append(ScanSpec(path, *at, kind, preset, seed, (1, index)))
+            index = len(specs) // scans_per_patient + 1
+            for take in range(scans_per_patient):
+                kind, name = _format(fmt, place + number + take), f"phantom-{index:04d}" + f"-{take + 1}" * (take > 0)
+                path = f"scans/{split}/{label}/{sex}/{name}{SUFFIXES.get(kind, '')}"
+                site = str(np.roll(list(SITES), -take)[list(SITES).index(sites[place])])
+                at = label, sex, split, f"P{index:04d}", site
+                specs.append(ScanSpec(path, *at, kind, preset, seed, (1, index), take))
     return specs
 
 
@@ -106,23 +115,24 @@ def synthesize_spec(spec: ScanSpec) -> PhantomScan:
     start, stop = (low + (high - low) * part for part in SITES[spec.site].slices)
     shape = int(np.rint(np.exp(rng.uniform(start, stop)))), preset.size, preset.size
     shift = preset.presentation_shift
-    return synthesize(spec.label, spec.sex, rng=rng, shape=shape, site=spec.site, presentation_shift=shift)
+    how = {"site": spec.site, "presentation_shift": shift, "take": spec.take}
+    return synthesize(spec.label, spec.sex, rng=rng, shape=shape, **how)  # type: ignore[arg-type]
 
 
 def write_phantom_cohort(
     out: Path | str, preset: str | Preset = "demo", fmt: str = "mixed", seed: int = 0, *, workers: int = 2,
-    progress: bool = True,
+    progress: bool = True, scans_per_patient: int = 1,
 ) -> Path:  # fmt: skip
     """Write OUT/scans/<split>/<class>/<sex>/<name> and return OUT/cohort.csv (columns ``COHORT_COLUMNS``).
 
     ``fmt`` is jpg, dicom, nifti or mixed (the three in turn). The files do not depend on ``workers`` (1: no pool).
     cohort.csv is written last. FileExistsError when OUT/scans holds anything, ValueError for wrong arguments.
     """
-    specs = plan_cohort(preset, fmt=fmt, seed=seed)
+    specs = plan_cohort(preset, fmt=fmt, seed=seed, scans_per_patient=scans_per_patient)
     out = Path(out)
     if (out / "scans").exists() and any((out / "scans").iterdir()):
         raise FileExistsError(f"{out / 'scans'} is not empty; remove it or choose another folder, cohorts never mix")
-    rows = sorted(_write_all(out, specs, workers=workers, progress=progress), key=lambda row: str(row["scan"]))
+    rows = sorted(write_planned(out, specs, workers=workers, progress=progress), key=lambda row: str(row["scan"]))
     path = out / "cohort.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COHORT_COLUMNS, lineterminator="\n")
@@ -153,7 +163,7 @@ def write_phantom_scans(
     paths = [Path(out, spec.path) for spec in planned]
     for there in filter(Path.exists, paths):
         raise FileExistsError(f"{there} already exists")
-    _write_all(Path(out), planned, workers=workers, progress=progress)
+    write_planned(Path(out), planned, workers=workers, progress=progress)
     return paths
 
 
@@ -161,7 +171,8 @@ def _format(fmt: str, index: int) -> str:
     return COHORT_FORMATS[index % len(COHORT_FORMATS)] if fmt == "mixed" else fmt
 
 
-def _write_all(out: Path, specs: Sequence[ScanSpec], *, workers: int, progress: bool) -> list[dict[str, object]]:
+def write_planned(out: Path, specs: Sequence[ScanSpec], *, workers: int, progress: bool) -> list[dict[str, object]]:
+    """Write planned scans below ``out``; the rows of a cohort.csv, in their order."""
     from tqdm import tqdm
 
     if workers < 1:
@@ -177,14 +188,15 @@ def _write_all(out: Path, specs: Sequence[ScanSpec], *, workers: int, progress: 
 
 def _write_one(out: Path, spec: ScanSpec) -> dict[str, object]:
     scan, path = synthesize_spec(spec), out / spec.path
-    rng = _generator(spec.seed, (*spec.stream, 1))
+    rng = _generator(spec.seed, (*spec.stream, 1, *[spec.take] * (spec.take > 0)))
     if spec.fmt == "jpg":
         writers.write_jpg_folder(path, scan.hu)
     elif spec.fmt == "nifti":
         writers.write_nifti(path, scan.hu, scan.spacing)
     elif spec.fmt == "dicom":  # what archives really hold: half the series numbered from above, some patients prone
         writers.write_dicom_series(
-            path, scan.hu, scan.spacing, sex=scan.sex, age=scan.age, patient_id=spec.patient, uid_seed=str(spec.seed),
+            path, scan.hu, scan.spacing, sex=scan.sex, age=scan.age, patient_id=spec.patient,
+            uid_seed=f"{spec.seed}" + f" take {spec.take}" * (spec.take > 0),
             manufacturer=f"fairlung phantom {scan.site}", reverse_names=bool(rng.random() < 0.5),
             prone=bool(rng.random() < 0.1),
         )  # fmt: skip

@@ -23,6 +23,7 @@ from ..evaluation.audit import audit
 from ..evaluation.metrics import fairness_summary
 from ..evaluation.predictions import Predictions, load_predictions
 from ..evaluation.records import Audit, read_record
+from ..shortcuts.probe import Probe, read_probes
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Evidence:
     judged_on: str = ""  # date of the evaluation, UTC
     run: str = ""  # the training's run in MLflow
     commit: str = ""  # of the code that trained
+    probes: tuple[Probe, ...] = ()  # what can be read from the network's features
 
 
 def write_evaluation(
@@ -144,7 +146,7 @@ def read_evidence(evaluation_dir: str | Path) -> Evidence:
         history=history, marked_epoch=epoch, marked_by=known_by, cells=cells, errors=errors, errors_problem=problem,
         settings=settings or {}, checkpoint_file=next((path for path in places if path.is_file()), None),
         judged_on=judged_on, run=" ".join(filter(None, (run.get("run_name"), run.get("run_id")))),
-        commit=run.get("commit") or "",
+        commit=run.get("commit") or "", probes=read_probes(folder),
     )  # fmt: skip
 
 

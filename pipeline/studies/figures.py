@@ -91,6 +91,29 @@ def study_trade_off_figure(configurations: Sequence[Configuration], *, synthetic
     return figure
 
 
+def encoding_figure(points: Sequence[tuple[str, float, float]], labels: Sequence[str], target: str, *,
+                    synthetic: bool = False) -> Figure:  # fmt: skip
+    """A point a run, (label, AUC, |gap|): how well an attribute is read from its features against |gap|.
+
+    The order of ``labels`` gives the colours.
+    """
+    shown = [label for label in labels if label in {point[0] for point in points}]
+    figure = new_figure(WIDTH, 3.4 + LINE * len(shown))
+    ax = figure.subplots()
+    for label in shown:
+        own = np.array([point[1:] for point in points if point[0] == label])
+        name = textwrap.shorten(f" {plain(label)}", NAME, placeholder="...")
+        ax.plot(*own.T, linestyle="none", label=f" {name}", **configuration_style(list(labels).index(label)))
+    ax.set_xlabel(plain(f"AUC of a linear probe for {target} (right: read better)"), fontsize=9)
+    ax.set_ylabel("|gap| in macro F1", fontsize=9)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8)
+    if synthetic:
+        set_heading(figure, SYNTHETIC)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, handletextpad=0.3)
+    return figure
+
+
 def curves_figure(curves: pd.DataFrame, group_names: Sequence[str], *, synthetic: bool = False) -> Figure:
     """P and the gap on the validation scans by epoch: one panel for each configuration, the others' means in grey.
 

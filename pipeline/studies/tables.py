@@ -18,10 +18,11 @@ from ..reports.document import Block, Document, Paragraph, Picture, Section, Tab
 from ..reports.figures import cohort_chart
 from ..reports.latex import latex_table
 from ..reports.parts import NONE, synthetic_badge
-from .figures import curves_figure, pareto_front, study_trade_off_figure
+from ..shortcuts.probe import NOT_USED, read_probes
+from .figures import curves_figure, encoding_figure, pareto_front, study_trade_off_figure
 from .numbers import SCANS, Row, alike, columns_of, number_keys
 from .record import StudyRun, status_text
-from .results import Results, read_cells, read_history
+from .results import Results, numbers_of, read_cells, read_history
 from .selection import expected_best
 from .summary import StudyTables, fair_gap, quoted_paper, study_tables
 
@@ -282,6 +283,8 @@ def study_document(tables: StudyTables) -> Document:
             left_out.append(lack)
         else:
             sections.append(Section(title, (picture,)))
+    if encoded := encoding_pictures(tables):
+        sections.append(Section("How well attributes are read, against the gap", encoded))
     sections += [Section("Runs that are not in the tables", (_unfinished_table(unfinished),))] if unfinished else []
     sections.append(Section("How the numbers were made", tuple(map(Paragraph, _method(tables, left_out)))))
     return Document(f"Study: {study.name}", study_facts(results), tuple(sections), *synthetic_badge(results.synthetic))
@@ -369,6 +372,26 @@ def curves_picture(tables: StudyTables) -> Picture | None:
     caption += f" The gap is {' minus '.join(groups)}." if len(groups) == 2 else ""
     alt = f"Learning curves: P and the gap by epoch. P of the last epoch: {said}."
     return figure_picture(figure, "curves", alt, caption, min_width=480)
+
+
+def encoding_pictures(tables: StudyTables) -> tuple[Picture, ...]:
+    """Of each attribute that was probed: how well it is read against |gap|, a point a run (Brown et al. 2023)."""
+    results, points = tables.results, dict[str, list[tuple[str, float, float]]]()
+    for run in (run for run in results.study.runs if run.id in results.tables):
+        gap = numbers_of(results.tables[run.id])["abs_gap"]
+        for probe in read_probes(run.output_dir / results.study.reported_split / "evaluation"):
+            points.setdefault(probe.target, []).append((run.label, probe.readings[0].auc.value, gap))
+    found = []
+    for number, (target, of_target) in enumerate(points.items(), 1):
+        figure = encoding_figure(of_target, results.study.labels, target, synthetic=results.synthetic)
+        said = "; ".join(f"{label} AUC {auc:.3f}, |gap| {gap:.3f}" for label, auc, gap in of_target)
+        caption = f"{len(of_target)} of {len(results.tables)} runs were probed for {target} (fairlung probe). Where "
+        caption += (
+            "|gap| rises with the AUC over a sweep of trainings, the answers may rest on the attribute; points of "
+        )
+        caption += f"few scans scatter by chance. {NOT_USED}"
+        found.append(figure_picture(figure, f"encoding_{number}", f"{target}: {said}.", caption, min_width=480))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

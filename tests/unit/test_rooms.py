@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 # A room may import from those before it, as data flows; docs/architecture.md says what is in each.
 ROOMS = (
     "transforms", "common", "phantoms", "data", "networks", "losses", "training", "evaluation", "comparison",
-    "postprocessing", "inference", "explain", "reports", "tracking", "studies", "cli",
+    "postprocessing", "inference", "explain", "shortcuts", "reports", "tracking", "studies", "cli",
 )  # fmt: skip
 
 

@@ -113,3 +113,66 @@ def test_an_audit_that_cannot_be_made_says_why(table: Path, arguments: list[str]
 def test_an_audit_of_what_is_not_there(tmp_path: Path) -> None:
     done = runner.invoke(app, ["audit", str(tmp_path / "absent.csv")])
     assert done.exit_code == 1 and "absent.csv" in done.stderr
+
+
+def evaluated(folder: Path, split: str, seed: int, repeated: np.ndarray | None = None) -> np.ndarray:
+    """An evaluation of 60 scans with features in which sex can be read; the first rows are ``repeated`` ones."""
+    rng = np.random.default_rng(seed)
+    sex, label = np.tile([0, 1], 30), np.repeat([0, 1, 2, 3], 15)
+    values = rng.standard_normal((60, 30)).astype(np.float32)
+    values[:, 0] += 3 * sex
+    if repeated is not None:
+        values[: len(repeated)] = repeated
+    scans, classes = np.array([f"{split}-{i}" for i in range(60)]), np.array(list("acgn"))[label]
+    path = folder / split / "evaluation" / "predictions.csv"
+    path.parent.mkdir(parents=True)
+    columns = {"scan": scans, "label": classes, "sex": np.array(["male", "female"])[sex], "prediction": classes}
+    pd.DataFrame(columns).to_csv(path, index=False)
+    about = {"untrained_is": np.array("random"), "judged": np.array("run 1")}
+    np.savez(
+        path.with_name("features.npz"), scan=scans, features=values, untrained=values, image=values[:, 1:10], **about
+    )
+    return values
+
+
+def test_what_can_be_read_is_said_and_kept(tmp_path: Path) -> None:
+    values = evaluated(tmp_path, "val", 0)
+    evaluated(tmp_path, "train", 1, values[:3])
+    scanner = pd.DataFrame({"scan": [f"val-{i}" for i in range(60)], "scanner": ["A", "A", "B"] * 20})
+    scanner.to_csv(tmp_path / "scanners.csv", index=False)
+    command = ["probe", str(tmp_path), "--split", "val", "--permutations", "200"]
+    done = runner.invoke(app, [*command, "--target", "sex", "--duplicates", "train"])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("finding: sex can be read from the network's features (AUC 0.9")
+    assert "the network before its training" in done.output and "statistics of the image" in done.output
+    assert "does not show that the answers rest on it" in done.output
+    folder = tmp_path / "val" / "evaluation"
+    listed = pd.read_csv(folder / "duplicates.csv")
+    assert {*zip(listed["scan"], listed["other"], strict=True)} >= {(f"val-{i}", f"train-{i}") for i in range(3)}
+    assert "same patient? val-0 and train-0" in done.output
+    again = runner.invoke(app, [*command, "--target", "scanner", "--table", str(tmp_path / "scanners.csv")])
+    assert again.exit_code == 0 and "Whether scanner can be read" in again.output
+    assert [one["target"] for one in json.loads((folder / "probe.json").read_text())["probes"]] == ["sex", "scanner"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "give --target, --duplicates, or both"),
+        (["--target", "scanner"], "predictions.csv has no column 'scanner': name a table that has it with --table"),
+        (["--target", "sex", "--permutations", "10"], "permutations must be at least 100, got 10"),
+        (["--duplicates", "test"], "has no evaluation of the split test"),
+    ],
+)
+def test_a_probe_that_cannot_be_made_is_refused_in_a_line(tmp_path: Path, options: list[str], said: str) -> None:
+    evaluated(tmp_path, "val", 0)
+    done = runner.invoke(app, ["probe", str(tmp_path), *options])
+    assert done.exit_code == 1 and said in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "val" / "evaluation" / "probe.json").exists()
+
+
+def test_an_evaluation_without_features_says_how_to_get_them(tmp_path: Path) -> None:
+    evaluated(tmp_path, "val", 0)
+    (tmp_path / "val" / "evaluation" / "features.npz").unlink()
+    done = runner.invoke(app, ["probe", str(tmp_path), "--target", "sex"])
+    assert done.exit_code == 1 and "evaluate with --save_features True" in done.stderr

@@ -34,6 +34,21 @@ def test_same_seed_same_bytes_and_other_seed_other_bytes() -> None:
     assert first.hu.tobytes() != other.hu.tobytes()
 
 
+@pytest.mark.parametrize("label", CLASS_NAMES)
+def test_another_take_is_the_same_patient_with_other_noise_and_place(label: str) -> None:
+    first, second, again, third = (make(label, site="birch", seed=8, take=take) for take in (0, 1, 1, 2))
+    assert second.hu.tobytes() == again.hu.tobytes()
+    volumes = [scan.hu.tobytes() for scan in (first, second, third)]
+    assert len(set(volumes)) == 3 and len({scan.spacing[1] for scan in (first, second, third)}) == 3
+    for scan in (second, third):
+        assert scan.age == first.age
+        for key in ("length_mm", "fat_mm", "breast", "contrast_hu"):
+            assert scan.truth[key] == first.truth[key]
+        assert [lesion["diameter_mm"] for lesion in scan.truth["lesions"]] == [
+            lesion["diameter_mm"] for lesion in first.truth["lesions"]
+        ]
+
+
 @pytest.mark.parametrize("sex", SEXES)
 def test_hu_are_those_of_a_chest(sex: str) -> None:
     scan = make("normal", sex, seed=2, shape=(60, 96, 96), site="alder")

@@ -6,7 +6,9 @@ import csv
 import hashlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
 from fairlung.pipeline.common.names import CLASS_NAMES
@@ -78,6 +80,21 @@ def test_worker_count_changes_nothing(tmp_path: Path) -> None:
         phantom_cohort.write_phantom_cohort(tmp_path / str(workers), few, "mixed", 1, workers=workers, progress=False)
     alone = digest(tmp_path / "1")
     assert alone == digest(tmp_path / "2") and len(alone) > 50
+
+
+def test_a_patient_who_is_scanned_again_is_another_scan_of_the_same_split(tmp_path: Path) -> None:
+    few = Preset({"train": {("covid19", "male"): 2}, "val": {("normal", "female"): 1}}, size=32, slices=(20, 24))
+    options: dict[str, Any] = {"fmt": "mixed", "seed": 4, "workers": 1, "progress": False}
+    phantom_cohort.write_phantom_cohort(tmp_path / "once", few, **options)
+    path = phantom_cohort.write_phantom_cohort(tmp_path / "twice", few, scans_per_patient=2, **options)
+    once, twice = digest(tmp_path / "once" / "scans"), digest(tmp_path / "twice" / "scans")
+    assert once and once.items() < twice.items()  # the first scans are as they were
+    table = pd.read_csv(path)
+    of_patient = table.groupby("patient")
+    assert (of_patient.size() == 2).all() and (of_patient["site"].nunique() == 2).all()
+    assert (of_patient[["split", "label", "sex", "age"]].nunique() == 1).all(axis=None)
+    with pytest.raises(ValueError, match="scans_per_patient must be at least 1, got 0"):
+        phantom_cohort.plan_cohort(few, scans_per_patient=0)
 
 
 def test_a_second_cohort_does_not_mix_with_the_first(cohort: Path) -> None:

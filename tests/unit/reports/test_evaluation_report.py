@@ -24,6 +24,9 @@ from evaluations import (
 from markdown_it import MarkdownIt
 
 from fairlung.pipeline.evaluation.audit import NoAuditError
+from fairlung.pipeline.evaluation.records import Chance
+from fairlung.pipeline.evaluation.resampling import Estimate
+from fairlung.pipeline.evaluation.wording import Verdict
 from fairlung.pipeline.reports.document import LEVELS, Paragraph, write_document
 from fairlung.pipeline.reports.evaluation_report import (
     evaluation_report,
@@ -33,6 +36,7 @@ from fairlung.pipeline.reports.evaluation_report import (
 )
 from fairlung.pipeline.reports.evidence import read_evidence, write_evaluation
 from fairlung.pipeline.reports.model_card import write_model_card
+from fairlung.pipeline.shortcuts.probe import NOT_USED, ClassReading, Probe, ProbeError, Reading, write_probe
 
 
 def test_the_verdicts_stand_first_with_a_sign_and_a_word(run):
@@ -174,6 +178,30 @@ def test_a_report_asks_for_nothing_and_describes_its_pictures(run):
     assert len(page.captions) == len(page.tables)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
+
+
+def test_probes_are_a_section_that_does_not_say_used(run, tmp_path):
+    folder = tmp_path / "evaluation"
+    shutil.copytree(run, folder)
+    words = "What can be read from the features"
+    assert words not in (folder / "report.md").read_text()
+    classes = (ClassReading("normal", 30, Estimate(0.71, 0.6, 0.8)),)
+    readings = tuple(
+        Reading(kind, 8, Estimate(auc, auc - 0.05, 0.99), Chance(0.52, 0.61), 0.004, classes)
+        for kind, auc in zip(("network", "untrained", "image"), (0.912, 0.822, 0.733), strict=True)
+    )
+    about = {"": 3, "<b>rare</b>": 2}, 96, 90, "random weights of seed 42", 0.95, 200, 0, readings
+    write_probe(folder, Probe("scanner|<i>", {"A": 48, "B": 48}, *about, Verdict("finding", f"It is. {NOT_USED}")))
+    write_report(folder)
+    page, text = page_of(folder), (folder / "report.md").read_text()
+    assert words in text and NOT_USED in text and "random weights of seed 42" in text
+    (table,) = [table for table in page.tables if any("features of" in cell for cell in table[0])]
+    assert [row[2][:5] for row in table[1:]] == ["0.912", "0.822", "0.733"] and "0.710" in table[1][5]
+    html = (folder / "report.html").read_text()
+    assert "no value 3, &lt;b&gt;rare" in html and not {"b", "i"} & {name for name, _ in page.elements}
+    (folder / "probe.json").write_text("{}")
+    with pytest.raises(ProbeError, match=r"probe.json cannot be read: no probes"):
+        write_report(folder)
 
 
 def test_the_same_evaluation_gives_the_same_bytes(run, tmp_path):

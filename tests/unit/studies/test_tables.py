@@ -6,6 +6,7 @@ import csv
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,19 +15,26 @@ from latex_checks import check_latex
 from markdown_it import MarkdownIt
 from simulated_studies import (
     DRAWS,
+    SEXES,
     SWEEP,
     change,
+    macro_f1,
     write_study,
 )
 from typer.testing import CliRunner
 
 from fairlung.pipeline.cli.app import app
+from fairlung.pipeline.evaluation.records import Chance
+from fairlung.pipeline.evaluation.resampling import Estimate
+from fairlung.pipeline.evaluation.wording import Verdict
 from fairlung.pipeline.reports.latex import latex_table
+from fairlung.pipeline.shortcuts.probe import Probe, ProbeError, Reading, write_probe
 from fairlung.pipeline.studies.record import load_study
 from fairlung.pipeline.studies.results import read_results
 from fairlung.pipeline.studies.selection import expected_best
 from fairlung.pipeline.studies.summary import study_tables
 from fairlung.pipeline.studies.tables import (
+    encoding_pictures,
     optimism_text,
     table_1,
     table_notes,
@@ -170,6 +178,32 @@ def test_what_is_not_there_is_left_out_and_said(given_study, tmp_path):
     assert not {"curves.png", "figure1.png"} & {path.name for path in written.paths}
     text = (folder / "tables" / "tables.md").read_text()
     assert "no history.csv" in text and "no cells.csv" in text
+
+
+def test_probes_of_runs_are_shown_against_the_gap(given_study, tmp_path):
+    folder = tmp_path / "s"
+    shutil.copytree(given_study, folder)
+    evaluations = sorted(folder.glob("runs/*/val/evaluation"))
+    results = read_results(load_study(folder))
+    reading = Reading("network", 8, Estimate(0.81, 0.7, 0.9), Chance(0.5, 0.6), 0.01, ())
+    for place, evaluation in enumerate(evaluations[:5]):
+        found = replace(reading, auc=Estimate(0.6 + place / 50, 0.5, 0.8))
+        made = Probe("sex", {"female": 48, "male": 48}, {}, 96, 96, "", 0.95, 100, 0, (found,), Verdict("note", ""))
+        write_probe(evaluation, made)
+    tables = study_tables([folder], resamples=DRAWS)
+    (picture,) = encoding_pictures(tables)
+    assert picture.caption.startswith(f"5 of {len(results.tables)} runs were probed for sex") and picture.svg
+    shown = [tuple(map(float, pair)) for pair in re.findall(r"AUC (\S+), \|gap\| ([\d.]+\d)", picture.alt)]
+    expected = []
+    for run in results.study.runs:
+        table = pd.read_csv(run.output_dir / "val" / "evaluation" / "predictions.csv")
+        if (run.output_dir / "val" / "evaluation" / "probe.json").exists():
+            of = [macro_f1(table[table["sex"] == sex]) for sex in SEXES]
+            expected.append((0.6 + evaluations.index(run.output_dir / "val" / "evaluation") / 50, abs(of[0] - of[1])))
+    np.testing.assert_allclose(shown, expected, atol=0.0006)
+    evaluations[0].joinpath("probe.json").write_text("{")
+    with pytest.raises(ProbeError, match=r"probe.json cannot be read"):
+        encoding_pictures(tables)
 
 
 def test_a_studys_own_quotes_replace_the_papers(given_study, given_found, tmp_path):

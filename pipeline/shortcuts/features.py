@@ -1,0 +1,207 @@
+"""The features of the judged scans, saved by an evaluation: a row of numbers a scan, and no image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..common import run_folder
+from ..common.distributed import is_primary, world_size
+from ..common.errors import UserError
+from ..common.files import encoded, json_or_nothing, replacing
+from ..common.references import references
+from ..networks.checkpoint import said_of, training_record
+
+AIR_HU, BODY_HU = -950, -150  # below is air outside the lungs, above is tissue of the body
+PERCENTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+IMAGE_STATISTICS = ("mean", "sd", "p05", "p25", "p50", "p75", "p95", "share_air", "share_body")
+
+
+class FeatureError(UserError, ValueError):
+    """Features that cannot be saved or read; says which and why."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is known of N scans; names are those of predictions.csv, in its order."""
+
+    scan: NDArray[np.str_]  # [N]
+    network: NDArray[np.float32]  # [N, D] of the judged network
+    untrained: NDArray[np.float32]  # [N, D] of the same network before its training
+    image: NDArray[np.float32]  # [N, 9] IMAGE_STATISTICS of the network's input
+    untrained_is: str  # which weights the untrained network has
+    judged: str  # which run the judged network is of
+
+    def kinds(self) -> dict[str, NDArray[np.float32]]:
+        return {"network": self.network, "untrained": self.untrained, "image": self.image}
+
+
+def features_of(network: nn.Module, image: Tensor) -> Tensor:
+    """[N, D] float32: what the ``torch.nn.Linear`` layer that is called last is given for volumes [N, 1, D, H, W].
+
+    Dimensions between the first and the last, such as time, are averaged. FeatureError where no such layer is called.
+    """
+    from monai.networks.utils import eval_mode
+
+    last: dict[str, Tensor] = {}
+
+    def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        last["input"] = arguments[0]
+
+    hooks = [part.register_forward_pre_hook(keep) for part in network.modules() if isinstance(part, nn.Linear)]
+    try:
+        with eval_mode(network):
+            network(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not last:
+        raise FeatureError(
+            f"save_features: {type(network).__name__} calls no torch.nn.Linear layer, so has no features"
+        )
+    found = last["input"].float()
+    return found.reshape(len(image), -1, found.shape[-1]).mean(1)
+
+
+def image_statistics(image: Tensor, window: Sequence[float]) -> Tensor:
+    """[N, 9] :data:`IMAGE_STATISTICS` of volumes [N, 1, D, H, W] in [0, 1], which stand for the HU of ``window``.
+
+    Padding, of negative values, is left out.
+    """
+    low, high = window
+    air, body = ((hu - low) / (high - low) for hu in (AIR_HU, BODY_HU))
+    rows = []
+    for volume in image.float():
+        grey = volume[volume >= 0].sort().values  # torch.quantile takes no more than 16 million values
+        at = [grey[round(share * (len(grey) - 1))] for share in PERCENTILES]
+        rows.append(
+            torch.stack([grey.mean(), grey.std(), *at, (grey < air).float().mean(), (grey > body).float().mean()])
+        )
+    return torch.stack(rows)
+
+
+class UntrainedNetwork:
+    """Builds the judged network as it was before its training: with the run's seed and, if at hand, published weights.
+
+    Args:
+        config: the running config, of which ``network_def`` is built anew.
+        checkpoint: the judged one; settings.json of its training says the seed and the weights.
+        output_dir: of the evaluation.
+        seed: of the evaluation, which stands in where the training's is not known.
+    """
+
+    def __init__(self, config: Mapping[str, Any], checkpoint: str | Path, output_dir: str | Path, seed: int) -> None:
+        folder = run_folder.training_dir(checkpoint, Path(output_dir))
+        known = json_or_nothing(folder / run_folder.SETTINGS) if folder else {}
+        self.config, self.seed, self.known = dict(config), int(known.get("seed", seed)), "seed" in known
+        reads = any(entry.startswith("initial_weights") for entry in references(config.get("network_def", {})))
+        self.pretrained, self.weights = bool(reads and known.get("pretrained")), known.get("weights")
+
+    def build(self) -> tuple[nn.Module, str]:
+        """The network on the CPU, and which weights it has."""
+        if self.pretrained and self._at_hand():
+            with suppress(Exception):  # a damaged file, or one of another network: random weights are said to be so
+                built = self._built({"pretrained": True, "weights": self.weights})
+                return built, f"the published weights that the training began with, the others of seed {self.seed}"
+        of = f"random weights of seed {self.seed}"
+        if self.pretrained:
+            of += ", as the training's published ones are not at hand"
+        elif self.known:
+            of = f"the training's initial weights, of seed {self.seed}"
+        return self._built({"pretrained": False, "weights": None}), of
+
+    def _at_hand(self) -> bool:
+        """Whether published weights are on this machine: nothing is downloaded here."""
+        if self.weights is not None:
+            return Path(self.weights).is_file()
+        return any(Path(torch.hub.get_dir(), "checkpoints").glob("*.pth"))
+
+    def _built(self, initial_weights: dict[str, Any]) -> nn.Module:
+        from monai.bundle import ConfigParser
+
+        parser = ConfigParser({**self.config, "initial_weights": initial_weights})
+        parser.parse()
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return parser.get_parsed_content("network_def")
+
+
+class FeatureWriter:
+    """Handler of an evaluation: writes features.npz beside the table of predictions; without ``save`` removes old ones.
+
+    It holds :class:`Features`, with ``image_names``. The network is run once more for it, and the untrained one too, in
+    float32. One process and one checkpoint alone: FeatureError.
+    """
+
+    def __init__(
+        self, predictions: str | Path, network: nn.Module, untrained: UntrainedNetwork, window: Sequence[float],
+        checkpoints: Sequence[str], save: bool = False,
+    ) -> None:  # fmt: skip
+        self.path = Path(predictions).with_name(run_folder.FEATURES)
+        self.network, self.untrained, self.window, self.save = network, untrained, tuple(window), save
+        self.checkpoint = checkpoints[0]
+        if save and len(checkpoints) > 1:
+            raise FeatureError(f"save_features is for one checkpoint, and {len(checkpoints)} answer together here")
+        if save and world_size() > 1:
+            raise FeatureError(f"save_features is for one process, and {world_size()} run")
+        if save and not any(isinstance(part, nn.Linear) for part in network.modules()):
+            raise FeatureError(f"save_features: {type(network).__name__} has no torch.nn.Linear layer, so no features")
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        if self.save:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _start(self, engine: Engine) -> None:
+        if is_primary():  # those of earlier predictions
+            for name in (run_folder.FEATURES, run_folder.PROBE, run_folder.DUPLICATES):
+                self.path.with_name(name).unlink(missing_ok=True)
+        self._scans: list[str] = []
+        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        if self.save:
+            before, self._untrained_is = self.untrained.build()
+            self._before = before.to(next(self.network.parameters()).device)
+
+    def _add(self, engine: Engine) -> None:
+        image = engine.state.output["image"]
+        found = (features_of(self.network, image), features_of(self._before, image))
+        self._rows.append(tuple(part.cpu() for part in (*found, image_statistics(image, self.window))))  # type: ignore[arg-type]
+        self._scans += [encoded(scan).decode() for scan in engine.state.batch["scan"]]
+
+    def _write(self, engine: Engine) -> None:
+        network, untrained, image = (torch.cat(part).numpy() for part in zip(*self._rows, strict=True))
+        content = {"scan": np.array(self._scans), "features": network, "untrained": untrained, "image": image}
+        about = {"image_names": np.array(IMAGE_STATISTICS), "untrained_is": np.array(self._untrained_is)}
+        about |= {"judged": np.array(said_of(training_record(self.checkpoint)))}
+        with replacing(self.path) as part, part.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **content, **about)
+        del self._rows, self._before
+
+
+def load_features(path: str | Path) -> Features:
+    """The content of a features.npz; FeatureError where there is none, or one that is damaged."""
+    try:
+        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            scan, network, untrained, image = (file[name] for name in ("scan", "features", "untrained", "image"))
+            found = Features(scan, network, untrained, image, str(file["untrained_is"]), str(file["judged"]))
+    except FileNotFoundError:
+        raise FeatureError(f"no {path}: evaluate with --save_features True") from None
+    except Exception as error:  # numpy and zipfile raise many kinds
+        raise FeatureError(f"{path} cannot be read as features: {error}") from error
+    for name, values in found.kinds().items():
+        if values.ndim != 2 or len(values) != len(found.scan):
+            raise FeatureError(f"{path}: {name} has the shape {values.shape} for {len(found.scan)} scans")
+        if not np.isfinite(values).all():
+            scan = found.scan[np.flatnonzero(~np.isfinite(values).all(1))[0]]
+            raise FeatureError(f"{path}: {name} of {scan} holds values that are not finite")
+    return found

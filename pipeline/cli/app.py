@@ -7,7 +7,7 @@ import typer
 from .. import __version__
 from ..common.claims import end_in_order
 from ..common.text import mask_logins
-from . import data_commands, evaluation_commands, study_commands
+from . import data_commands, evaluation_commands, study_commands, weights_commands
 from .console import console, stops
 
 app = typer.Typer(
@@ -38,3 +38,4 @@ for _command in (
     study_commands.study, study_commands.mlflow_sync, study_commands.register, study_commands.settings,
 ):  # fmt: skip
     app.command()(stops(_command))
+app.add_typer(weights_commands.weights, name="weights")

@@ -55,8 +55,8 @@ JUDGED_WITH = (
 # settings that an evaluation does not use, and would tell as the configs have them
 RECIPE = (
     "epochs", "accumulate", "every_group", "learning_rate", "weight_decay", "cosine_epochs", "dropout", "val_interval",
-    "small_groups", "flip_prob", "rotation_prob", "brightness", "brightness_prob", "pretrained", "keep_checkpoints",
-    "model_file",
+    "small_groups", "flip_prob", "rotation_prob", "brightness", "brightness_prob", "pretrained", "weights",
+    "train_layers", "keep_checkpoints", "model_file",
 )  # fmt: skip
 
 

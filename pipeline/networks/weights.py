@@ -86,7 +86,7 @@ def load_published_weights(network: nn.Module, own: PublishedWeights, weights: s
         network.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise PretrainedWeightsError(
-            f"{source} is not {own.source.partition(',')[0]}'s {own.architecture} "
+            f"{source} is not {'torchvision' if own.url else own.name}'s {own.architecture} "
             f"({' '.join(str(error).split())[:200]}...). {_ways_out(own)}"
         ) from error
 

@@ -23,7 +23,7 @@ from fairlung.pipeline.common.errors import EXIT_SOME_FAILED, user_error
 from fairlung.pipeline.data.cohort_checks import CohortError
 from fairlung.pipeline.data.dataset import UnreadableScansError, transform_digest
 from fairlung.pipeline.networks.checkpoint import MODEL_SETTINGS, CheckpointError
-from fairlung.pipeline.networks.r3d18 import PretrainedWeightsError
+from fairlung.pipeline.networks.weights import PretrainedWeightsError
 from fairlung.transforms import LoadScan, SampleSlices, TrimSlices
 
 

@@ -75,7 +75,7 @@ def test_the_checklist_says_what_the_audit_says_and_nothing_else(tmp_path):
     assert all((answer == "not stated") == (source == "") for *_, answer, source in rows)
     for name in ("Sources of the scans", "Preprocessing", "Reference standard", "External test data", "Funding"):
         assert answers[name] == "not stated"  # there is no checkpoint at hand
-    assert answers["Initial weights"] == "Kinetics-400 weights" and answers["Training"] == "batch_size 2"
+    assert answers["Initial weights"] == "Kinetics-400 weights (kinetics400)" and answers["Training"] == "batch_size 2"
     score, settings = audit["overall"]["score"], audit["settings"]
     said = answers["Performance, with intervals, by group"]
     assert said.startswith(f"P {score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f}); F1 male ")

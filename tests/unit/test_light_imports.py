@@ -28,7 +28,7 @@ note("import")
 from typer.testing import CliRunner
 from fairlung.pipeline.cli.app import app
 assert CliRunner().invoke(app, ["--help"]).exit_code == 0
-for command in ("cohort", "check", "phantom", "study", "tables", "audit", "compare", "postprocess", "register"):
+for command in ("cohort", "check", "phantom", "study", "tables", "audit", "compare", "postprocess", "register", "weights"):
     assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
 note("help")
 from fairlung.transforms import find_scans

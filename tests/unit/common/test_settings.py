@@ -77,6 +77,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"cache_in_memory": "yes"}, "cache_in_memory must be true or false, got 'yes'"),
     ({"every_group": 1}, "every_group must be true or false, got 1"),
     ({"pretrained": "maybe"}, "pretrained must be true or false, got 'maybe'"),
+    ({"train_layers": "heads"}, "train_layers must be one of all, head, got 'heads'"),
     ({"resume": "yes"}, "resume must be true or false, got 'yes'"),
     ({"overlay": "yes"}, "overlay must be true or false, got 'yes'"),
     ({"keep_checkpoints": 0}, "keep_checkpoints must be a whole number of at least 1 or null, got 0"),

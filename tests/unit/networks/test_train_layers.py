@@ -8,13 +8,26 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from monai.networks.nets import DenseNet, ResNet, UNet
+from monai.networks.nets import DenseNet, ResNet, SwinUNETR, UNet
 from torch import nn
 
 from fairlung.pipeline.networks.cnn_rnn import CNNRNNClassifier
 from fairlung.pipeline.networks.i3d import I3D
 from fairlung.pipeline.networks.r3d18 import R3D18Classifier
 from fairlung.pipeline.networks.train_layers import head_layers, train_only, trained_parameters
+
+
+class SwinClassifier(nn.Module):
+    """As docs/method.md has it."""
+
+    def __init__(self, num_classes: int, feature_size: int = 24) -> None:
+        super().__init__()
+        self.encoder = SwinUNETR(in_channels=1, out_channels=1, feature_size=feature_size).swinViT
+        self.head = nn.Linear(16 * feature_size, num_classes)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(image)[-1].mean((2, 3, 4)))
+
 
 SHAPE = (2, 1, 8, 32, 32)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
@@ -28,6 +41,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "ResNet": (
         lambda: ResNet("basic", [1, 1, 1, 1], [8, 8, 16, 16], n_input_channels=1, num_classes=3), ("fc",)
     ),
+    "SwinUNETR's encoder": (lambda: SwinClassifier(3, feature_size=12), ("head",)),
 }  # fmt: skip
 
 

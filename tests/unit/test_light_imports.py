@@ -28,7 +28,8 @@ note("import")
 from typer.testing import CliRunner
 from fairlung.pipeline.cli.app import app
 assert CliRunner().invoke(app, ["--help"]).exit_code == 0
-for command in ("cohort", "check", "phantom", "study", "tables", "audit", "compare", "postprocess", "register", "weights"):
+commands = "cohort check phantom study tables audit compare postprocess register weights"
+for command in commands.split():
     assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
 note("help")
 from fairlung.transforms import find_scans

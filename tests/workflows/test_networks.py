@@ -41,7 +41,7 @@ def test_a_network_of_ours_trains_is_judged_explained_and_answers(
     start: Start, small_cohort: Path, tmp_path: Path, name: str
 ) -> None:
     settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path / "run")}
-    if name == "ct_resnet152":  # whose own size test_ct_resnet.py has
+    if name == "ct_resnet152":  # its own size is in test_ct_resnet.py
         settings["network_def::_target_"] = "published_networks.ShallowCTResNet"
     workflow = start("train", f"networks/{name}", **settings, **MEMORISE)
     workflow.initialize()
@@ -117,12 +117,16 @@ def test_another_network_of_monai_is_three_lines(start: Start, small_cohort: Pat
     names = ("train", "networks/densenet121")
     settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path)}
     sizes = {"num_slices": 32, "image_size": 40, "crop_size": 32, "epochs": 1, "batch_size": 8}
-    workflow = run(start(*names, **settings, **sizes))
+    workflow = run(start(*names, **settings, **sizes, train_layers="head"))
     assert isinstance(workflow.network_def, DenseNet121)
+    assert len(workflow.parser.get_parsed_content("optimizer").param_groups[0]["params"]) == 2
     content = torch.load(tmp_path / "models" / "best.pt", weights_only=True)
     assert content["settings"]["network"] == "DenseNet121"
     run(start(*names, "evaluate", **settings))
     evaluated = json.loads((tmp_path / "val" / "evaluation" / "metrics.json").read_text())
     assert evaluated["metrics"] == json.loads((tmp_path / "val" / "metrics.json").read_text())["metrics"]
-    error = cause(start("inference", scans=str(small_cohort), checkpoint=str(tmp_path / "models" / "best.pt")))
+    answers = {"scans": str(small_cohort), "checkpoint": str(tmp_path / "models" / "best.pt")}
+    run(start("inference", names[1], **answers, output_dir=str(tmp_path / "answers")))
+    assert not pd.read_csv(tmp_path / "answers" / "predictions.csv")["prediction"].isna().any()
+    error = cause(start("inference", **answers))
     assert "network: checkpoint 'DenseNet121', run 'R3D18Classifier'" in str(error)

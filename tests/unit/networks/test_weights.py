@@ -136,10 +136,6 @@ def test_arrays_of_a_tree_become_tensors() -> None:
     assert len(state) == 4
 
 
-@pytest.mark.fault(
-    "wrong", "published weights whose pickle would run code",
-    before="not fetched at all", now="refused, not run",
-)  # fmt: skip
 def test_a_planted_pickle_is_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "it ran"
     tree = jax_tree() | {"more": Planted(marker)}

@@ -65,9 +65,11 @@ def test_a_model_card_says_what_is_not_stated(tmp_path):
 
 def test_the_checklist_says_what_the_audit_says_and_nothing_else(tmp_path):
     folder = make_run(tmp_path, split="val")
-    (tmp_path / "settings.json").write_text(json.dumps({"pretrained": True, "batch_size": 2, "alpha": 0.8}))
+    settings = {"pretrained": True, "batch_size": 2, "alpha": 0.8, "train_layers": "head"}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
     audit = judged_by(folder)
     body = write_model_card(folder, tmp_path / "MODEL_CARD.md").read_text()
+    assert "the head alone" in body
     header, *rows = markdown_tables(body)[-1]
     assert header == ["CLAIM 2024", "TRIPOD+AI", "item", "answer", "from"]
     answers = {row[2]: row[3] for row in rows}

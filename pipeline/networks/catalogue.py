@@ -70,9 +70,9 @@ def said_of_weights(settings: Mapping[str, Any]) -> str | None:
     """
     pretrained, given = settings.get("pretrained"), settings.get("weights")
     own = OF_NETWORK.get(str(settings.get("network", "R3D18Classifier")))
-    if pretrained is None:
+    if pretrained is None or own is None:  # a network that is not ours may load its own
         return None
-    if not pretrained or own is None:  # a network that is not ours takes none
+    if not pretrained:
         return "random weights"
     if given is not None and given not in CATALOGUE:
         return f"weights from a file, as of {own.data}"

@@ -20,6 +20,7 @@ from fairlung.pipeline.networks.weights import PretrainedWeightsError
 
 CONFIGS = Path(__file__).parents[2] / "bundles" / "fair_lung_ct" / "configs"
 NETWORKS = sorted(path.stem for path in (CONFIGS / "networks").glob("*.yaml"))
+SYSTEMS = sorted(path.stem for path in (CONFIGS / "systems").glob("*.yaml"))
 OURS = ("i3d", "ct_resnet152")
 # the same volumes in every epoch, so that a few steps show
 MEMORISE = {"epochs": 4, "val_interval": 4, "learning_rate": 1e-3, "dropout": 0.0, "batch_size": 8}
@@ -74,7 +75,28 @@ def test_a_network_of_ours_trains_is_judged_explained_and_answers(
     assert "run 'R3D18Classifier'" in str(error) and "['inference.yaml','networks/i3d.yaml']" in str(error)
 
 
-@pytest.mark.parametrize("system", sorted(path.stem for path in (CONFIGS / "systems").glob("*.yaml")))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("system", [system for system in SYSTEMS if system != "cnn_rnn"])
+def test_every_objective_trains_a_network_of_ours(
+    start: Start, small_cohort: Path, tmp_path: Path, system: str, name: str
+) -> None:
+    settings: dict[str, Any] = {"cohort": str(small_cohort), "output_dir": str(tmp_path), **MEMORISE}
+    if name == "ct_resnet152":
+        settings["network_def::_target_"] = "published_networks.ShallowCTResNet"
+    workflow = start("train", f"networks/{name}", f"systems/{system}", **settings)
+    workflow.initialize()
+    objective = workflow.parser.get_parsed_content("loss")
+    network = workflow.parser.get_parsed_content("network")
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    workflow.run()
+    objective.eval()  # what it remembers stays: one objective for both
+    after = loss_of(workflow, objective)
+    network.load_state_dict(before)
+    assert after < 0.97 * loss_of(workflow, objective)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
 def test_every_objective_goes_with_every_network(start: Start, system: str) -> None:
     """An overlay of networks/ touches no entry that an objective's has, but for the CNN-RNN, a network itself."""
     objective = yaml.safe_load((CONFIGS / "systems" / f"{system}.yaml").read_text())

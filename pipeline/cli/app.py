@@ -7,7 +7,7 @@ import typer
 from .. import __version__
 from ..common.claims import end_in_order
 from ..common.text import mask_logins
-from . import data_commands, evaluation_commands, study_commands
+from . import data_commands, evaluation_commands, study_commands, weights_commands
 from .console import console, stops
 
 app = typer.Typer(
@@ -39,3 +39,4 @@ for _command in (
     study_commands.settings,
 ):  # fmt: skip
     app.command()(stops(_command))
+app.add_typer(weights_commands.weights, name="weights")

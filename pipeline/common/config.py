@@ -94,6 +94,7 @@ def check_settings() -> None:
     _refuse_replaced_sections(config, files)
     if config.get("loss") is not None:  # inference and evaluation have none
         _refuse_unread_settings(config, workflow.config_root_path / "train.yaml")
+        _refuse_unread_weights(config)
     _check_values(workflow.parser, typed)
     show_errors_in_a_line(_if_interrupted(config, workflow.parser))
 
@@ -155,6 +156,14 @@ def _refuse_unread_settings(config: dict[str, Any], defaults: Path) -> None:
         listed = ", ".join(f"{name} is {config[name]}" for name in changed)
         objective = f"the objective ({config.get('system', 'loss_function')})"
         raise UnknownSettingError(f"{objective} reads no such setting: {listed}; leave it out, or make it null")
+
+
+def _refuse_unread_weights(config: dict[str, Any]) -> None:
+    """UnknownSettingError when weights are named and the network is none that starts from them."""
+    read = {entry.split(ID_SEP_KEY)[0] for entry in read_by("network_def", config)}
+    if config.get("weights") is not None and not read & {"weights", "initial_weights"}:
+        name = network_name(config) or "the network"
+        raise UnknownSettingError(f"{name} reads no weights: weights is {config['weights']}; leave it out")
 
 
 def _instructions(workflow: ConfigWorkflow) -> set[str]:

@@ -40,7 +40,8 @@ class OverlayWriter:
         mirror: whether mirrored volumes (left and right exchanged) took part in the answer.
         named: whether a montage shows the scan's name; a picture that leaves the project may have to do without.
 
-    A size that is not positive, no network, or one without a module ``target_layer`` is a ValueError.
+    A size that is not positive or no network is a ValueError; a network without a module ``target_layer`` is one when
+    the handler is attached, as a config makes it for every network.
     """
 
     def __init__(
@@ -53,9 +54,6 @@ class OverlayWriter:
         if not self.networks:
             raise ValueError("network must be at least one, got none")
         self.target_layers = [target_layer or explained_layer(member) for member in self.networks]
-        for member, layer in zip(self.networks, self.target_layers, strict=True):
-            if layer not in dict(member.named_modules()):
-                raise ValueError(f"target_layer: the network has no module {layer!r}")
         self.folder, self.class_names = Path(folder), tuple(class_names)
         self.image_size, self.crop_size = image_size, crop_size
         self.maps, self.mirror, self.named = maps, mirror, named
@@ -65,6 +63,11 @@ class OverlayWriter:
         self._maps: dict[str, Path] = {}
 
     def attach(self, engine: Engine) -> None:
+        for member, layer in zip(self.networks, self.target_layers, strict=True):
+            if layer not in dict(member.named_modules()):
+                raise ValueError(
+                    f"target_layer: the network has no module {layer!r}; it can name its own as explained_layer"
+                )
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         if not engine.has_registered_events(AnswerEvents.ANSWERED):
             raise RuntimeError("OverlayWriter must be attached after the PredictionWriter, whose answers it shows")

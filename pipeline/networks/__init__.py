@@ -7,7 +7,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "checkpoint": ["ModelSettings", "model_settings", "require_checkpoint"],
         "cnn_rnn": ["CNNRNNClassifier"],
+        "ct_resnet": ["CTResNet152"],
         "ensemble": ["ensemble_of"],
+        "i3d": ["I3D"],
         "r3d18": ["R3D18Classifier"],
+        "train_layers": ["train_only", "trained_parameters"],
     },
 )

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
-from torchvision.models import ResNet50_Weights, resnet50
+from torchvision.models import resnet50
 
 from fairlung.transforms.checks import check_setting, check_whole
 
 from ..common.distributed import is_primary
 from ..common.volumes import slice_counts
-from .r3d18 import load_published_weights, refuse_unused_weights
+from .catalogue import OF_NETWORK
+from .weights import load_published_weights, refuse_unused_weights
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +55,13 @@ class CNNRNNClassifier(nn.Module):
 
     Args:
         pretrained: start from ImageNet weights (IMAGENET1K_V1), which a network that loads a checkpoint does not need.
-        weights: local file with torchvision's ResNet-50 state dict; None lets torchvision find or download it. What
-            cannot be had or does not fit is a PretrainedWeightsError.
+        weights: their name, or a file with torchvision's ResNet-50 state dict; None is ``imagenet``, which torchvision
+            finds or downloads. What cannot be had or does not fit is a PretrainedWeightsError.
         dropout: probability before the head, in [0, 1).
     """
 
     explained_layer = "last_stage"  # where Grad-CAM looks
+    head_layers = ("gru", "head")  # what train_layers: head trains
 
     def __init__(
         self, num_classes: int, pretrained: bool = False, weights: str | Path | None = None,
@@ -130,7 +132,7 @@ def _encoder(pretrained: bool, weights: str | Path | None) -> nn.Sequential:
     """ResNet-50 up to its last stage, under torchvision's names: [L, 3, H, W] to [L, 2048, H / 32, W / 32]."""
     resnet = resnet50(weights=None, zero_init_residual=True)
     if pretrained:
-        load_published_weights(resnet, ResNet50_Weights.IMAGENET1K_V1, "ResNet-50", "ImageNet", weights)
+        load_published_weights(resnet, OF_NETWORK["CNNRNNClassifier"], weights)
     stages = {name: module for name, module in resnet.named_children() if name not in ("avgpool", "fc")}
     return nn.Sequential(OrderedDict(stages))
 

@@ -13,6 +13,7 @@ from .. import __version__
 from ..evaluation.audit_words import few_groups, p_text
 from ..evaluation.records import Audit
 from ..evaluation.wording import percent, span_text
+from ..networks.catalogue import said_of_weights
 from .document import Table
 from .evidence import Evidence
 
@@ -73,11 +74,6 @@ def _performance(known: Known) -> str:
     return "; ".join([*found, gap, *filter(None, [few_groups(known.audit)])])
 
 
-def _pretrained(known: Known) -> str | None:
-    given = known.trained.get("pretrained")
-    return None if given is None else "Kinetics-400 weights" if given else "random weights"
-
-
 ITEMS = (
     Item("7", "5a", "Sources of the scans"),
     Item("8", "6b", "Who was eligible"),
@@ -92,7 +88,7 @@ ITEMS = (
     Item("21", "10", "Intended sample size"),
     Item("22", "22", "The model", "settings.json", lambda known: _named(known.trained, "network")),
     Item("23", "18f", "Software", "version", lambda known: f"fairlung {__version__}, MONAI, PyTorch; Apache-2.0"),
-    Item("24", "", "Initial weights", "settings.json", _pretrained),
+    Item("24", "", "Initial weights", "settings.json", lambda known: said_of_weights(known.trained)),
     Item("25", "12c", "Training", "settings.json", lambda known: _named(
         known.trained, "system", "epochs", "batch_size", "accumulate", "learning_rate", "weight_decay", "seed")),
     Item("", "13", "Class imbalance", "settings.json", lambda known: _named(known.trained, "system", "tau")),

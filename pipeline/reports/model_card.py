@@ -16,6 +16,7 @@ from ..evaluation.audit_words import fair_gap_text, few_groups, p_text, stayed_t
 from ..evaluation.records import Audit, to_plain
 from ..evaluation.resampling import Estimate
 from ..evaluation.wording import percent, span_text
+from ..networks.catalogue import said_of_weights
 from ..networks.checkpoint import model_settings, said_of, training_record
 from .checklist import NOT_STATED, checklist
 from .document import LEVELS, Table, Verdicts, markdown_environment, squeezed, write_text
@@ -177,11 +178,14 @@ def _training_facts(evidence: Evidence) -> list[tuple[str, str]]:
     settings, history = evidence.settings, evidence.history
     named = {
         "system": "Objective", "alpha": "alpha (CVaR over groups)", "tau": "tau (logit adjustment)",
-        "gradient": "Gradient of the CVaR", "seed": "Seed", "pretrained": "Kinetics-400 weights at first",
+        "gradient": "Gradient of the CVaR", "seed": "Seed",
         "batch_size": "Batch size", "weight_decay": "Weight decay",
     }  # fmt: skip
     absent = [name for name in OBJECTIVE_SETTINGS if {"system", name} & settings.keys() and settings.get(name) is None]
     facts = [(heading, "none" if name in absent else _text(settings.get(name))) for name, heading in named.items()]
+    facts.append(("At first", said_of_weights(settings) or NOT_STATED))
+    if settings.get("train_layers") == "head":
+        facts.append(("Trained layers", "the head alone"))
     facts.append(("Epochs", NOT_STATED if history is None else str(int(history["epoch"].max()))))
     marked = NOT_STATED if evidence.marked_epoch is None else f"{evidence.marked_epoch} ({evidence.marked_by})"
     facts.append(("Epoch of the checkpoint", marked))

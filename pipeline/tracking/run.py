@@ -55,7 +55,7 @@ JUDGED_WITH = (
 RECIPE = (
     "epochs", "accumulate", "every_group", "every_cell", "learning_rate", "weight_decay", "cosine_epochs", "dropout",
     "val_interval", "small_groups", "flip_prob", "rotation_prob", "brightness", "brightness_prob", "pretrained",
-    "keep_checkpoints", "model_file",
+    "weights", "train_layers", "keep_checkpoints", "model_file",
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ note("import")
 from typer.testing import CliRunner
 from fairlung.pipeline.cli.app import app
 assert CliRunner().invoke(app, ["--help"]).exit_code == 0
-commands = "cohort check phantom study tables audit compare probe postprocess register"
+commands = "cohort check phantom study tables audit compare probe postprocess register weights"
 for command in commands.split():
     assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
 note("help")

@@ -23,7 +23,7 @@ from fairlung.pipeline.common.errors import EXIT_SOME_FAILED, user_error
 from fairlung.pipeline.data.cohort_checks import CohortError
 from fairlung.pipeline.data.dataset import UnreadableScansError, transform_digest
 from fairlung.pipeline.networks.checkpoint import MODEL_SETTINGS, CheckpointError
-from fairlung.pipeline.networks.r3d18 import PretrainedWeightsError
+from fairlung.pipeline.networks.weights import PretrainedWeightsError
 from fairlung.transforms import LoadScan, SampleSlices, TrimSlices
 
 
@@ -264,6 +264,7 @@ def test_a_mistyped_override_stops_with_the_nearest_name(start: Start, wrong: st
 CONFIGS = [("train",), ("train", "demo"), ("train", "evaluate"), ("train", "demo", "evaluate"), ("inference",)]
 CONFIGS += [("inference", "check")]
 CONFIGS += [("train", "demo", "systems/focal"), ("train", "systems/focal", "evaluate")]
+CONFIGS += [("train", "networks/i3d"), ("inference", "networks/ct_resnet152"), ("inference", "networks/densenet121")]
 CONFIGS += [("train", "networks/densenet121"), ("train", "multi_gpu_train")]
 CONFIGS += [("train", "recipes/notebook"), ("train", "recipes/script")]
 

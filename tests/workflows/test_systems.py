@@ -11,8 +11,7 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow
-from monai.networks.nets import DenseNet121
-from workflows import SMALL_NETWORK, Start, cause, run
+from workflows import SMALL_NETWORK, Start, run
 
 from fairlung.pipeline.common.config import UnknownSettingError
 from fairlung.pipeline.common.errors import user_error
@@ -165,20 +164,3 @@ def test_an_overlay_of_0_1_trains_and_its_nulls_are_not_recorded(
     trained = json.loads((tmp_path / "settings.json").read_text())
     assert {key: trained[key] for key in OBJECTIVE_SETTINGS if key in trained} == {"gradient": "exact"}
     assert trained["run_name"] == "mine DenseNet exact seed 42"
-
-
-# ---- another network -----------------------------------------------------------------------------------------------
-@pytest.mark.slow
-def test_another_network_of_monai_is_three_lines(start: Start, small_cohort: Path, tmp_path: Path) -> None:
-    names = ("train", "networks/densenet121")
-    settings = {"cohort": str(small_cohort), "output_dir": str(tmp_path)}
-    sizes = {"num_slices": 32, "image_size": 40, "crop_size": 32, "epochs": 1, "batch_size": 8}
-    workflow = run(start(*names, **settings, **sizes))
-    assert isinstance(workflow.network_def, DenseNet121)
-    content = torch.load(tmp_path / "models" / "best.pt", weights_only=True)
-    assert content["settings"]["network"] == "DenseNet121"
-    run(start(*names, "evaluate", **settings))
-    evaluated = json.loads((tmp_path / "val" / "evaluation" / "metrics.json").read_text())
-    assert evaluated["metrics"] == json.loads((tmp_path / "val" / "metrics.json").read_text())["metrics"]
-    error = cause(start("inference", scans=str(small_cohort), checkpoint=str(tmp_path / "models" / "best.pt")))
-    assert "network: checkpoint 'DenseNet121', run 'R3D18Classifier'" in str(error)

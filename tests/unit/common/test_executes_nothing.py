@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torchvision.models import resnet18
-from torchvision.models.video import R3D_18_Weights
 
 from fairlung.pipeline.common.errors import UserError
 from fairlung.pipeline.common.files import json_or_nothing
@@ -22,8 +21,9 @@ from fairlung.pipeline.data.dataset import scan_finder
 from fairlung.pipeline.data.volume_cache import VolumeCache
 from fairlung.pipeline.evaluation.predictions import load_predictions
 from fairlung.pipeline.inference.members import load_members
+from fairlung.pipeline.networks.catalogue import OF_NETWORK
 from fairlung.pipeline.networks.checkpoint import model_settings, training_record
-from fairlung.pipeline.networks.r3d18 import load_published_weights
+from fairlung.pipeline.networks.weights import load_published_weights
 from fairlung.pipeline.postprocessing.fitted import load_fitted
 from fairlung.pipeline.reports.evidence import optional_json
 from fairlung.pipeline.studies.record import STUDY_FILE, load_study
@@ -74,7 +74,7 @@ def resume_point(path: Path) -> None:
 
 
 def published_weights(path: Path) -> None:
-    load_published_weights(resnet18(), R3D_18_Weights.KINETICS400_V1, "R3D-18", "Kinetics-400", path)
+    load_published_weights(resnet18(), OF_NETWORK["R3D18Classifier"], path)
 
 
 def archive_member(path: Path) -> None:

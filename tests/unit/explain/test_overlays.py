@@ -18,6 +18,7 @@ import SimpleITK as sitk
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ignite.engine import Engine
 from monai.engines import SupervisedEvaluator
 from monai.transforms import CenterSpatialCrop, Compose, Resize
 from nibabel.affines import apply_affine
@@ -564,7 +565,7 @@ def test_settings_that_cannot_work_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="network must be at least one"):
         OverlayWriter(tmp_path, [], CLASSES, 12, 8)
     with pytest.raises(ValueError, match="target_layer: the network has no module 'layer9'"):
-        OverlayWriter(tmp_path, Bright(), CLASSES, 12, 8, target_layer="layer9")
+        OverlayWriter(tmp_path, Bright(), CLASSES, 12, 8, target_layer="layer9").attach(Engine(lambda *_: None))
 
 
 def test_a_handler_in_the_wrong_place_is_told_so(tmp_path: Path) -> None:

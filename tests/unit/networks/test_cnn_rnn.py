@@ -25,7 +25,8 @@ from fairlung.pipeline.common.volumes import PADDING, slice_counts
 from fairlung.pipeline.explain.grad_cam import class_activation, explained_copy
 from fairlung.pipeline.networks.checkpoint import CheckpointError, ModelSettings
 from fairlung.pipeline.networks.cnn_rnn import ENCODER_MODES, FEATURES, CNNRNNClassifier
-from fairlung.pipeline.networks.r3d18 import PretrainedWeightsError, R3D18Classifier
+from fairlung.pipeline.networks.r3d18 import R3D18Classifier
+from fairlung.pipeline.networks.weights import PretrainedWeightsError
 from fairlung.transforms import FirstSlices, LoadScan
 
 SYSTEM = ("train", "systems/cnn_rnn")

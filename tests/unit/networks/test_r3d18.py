@@ -14,7 +14,8 @@ from torchvision.models.video import R3D_18_Weights, r3d_18
 
 from fairlung.pipeline.common.errors import UserError
 from fairlung.pipeline.losses.two_level import FairLACVaRLoss
-from fairlung.pipeline.networks.r3d18 import PretrainedWeightsError, R3D18Classifier, collapse_input_channels
+from fairlung.pipeline.networks.r3d18 import R3D18Classifier, collapse_input_channels
+from fairlung.pipeline.networks.weights import PretrainedWeightsError
 
 
 @pytest.fixture(scope="module")

@@ -83,9 +83,11 @@ def test_a_model_card_says_what_is_not_stated(tmp_path):
 
 def test_the_checklist_says_what_the_audit_says_and_nothing_else(tmp_path):
     folder = make_run(tmp_path, split="val")
-    (tmp_path / "settings.json").write_text(json.dumps({"pretrained": True, "batch_size": 2, "alpha": 0.8}))
+    settings = {"pretrained": True, "batch_size": 2, "alpha": 0.8, "train_layers": "head"}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
     audit = judged_by(folder)
     body = write_model_card(folder, tmp_path / "MODEL_CARD.md").read_text()
+    assert "the head alone" in body
     header, *rows = markdown_tables(body)[-1]
     assert header == ["CLAIM 2024", "TRIPOD+AI", "item", "answer", "from"]
     answers = {row[2]: row[3] for row in rows}
@@ -93,7 +95,7 @@ def test_the_checklist_says_what_the_audit_says_and_nothing_else(tmp_path):
     assert all((answer == "not stated") == (source == "") for *_, answer, source in rows)
     for name in ("Sources of the scans", "Preprocessing", "Reference standard", "External test data", "Funding"):
         assert answers[name] == "not stated"  # there is no checkpoint at hand
-    assert answers["Initial weights"] == "Kinetics-400 weights" and answers["Training"] == "batch_size 2"
+    assert answers["Initial weights"] == "Kinetics-400 weights (kinetics400)" and answers["Training"] == "batch_size 2"
     score, settings = audit["overall"]["score"], audit["settings"]
     said = answers["Performance, with intervals, by group"]
     assert said.startswith(f"P {score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f}); F1 male ")

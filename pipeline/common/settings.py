@@ -133,7 +133,9 @@ class Settings(TypedDict, total=False):
     tau: Annotated[float, Interval(ge=0), "logit adjustment; 0: none"]
     gradient: Annotated[Literal["exact", "published"], "of CVaR; published reproduces the authors' code"]
     alpha_inner: Annotated[float, Interval(gt=0, le=1), "CVaR over the scans of a group (daw_fdd)"]
-    gamma: Annotated[float, Interval(ge=0), "focusing parameter; 0 is cross-entropy, else at least 1 (focal)"]
+    gamma: Annotated[
+        float, Interval(ge=0), "focusing parameter, 0 or at least 1 (focal); weight of the source loss (site_head)"
+    ]
     eta: Annotated[float, Interval(gt=0), "step size of the groups' weights (group_dro)"]
     max_margin: Annotated[float, Interval(ge=0), "margin of the rarest class (ldam)"]
     logit_scale: Annotated[float, Interval(gt=0), "factor of the logits (ldam)"]

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "aggregation": ["GroupCVaR", "GroupDRO", "GroupTreeCVaR", "HierarchicalCVaR", "MeanAggregation"],
         "sample_losses": ["CrossEntropy", "FocalLoss", "LDAMLoss", "LogitAdjustedCrossEntropy", "WeightedCrossEntropy"],
+        "site_head": ["SiteHeadLoss"],
         "two_level": ["FairLACVaRLoss", "TwoLevelLoss"],
     },
 )

@@ -9,5 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "cnn_rnn": ["CNNRNNClassifier"],
         "ensemble": ["ensemble_of"],
         "r3d18": ["R3D18Classifier"],
+        "site_head": ["SiteHead"],
     },
 )

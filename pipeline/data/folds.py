@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from fairlung.transforms.checks import check_whole
 
 from ..common.errors import UserError
-from ..common.names import SITE, UNKNOWN
+from ..common.names import JOIN, SITE, UNKNOWN
 from ..common.text import quoted, spelling_key
 from .cohort import Cohort
 from .cohort_checks import SPLITS
@@ -77,8 +77,8 @@ def fold_tables(
 def site_folds(cohort: Cohort, repeats: int = 1, seed: int = 0, inner_folds: int = 5) -> list[Fold]:
     """A fold for each of :func:`site_names`, in which its scans are ``test``; listed repeat by repeat.
 
-    The scans of the other sites are split into ``inner_folds`` parts, one of which is ``val``, as :func:`fold_tables`
-    does it; repeats differ in this alone. FoldsError as of :func:`site_names`, and where a class would not be in a
+    The scans of the other sites are split into ``inner_folds`` parts, stratified by site too, one of which is ``val``, as
+    :func:`fold_tables` does it; repeats differ in this alone. FoldsError as of :func:`site_names`, and where a class would not be in a
     train part, as of a class that one site alone has.
     """
     inner_folds = _checked(2, repeats, seed, inner_folds)
@@ -89,7 +89,7 @@ def site_folds(cohort: Cohort, repeats: int = 1, seed: int = 0, inner_folds: int
         return [(np.flatnonzero(~part), np.flatnonzero(part)) for part in inside]
 
     places = [f"without site {quoted(site)}" for site in sites]
-    return _nested(cohort, outer, places, lambda *_: "no other site has one", repeats, seed, inner_folds)
+    return _nested(cohort, outer, places, lambda *_: "no other site has one", repeats, seed, inner_folds, True)
 
 
 def site_names(cohort: Cohort) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ def site_warnings(cohort: Cohort) -> list[str]:
 
 def _nested(
     cohort: Cohort, outer: Callable[[pd.DataFrame, Ints, Ints, int], Parts], places: Sequence[str],
-    lacking: Callable[[str, pd.DataFrame], str], repeats: int, seed: int, inner_folds: int,
+    lacking: Callable[[str, pd.DataFrame], str], repeats: int, seed: int, inner_folds: int, by_site: bool = False,
 ) -> list[Fold]:  # fmt: skip
     """The folds of an outer split, each with its validation part; ``lacking`` says why a class cannot be trained on."""
     table = _table(cohort)
@@ -147,7 +147,8 @@ def _nested(
     paths = [os.path.normpath(cohort.root / scan) for scan in table["scan"]]
     order = np.array(sorted(range(len(table)), key=paths.__getitem__))
     cells = _cells(cohort, table)
-    stratum = pd.factorize(cells.iloc[order])[0]
+    strata = cells + JOIN + group_values(table, [SITE])[SITE] if by_site else cells
+    stratum = pd.factorize(strata.iloc[order])[0]
     patient = _patients(table.iloc[order])
     if "patient" in table:
         known = (table["patient"] != "").to_numpy()

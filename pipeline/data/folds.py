@@ -77,9 +77,9 @@ def fold_tables(
 def site_folds(cohort: Cohort, repeats: int = 1, seed: int = 0, inner_folds: int = 5) -> list[Fold]:
     """A fold for each of :func:`site_names`, in which its scans are ``test``; listed repeat by repeat.
 
-    The scans of the other sites are split into ``inner_folds`` parts, stratified by site too, one of which is ``val``, as
-    :func:`fold_tables` does it; repeats differ in this alone. FoldsError as of :func:`site_names`, and where a class would not be in a
-    train part, as of a class that one site alone has.
+    The scans of the other sites are split into ``inner_folds`` parts, stratified by site too, one of which is ``val``,
+    as :func:`fold_tables` does it; repeats differ in this alone. FoldsError as of :func:`site_names`, and where a class
+    would not be in a train part, as of a class that one site alone has.
     """
     inner_folds = _checked(2, repeats, seed, inner_folds)
     sites = site_names(cohort)

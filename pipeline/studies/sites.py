@@ -100,8 +100,9 @@ def _lacking(table: Predictions) -> str:
 
 
 def keys_of(rows: Sequence[SiteRow]) -> list[str]:
-    """The numbers that some row has, in their order."""
-    return list(dict.fromkeys(key for row in rows if row.site != ALL for key in row.estimates))
+    """The numbers that some row has, in their order, without |gap| where there is the gap."""
+    keys = dict.fromkeys(key for row in rows if row.site != ALL for key in row.estimates)
+    return [key for key in keys if key != "abs_gap" or "gap" not in keys]
 
 
 def sites_table(rows: Sequence[SiteRow], name: str, confidence: float) -> Table:

@@ -13,7 +13,7 @@ from .two_level import TwoLevelLoss, full_precision
 
 
 class SiteHeadLoss(TwoLevelLoss):
-    r"""The objective plus gamma times the logit-adjusted cross-entropy of the source (Pritha et al. 2026, arXiv:2604.03320).
+    r"""The objective plus gamma times the logit-adjusted cross-entropy of the source (Pritha et al., arXiv:2604.03320).
 
     .. math:: L + \gamma \frac{1}{n} \sum_i [s_i \text{ known}] \, \ell_{LA}(z_i, s_i)
 

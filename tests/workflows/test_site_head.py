@@ -21,6 +21,7 @@ def weights(workflow: ConfigWorkflow) -> dict[str, torch.Tensor]:
     return workflow.parser.get_parsed_content("network_def").state_dict()
 
 
+@pytest.mark.slow
 def test_gamma_0_is_the_plain_system_to_the_bit_and_any_other_is_not(
     start: Start, small_cohort: Path, tmp_path: Path
 ) -> None:

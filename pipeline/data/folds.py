@@ -102,11 +102,9 @@ def site_names(cohort: Cohort) -> tuple[str, ...]:
         raise FoldsError(f"leaving a site out needs the column {SITE!r}, which says where a scan was made")
     table = _table(cohort)
     of_scan = group_values(table, [SITE])[SITE]
-    if len(without := table["scan"][of_scan == ""]):
-        first = (
-            f"{quoted(without.iloc[0])} and {len(without) - 1} more" if len(without) > 1 else quoted(without.iloc[0])
-        )
-        raise FoldsError(f"no site is given of {first}: a model that is to judge their site could have seen them")
+    if without := table["scan"][of_scan == ""].tolist():
+        which = quoted(without[0]) + (f" and {len(without) - 1} more" if len(without) > 1 else "")
+        raise FoldsError(f"no site is given of {which}: a model that is to judge their site could have seen them")
     if faults := [text for _, text, _ in doubtful_values(of_scan)]:
         raise FoldsError(faults[0])
     sites = sorted(set(of_scan), key=natural_order)
@@ -123,15 +121,17 @@ def site_warnings(cohort: Cohort) -> list[str]:
     """A text for each site of which less can be said than of the others, or nothing."""
     texts, table = [], _table(cohort)
     of_scan = group_values(table, [SITE])[SITE]
-    groups = joined(group_values(table, [column for column in cohort.group_by if column != SITE] or [SITE]))
+    others = [column for column in cohort.group_by if column != SITE]
+    group = joined(group_values(table, others)) if others else pd.Series("", index=table.index)
     for site in site_names(cohort):
-        inside = table["label"][of_scan == site]
-        if absent := [label for label in cohort.class_names if label not in set(inside)]:
-            here = f"scans of one class only, {inside.iloc[0]}" if inside.nunique() == 1 else f"no {', '.join(absent)}"
-            texts.append(f"site {site} has {here}: its scans count over all sites, but there is no P of it alone")
-        elif few := [name for name in sorted(set(groups) - {""}) if SITE not in cohort.group_by
-                     and inside[groups == name].nunique() < len(cohort.class_names)]:  # fmt: skip
-            texts.append(f"site {site} lacks a class of {', '.join(few)}: there is no P of it alone")
+        seen = {name: set(table["label"][(of_scan == site) & (group == name)]) for name in sorted(set(group) - {""})}
+        labels = set(table["label"][of_scan == site])
+        none = "its scans count over all sites, but there is no P of it alone"
+        if absent := [label for label in cohort.class_names if label not in labels]:
+            here = f"scans of one class only, {labels.pop()}" if len(labels) == 1 else f"no {', '.join(absent)}"
+            texts.append(f"site {site} has {here}: {none}")
+        elif few := [name for name, found in seen.items() if len(found) < len(cohort.class_names)]:
+            texts.append(f"site {site} lacks a class of {', '.join(few)}: {none}")
     held = set(group_values(cohort.table, [SITE])[SITE]) - {"", *of_scan}
     what = f"all its scans are in the split {HELD_OUT!r}, so that it neither trains nor judges"
     return texts + [f"site {site}: {what}" for site in sorted(held, key=natural_order)]

@@ -65,8 +65,9 @@ def test_sites_of_fewer_classes_are_told_of() -> None:
 
     said = site_warnings(cohort_of(change))
     assert len(said) == 2 and said[0].startswith("site s2 has scans of one class only, A: its scans count over all")
-    assert said[1] == "site s10 lacks a class of male: there is no P of it alone"
+    assert said[1] == "site s10 lacks a class of male: its scans count over all sites, but there is no P of it alone"
     assert len(site_folds(cohort_of(change))) == 3
+    assert site_warnings(cohort_of(change, by=("site", "sex"))) == said
     assert site_warnings(cohort_of()) == site_warnings(cohort_of(by=("site",))) == []
 
 

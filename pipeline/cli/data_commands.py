@@ -208,7 +208,7 @@ def report_intake(collector: IntakeCollector) -> None:
 
 def phantom(
     out: Annotated[Path, Argument(help="Folder for scans/ and cohort.csv.")],
-    preset: Annotated[Literal["tiny", "demo", "benchmark"], Option(help="Size of the cohort.")] = "demo",
+    preset: Annotated[Literal["tiny", "demo", "benchmark", "shifted"], Option(help="Which cohort.")] = "demo",
     format: Annotated[Literal["jpg", "dicom", "nifti", "mixed"], Option(help="File format of the scans.")] = "mixed",
     seed: Annotated[int, Option(help="Same seed, same scans.")] = 0,
     workers: Annotated[int, Option(help="Processes that write.")] = 2,

@@ -8,6 +8,7 @@ SEXES = ("male", "female")
 TRAINING_SETTINGS = ("system", "alpha", "tau", "gradient", "seed", "fold")  # they say in a line what was trained
 OBJECTIVE_SETTINGS = ("alpha", "tau", "gradient")  # an objective may be without them: null in its config
 JOIN = " x "  # between the values of several columns in the name of a group
+SITE = "site"  # column: where a scan was made
 UNKNOWN = "unknown"  # what scans of unknown group are called
 LEFT_OUT = "left_out"  # what a training calls scans that take no part in the aggregation over groups
 UNKNOWN_GROUP = -1  # id of a group that is not known or takes no part

@@ -134,7 +134,11 @@ class Settings(TypedDict, total=False):
     tau: Annotated[float, Interval(ge=0), "logit adjustment; 0: none"]
     gradient: Annotated[Literal["exact", "published"], "of CVaR; published reproduces the authors' code"]
     alpha_inner: Annotated[float, Interval(gt=0, le=1), "CVaR over the scans of a group (daw_fdd)"]
-    gamma: Annotated[float, Interval(ge=0), "focal: focusing parameter, 0 or from 1; eql: chance of a mask, to 1"]
+    gamma: Annotated[
+        float,
+        Interval(ge=0),
+        "focal: focusing parameter, 0 or from 1; eql: chance of a mask, to 1; site_head: weight of the source loss",
+    ]
     rare_below: Annotated[Share, "share of the training scans below which a class is rare (eql)"]
     eta: Annotated[
         float, Interval(gt=0), "step size of the groups' weights (group_dro), penalty on unequal ones (kl_dro)"

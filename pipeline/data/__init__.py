@@ -13,6 +13,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "scan_finder", "volume_transforms",
         ],
         "pseudonyms": ["Pseudonyms"],
-        "sampling": ["EpochSampler", "SeedEpochs", "class_counts", "training_items"],
+        "sampling": [
+            "EpochSampler", "SeedEpochs", "class_counts", "source_counts", "training_items", "with_sources",
+        ],
     },
 )  # fmt: skip

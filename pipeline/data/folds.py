@@ -1,15 +1,16 @@
-"""Repeated, nested, stratified k-fold splits of a cohort, with every patient on one side only.
+"""Repeated, nested splits of a cohort, stratified k-fold or site by site, with every patient on one side only.
 
-The outer fold judges (``test``). Of the rest, one inner part chooses epoch and settings (``val``) and the others train
-(``train``): what chooses has not seen what judges. A cohort's own ``test`` split is held out of all of it.
+The outer fold, or the site that is left out, judges (``test``). Of the rest, one inner part chooses epoch and settings
+(``val``) and the others train (``train``): what chooses has not seen what judges. A cohort's own ``test`` split is held
+out of all of it.
 """
 
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,14 +20,15 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from fairlung.transforms.checks import check_whole
 
 from ..common.errors import UserError
-from ..common.names import UNKNOWN
-from ..common.text import spelling_key
+from ..common.names import JOIN, SITE, UNKNOWN
+from ..common.text import quoted, spelling_key
 from .cohort import Cohort
 from .cohort_checks import SPLITS
 from .cohort_folders import write_cohort
-from .groups import AGE, AGE_BAND, group_values, joined
+from .groups import AGE, AGE_BAND, doubtful_values, group_values, joined, natural_order
 
 Ints = NDArray[np.int64]
+Parts = list[tuple[Ints, Ints]]  # for each part the rows outside and inside it
 HELD_OUT = "test"  # the split of a cohort that no fold has
 
 
@@ -59,12 +61,94 @@ def fold_tables(
     would not be in a train part.
     """
     inner_folds = _checked(folds, repeats, seed, inner_folds)
+
+    def outer(_: pd.DataFrame, stratum: Ints, patient: Ints, repeat: int) -> Parts:
+        return _split(stratum, patient, folds, (seed, repeat))
+
+    def least(label: str, table: pd.DataFrame) -> str:
+        patients = len(set(_patients(table)[(table["label"] == label).to_numpy()]))
+        count = _plural(patients, "patient or single scan", "patients or single scans")
+        return f"take fewer folds than the {count} it has"
+
+    places = [f"fold {fold}" for fold in range(folds)]
+    return _nested(cohort, outer, places, least, repeats, seed, inner_folds)
+
+
+def site_folds(cohort: Cohort, repeats: int = 1, seed: int = 0, inner_folds: int = 5) -> list[Fold]:
+    """A fold for each of :func:`site_names`, in which its scans are ``test``; listed repeat by repeat.
+
+    The scans of the other sites are split into ``inner_folds`` parts, stratified by site too, one of which is ``val``,
+    as :func:`fold_tables` does it; repeats differ in this alone. FoldsError as of :func:`site_names`, and where a class
+    would not be in a train part, as of a class that one site alone has.
+    """
+    inner_folds = _checked(2, repeats, seed, inner_folds)
+    sites = site_names(cohort)
+
+    def outer(table: pd.DataFrame, *_: Any) -> Parts:
+        inside = [(group_values(table, [SITE])[SITE] == site).to_numpy() for site in sites]
+        return [(np.flatnonzero(~part), np.flatnonzero(part)) for part in inside]
+
+    places = [f"without site {quoted(site)}" for site in sites]
+    return _nested(cohort, outer, places, lambda *_: "no other site has one", repeats, seed, inner_folds, True)
+
+
+def site_names(cohort: Cohort) -> tuple[str, ...]:
+    """The sites that can be left out one by one, in natural order: those with a scan that is not held out.
+
+    FoldsError: no column ``site``, scans without one, one site only, a name that is spelt in two ways, or a patient
+    with scans of two sites, whom a model that is to judge one would know from the other.
+    """
+    if SITE not in cohort.table:
+        raise FoldsError(f"leaving a site out needs the column {SITE!r}, which says where a scan was made")
+    table = _table(cohort)
+    of_scan = group_values(table, [SITE])[SITE]
+    if without := table["scan"][of_scan == ""].tolist():
+        which = quoted(without[0]) + (f" and {len(without) - 1} more" if len(without) > 1 else "")
+        raise FoldsError(f"no site is given of {which}: a model that is to judge their site could have seen them")
+    if faults := [text for _, text, _ in doubtful_values(of_scan)]:
+        raise FoldsError(faults[0])
+    sites = sorted(set(of_scan), key=natural_order)
+    if len(sites) < 2:
+        raise FoldsError(f"all scans are of one site, {quoted(sites[0])}: none is left to train on without it")
+    several = of_scan.groupby(_patients(table)).unique()
+    if len(several := several[several.map(len) > 1]):
+        both = " and ".join(map(quoted, sorted(several.iloc[0])))
+        raise FoldsError(f"{_plural(len(several), 'patient')} with scans of several sites, such as {both}")
+    return tuple(sites)
+
+
+def site_warnings(cohort: Cohort) -> list[str]:
+    """A text for each site of which less can be said than of the others, or nothing."""
+    texts, table = [], _table(cohort)
+    of_scan = group_values(table, [SITE])[SITE]
+    others = [column for column in cohort.group_by if column != SITE]
+    group = joined(group_values(table, others)) if others else pd.Series("", index=table.index)
+    for site in site_names(cohort):
+        seen = {name: set(table["label"][(of_scan == site) & (group == name)]) for name in sorted(set(group) - {""})}
+        labels = set(table["label"][of_scan == site])
+        none = "its scans count over all sites, but there is no P of it alone"
+        if absent := [label for label in cohort.class_names if label not in labels]:
+            here = f"scans of one class only, {labels.pop()}" if len(labels) == 1 else f"no {', '.join(absent)}"
+            texts.append(f"site {site} has {here}: {none}")
+        elif few := [name for name, found in seen.items() if len(found) < len(cohort.class_names)]:
+            texts.append(f"site {site} lacks a class of {', '.join(few)}: {none}")
+    held = set(group_values(cohort.table, [SITE])[SITE]) - {"", *of_scan}
+    what = f"all its scans are in the split {HELD_OUT!r}, so that it neither trains nor judges"
+    return texts + [f"site {site}: {what}" for site in sorted(held, key=natural_order)]
+
+
+def _nested(
+    cohort: Cohort, outer: Callable[[pd.DataFrame, Ints, Ints, int], Parts], places: Sequence[str],
+    lacking: Callable[[str, pd.DataFrame], str], repeats: int, seed: int, inner_folds: int, by_site: bool = False,
+) -> list[Fold]:  # fmt: skip
+    """The folds of an outer split, each with its validation part; ``lacking`` says why a class cannot be trained on."""
     table = _table(cohort)
     # in the order of the paths: sklearn's folds depend on the order of rows
-    places = [os.path.normpath(cohort.root / scan) for scan in table["scan"]]
-    order = np.array(sorted(range(len(table)), key=places.__getitem__))
+    paths = [os.path.normpath(cohort.root / scan) for scan in table["scan"]]
+    order = np.array(sorted(range(len(table)), key=paths.__getitem__))
     cells = _cells(cohort, table)
-    stratum = pd.factorize(cells.iloc[order])[0]
+    strata = cells + JOIN + group_values(table, [SITE])[SITE] if by_site else cells
+    stratum = pd.factorize(strata.iloc[order])[0]
     patient = _patients(table.iloc[order])
     if "patient" in table:
         known = (table["patient"] != "").to_numpy()
@@ -73,20 +157,18 @@ def fold_tables(
         table["patient"] = np.where(known, codes, "")
     # the columns that a training needs: any other may name patients
     groups = [AGE if column == AGE_BAND else column for column in cohort.group_by]
-    kept = table[[name for name in table if name in ("scan", "label", "split", "patient", "synthetic", *groups)]]
+    needed = ("scan", "label", "split", "patient", SITE, "synthetic", *groups)
+    kept = table[[name for name in table if name in needed]]
     result = []
     for repeat in range(repeats):
-        for fold, (rest, test) in enumerate(_split(stratum, patient, folds, (seed, repeat))):
+        for fold, (rest, test) in enumerate(outer(table.iloc[order], stratum, patient, repeat)):
             split = np.full(len(table), "train", dtype=object)
             split[order[test]] = "test"
             split[order[rest[_validation(stratum[rest], patient[rest], inner_folds, (seed, repeat, fold + 1))]]] = "val"
-            place = f"repeat {repeat}, fold {fold}"
+            place = f"repeat {repeat}, {places[fold]}"
             for label in cohort.class_names:
                 if label not in set(table["label"][split == "train"]):
-                    patients = len(set(_patients(table)[(table["label"] == label).to_numpy()]))
-                    count = _plural(patients, "patient or single scan", "patients or single scans")
-                    least = f"take fewer folds than the {count} it has"
-                    raise FoldsError(f"{place}: no {label} scan is left to train on; {least}")
+                    raise FoldsError(f"{place}: no {label} scan is left to train on; {lacking(label, table)}")
             empty = [(cell, part) for part in SPLITS for cell in sorted(set(cells) - set(cells[split == part]))]
             missing = tuple(f"{place}: no {cell} scan in {part}" for cell, part in empty)
             result.append(Fold(repeat, fold, kept.assign(split=split), missing))
@@ -158,7 +240,7 @@ def _patients(table: pd.DataFrame) -> Ints:
     return pd.factorize(pd.Index(keys, tupleize_cols=False))[0]
 
 
-def _split(stratum: Ints, patient: Ints, parts: int, seed: tuple[int, ...]) -> list[tuple[Ints, Ints]]:
+def _split(stratum: Ints, patient: Ints, parts: int, seed: tuple[int, ...]) -> Parts:
     """Stratified parts, no patient in two: for each part the rows outside and inside it."""
     state = int(np.random.SeedSequence(seed).generate_state(1)[0])
     units = len(set(patient))

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from ..common.distributed import rank, world_size
-from ..common.names import UNKNOWN_GROUP
+from ..common.names import SITE, UNKNOWN_GROUP
 from .cohort import Cohort, SmallGroups, warn_of_small_cells
+from .cohort_checks import CohortError
+from .groups import doubtful_values, group_values, natural_order
 
 Ints = NDArray[np.int64]
 Items = Sequence[Mapping[str, Any]]
@@ -104,6 +107,36 @@ def class_counts(cohort: Cohort, items: Items, every_group: bool, every_cell: bo
     """Training scans of each class as they are drawn: the cohort's or, where groups or cells are balanced, balanced."""
     balanced = every_group or every_cell
     return balanced_class_counts(items, cohort.class_names, every_cell) if balanced else cohort.class_counts("train")
+
+
+def with_sources(cohort: Cohort, items: Items) -> Items:
+    """Training items with ``source``, the id of the scan's ``site`` among those of the training split, -1 unknown.
+
+    CohortError: the cohort has no column ``site``, or the training split has scans of fewer than two sites.
+    """
+    if SITE not in cohort.table:
+        raise CohortError(f"a site head needs the column {SITE!r}, which says where a scan was made; it is missing")
+    sites = dict(zip(cohort.table["scan"], group_values(cohort.table, [SITE])[SITE], strict=True))
+    names = sorted({sites[item["scan"]] for item in items} - {""}, key=natural_order)
+    for _, text, other in doubtful_values(pd.Series(names, dtype=str, name=SITE)):
+        if other:
+            raise CohortError(text)
+    if len(names) < 2:
+        there = ", ".join(names) or "none"
+        raise CohortError(f"a site head needs training scans of two sites at least; there is {there}")
+    ids = {name: index for index, name in enumerate(names)} | {"": UNKNOWN_GROUP}
+    return [{**item, "source": ids[sites[item["scan"]]]} for item in items]
+
+
+def source_counts(items: Items, every_group: bool, every_cell: bool = False) -> list[float]:
+    """Training scans of each source of :func:`with_sources` as they are drawn, in the order of the source ids."""
+    balanced = cells(items) if every_cell else [item["group"] for item in items]
+    pairs = zip(items, balanced, strict=True)
+    known = [{"label": i["source"], "group": g} for i, g in pairs if i["source"] != UNKNOWN_GROUP]
+    counts = np.bincount([item["label"] for item in known])
+    if not (every_group or every_cell):
+        return [*counts]
+    return list(balanced_class_counts(known, list(map(str, range(len(counts))))).values())
 
 
 def training_items(cohort: Cohort, min_cell: int, small_groups: SmallGroups) -> Items:

@@ -358,8 +358,10 @@ def group_differences(predictions: Predictions) -> records.Differences:
     return records.Differences(odds, parity)
 
 
-def over_sites(known: Predictions, confidence: float = 0.95) -> records.BySite | None:
+def over_sites(known: Predictions | Sequence[Predictions], confidence: float = 0.95) -> records.BySite | None:
     """P and the gap with intervals in which the scans of a site count as one thing that chance draws.
+
+    Of several tables, as of the seeds of a study, which have the same scans at the same sites, theta is their mean.
 
     The jackknife over K sites: theta +- t(K - 1) sqrt((K - 1) / K sum_k (theta_k - theta)^2), where theta_k is without
     site k (CV3 of MacKinnon, Nielsen and Webb 2023, which is advised where clusters are few and of uneven size). There
@@ -370,20 +372,22 @@ def over_sites(known: Predictions, confidence: float = 0.95) -> records.BySite |
     """
     from scipy.stats import t
 
-    if known.site is None:
+    tables = [known] if isinstance(known, Predictions) else list(known)
+    if any(table.site is None for table in tables):
         return None
-    sites = np.unique(known.site)
+    sites = np.unique(cast("Any", tables[0].site))
     if len(sites) < 2:
         raise ValueError("all scans are of one site: sites cannot be told apart")
-    counts = known.confusion()[:-1]
-    without = np.stack([counts - known.take(known.site == site).confusion()[:-1] for site in sites])
+    counts = np.stack([table.confusion()[:-1] for table in tables])
+    inside = [[table.take(table.site == site).confusion()[:-1] for table in tables] for site in sites]
+    without = counts - np.array(inside)  # [K, tables, G, C, C]
     if ((without.sum(-1) == 0) & (counts.sum(-1) > 0)).any():
         return records.BySite(len(sites), None, None)
     whole, parts = summaries(counts), summaries(without)
     found: dict[str, Estimate | None] = {"score": None, "gap": None}
     for name in found.keys() & whole.keys():
-        value = float(whole[name])
-        error = np.sqrt((len(sites) - 1) / len(sites) * ((parts[name] - value) ** 2).sum())
+        value = float(whole[name].mean())
+        error = np.sqrt((len(sites) - 1) / len(sites) * ((parts[name].mean(-1) - value) ** 2).sum())
         reach = float(t.ppf(1 - (1 - confidence) / 2, len(sites) - 1) * error)
         found[name] = Estimate(value, max(value - reach, -1.0 if name == "gap" else 0.0), min(value + reach, 1.0))
     return records.BySite(len(sites), **found)

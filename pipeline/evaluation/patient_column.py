@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 PATIENT = "patient"  # column: whose scan it is, in a table of predictions a keyed digest
 DIGEST = f"([0-9a-f]{{{DIGITS}}})?"  # what such a column of ours holds
-SITE = "site"  # column: where a scan was made
 LISTED = 3  # patients, and names, that a message shows
 LAST_PART = re.compile(r"(?P<stem>.*\d)(?:[_. -]t?\d{1,2}|[_. -]?[a-z])", re.IGNORECASE)  # p01_a, p01b, p01-2, p01_t1
 SUFFIX = re.compile(r"(\.[a-z][a-z\d]{1,4}){1,2}$", re.IGNORECASE)  # of a file

@@ -4,11 +4,12 @@ import logging
 from pathlib import Path
 
 from ..common.distributed import is_primary
+from ..common.names import SITE
 from ..common.text import spelling
 from ..data.cohort import Cohort
 from ..data.groups import group_values, joined
 from ..data.pseudonyms import Digests, Pseudonyms
-from ..evaluation.patient_column import PATIENT, SITE
+from ..evaluation.patient_column import PATIENT
 
 logger = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "LogitAdjustedCrossEntropy",
             "WeightedCrossEntropy",
         ],
+        "site_head": ["SiteHeadLoss"],
         "two_level": ["FairLACVaRLoss", "TwoLevelLoss"],
     },
 )

@@ -10,7 +10,7 @@ from .aggregation import Aggregation, GroupCVaR
 from .sample_losses import ClassCounts, LogitAdjustedCrossEntropy, promote
 
 
-def _full_precision(like: Tensor) -> AbstractContextManager:
+def full_precision(like: Tensor) -> AbstractContextManager:
     """Autocast off for a tensor's device."""
     kind = like.device.type
     available = torch.amp.autocast_mode.is_autocast_available(kind)
@@ -35,6 +35,8 @@ class TwoLevelLoss(nn.Module):
         tensor(1.3863)
     """
 
+    num_classes: int | None = None  # the first columns of the output; None: all of it are class logits
+
     def __init__(self, sample_loss: nn.Module, aggregation: Aggregation) -> None:
         super().__init__()
         self.sample_loss, self.aggregation = sample_loss, aggregation
@@ -42,8 +44,8 @@ class TwoLevelLoss(nn.Module):
     def forward(self, logits: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """Scalar loss of raw outputs [N, C] for ``{"label": [N] classes, "group": [N] group ids, -1 unknown}``."""
         # autocast would compute the group weights in half precision, where close losses tie and gradients overflow
-        with _full_precision(logits):
-            return self.aggregation(self.sample_loss(promote(logits), target["label"]), self.aggregation.groups(target))
+        with full_precision(logits):
+            return self.aggregation(self._sample_losses(logits, target), self.aggregation.groups(target))
 
     @torch.no_grad()
     def explain(self, logits: Tensor, target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -51,9 +53,12 @@ class TwoLevelLoss(nn.Module):
 
         Changes nothing. Asked about a step's batch before the next step, it gives the losses and weights of that step.
         """
-        with _full_precision(logits):
-            losses = self.sample_loss(promote(logits), target["label"])
+        with full_precision(logits):
+            losses = self._sample_losses(logits, target)
             return losses, self.aggregation.weights(losses, self.aggregation.groups(target))
+
+    def _sample_losses(self, logits: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+        return self.sample_loss(promote(logits[:, : self.num_classes]), target["label"])
 
 
 class FairLACVaRLoss(TwoLevelLoss):

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "ensemble": ["ensemble_of"],
         "i3d": ["I3D"],
         "r3d18": ["R3D18Classifier"],
+        "site_head": ["SiteHead"],
         "train_layers": ["train_only", "trained_parameters"],
     },
 )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..common.names import CLASS_NAMES, SEXES
 from .body import draw_body, draw_place, paint_organs, paint_slab, paint_tree
-from .canvas import SITES, Canvas, image
+from .canvas import SHIFTED_SITES, SITES, Canvas, image
 from .disease import draw_tumour, paint_covid, paint_tumour
 
 
@@ -46,10 +46,10 @@ def synthesize(
 
     Independent streams of ``rng`` draw body, disease, vessels and noise: equal generators and different labels give the
     same patient with and without the disease, and other ``take`` the same patient and disease scanned again: placed
-    otherwise in another field of view, with other noise. ``site`` is a key of ``SITES``; None draws it.
-    ``presentation_shift`` in [0, 1] moves squamous_cell in females, and nothing else, towards the presentation of
-    adenocarcinoma (1: the same distribution). Peak memory: about 6 bytes a voxel, and one slab. ValueError for a value
-    that is out of range.
+    otherwise in another field of view, with other noise. ``site`` is a key of ``SITES`` or ``SHIFTED_SITES``; None
+    draws one of ``SITES``. ``presentation_shift`` in [0, 1] moves squamous_cell in females, and nothing else, towards
+    the presentation of adenocarcinoma (1: the same distribution). Peak memory: about 6 bytes a voxel, and one slab.
+    ValueError for a value that is out of range.
     """
     check_choice("label", label, CLASS_NAMES)
     check_choice("sex", sex, SEXES)
@@ -57,10 +57,10 @@ def synthesize(
     if len(shape) != 3 or min(shape) < 8:
         raise ValueError(f"shape must be (D, H, W) with every axis >= 8, got {shape}")
     if site is not None:
-        check_choice("site", site, tuple(SITES))
+        check_choice("site", site, (*SITES, *SHIFTED_SITES))
     body_rng, disease_rng, vessel_rng, noise_rng = rng.spawn(4)
     drawn_site = str(body_rng.choice(list(SITES)))  # drawn even if given: the rest of the stream must not move
-    scanner = SITES[site or drawn_site]
+    scanner = {**SITES, **SHIFTED_SITES}[site or drawn_site]
     age = int(np.clip(np.rint(body_rng.normal(63, 10)), 30, 90))
 
     shift = presentation_shift if (label, sex) == ("squamous_cell", "female") else 0.0

@@ -174,6 +174,14 @@ SITES: Mapping[str, Site] = {site.name: site for site in (
     Site("birch", noise_hu=22.0, grain_mm=0.7, blur_mm=0.6, contrast=0.3, slices=(0.25, 0.75), table=True),
     Site("cedar", noise_hu=32.0, grain_mm=0.4, blur_mm=0.3, contrast=0.4, slices=(0.55, 1.0), table=False),
 )}  # fmt: skip
+# Four hospitals that differ in everything a scanner and a protocol decide: dogwood stages tumours with contrast medium
+# and a soft kernel, elder makes thin slices with a sharp one, fir screens at a low dose, hazel does a bit of all.
+SHIFTED_SITES: Mapping[str, Site] = {site.name: site for site in (
+    Site("dogwood", noise_hu=8.0, grain_mm=1.5, blur_mm=2.2, contrast=1.0, slices=(0.0, 0.2), table=True),
+    Site("elder", noise_hu=45.0, grain_mm=0.3, blur_mm=0.2, contrast=0.0, slices=(0.8, 1.0), table=False),
+    Site("fir", noise_hu=90.0, grain_mm=1.6, blur_mm=1.0, contrast=0.0, slices=(0.4, 0.6), table=True),
+    Site("hazel", noise_hu=22.0, grain_mm=0.7, blur_mm=0.7, contrast=0.8, slices=(0.2, 0.5), table=False),
+)}  # fmt: skip
 
 
 def image(canvas: Canvas, site: Site, rng: np.random.Generator) -> None:

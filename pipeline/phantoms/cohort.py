@@ -4,7 +4,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -12,13 +12,14 @@ import numpy as np
 
 from ..common.names import CLASS_NAMES, SEXES
 from . import writers
-from .anatomy import SITES, PhantomScan, check_choice, check_shift, synthesize
+from .anatomy import SHIFTED_SITES, SITES, PhantomScan, check_choice, check_shift, synthesize
 
 COHORT_FORMATS = ("jpg", "dicom", "nifti")
 SCAN_FORMATS = (*COHORT_FORMATS, "nrrd", "mha")
 SUFFIXES = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha"}  # the others are folders
 COHORT_COLUMNS = ("scan", "label", "sex", "split", "patient", "site", "age", "slices", "thickness_mm", "synthetic",
                   "presentation")  # fmt: skip
+ALL_SITES = {**SITES, **SHIFTED_SITES}
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,17 @@ class Preset:
     size: int  # rows and columns of a slice
     slices: tuple[int, int]  # fewest and most of a scan
     presentation_shift: float = 0.6  # see synthesize
+    # Of each site that scans come from, the shares of CLASS_NAMES that it sees, in whole numbers.
+    sites: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: dict.fromkeys(SITES, (1,) * len(CLASS_NAMES)))
 
     def __post_init__(self) -> None:
+        for site, shares in self.sites.items():
+            check_choice("sites", site, tuple(ALL_SITES))
+            if len(shares) != len(CLASS_NAMES) or min(shares) < 0:
+                raise ValueError(f"sites[{site!r}] must be {len(CLASS_NAMES)} shares of at least 0, got {shares}")
+        for label in CLASS_NAMES:
+            if not self.deck(label):
+                raise ValueError(f"sites: none of {', '.join(self.sites) or 'no site'} sees {label}")
         for split, cells in self.cells.items():
             for (label, sex), count in cells.items():
                 check_choice("label", label, CLASS_NAMES)
@@ -40,6 +50,10 @@ class Preset:
         if not 8 <= self.slices[0] <= self.slices[1]:
             raise ValueError(f"slices must be (fewest, most) with 8 <= fewest <= most, got {self.slices}")
         check_shift(self.presentation_shift)
+
+    def deck(self, label: str) -> list[str]:
+        """The sites of a class, each as often as its share."""
+        return [site for site, shares in self.sites.items() for _ in range(shares[CLASS_NAMES.index(label)])]
 
 
 def _cells(*male_female: tuple[int, int]) -> dict[tuple[str, str], int]:
@@ -59,6 +73,12 @@ PRESETS: Mapping[str, Preset] = {
         "train": _cells((125, 125), (79, 5), (100, 100), (100, 100)),
         "val": _cells((25, 25), (12, 13), (20, 20), (20, 20)),
     }, size=512, slices=(50, 700)),
+    # Hospitals that differ: each sees half of one class, and what it sees looks like its scanner.
+    "shifted": Preset({
+        "train": _cells(*[(12, 12)] * 4), "val": _cells(*[(6, 6)] * 4),
+    }, size=128, slices=(50, 100), sites={
+        "dogwood": (3, 1, 1, 1), "elder": (1, 1, 3, 1), "fir": (1, 1, 1, 3), "hazel": (1, 3, 1, 1),
+    }),
 }  # fmt: skip
 
 
@@ -82,7 +102,9 @@ class ScanSpec:
 def plan_cohort(
     preset: str | Preset, *, fmt: str = "mixed", seed: int = 0, scans_per_patient: int = 1
 ) -> list[ScanSpec]:
-    """The scans of a cohort in order of cells; sites and formats are balanced in each: neither tells the class.
+    """The scans of a cohort in order of cells; sites, by their shares, and formats are dealt out evenly in each.
+
+    So formats do not tell the class, nor do sites unless the preset gives them other classes than their neighbours.
 
     With several scans a patient the cells count patients. Each further scan is of the next site and format; a patient's
     first one is what it is with one scan a patient. ValueError for an unknown preset or format, a negative seed, or no
@@ -96,13 +118,15 @@ def plan_cohort(
     cells = [(split, *cell, count) for split, part in preset.cells.items() for cell, count in part.items()]
     for number, (split, label, sex, count) in enumerate(cells):
         rng = _generator(seed, (0, number))
-        sites = np.array(list(SITES))[(rng.permutation(count) + rng.integers(len(SITES))) % len(SITES)]
+        deck = np.array(preset.deck(label))
+        sites = deck[(rng.permutation(count) + rng.integers(len(deck))) % len(deck)]
         for place in range(count):
             index = len(specs) // scans_per_patient + 1
             for take in range(scans_per_patient):
                 kind, name = _format(fmt, place + number + take), f"phantom-{index:04d}" + f"-{take + 1}" * (take > 0)
                 path = f"scans/{split}/{label}/{sex}/{name}{SUFFIXES.get(kind, '')}"
-                site = str(np.roll(list(SITES), -take)[list(SITES).index(sites[place])])
+                family = list(SITES if sites[place] in SITES else SHIFTED_SITES)
+                site = family[(family.index(sites[place]) + take) % len(family)]
                 at = label, sex, split, f"P{index:04d}", site
                 specs.append(ScanSpec(path, *at, kind, preset, seed, (1, index), take))
     return specs
@@ -112,7 +136,7 @@ def synthesize_spec(spec: ScanSpec) -> PhantomScan:
     """The volume of a planned scan; the number of slices is drawn from the range its site uses."""
     rng, preset = _generator(spec.seed, spec.stream), spec.preset
     low, high = np.log(preset.slices)
-    start, stop = (low + (high - low) * part for part in SITES[spec.site].slices)
+    start, stop = (low + (high - low) * part for part in ALL_SITES[spec.site].slices)
     shape = int(np.rint(np.exp(rng.uniform(start, stop)))), preset.size, preset.size
     shift = preset.presentation_shift
     how = {"site": spec.site, "presentation_shift": shift, "take": spec.take}
@@ -157,7 +181,7 @@ def write_phantom_scans(
         check_choice("label", label, CLASS_NAMES)
         check_choice("sex", sex, SEXES)
         kind = _format(fmt, index - 1)
-        site = str(_generator(seed, (2, index)).choice(list(SITES)))
+        site = str(_generator(seed, (2, index)).choice(list(preset.sites)))
         path = f"new-{index:04d}{SUFFIXES.get(kind, '')}"
         planned.append(ScanSpec(path, label, sex, "new", f"N{index:04d}", site, kind, preset, seed, (3, index)))
     paths = [Path(out, spec.path) for spec in planned]

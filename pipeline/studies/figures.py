@@ -91,6 +91,39 @@ def study_trade_off_figure(configurations: Sequence[Configuration], *, synthetic
     return figure
 
 
+def sites_figure(rows: Sequence[tuple[str, str, Mapping[str, Estimate]]], *, synthetic: bool = False) -> Figure:
+    """F1 at each site with its interval: a panel a group, a colour and marker a configuration.
+
+    A row is a configuration's label, a site, and the estimates ``f1_<group>`` that it has there.
+    """
+    labels = list(dict.fromkeys(label for label, *_ in rows))
+    sites = list(dict.fromkeys(site for _, site, _ in rows))
+    keys = list(dict.fromkeys(key for *_, found in rows for key in found))
+    names = [textwrap.wrap(f" {plain(label)}", NAME) for label in labels]
+    columns = min(len(keys), 2)
+    panels = -(-len(keys) // columns)
+    figure = new_figure(WIDTH, 2.6 * panels + 0.5 + LINE * sum(map(len, names)))
+    axes = figure.subplots(panels, columns, sharey=True, sharex=True, squeeze=False).ravel()
+    for key, ax in zip(keys, axes, strict=False):
+        for index, label in enumerate(labels):
+            here = [(site, found[key]) for of, site, found in rows if of == label and key in found]
+            place = [sites.index(site) + 0.6 * ((index + 0.5) / len(labels) - 0.5) for site, _ in here]
+            reach = np.array([[e.value - e.low, e.high - e.value] for _, e in here]).reshape(-1, 2).T
+            style = {**configuration_style(index), "linestyle": "none", "markersize": 5, "capsize": 2, "elinewidth": 1}
+            ax.errorbar(place, [e.value for _, e in here], yerr=reach, **style,
+                        label="\n".join(names[index]) if key == keys[0] else None)  # fmt: skip
+        ax.set_title(plain(number_name(key)), fontsize=9)
+        ax.set_xticks(range(len(sites)), [textwrap.fill(plain(site), 14) for site in sites])
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+    for ax in axes[len(keys) :]:
+        ax.set_visible(False)
+    if synthetic:
+        set_heading(figure, SYNTHETIC)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, handletextpad=0.3)
+    return figure
+
+
 def encoding_figure(points: Sequence[tuple[str, float, float]], labels: Sequence[str], target: str, *,
                     synthetic: bool = False) -> Figure:  # fmt: skip
     """A point a run, (label, AUC, |gap|): how well an attribute is read from its features against |gap|.

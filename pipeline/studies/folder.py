@@ -10,7 +10,7 @@ from typing import Any
 
 from ..common import text
 from ..common.files import json_or_nothing, write_json
-from ..data.folds import fold_warnings
+from ..data.folds import fold_warnings, site_names, site_warnings
 from ..tracking import store
 from .plan import PROTOCOLS, StudyPlan, cohort_settings, read_whole
 from .record import STUDY_FILE, Place, PlannedRun, Status, Study, StudyError, StudyRun, load_study
@@ -44,6 +44,9 @@ class StudyFolder:
         cohort = read_whole(study.cohort, cohort_settings(study))
         self.synthetic = cohort.synthetic
         self.warnings = fold_warnings(cohort, study.folds) if study.protocol == "nested" else []
+        self.sites: tuple[str, ...] = ()
+        if study.protocol == "leave_site_out":
+            self.sites, self.warnings = site_names(cohort), site_warnings(cohort)
         for run in planned:
             self._compare(run)
         if write:
@@ -124,13 +127,14 @@ class StudyFolder:
             write_json(self.folder / STUDY_FILE, self.record().as_json())
 
     def record(self) -> Study:
-        study, nested = self.study, self.study.protocol == "nested"
+        study = self.study
+        folds = len({run.fold for run in self.planned.values()} - {None})
         split, chosen, judged = PROTOCOLS[study.protocol]
         return Study(
             name=study.name, protocol=study.protocol, reported_split=split, chosen_on=chosen, judged_on=judged,
             runs=tuple(map(self._run, self.planned.values())), synthetic=self.synthetic,
-            folds=study.folds if nested else 0, repeats=study.repeats if nested else 0,
-            warnings=tuple(self.warnings), parent_run=self.parent_run,
+            folds=folds, repeats=study.repeats if folds else 0, sites=self.sites, warnings=tuple(self.warnings),
+            parent_run=self.parent_run,
         )  # fmt: skip
 
     def _run(self, run: PlannedRun) -> StudyRun:
@@ -162,7 +166,9 @@ def open_study_run(study: StudyPlan, folder: StudyFolder) -> None:
         run = client.create_run(experiment, run_name=f"study {study.name}", tags=tags)
         facts: dict[str, Any] = {"protocol": study.protocol, "seeds": list(study.seeds)}
         facts["overlays"] = list(study.overlays)
-        facts |= {"folds": study.folds, "repeats": study.repeats} if study.protocol == "nested" else {}
+        if folder.record().folds:
+            facts |= {"folds": folder.record().folds, "repeats": study.repeats}
+        facts |= {"sites": list(folder.sites)} if folder.sites else {}
         for name, value in facts.items():
             client.log_param(run.info.run_id, name, value)
         folder.set_parent(run.info.run_id, told)

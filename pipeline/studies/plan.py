@@ -17,7 +17,7 @@ import yaml
 from ..common.references import unread_by_objective
 from ..common.text import did_you_mean, without_login
 from ..data.cohort import Cohort, load_cohort
-from ..data.folds import fold_tables, write_folds
+from ..data.folds import fold_tables, site_folds, write_folds
 from .record import STUDY_FILE, PlannedRun, Protocol, StudyError, load_study, parse_record
 
 COHORT_SETTINGS = (
@@ -34,6 +34,7 @@ OWN_SETTINGS = ("bundle_root", "cohort", "output_dir", "seed", "resume", "overwr
 PROTOCOLS: Mapping[Protocol, tuple[str, str, str]] = {
     "given": ("val", "the val split (epoch and configuration)", "the same val split"),
     "nested": ("test", "the val part of each fold (epoch and configuration)", "the test part of each fold"),
+    "leave_site_out": ("test", "a val part of the other sites (epoch and configuration)", "the site that was left out"),
     "final": ("test", "the val split (epoch) and the study (configuration)", "the held-out test split"),
 }
 Part = tuple[int | None, int | None, str, str]  # repeat, fold, cohort file and its digest: what a run trains on
@@ -52,9 +53,10 @@ class StudyPlan:
     overlays: tuple[str, ...] = ()  # on train.yaml for all systems, such as demo; read before the system's
     seeds: tuple[int, ...] = (42,)  # a run each
     # given: trains on train, reports val, as the paper does. nested: folds of all scans but a test split's; one part
-    # chooses (val), another is reported (test). final: the cohort's own test split, which the others never touch.
+    # chooses (val), another is reported (test). leave_site_out: a fold a site, whose scans are reported (test); a part
+    # of the other sites' scans chooses (val). final: the cohort's own test split, which the others never touch.
     protocol: Protocol = "given"
-    folds: int = 5  # of nested
+    folds: int = 5  # of nested; of leave_site_out the parts of the other sites, one of which is val
     repeats: int = 1  # of the folds, each time split otherwise
     fold_seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)  # of train.yaml, for all runs
@@ -102,7 +104,9 @@ def read_study(path: str | Path, **changes: Any) -> StudyPlan:
     if name := next((name for name in content if name not in known), None):
         raise StudyError(f"{path}: {name!r} is no entry of a study{did_you_mean(str(name), known)}")
     if content.get("protocol") == "final":
-        raise StudyError(f"{path}: protocol must be given or nested; the held-out split is judged with --final")
+        raise StudyError(
+            f"{path}: protocol must be given, nested or leave_site_out; the held-out split is judged with --final"
+        )
     return parse_record(StudyPlan, json.dumps(content, default=str), str(path))
 
 
@@ -170,11 +174,14 @@ def final_study(study: StudyPlan, folder: Path, label: str) -> tuple[StudyPlan, 
 def _parts(study: StudyPlan, folder: Path) -> list[Part]:
     needed = ("train", "val", "test") if study.protocol != "given" else ("train", "val")
     settings = cohort_settings(study)
-    if study.protocol != "nested":
+    if study.protocol in ("given", "final"):
         digest = load_cohort(study.cohort, require_splits=needed, **settings).digest
         return [(None, None, str(Path(study.cohort).resolve()), digest)]
     cohort = read_whole(study.cohort, settings)
-    folds = fold_tables(cohort, study.folds, study.repeats, study.fold_seed)
+    if study.protocol == "nested":
+        folds = fold_tables(cohort, study.folds, study.repeats, study.fold_seed)
+    else:
+        folds = site_folds(cohort, study.repeats, study.fold_seed, inner_folds=study.folds)
     paths = [path.resolve() for path in write_folds(cohort, folds, folder / "folds")]
     settings = {**settings, "columns": ""}  # the folds' files call them as a cohort file does
     digests = [load_cohort(path, require_splits=needed, **settings).digest for path in paths]

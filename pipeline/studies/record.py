@@ -12,7 +12,7 @@ from ..common.errors import UserError
 STUDY_FILE = "study.json"
 ALPHA = re.compile(r"[\s,;(]*\b(?:alpha|\u03b1)\s*=?\s*\d*\.?\d+\)?", re.IGNORECASE)  # as a label names it
 
-Protocol = Literal["given", "nested", "final"]  # final is the last step of a study
+Protocol = Literal["given", "nested", "leave_site_out", "final"]  # final is the last step of a study
 Status = Literal["finished", "failed", "pending", "running"]
 Record = TypeVar("Record")
 
@@ -28,7 +28,7 @@ class Place:
     label: str  # what the configuration is called in tables
     alpha: float | None  # of CVaR; None where there is none
     seed: int
-    fold: int | None  # which fold judged; None without folds
+    fold: int | None  # which fold judged, or the index of the site that was left out; None without folds
     repeat: int | None  # of the repeated k-fold; None without
 
     @property
@@ -74,6 +74,7 @@ class Study:
     synthetic: bool = False
     folds: int = 0  # 0 or 1 without
     repeats: int = 1
+    sites: tuple[str, ...] = ()  # of leave_site_out: the site that each fold left out, by the fold's index
     warnings: tuple[str, ...] = ()  # what a reader must know first
     parent_run: str | None = None  # the study's run in MLflow
     quoted: Mapping[str, Mapping[str, float]] | None = None  # numbers of others by label; None takes the paper's
@@ -109,7 +110,11 @@ class Study:
         content = asdict(self)
         del content["folder"]
         runs = [run | {"output_dir": str(run["output_dir"])} for run in content["runs"]]
-        return {name: value for name, value in (content | {"runs": runs}).items() if (name, value) != ("quoted", None)}
+        return {
+            name: value
+            for name, value in (content | {"runs": runs}).items()
+            if (name, value) not in (("quoted", None), ("sites", ()))
+        }
 
 
 def load_study(folder: str | Path) -> Study:

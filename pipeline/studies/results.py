@@ -120,7 +120,10 @@ def replicates_of(
         raise StudyError(f"{study.folder}: folds of {first.label}, seed {first.seed} judge some scans twice")
     if folds and len(done) < max(len(folds), study.folds):
         return ()
-    return (made(pooled(parts), done),)
+    whole = pooled(parts)
+    if study.sites:
+        whole = replace(whole, site=np.repeat([run.fold for run in done], [len(part.scan) for part in parts]))
+    return (made(whole, done),)
 
 
 def numbers_of(table: Predictions) -> dict[str, float]:

@@ -18,6 +18,7 @@ from .numbers import Best, Row, device_table, make_row, tell_best
 from .record import ALPHA, StudyError, load_study, status_text
 from .results import Results, read_results
 from .selection import Selection, select_alpha
+from .sites import SiteRow, site_rows
 
 FAIR_SAMPLES = 1000  # draws of a perfectly fair model
 GRADIENT = re.compile(r"\b(?:exact|published)(?: gradient)?\b", re.IGNORECASE)
@@ -31,6 +32,7 @@ class StudyTables:
     selections: tuple[Selection, ...]  # of each system with several values of alpha
     devices: pd.DataFrame  # Table 2, a row a configuration and device, and a row a difference
     quoted: Mapping[str, Mapping[str, float]]  # numbers of others by label
+    sites: tuple[SiteRow, ...]  # of each configuration at each site that was left out
     confidence: float
     resamples: int
     seed: int
@@ -60,7 +62,8 @@ def study_tables(
         raise StudyError(f"{text}, so there is no number over all scans")
     best, selections = tell_best(results.replicates, *settings), select_alpha(results, *settings)
     devices = device_table(found, *settings)
-    return StudyTables(results, rows, best, selections, devices, quoted_numbers(results), *settings)
+    sites = site_rows(results, *settings)
+    return StudyTables(results, rows, best, selections, devices, quoted_numbers(results), sites, *settings)
 
 
 def fair_gap(tables: StudyTables) -> tuple[str, float]:

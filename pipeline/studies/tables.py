@@ -19,11 +19,12 @@ from ..reports.figures import cohort_chart
 from ..reports.latex import latex_table
 from ..reports.parts import NONE, synthetic_badge
 from ..shortcuts.probe import NOT_USED, read_probes
-from .figures import curves_figure, encoding_figure, pareto_front, study_trade_off_figure
+from .figures import curves_figure, encoding_figure, pareto_front, sites_figure, study_trade_off_figure
 from .numbers import SCANS, Row, alike, columns_of, number_keys
 from .record import StudyRun, status_text
 from .results import Results, numbers_of, read_cells, read_history
 from .selection import expected_best
+from .sites import keys_of, sites_frame, sites_notes, sites_table
 from .summary import StudyTables, fair_gap, quoted_paper, study_tables
 
 SEEN_SPREAD = (0.020, 0.036)  # standard deviations of P between runs that were measured with the paper's recipe
@@ -271,6 +272,9 @@ def study_document(tables: StudyTables) -> Document:
         Section("Figure 3: P against the gap", (trade_off_picture(tables),)),
         Section("Selection of alpha", selection_tables(tables)),
     ]
+    if tables.sites:
+        said = map(Paragraph, sites_notes(tables.sites))
+        sections.insert(-1, Section("Left-out sites", (_sites_table(tables), *said, *_sites_pictures(tables))))
     several = tables.devices["device"].nunique() > 1  # on one device Table 2 would repeat Table 1
     blocks: tuple[Block, ...] = (*((devices,) if several else ()), *map(Paragraph, device_notes))
     sections.append(Section("Table 2: devices", (*blocks, quoted_table_2()) if tables.quoted else blocks))
@@ -296,8 +300,11 @@ def study_facts(results: Results) -> tuple[tuple[str, str], ...]:
     judged = results.judged.known()
     patients = f" of {judged.n_patients:,} patients" if judged.n_patients else ""
     scans = f"{len(judged.label):,}{patients}"
-    protocol = {"given": "the cohort's own splits", "nested": "nested folds", "final": "held-out split"}[study.protocol]
-    protocol += f", {study.folds} folds" if study.folds > 1 else ""
+    protocol = {
+        "given": "the cohort's own splits", "nested": "nested folds", "final": "held-out split",
+        "leave_site_out": f"leave one site out ({', '.join(study.sites)})",
+    }[study.protocol]  # fmt: skip
+    protocol += f", {study.folds} folds" if study.folds > 1 and not study.sites else ""
     protocol += f" x {study.repeats} repeats" if study.repeats > 1 else ""
     return (
         ("Protocol", protocol), ("Chosen on", study.chosen_on), ("Judged on", study.judged_on),
@@ -341,6 +348,29 @@ def trade_off_picture(tables: StudyTables) -> Picture:
     caption = f"Means with their {percent(tables.confidence)} intervals as crosses, seeds as faint points. Up and to"
     caption += f" the left is better. Dashed: the Pareto front of the means ({names}); it says nothing of the noise."
     return figure_picture(figure, "figure3", f"P against |gap|. {'; '.join(said)}.", caption, min_width=480)
+
+
+def _sites_table(tables: StudyTables) -> Table:
+    return sites_table(
+        tables.sites, _caption(tables, f"{tables.results.study.name}, left-out sites"), tables.confidence
+    )
+
+
+def _sites_pictures(tables: StudyTables) -> tuple[Picture, ...]:
+    """F1 of each group at each site; none where no site has a number."""
+    rows = tables.sites
+    keys = [key for key in keys_of(rows) if key.startswith("f1_")]
+    drawn = [(row.label, row.site, {key: row.estimates[key] for key in keys if key in row.estimates}) for row in rows]
+    drawn = [part for part in drawn if part[2]]
+    if not drawn:
+        return ()
+    said = "; ".join(
+        f"{label}, {site}: {', '.join(f'{number_name(k)} {v.value:.3f}' for k, v in at.items())}"
+        for label, site, at in drawn
+    )
+    caption = f"Macro F1 at each site by models that never saw it, with {percent(tables.confidence)} intervals."
+    figure = sites_figure(drawn, synthetic=tables.results.synthetic)
+    return (figure_picture(figure, "sites", f"F1 at left-out sites. {said}.", caption, min_width=480),)
 
 
 def cohort_picture(tables: StudyTables) -> Picture | None:
@@ -420,7 +450,10 @@ def write_tables(
         facts, badge = study_facts(tables.results), synthetic_badge(tables.results.synthetic)
         return page.render_markdown(Document(tables.results.study.name, facts, (Section(title, blocks),), *badge), ".")
 
-    both = ("table1", "Configurations", first, table_notes(tables)), ("table2", "Devices", second, device_notes)
+    both = [("table1", "Configurations", first, table_notes(tables)), ("table2", "Devices", second, device_notes)]
+    if tables.sites:
+        both.append(("sites", "Left-out sites", _sites_table(tables), sites_notes(tables.sites)))
+        texts["sites.csv"] = frame_csv(sites_frame(tables.sites, tables.results.synthetic))
     for name, title, table, notes in both:
         texts[f"{name}.md"] = alone(title, table, *map(Paragraph, notes))
         texts[f"{name}.tex"] = latex_table(table, f"tab:{name}", notes)

@@ -19,6 +19,8 @@ from .bad_steps import SKIPPED
 class PrepareGroupBatch(PrepareBatch):
     """``(image, {"label", "group"})`` on the engine's device: the loss and the metric take the pair as the target.
 
+    A ``source`` of the scans, which :class:`~.losses.SiteHeadLoss` needs, comes along where the batch has one.
+
     Volumes of 8 bits are moved as such, and become :func:`unit_range` there, with their ``brightness`` if there is one.
     """
 
@@ -31,7 +33,8 @@ class PrepareGroupBatch(PrepareBatch):
 
         brightness = move(batchdata["brightness"]) if "brightness" in batchdata else None
         image = unit_range(move(batchdata["image"]), brightness)
-        return image, {name: move(batchdata[name]) for name in ("label", "group")}
+        named = ("label", "group", *(["source"] if "source" in batchdata else []))
+        return image, {name: move(batchdata[name]) for name in named}
 
 
 class GroupLoss(Metric):
@@ -81,7 +84,8 @@ class GroupLoss(Metric):
         rows = torch.stack([losses.double(), torch.ones_like(losses).double(), weights.double()])
         sums = torch.zeros(3, len(self.group_names) + 1, dtype=torch.float64, device=rows.device)
         sums.index_add_(1, group.long(), rows)
-        classes = torch.zeros(logits.shape[1], dtype=torch.float64, device=rows.device)
+        width = self.loss.num_classes or logits.shape[1]
+        classes = torch.zeros(width, dtype=torch.float64, device=rows.device)
         classes.index_add_(0, target["label"].long(), rows[2])
         batch = torch.stack([torch.as_tensor(loss).detach().double().to(rows.device), rows.new_ones(())])
         self.sums, self.batches = self.sums.to(sums) + sums, self.batches.to(batch) + batch

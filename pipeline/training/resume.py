@@ -42,7 +42,8 @@ EXIT_SIGTERM = 128 + signal.SIGTERM  # as a shell says that a process was ended 
 
 def made_for(cohort: Cohort, items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """All that the numbers of a training depend on: the running config, the cohort, the order of its items."""
-    scans = json.dumps([item["scan"] for item in items])  # what the index of a draw means
+    # what the index of a draw means, and what a site head learns of it
+    scans = json.dumps([[item["scan"], item["source"]] if "source" in item else item["scan"] for item in items])
     return {**training_config(), "cohort": cohort.digest, "order": hashlib.sha256(scans.encode()).hexdigest()}
 
 

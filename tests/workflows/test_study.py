@@ -25,6 +25,7 @@ from fairlung.pipeline.studies import worker as study_worker
 from fairlung.pipeline.studies.folder import StudyFolder
 from fairlung.pipeline.studies.plan import final_study, plan, read_study
 from fairlung.pipeline.studies.record import StudyError
+from fairlung.pipeline.studies.tables import write_tables
 
 TINY = SHRUNK | {"pretrained": False, "epochs": 1, "network_def": SMALL_NETWORK}
 
@@ -81,7 +82,7 @@ def test_a_grid_is_written_out_seed_by_seed(write: Any, tmp_path: Path) -> None:
         ({"settings": {"resamples": 100}}, "'resamples' is no setting of its training; it belongs under evaluation"),
         ({"evaluation": {"resample": 100}}, "evaluation: 'resample' is no setting (did you mean 'resamples'?)"),
         ({"seeds": [1, 1]}, "seeds must differ, got 1, 1"),
-        ({"protocol": "loo"}, "protocol must be 'given', 'nested' or 'final', got 'loo'"),
+        ({"protocol": "loo"}, "protocol must be 'given', 'nested', 'leave_site_out' or 'final', got 'loo'"),
         ({"protocol": "nested", "folds": 1}, "folds must be at least 2"),
         ({"protocol": "final"}, "the held-out split is judged with --final"),
         ({"seeds": ["a"]}, "seeds.0 must be a valid integer, got 'a'"),
@@ -97,12 +98,15 @@ def test_mistakes_are_found_before_anything_runs(write: Any, tmp_path: Path, ent
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "count"), [("paper", 45), ("hardware", 3), ("demo", 6), ("objective", 14)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("paper", 45), ("hardware", 3), ("demo", 6), ("objective", 14), ("sites", 36)]
+)
 def test_shipped_studies_can_be_planned(
     name: str, count: int, small_cohort: Path, bundle_dir: Path, tmp_path: Path
 ) -> None:
     path = bundle_dir.parents[1] / "studies" / f"{name}.yaml"
-    runs = plan(read_study(path, cohort=str(small_cohort), bundle_root=str(bundle_dir)), tmp_path)
+    changes = {"cohort": str(small_cohort), "bundle_root": str(bundle_dir), "folds": 2}  # so few scans
+    runs = plan(read_study(path, **changes), tmp_path)
     assert len(runs) == count
 
 
@@ -255,6 +259,35 @@ def test_nested_folds_choose_and_judge_on_different_scans(
     assert (run.evaluate, run.cohort) == (("test",), str(tmp_path / "cohort.csv"))
     with pytest.raises(StudyError, match="no configuration 'LA\\+CVaR alpha 0.7' .did you mean 'LA\\+CVaR alpha"):
         plan(last, place, "LA+CVaR alpha 0.7")
+
+
+@pytest.mark.slow
+def test_every_site_is_left_out_with_groups_by_site_a_tree_over_sites_and_a_site_head(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tree = {"_target_": "fairlung.pipeline.losses.GroupTreeCVaR", "parents": "$@cohort_data.group_parents"}
+    path = write(
+        protocol="leave_site_out",
+        folds=2,
+        settings={"allow_empty_cells": True, "tracking_uri": "", "group_by": ["site", "sex"]},
+        systems=[{"system": "ce", "aggregation": tree, "label": "tree"}, {"system": "site_head"}],
+    )
+    study, output = read_study(path), tmp_path / "out"
+    folder = StudyFolder(output, study, plan(study, output))
+    in_process(folder)
+    assert folder.counts()["finished"] == 6, [folder.reason(run) for run in folder.planned]
+    record = json.loads((output / "study.json").read_text())
+    assert (record["sites"], record["folds"]) == (["alder", "birch", "cedar"], 3)
+    for run in folder.planned.values():
+        split = pd.read_csv(run.cohort).groupby("split")["site"].agg(set)
+        judged = pd.read_csv(folder.run_file(run.id).parent / "test" / "evaluation" / "predictions.csv")
+        site = record["sites"][run.fold or 0]
+        assert split["test"] == {site} == set(judged["site"]) and site not in split["train"] | split["val"]
+    table = write_tables([output], resamples=200).table
+    assert [row[0] for row in table.rows] == ["tree", "site head"]
+    sites = pd.read_csv(output / "tables" / "sites.csv")
+    assert list(sites["left_out"]) == [*record["sites"], "all sites"] * 2
 
 
 def test_a_failed_run_is_shown_and_the_others_go_on(

@@ -36,6 +36,8 @@ NAMED = {
     "eql": "EQL R3D18 seed 42",
     "kl_dro": "KL group DRO R3D18 seed 42",
     "cnn_rnn": "CNN-RNN CNNRNN seed 42",
+    "site_head": "site head R3D18 seed 42",
+    "site_adversarial": "site adversarial R3D18 seed 42",
     "recommended": "LA+CVaR recommended R3D18 alpha 0.8 tau 1.0 exact seed 42",
 }
 # what its loss reads of alpha, tau and gradient, and a run of it records

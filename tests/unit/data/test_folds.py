@@ -218,6 +218,7 @@ def test_written_folds_are_cohorts_from_their_new_folder(tmp_path: Path) -> None
                         "split": split,
                         "patient": f"{label}{sex}{i}",
                         "site": "a",
+                        "name": "DOE^JANE",
                     }
                 )
     pd.DataFrame(rows).to_csv(tmp_path / "data" / "cohort.csv", index=False)
@@ -230,5 +231,5 @@ def test_written_folds_are_cohorts_from_their_new_folder(tmp_path: Path) -> None
         images = {Path(item["image"]).resolve() for split in again.splits() for item in again.items(split)}
         assert images == {Path(item["image"]) for item in cohort.items("train")}
         assert again.table["split"].tolist() == fold.table["split"].tolist()
-        assert set(again.table) == {"scan", "label", "sex", "split", "patient"}  # what else there is may name patients
+        assert set(again.table) == {"scan", "label", "sex", "split", "patient", "site"}  # all else may name patients
     assert len({load_cohort(path, class_names=CLASSES, group_names=GROUPS).digest for path in paths}) == len(paths)

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fairlung.pipeline.common.names import CLASS_NAMES
+from fairlung.pipeline.common.names import CLASS_NAMES, SEXES
 from fairlung.pipeline.phantoms import cohort as phantom_cohort
-from fairlung.pipeline.phantoms.anatomy import SITES
+from fairlung.pipeline.phantoms.anatomy import SHIFTED_SITES, SITES
 from fairlung.pipeline.phantoms.cohort import PRESETS, Preset
 
 
@@ -47,6 +47,32 @@ def test_plan_keeps_site_and_format_apart_from_class_and_sex() -> None:
     both = Counter((s.site, s.fmt) for s in specs)
     assert len(both) == 9 and min(both.values()) > 60  # nor are they tied to each other
     assert len({s.patient for s in specs}) == len({s.path for s in specs}) == 889
+
+
+def test_shifted_sites_see_other_classes_and_both_sexes_alike() -> None:
+    specs = phantom_cohort.plan_cohort("shifted", seed=4)
+    for site, shares in PRESETS["shifted"].sites.items():
+        for split, least in (("train", 2), ("val", 1)):  # of a deck of six
+            for sex in SEXES:
+                found = Counter(s.label for s in specs if (s.site, s.split, s.sex) == (site, split, sex))
+                assert [found[label] for label in CLASS_NAMES] == [least * share for share in shares]
+    share = {s: Counter(spec.label for spec in specs if spec.site == s) for s in SHIFTED_SITES}
+    assert {max(counts, key=counts.get) for counts in share.values()} == set(CLASS_NAMES)  # a site for each class
+
+
+def test_shifted_scanners_can_be_told_apart() -> None:
+    """The same patient at each site: noise, sharpness and slices differ by more than those of the plain sites."""
+
+    def seen(site: str) -> tuple[float, float, int]:
+        spec = phantom_cohort.ScanSpec("x", "normal", "male", "train", "P1", site, "nifti", small, 0, (1, 1))
+        scan = phantom_cohort.synthesize_spec(spec)
+        return float(scan.hu[:, :5, :5].std()), scan.spacing[0], scan.hu.shape[0]  # air in a corner
+
+    shifted = PRESETS["shifted"]
+    small = Preset({}, size=96, slices=(10, 20), sites=shifted.sites)
+    dogwood, elder, fir, hazel = map(seen, SHIFTED_SITES)
+    assert fir[0] > 1.5 * elder[0] > 1.5 * hazel[0] > dogwood[0]
+    assert dogwood[2] < hazel[2] < fir[2] < elder[2] and dogwood[1] > elder[1]
 
 
 def test_cohort_files_match_the_table(cohort: Path) -> None:
@@ -119,7 +145,7 @@ def test_new_scans_carry_no_label(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "huge"}, "preset must be one of tiny, demo, benchmark, got 'huge'"),
+        ({"preset": "huge"}, "preset must be one of tiny, demo, benchmark, shifted, got 'huge'"),
         ({"fmt": "nrrd"}, "fmt must be one of jpg, dicom, nifti, mixed, got 'nrrd'"),
         ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"workers": 0}, "workers must be >= 1, got 0"),
@@ -136,3 +162,9 @@ def test_preset_checks_its_cells() -> None:
         Preset({"train": {("normal", "male"): -2}}, size=64, slices=(50, 60))
     with pytest.raises(ValueError, match="slices must be .* got"):
         Preset({}, size=64, slices=(60, 50))
+    with pytest.raises(ValueError, match="sites must be one of alder, .*, got 'ash'"):
+        Preset({}, size=64, slices=(50, 60), sites={"ash": (1, 1, 1, 1)})
+    with pytest.raises(ValueError, match="must be 4 shares of at least 0, got .1, -1, 1, 1."):
+        Preset({}, size=64, slices=(50, 60), sites={"alder": (1, -1, 1, 1)})
+    with pytest.raises(ValueError, match="sites: none of alder sees covid19"):
+        Preset({}, size=64, slices=(50, 60), sites={"alder": (1, 1, 0, 1)})

@@ -177,6 +177,20 @@ def test_two_processes_train_through_the_overlay(trained: Path, small_cohort: Pa
     assert run_statuses(trained / "m.db") == ["FINISHED"]
 
 
+@pytest.mark.slow
+def test_two_processes_train_with_a_site_head_and_save_the_network_alone(
+    trained: Path, bundle_dir: Path, small_cohort: Path
+) -> None:
+    folder = trained.parent / "headed"
+    folder.mkdir()
+    launch(bundle_dir, small_cohort, folder, bundle_dir / "configs" / "systems" / "site_adversarial.yaml")
+    plain, headed = (
+        torch.load(p / "run" / "models" / "best.pt", weights_only=True)["model"] for p in (trained, folder)
+    )
+    assert plain.keys() == headed.keys() and not all(torch.equal(plain[name], headed[name]) for name in plain)
+    assert run_statuses(folder / "m.db") == ["FINISHED"]
+
+
 KILLER = """
 import os, signal
 from ignite.engine import Events

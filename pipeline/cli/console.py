@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 console = Console()
 
 WORDS = ("class", "group", "status", "system")  # columns that hold words, beside the first one
-WHOLE = 30  # characters of a word that is not broken
+WHOLE = 32  # characters of a word that is not broken
 SIGNS = {"finding": "[red]finding[/]", "inconclusive": "[yellow]inconclusive[/]", "no-statement": "no statement"}
 
 

@@ -143,6 +143,7 @@ def by_itk(series: Path) -> np.ndarray:
     return windowed(np.stack([plane for _, plane in sorted(found, key=lambda each: each[0])]))
 
 
+@pytest.mark.slow
 @few(90)
 @given(index=st.sampled_from([0, 7, 19]), changes=CHANGES)
 def test_bytes_of_a_header(series: Path, volume: np.ndarray, index: int, changes: list[tuple[float, int]]) -> None:
@@ -199,6 +200,7 @@ VALUES = {
 ELEMENTS = st.sampled_from(sorted(VALUES)).flatmap(lambda name: st.tuples(st.just(name), VALUES[name]))
 
 
+@pytest.mark.slow
 @few(70)
 @given(elements=st.lists(ELEMENTS, min_size=1, max_size=2), everywhere=st.booleans())
 @example(elements=[("RescaleIntercept", "-1000")], everywhere=True)  # plausible: what another reader makes of it

@@ -41,8 +41,8 @@ def _without_waiting_for_the_disk(connection: Any, _: object) -> None:
 # ---- which worker runs what ------------------------------------------------------------------------------------------
 # files that take longest, first: a long one that comes last is waited for by all other workers; and those that need
 # most memory, while a worker is small
-FIRST = ("test_commands", "test_mlflow_server", "test_distributed", "test_grad_cam", "test_cnn_rnn", "test_r3d18")
-FIRST += ("test_registered_0_1", "test_study", "test_systems", "test_inference", "test_resume")
+FIRST = ("test_commands", "test_mlflow_server", "test_distributed", "test_inference", "test_grad_cam", "test_cnn_rnn")
+FIRST += ("test_r3d18", "test_registered_0_1", "test_study", "test_systems", "test_networks", "test_resume")
 FIRST += (
     "test_ends",
     "test_planted_tokens",

@@ -19,7 +19,9 @@ from ..common.distributed import is_primary, world_size
 from ..common.errors import UserError
 from ..common.files import encoded, json_or_nothing, replacing
 from ..common.references import references
+from ..networks.catalogue import CATALOGUE, OF_NETWORK
 from ..networks.checkpoint import said_of, training_record
+from ..networks.weights import weights_file
 
 AIR_HU, BODY_HU = -950, -150  # below is air outside the lungs, above is tissue of the body
 PERCENTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -120,10 +122,11 @@ class UntrainedNetwork:
         return self._built({"pretrained": False, "weights": None}), of
 
     def _at_hand(self) -> bool:
-        """Whether published weights are on this machine: nothing is downloaded here."""
-        if self.weights is not None:
-            return Path(self.weights).is_file()
-        return any(Path(torch.hub.get_dir(), "checkpoints").glob("*.pth"))
+        """Whether the published weights are on this machine: nothing is downloaded here."""
+        network = str(self.config["network_def"].get("_target_", "")).rpartition(".")[2]
+        named = OF_NETWORK.get(network) if self.weights is None else CATALOGUE.get(self.weights)
+        path = weights_file(named) if named else Path(self.weights or "")
+        return path.is_file()
 
     def _built(self, initial_weights: dict[str, Any]) -> nn.Module:
         from monai.bundle import ConfigParser

@@ -21,7 +21,7 @@ INFERENCE_NETWORK = "R3D18Classifier"  # the one that inference.yaml runs
 FIRST_SETTINGS = {"age_bands": None, "fast_decode": False, NETWORK: "R3D18Classifier"}  # where none were saved yet
 
 _OTHER_NETWORK = (
-    "\nuse the configs of its own network, such as ['train.yaml','networks/i3d.yaml','evaluate.yaml'] or "
+    "\nuse the configs of its own network, such as ['train.yaml','systems/cnn_rnn.yaml','evaluate.yaml'] or "
     f"['inference.yaml','networks/i3d.yaml']; inference.yaml without an overlay runs {INFERENCE_NETWORK}"
 )
 

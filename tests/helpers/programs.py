@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -53,6 +53,14 @@ class Program:
 @cache
 def _server() -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def until_the_module_ends() -> Iterator[None]:
+    """A fixture of a module that runs programs: other tests look for processes that were left behind."""
+    yield
+    if _server.cache_info().currsize:
+        with _server():  # closes what it reads, and waits for it
+            _server.cache_clear()
 
 
 def _ask(request: Mapping[str, object]) -> int:

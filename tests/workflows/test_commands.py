@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from programs import Program
+from programs import Program, until_the_module_ends
 from workflows import SHRUNK, SMALL_NETWORK
 
 pytestmark = pytest.mark.slow
+programs = pytest.fixture(scope="module", autouse=True)(until_the_module_ends)
 
 
 def command(*arguments: str, cwd: Path, code: int = 0) -> str:

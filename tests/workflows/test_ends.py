@@ -16,7 +16,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from programs import Program
+from programs import Program, until_the_module_ends
 from workflows import SMALL_SETTINGS
 
 from fairlung.pipeline.networks.checkpoint import ModelSettings
@@ -24,6 +24,7 @@ from fairlung.pipeline.networks.r3d18 import R3D18Classifier
 from fairlung.pipeline.phantoms.writers import write_nifti
 
 pytestmark = pytest.mark.slow
+programs = pytest.fixture(scope="module", autouse=True)(until_the_module_ends)
 NAME = "DOE^JANE"
 SCANS = 40
 

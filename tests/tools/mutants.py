@@ -129,7 +129,7 @@ MUTANTS = [
     M("aggregation", "known samples not scaled", "weights * known.mean() + (1 - known) / len(known)",
       "weights + (1 - known) / len(known)"),
     M("aggregation", "unknown samples dropped", "weights * known.mean() + (1 - known) / len(known)", "weights * known.mean()"),
-    M("aggregation", "observes when it looks", "torch.is_grad_enabled():  # a training step", "True:  # a training step"),
+    M("aggregation", "observes when it looks", "torch.is_grad_enabled(): self.observe(*batch)", "True: self.observe(*batch)"),
     # ---- the two levels ----
     M("two_level", "half precision", "torch.autocast(kind, enabled=False)", "nullcontext()"),
     M("two_level", "explained without weights", "return losses, self.aggregation.weights(losses, self.aggregation.groups(target))",

@@ -13,7 +13,7 @@ from .calibration import auc_interval, auc_shares
 from .patients import Clusters, resample_scans
 from .predictions import Ints, Predictions
 from .records import ByGroup, GroupContrast, GroupNumber
-from .resampling import TIE, Estimate, Floats, estimate, interval, wilson
+from .resampling import TIE, Estimate, Floats, estimate, interval, newcombe, wilson
 
 NORMAL = ("normal", "healthy", "no finding")  # names of the class of those who have no disease
 SPECIFICITY = 0.9
@@ -90,19 +90,6 @@ def diagnosis(
         ))  # fmt: skip
 
     return records.Diagnosis(known.class_names[normal], rate(1), rate(0))
-
-
-def newcombe(hits: Floats, n: Floats, confidence: float = 0.95, effect: Floats | float = 1.0) -> Estimate:
-    """Difference of two proportions ``hits / n``, first minus second, by Newcombe's hybrid score (statsmodels).
-
-    ``effect`` [2] is how many scans tell as much as one of as many patients.
-    """
-    from statsmodels.stats.proportion import confint_proportions_2indep
-
-    (a, b), (m, k) = hits / effect, n / effect
-    value = float(hits[0] / n[0] - hits[1] / n[1])
-    low, high = confint_proportions_2indep(a, m, b, k, method="newcomb", compare="diff", alpha=1 - confidence)
-    return estimate(value, min(low, value), max(high, value))
 
 
 def _two_classes(counts: NDArray[Any], ill: Flags) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from . import records
 from .metrics import class_scores
 from .patients import Clusters
 from .predictions import Predictions
-from .resampling import TIE, Estimate, Floats, estimate, interval, wilson
+from .resampling import TIE, Estimate, Floats, estimate, interval, newcombe
 
 IntervalMethod = Literal["smoothed", "percentile"]
 PERMUTATION_CHUNK = 20_000_000  # predictions shuffled at a time, which bounds memory
@@ -237,10 +237,8 @@ def equalized_odds_spans(confusion: NDArray[Any], confidence: float, patients: C
     ends = np.zeros((2, true.shape[1]))
     for c in range(true.shape[1]):
         for part, whole, effect in zip((hits, said - hits), (true, scans - true), effects, strict=True):
-            found = [wilson(part[g, c], whole[g, c], level, effect[g, c]) for g in range(len(counts))]
-            for a, b in combinations(found, 2):
-                low = a.value - b.value - np.hypot(a.value - a.low, b.high - b.value)
-                high = a.value - b.value + np.hypot(a.high - a.value, b.value - b.low)
+            for pair in map(list, combinations(range(len(counts)), 2)):
+                _, low, high = newcombe(part[pair, c], whole[pair, c], level, effect[pair, c])
                 ends[:, c] = np.maximum(ends[:, c], [max(low, -high, 0.0), min(max(-low, high), 1.0)])
     return ends
 

@@ -77,6 +77,19 @@ def wilson(hits: float, n: float, confidence: float = 0.95, effect: float = 1.0)
     return Estimate(hits / n, min(low, hits / n), max(high, hits / n))
 
 
+def newcombe(hits: Floats, n: Floats, confidence: float = 0.95, effect: Floats | float = 1.0) -> Estimate:
+    """Difference of two proportions ``hits / n`` [2], first minus second, by Newcombe (1998, method 10).
+
+    Of the :func:`wilson` intervals of both: v -+ sqrt(d1^2 + d2^2), d the distance of each to its end on that side.
+    ``effect`` [2] is how many scans tell as much as one of as many patients.
+    """
+    each = zip(hits, n, np.broadcast_to(effect, 2), strict=True)
+    first, second = (wilson(hit, of, confidence, scale) for hit, of, scale in each)
+    value = first.value - second.value
+    low = value - np.hypot(first.value - first.low, second.high - second.value)
+    return estimate(value, low, value + np.hypot(first.high - first.value, second.value - second.low))
+
+
 def partly_pooled(
     hits: Floats, n: Floats, confidence: float = 0.95, spreads: int = 40, means: int = 200
 ) -> NDArray[np.object_]:

@@ -21,7 +21,7 @@ from fairlung.transforms.checks import check_setting, check_whole
 from ..common.distributed import is_primary
 from ..common.volumes import slice_counts
 from .catalogue import OF_NETWORK
-from .weights import load_published_weights, refuse_unused_weights
+from .weights import check_classifier, load_published_weights
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +68,10 @@ class CNNRNNClassifier(nn.Module):
         encoder_mode: str = "recompute", chunk: int = 16, hidden: int = 128, dropout: float = 0.5,
     ) -> None:  # fmt: skip
         super().__init__()
-        check_setting("num_classes", num_classes, num_classes >= 2, "at least 2")
+        check_classifier(num_classes, dropout, pretrained, weights)
         check_setting("hidden", hidden, hidden >= 1, "at least 1")
-        check_setting("dropout", dropout, 0 <= dropout < 1, "in [0, 1)")
         check_setting("encoder_mode", encoder_mode, encoder_mode in ENCODER_MODES, f"one of {', '.join(ENCODER_MODES)}")
         check_whole("chunk", chunk, least=1)
-        refuse_unused_weights(pretrained, weights)
         self.encoder_mode, self.chunk, self.pretrained = encoder_mode, chunk, pretrained
         self.encoder = _encoder(pretrained, weights)
         self.encoder.requires_grad_(encoder_mode != "freeze")

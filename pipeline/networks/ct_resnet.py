@@ -11,10 +11,8 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fairlung.transforms.checks import check_setting
-
 from .catalogue import OF_NETWORK
-from .weights import classifier_head, load_published_weights, refuse_unused_weights
+from .weights import check_classifier, classifier_head, load_published_weights
 
 BLOCKS = (3, 8, 36, 3)  # of ResNet-152
 FEATURES = 2048
@@ -95,9 +93,7 @@ class CTResNet152(nn.Module):
         hidden: int = 256,
     ) -> None:  # fmt: skip
         super().__init__()
-        check_setting("num_classes", num_classes, num_classes >= 2, "at least 2")
-        check_setting("dropout", dropout, 0 <= dropout < 1, "in [0, 1)")
-        refuse_unused_weights(pretrained, weights)
+        check_classifier(num_classes, dropout, pretrained, weights)
         self.pretrained = pretrained
         self.backbone = _published(weights) if pretrained else InflatedResNet(1)
         if pretrained:

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.video import r3d_18
 
-from fairlung.transforms.checks import check_setting
-
 from .catalogue import OF_NETWORK
-from .weights import classifier_head, load_published_weights, refuse_unused_weights
+from .weights import check_classifier, classifier_head, load_published_weights
 
 KINETICS_CLASSES = 400
 
@@ -43,9 +41,7 @@ class R3D18Classifier(nn.Module):
         hidden: int = 256,
     ) -> None:  # fmt: skip
         super().__init__()
-        check_setting("num_classes", num_classes, num_classes >= 2, "at least 2")
-        check_setting("dropout", dropout, 0 <= dropout < 1, "in [0, 1)")
-        refuse_unused_weights(pretrained, weights)
+        check_classifier(num_classes, dropout, pretrained, weights)
         self.pretrained = pretrained
         backbone = r3d_18(weights=None, num_classes=KINETICS_CLASSES)
         if pretrained:

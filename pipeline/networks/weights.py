@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, WeightsEnum
 from torchvision.models.video import R3D_18_Weights
 
+from fairlung.transforms.checks import check_setting
+
 from ..common.errors import UserError
 from ..common.files import replacing, why_unreadable
 from ..common.text import did_you_mean
@@ -62,8 +64,10 @@ def classifier_head(features: int, hidden: int, dropout: float, num_classes: int
     return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, num_classes))
 
 
-def refuse_unused_weights(pretrained: bool, weights: str | Path | None) -> None:
-    """ValueError when weights are named that would not be read."""
+def check_classifier(num_classes: int, dropout: float, pretrained: bool, weights: str | Path | None) -> None:
+    """What every network of ours is given; ValueError too when weights are named that would not be read."""
+    check_setting("num_classes", num_classes, num_classes >= 2, "at least 2")
+    check_setting("dropout", dropout, 0 <= dropout < 1, "in [0, 1)")
     if weights is not None and not pretrained:
         raise ValueError(f"weights={str(weights)!r} was given but pretrained is off; set pretrained to True")
 

@@ -15,12 +15,11 @@ from fairlung.pipeline.evaluation.clinical import (
     average_precisions,
     clinical,
     equity_scaled_auc,
-    newcombe,
     normal_class,
 )
 from fairlung.pipeline.evaluation.predictions import Predictions
 from fairlung.pipeline.evaluation.records import Clinical, OperatingPoint, to_plain
-from fairlung.pipeline.evaluation.resampling import Estimate, wilson
+from fairlung.pipeline.evaluation.resampling import Estimate, newcombe, wilson
 
 CLASSES = ("covid", "normal", "tumour")
 SEXES = ("male", "female")

@@ -145,13 +145,13 @@ def probe(
     from ..shortcuts import probe as probes
     from ..shortcuts.features import load_features
 
-    path = _one_table(source, split, None)
-    features, judged = load_features(path.with_name(run_folder.FEATURES)), load_predictions(path)
-    beside = None if table is None else read_frame(table)
     if not target and duplicates is None:
         raise ValueError("give --target, --duplicates, or both")
+    path = _one_table(source, split, None)
+    features, judged, rows = load_features(path.with_name(run_folder.FEATURES)), load_predictions(path), read_frame(path)
+    beside = None if table is None else read_frame(table)
     for name in target or []:
-        values = probes.attribute(read_frame(path), name, beside)
+        values = probes.attribute(rows, name, beside)
         found = probes.probe(features, judged, name, values, permutations, confidence, seed)
         written = probes.write_probe(path.parent, found)
         show_probe(found.verdict, probe_table(found))
@@ -159,7 +159,7 @@ def probe(
     if duplicates is not None:
         elsewhere = Path(duplicates).exists()
         other = _one_table(duplicates if elsewhere else source, None if elsewhere else duplicates, None)
-        labels = read_frame(path)["label"], read_frame(other)["label"]
+        labels = rows["label"], read_frame(other)["label"]
         pairs = repeats.near_duplicates(features, load_features(other.with_name(run_folder.FEATURES)), labels)
         for pair in pairs:
             said = f"{pair.scan} and {pair.other} ({pair.label}): distance {pair.distance:.3f}, of the next scan"

@@ -148,7 +148,8 @@ def probe(
     if not target and duplicates is None:
         raise ValueError("give --target, --duplicates, or both")
     path = _one_table(source, split, None)
-    features, judged, rows = load_features(path.with_name(run_folder.FEATURES)), load_predictions(path), read_frame(path)
+    features = load_features(path.with_name(run_folder.FEATURES))
+    judged, rows = load_predictions(path), read_frame(path)
     beside = None if table is None else read_frame(table)
     for name in target or []:
         values = probes.attribute(rows, name, beside)

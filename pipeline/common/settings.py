@@ -96,7 +96,12 @@ class Settings(TypedDict, total=False):
     save_on_sigterm: Annotated[bool, "SIGTERM saves after the step, for a training that is resumed"]
     pretrained: Annotated[bool, "start from published weights, which are fetched once"]
     weights: Annotated[str | None, "which: a name of `fairlung weights list`, or a file; null: the network's own"]
-    train_layers: Annotated[Literal["all", "head"], "what a training changes; head: a linear probe"]
+    train_layers: Annotated[
+        Literal["all", "head", "frozen"], "what a training changes; head: a linear probe; frozen: on cached features"
+    ]
+    views: Annotated[Whole, "frozen features: augmented views of a scan beside the test-time crop"]
+    body_seed: Annotated[Whole, "frozen features: seed of a body without published weights"]
+    feature_precision: Annotated[Literal["float32", "bfloat16"], "frozen features: in what they are computed"]
     model_file: Annotated[str, "the best checkpoint is also put here for inference; empty: nowhere"]
     checkpoint: Annotated[str | list[str], "the trained model; inference takes a list or a pattern too"]
     replace_model: Annotated[bool, "put the best checkpoint at model_file in place of another run's"]

@@ -12,8 +12,8 @@ import os
 import re
 import threading
 import types
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -178,7 +178,7 @@ class ScanDataset(Dataset):
             barrier()  # the first process of a host fills the cache on disk, the others find it filled
         if is_primary():
             logger.info("%s: %d", description, len(self))
-        loader = DataLoader(_Attempts(self.cached), num_workers=num_workers, batch_size=None)
+        loader = DataLoader(Attempts(self.cached), num_workers=num_workers, batch_size=None)
         progress = tqdm(loader, desc=description, unit="scan", leave=False, disable=None if is_primary() else True)
         failed, records, size, digests = [], [], 0, {}
         for index, (item, attempt) in enumerate(zip(self.data, progress, strict=True)):
@@ -213,15 +213,26 @@ class ScanDataset(Dataset):
         if self.transform.stock and self.data:
             self[Draw(0, seed=0)]
 
+    def volume(self, index: int) -> Any:
+        """The volume of a scan as the network sees it."""
+        return self[index]["image"]
+
     def __getitem__(self, index: Any) -> Any:
         if not isinstance(index, Draw):
             return super().__getitem__(index)
-        self.transform.set_random_state(seed=index.seed)
+        with self.seeded(index.seed):
+            return super().__getitem__(index.index)
+
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Within it, the augmentation draws what ``seed`` says."""
+        self.transform.set_random_state(seed=seed)
         if not self.transform.stock:
-            return super().__getitem__(index.index)
+            yield
+            return
         with torch.random.fork_rng(devices=[]):  # a transform that is none of MONAI's draws from torch's own
-            torch.default_generator.manual_seed(index.seed)
-            return super().__getitem__(index.index)
+            torch.default_generator.manual_seed(seed)
+            yield
 
     def _transform(self, index: int) -> Any:
         item = {**self.data[index], "image": self.volumes[index]["image"]}
@@ -256,8 +267,8 @@ class _Attempt(NamedTuple):
     digest: str  # of the volume
 
 
-class _Attempts(torch.utils.data.Dataset):
-    """Reads items for their side effect (the cache)."""
+class Attempts(torch.utils.data.Dataset):
+    """Reads the volumes of a cache for their side effect: what is read is there."""
 
     def __init__(self, volumes: VolumeCache) -> None:
         self.volumes = volumes

@@ -31,6 +31,7 @@ from ..data.groups import group_columns
 from ..data.intake_records import not_made
 from ..evaluation.predictions import Predictions, load_predictions
 from ..networks.ensemble import members_of
+from ..networks.frozen import whole_network
 from .grad_cam import class_activation, error_picture, explained_copy
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def write_error_gallery(
 
     Args:
         predictions: CSV with columns scan, label, the group columns, prediction and a probability a class.
-        dataset: the scans of the table, as the network sees them: items with ``image`` [1, D, H, W] in [0, 1].
+        dataset: the scans of the table, with the volume [1, D, H, W] of each as the network sees it.
         count: pictures at most, at least 0 (ValueError); 0 makes none.
         target_layer: module whose output [N, F, d, h, w] is explained; None is :func:`~.explained_layer`.
     """
@@ -119,14 +120,14 @@ def _write(
 ) -> list[dict[str, Any]]:  # fmt: skip
     assert table.probabilities is not None
     where = {item["scan"]: i for i, item in enumerate(dataset.data)}
-    networks = [explained_copy(member, target_layer) for member in members_of(network)]
+    networks = [explained_copy(whole_network(member), target_layer) for member in members_of(network)]
     folder.mkdir(exist_ok=True)
     entries: list[dict[str, Any]] = []
     for number, row in enumerate(rows, start=1):
         scan, prediction, group = str(table.scan[row]), int(table.prediction[row]), int(table.group[row])
         if scan not in where:
             raise ValueError(f"scan {scan!r} of the predictions is not in the data set")
-        image = unit_range(torch.as_tensor(dataset[where[scan]]["image"]))
+        image = unit_range(torch.as_tensor(dataset.volume(where[scan])))
         activation = np.mean([class_activation(each, image, prediction, target_layer) for each in networks], axis=0)
         depth = slice_counts(image[None])[0]
         middle, name = depth // 2, f"{number:04d}.png"

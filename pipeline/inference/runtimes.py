@@ -142,6 +142,8 @@ class MirrorInferer(Inferer):
         """Logits [N, C] or [N, M, C] of volumes [N, 1, D, H, W]."""
         logits = self.inferer(inputs, network, *args, **kwargs)
         if self.mirror:
+            if inputs.ndim != 5:
+                raise ValueError(f"flip_tta mirrors volumes; the network is given {tuple(inputs.shape)}")
             mirrored = self.inferer(inputs.flip(-1), network, *args, **kwargs)
             logits = log_mean_probability(torch.stack([logits, mirrored]), dim=0)
         return log_mean_probability(logits, dim=1) if self.combine and logits.ndim == 3 else logits

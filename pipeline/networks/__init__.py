@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "cnn_rnn": ["CNNRNNClassifier"],
         "ct_resnet": ["CTResNet152"],
         "ensemble": ["ensemble_of"],
+        "frozen": ["FrozenBody", "FrozenHead"],
         "i3d": ["I3D"],
         "r3d18": ["R3D18Classifier"],
         "site_head": ["SiteHead"],

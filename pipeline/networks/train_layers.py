@@ -1,4 +1,7 @@
-"""Which layers of a network a training changes: all of them, or the head alone (a linear probe)."""
+"""Which layers of a network a training changes: all of them, or the head alone (a linear probe).
+
+``frozen`` is the head alone too, on features that the rest made of each scan once (:mod:`~.frozen`).
+"""
 
 import logging
 
@@ -10,7 +13,7 @@ from ..common.distributed import is_primary
 
 logger = logging.getLogger(__name__)
 
-TRAIN_LAYERS = ("all", "head")
+TRAIN_LAYERS = ("all", "head", "frozen")
 
 
 def head_layers(network: nn.Module) -> tuple[str, ...]:
@@ -31,13 +34,19 @@ def head_layers(network: nn.Module) -> tuple[str, ...]:
 
 
 def train_only(network: nn.Module, layers: str) -> nn.Module:
-    """The network, of which ``all`` or the ``head`` trains. With ``all`` it stays as it is.
+    """The network, of which ``all`` or the ``head`` trains. With ``all`` it stays as it is, with ``frozen`` too.
 
     The other layers get no gradient and stay in evaluation mode: their batch normalisation keeps its running
     statistics, and their dropout leaves nothing out.
     """
     check_setting("train_layers", layers, layers in TRAIN_LAYERS, f"one of {', '.join(TRAIN_LAYERS)}")
-    if layers == "all":
+    on_features = hasattr(network, "body")
+    if on_features != (layers == "frozen"):
+        raise ValueError(
+            "train_layers: frozen and the overlay frozen.yaml go together, "
+            f"got {layers} {'with' if on_features else 'without'} it"
+        )
+    if layers in ("all", "frozen"):
         return network
     head = head_layers(network)
     network.requires_grad_(False)

@@ -184,7 +184,7 @@ def _training_facts(evidence: Evidence) -> list[tuple[str, str]]:
     absent = [name for name in OBJECTIVE_SETTINGS if {"system", name} & settings.keys() and settings.get(name) is None]
     facts = [(heading, "none" if name in absent else _text(settings.get(name))) for name, heading in named.items()]
     facts.append(("At first", said_of_weights(settings) or NOT_STATED))
-    if settings.get("train_layers") == "head":
+    if settings.get("train_layers") in ("head", "frozen"):
         facts.append(("Trained layers", "the head alone"))
     facts.append(("Epochs", NOT_STATED if history is None else str(int(history["epoch"].max()))))
     marked = NOT_STATED if evidence.marked_epoch is None else f"{evidence.marked_epoch} ({evidence.marked_by})"

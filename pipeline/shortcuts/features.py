@@ -21,6 +21,7 @@ from ..common.files import encoded, json_or_nothing, replacing
 from ..common.references import references
 from ..networks.catalogue import CATALOGUE, OF_NETWORK
 from ..networks.checkpoint import said_of, training_record
+from ..networks.frozen import FrozenHead, build_network
 from ..networks.weights import weights_file
 
 AIR_HU, BODY_HU = -950, -150  # below is air outside the lungs, above is tissue of the body
@@ -112,14 +113,14 @@ class UntrainedNetwork:
         """The network on the CPU, and which weights it has."""
         if self.pretrained and self._at_hand():
             with suppress(Exception):  # a damaged file, or one of another network: random weights are said to be so
-                built = self._built({"pretrained": True, "weights": self.weights})
+                built = build_network(self.config, self.seed, pretrained=True, weights=self.weights)
                 return built, f"the published weights that the training began with, the others of seed {self.seed}"
         of = f"random weights of seed {self.seed}"
         if self.pretrained:
             of += ", as the training's published ones are not at hand"
         elif self.known:
             of = f"the training's initial weights, of seed {self.seed}"
-        return self._built({"pretrained": False, "weights": None}), of
+        return build_network(self.config, self.seed, pretrained=False, weights=None), of
 
     def _at_hand(self) -> bool:
         """Whether the published weights are on this machine: nothing is downloaded here."""
@@ -127,15 +128,6 @@ class UntrainedNetwork:
         named = OF_NETWORK.get(network) if self.weights is None else CATALOGUE.get(self.weights)
         path = weights_file(named) if named else Path(self.weights or "")
         return path.is_file()
-
-    def _built(self, initial_weights: dict[str, Any]) -> nn.Module:
-        from monai.bundle import ConfigParser
-
-        parser = ConfigParser({**self.config, "initial_weights": initial_weights})
-        parser.parse()
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            return parser.get_parsed_content("network_def")
 
 
 class FeatureWriter:
@@ -156,6 +148,8 @@ class FeatureWriter:
             raise FeatureError(f"save_features is for one checkpoint, and {len(checkpoints)} answer together here")
         if save and world_size() > 1:
             raise FeatureError(f"save_features is for one process, and {world_size()} run")
+        if save and any(isinstance(part, FrozenHead) for part in network.modules()):
+            raise FeatureError("save_features is for a network of volumes; a head on frozen features makes none anew")
         if save and not any(isinstance(part, nn.Linear) for part in network.modules()):
             raise FeatureError(f"save_features: {type(network).__name__} has no torch.nn.Linear layer, so no features")
 

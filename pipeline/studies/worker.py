@@ -1,17 +1,21 @@
-"""One run of a study in a process of its own: it trains, or resumes training, then evaluates.
+"""Runs of a study, each in a process of its own: it trains, or resumes training, then evaluates.
 
-    python -m fairlung.pipeline.studies.worker RUN/run.json
+    python -m fairlung.pipeline.studies.worker
 
-It runs the bundle as ``python -m monai.bundle run`` does, and ends when the process that started it does.
+does the imports, reads a line a run, forks for it, and writes its exit code. A run does what ``python -m monai.bundle
+run`` does, and ends when the process that asked for it does.
 """
 
 import gc
+import json
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,11 @@ from ..common.text import without_login
 from .record import PlannedRun, read_record
 
 DONE, FAILED, LOG = "done.json", "failed.json", "log.txt"
+# what runs import in any case, or mostly
+IMPORTED = (
+    "monai.bundle", "monai.engines", "ignite.handlers", "torchvision.models.video", "matplotlib.pyplot", "scipy.stats",
+    "sklearn.metrics", "mlflow",
+)  # fmt: skip
 
 
 def main(path: str) -> int:
@@ -79,6 +88,29 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-if __name__ == "__main__":
+def _carry_out(run_file: str, folder: str) -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(folder)
+    with Path(run_file).with_name(LOG).open("ab") as log:
+        for output in (1, 2):
+            os.dup2(log.fileno(), output)
     _end_with_parent()
-    sys.exit(main(sys.argv[1]))
+    return main(run_file)
+
+
+def serve() -> None:
+    """Fork for each run that is asked for, a line each, until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends by it, and this process when nobody asks
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # a process that has asked CUDA itself cannot fork
+    for name in IMPORTED:
+        with suppress(ImportError):
+            import_module(name)
+    for line in iter(sys.stdin.readline, ""):
+        if (pid := os.fork()) == 0:
+            sys.exit(_carry_out(*json.loads(line)))
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    os._exit(0)  # nothing of it is to be closed; libraries would report here, on the user's screen, what they leak
+
+
+if __name__ == "__main__":
+    serve()

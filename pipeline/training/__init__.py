@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "accumulation": ["MicroBatchInferer", "whole_batch"],
         "bad_steps": ["BestSaver", "SkipBadSteps"],
+        "frozen_features": ["FeatureDataset"],
         "group_loss": ["GroupLoss", "PrepareGroupBatch"],
         "history": ["EpochLog", "MetricHistory"],
         "output_dir": ["begin", "check_run", "publish"],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine
+from torch import nn
 
 from fairlung.transforms.checks import check_setting
 
@@ -27,6 +28,7 @@ from ..networks.checkpoint import (
     said_of,
     training_record,
 )
+from ..networks.frozen import FrozenHead, write_whole
 from .record import TrainingRecord
 
 logger = logging.getLogger(__name__)
@@ -114,14 +116,19 @@ def discard_previous(output_dir: str | Path, resume: bool = False) -> None:
     barrier()
 
 
-def publish(checkpoint: str | Path, model_file: str | Path, replace: bool = False) -> None:
+def publish(
+    checkpoint: str | Path, model_file: str | Path, replace: bool = False, classifier: nn.Module | None = None
+) -> None:  # fmt: skip
     """Copy a checkpoint to where inference looks for it, unless another run's is there; an empty path copies nothing.
 
     With ``replace`` another run's model gives way and is kept beside it (:func:`previous_model`). A network that
-    inference.yaml does not run is not published. The log says in a line what was done.
+    inference.yaml does not run is not published. Of a ``classifier`` on frozen features the whole network is written
+    beside the checkpoint, and published. The log says in a line what was done.
     """
     if not model_file or not is_primary():
         return
+    if isinstance(classifier, FrozenHead):
+        checkpoint = write_whole(classifier, checkpoint, Path(checkpoint).with_name("whole.pt"))
     model_file, record, done = Path(model_file), training_record(checkpoint), ""
     mine = said_of(record)
     if (network := model_settings(checkpoint, "")[NETWORK]) != INFERENCE_NETWORK:

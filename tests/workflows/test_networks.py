@@ -126,7 +126,7 @@ def test_train_layers(start: Start, small_cohort: Path, tmp_path: Path, layers: 
 def test_weights_and_layers_that_do_not_fit(start: Start, tmp_path: Path) -> None:
     settings = {"output_dir": str(tmp_path), "cohort": "none.csv"}
     error = cause(start("train", train_layers="none", **settings))
-    assert str(error) == "train_layers must be one of all, head, got 'none'"
+    assert str(error) == "train_layers must be one of all, head, frozen, got 'none'"
     error = cause(start("train", "networks/densenet121", weights="kinetics400", **settings))
     assert str(error) == "DenseNet121 reads no weights: weights is kinetics400; leave it out"
     workflow = start("train", "networks/i3d", pretrained=True, weights="ct-i3resnet152")

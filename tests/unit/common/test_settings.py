@@ -81,7 +81,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rare_below": 1.5}, "rare_below must be in [0, 1], got 1.5"),
     ({"eta": 0}, "eta must be positive, got 0"),
     ({"pretrained": "maybe"}, "pretrained must be true or false, got 'maybe'"),
-    ({"train_layers": "heads"}, "train_layers must be one of all, head, got 'heads'"),
+    ({"train_layers": "heads"}, "train_layers must be one of all, head, frozen, got 'heads'"),
     ({"resume": "yes"}, "resume must be true or false, got 'yes'"),
     ({"overlay": "yes"}, "overlay must be true or false, got 'yes'"),
     ({"keep_checkpoints": 0}, "keep_checkpoints must be a whole number of at least 1 or null, got 0"),

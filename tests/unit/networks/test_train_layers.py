@@ -97,7 +97,7 @@ def test_all_changes_nothing() -> None:
 
 
 def test_refusals(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ValueError, match="train_layers must be one of all, head, got 'heads'"):
+    with pytest.raises(ValueError, match="train_layers must be one of all, head, frozen, got 'heads'"):
         train_only(nn.Linear(2, 2), "heads")
     segments = UNet(3, 1, 3, channels=(4, 8), strides=(2,))
     with pytest.raises(ValueError, match="needs a network whose last layer is a Linear.*UNet ends in"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -22,10 +23,11 @@ def test_a_run_that_is_killed_holds_up_no_other(tmp_path: Path) -> None:
     def kill() -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            for child in psutil.Process().children():
-                if str(runs[0]) in child.cmdline():
-                    child.kill()
-                    return
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if str(runs[0].with_name("log.txt")) in {file.path for file in child.open_files()}:
+                        child.kill()
+                        return
 
     killer = threading.Thread(target=kill)
     killer.start()

@@ -6,11 +6,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "checkpoint": ["ModelSettings", "model_settings", "require_checkpoint"],
-        "cnn_rnn": ["CNNRNNClassifier"],
+        "cnn_rnn": ["CNNRNNClassifier", "RACNet"],
         "ct_resnet": ["CTResNet152"],
         "ensemble": ["ensemble_of"],
         "i3d": ["I3D"],
         "r3d18": ["R3D18Classifier"],
+        "resnest": ["ResNeSt50"],
         "site_head": ["SiteHead"],
         "train_layers": ["train_only", "trained_parameters"],
     },

@@ -84,7 +84,7 @@ class Bottleneck(nn.Module):
         self.conv3, self.bn3 = nn.Conv3d(width, outputs, 1, bias=False), nn.BatchNorm3d(outputs)
         self.downsample: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
-            pool = nn.AvgPool3d(stride, stride, ceil_mode=True, count_include_pad=False)
+            pool = nn.AvgPool3d(stride, stride, ceil_mode=True)
             self.downsample = nn.Sequential(pool, nn.Conv3d(inputs, outputs, 1, bias=False), nn.BatchNorm3d(outputs))
 
     def forward(self, image: Tensor) -> Tensor:

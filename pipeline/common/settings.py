@@ -172,8 +172,8 @@ class Settings(TypedDict, total=False):
     device: Annotated[Device, "cpu, cuda or cuda:N"]
     backend: Annotated[Literal["nccl", "gloo", "mpi", "ucc"], "how several processes talk (multi_gpu_train)"]
     num_workers: Annotated[Whole, "processes that read scans; 0: none beside this one"]
-    encoder_mode: Annotated[Literal["freeze", "recompute", "full"], "how the encoder is trained (cnn_rnn)"]
-    chunk: Annotated[Positive, "slices encoded at a time (cnn_rnn)"]
+    encoder_mode: Annotated[Literal["freeze", "recompute", "full"], "how the encoder is trained (cnn_rnn, racnet)"]
+    chunk: Annotated[Positive, "slices encoded at a time (cnn_rnn, racnet)"]
 
     # ---- volumes
     window: Annotated[Rising, Len(2, 2), "HU that become 0 and 1"]

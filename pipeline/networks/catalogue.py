@@ -60,7 +60,8 @@ _ALL = (
     ),
 )  # fmt: skip
 CATALOGUE: Mapping[str, PublishedWeights] = {each.name: each for each in _ALL}
-OF_NETWORK: Mapping[str, PublishedWeights] = {each.network: each for each in _ALL}  # where --weights names none
+# where --weights names none
+OF_NETWORK: Mapping[str, PublishedWeights] = {each.network: each for each in _ALL} | {"RACNet": CATALOGUE["imagenet"]}
 
 
 def said_of_weights(settings: Mapping[str, Any]) -> str | None:

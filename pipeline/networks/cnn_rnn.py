@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet50
 
@@ -21,7 +21,7 @@ from fairlung.transforms.checks import check_setting, check_whole
 from ..common.distributed import is_primary
 from ..common.volumes import slice_counts
 from .catalogue import OF_NETWORK
-from .weights import check_classifier, load_published_weights
+from .weights import check_classifier, classifier_head, load_published_weights
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +103,11 @@ class CNNRNNClassifier(nn.Module):
         else:
             features = [self.encode(volume) for volume in volumes]
         # packed, the GRU of each volume ends at its last real slice
-        _, state = self.gru(pack_sequence(features, enforce_sorted=False))
-        return self.head(state[-1])
+        return self.head(self._read(*self.gru(pack_sequence(features, enforce_sorted=False))))
+
+    def _read(self, states: PackedSequence, last: Tensor) -> Tensor:
+        """What the head gets of the GRU's states, those after each slice and [1, N, hidden] after the last."""
+        return last[-1]
 
     def encode(self, slices: Tensor) -> Tensor:
         """Features [L, 2048] of slices [L, H, W], a chunk at a time, with gradient as ``encoder_mode`` says."""
@@ -124,6 +127,42 @@ class CNNRNNClassifier(nn.Module):
             padded.append(torch.cat([maps, maps.new_zeros(depth - len(maps), *maps.shape[1:])]))
         stage = self.last_stage(torch.stack(padded).movedim(2, 1))
         return [features[: len(volume)] for features, volume in zip(stage.mean((3, 4)).mT, volumes, strict=True)]
+
+
+class RACNet(CNNRNNClassifier):
+    """The same encoder and GRU; the states after all slices, each at the place of its slice, go through a dense layer.
+
+    h_1 .. h_l are the GRU's states after the l real slices of a volume. A mask sets the other places, up to ``slices``,
+    to 0, and the head is
+
+        logits = V dropout(ReLU(W_1 h_1 + ... + W_l h_l + b)) + c
+
+    The dense layer (W, b) so reads, and in a step learns at, the places of real slices alone: a volume is routed by its
+    length. Source: Kollias et al. 2023 (Neurocomputing). Left out are the alignment of features between scans of other
+    lengths, and the anchors that are drawn from the trained network to unify several data sets.
+
+    Args:
+        slices: places, at least the depth of any volume: num_slices of the config.
+        routing: units of the dense layer.
+        others: of :class:`CNNRNNClassifier`.
+    """
+
+    def __init__(
+        self, num_classes: int, slices: int, pretrained: bool = False, weights: str | Path | None = None,
+        encoder_mode: str = "recompute", chunk: int = 16, hidden: int = 128, routing: int = 32, dropout: float = 0.5,
+    ) -> None:  # fmt: skip
+        check_whole("slices", slices, least=1)
+        check_whole("routing", routing, least=1)
+        super().__init__(num_classes, pretrained, weights, encoder_mode, chunk, hidden, dropout)
+        self.slices = slices
+        self.head = classifier_head(slices * hidden, routing, dropout, num_classes)
+
+    def _read(self, states: PackedSequence, last: Tensor) -> Tensor:
+        """[N, slices * hidden]; ValueError where a volume has more real slices than there are places."""
+        if (most := len(states.batch_sizes)) > self.slices:
+            raise ValueError(f"a volume has {most} slices, and RACNet places for {self.slices}: slices = num_slices")
+        masked, _ = pad_packed_sequence(states, batch_first=True, total_length=self.slices)  # 0 where no slice is
+        return masked.flatten(1)
 
 
 def _encoder(pretrained: bool, weights: str | Path | None) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Small scans, and a loader that takes them."""
+"""Small scans, a loader that takes them, and small volumes of any number of slices."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
+from fairlung.pipeline.common.volumes import PADDING
 from fairlung.transforms import LoadScan, ScanError
 
 PERSON = {"sex": "female", "age": 60}
@@ -32,3 +35,12 @@ def refusal(path: Path, **settings: object) -> str:
         loader(**settings)(path)  # type: ignore[arg-type]
     assert str(path) in str(caught.value)
     return str(caught.value)
+
+
+def padded_batch(*counts: int, depth: int | None = None, size: int = 32, seed: int = 0) -> Tensor:
+    """Volumes of that many slices, padded to ``depth``."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.full((len(counts), 1, depth or max(counts), size, size), PADDING)
+    for volume, count in zip(image, counts, strict=True):
+        volume[:, :count] = torch.rand(1, count, size, size, generator=generator)
+    return image

@@ -21,7 +21,7 @@ from fairlung.pipeline.networks.weights import PretrainedWeightsError
 CONFIGS = Path(__file__).parents[2] / "bundles" / "fair_lung_ct" / "configs"
 NETWORKS = sorted(path.stem for path in (CONFIGS / "networks").glob("*.yaml"))
 SYSTEMS = sorted(path.stem for path in (CONFIGS / "systems").glob("*.yaml"))
-OURS = ("i3d", "ct_resnet152")
+OURS = ("i3d", "ct_resnet152", "resnest50")
 # the same volumes in every epoch, so that a few steps show
 MEMORISE = {"epochs": 4, "val_interval": 4, "learning_rate": 1e-3, "dropout": 0.0, "batch_size": 8}
 MEMORISE |= {"flip_prob": 0, "rotation_prob": 0, "brightness": 0, "image_size": 24, "window": [-1350, 150]}
@@ -98,12 +98,12 @@ def test_an_objective_with_a_memory_trains_a_network_of_ours(
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_objective_goes_with_every_network(start: Start, system: str) -> None:
-    """An overlay of networks/ touches no entry that an objective's has, but for the CNN-RNN, a network itself."""
+    """An overlay of networks/ touches no entry that an objective's has, but for those that are a network themselves."""
     objective = yaml.safe_load((CONFIGS / "systems" / f"{system}.yaml").read_text())
     for name in NETWORKS:
         network = yaml.safe_load((CONFIGS / "networks" / f"{name}.yaml").read_text())
         shared = {key.partition("::")[0] for key in objective} & set(network)
-        assert shared == ({"network_def"} if system == "cnn_rnn" else set())
+        assert shared == ({"network_def"} if system in ("cnn_rnn", "racnet") else set())
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ NAMED = {
     "eql": "EQL R3D18 seed 42",
     "kl_dro": "KL group DRO R3D18 seed 42",
     "cnn_rnn": "CNN-RNN CNNRNN seed 42",
+    "racnet": "RACNet RACNet seed 42",
     "site_head": "site head R3D18 seed 42",
     "site_adversarial": "site adversarial R3D18 seed 42",
     "recommended": "LA+CVaR recommended R3D18 alpha 0.8 tau 1.0 exact seed 42",
@@ -46,7 +47,8 @@ READ |= {"la_cvar": list(OBJECTIVE_SETTINGS), "recommended": list(OBJECTIVE_SETT
 # the same volumes in every epoch, so that a few steps show
 MEMORISE = {"epochs": 10, "val_interval": 10, "learning_rate": 2e-2, "image_size": 24}
 MEMORISE |= {"flip_prob": 0, "rotation_prob": 0, "brightness": 0}
-VARIANTS = [(name, {}) for name in SYSTEMS if name != "cnn_rnn"]  # whose network test_cnn_rnn.py trains
+# the others' networks are trained in test_cnn_rnn.py and test_racnet.py
+VARIANTS = [(name, {}) for name in SYSTEMS if name not in ("cnn_rnn", "racnet")]
 VARIANTS += [(name, {"gradient": "published"}) for name in ("cvar", "la_cvar", "recommended", "daw_fdd")]
 VARIANTS += [("recommended", {"estimator": "batch"}), ("kl_dro", {"every_cell": True, "accumulate": 2})]
 VARIANTS += [(name, {"overlay": "optimizers/sam"}) for name in ("recommended", "eql")]

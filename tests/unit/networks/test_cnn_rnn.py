@@ -15,6 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
+from small_scans import padded_batch as batch
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.transforms.v2.functional import normalize
@@ -64,15 +65,6 @@ def build(weights_file: Path) -> Callable[..., CNNRNNClassifier]:
         return CNNRNNClassifier(4, **options | settings)  # type: ignore[arg-type]
 
     return make
-
-
-def batch(*counts: int, depth: int | None = None, size: int = 32, seed: int = 0) -> Tensor:
-    """Volumes of that many slices, padded to ``depth``."""
-    generator = torch.Generator().manual_seed(seed)
-    image = torch.full((len(counts), 1, depth or max(counts), size, size), PADDING)
-    for volume, count in zip(image, counts, strict=True):
-        volume[:, :count] = torch.rand(1, count, size, size, generator=generator)
-    return image
 
 
 # ---- slices ---------------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ import torch
 from monai.networks.nets import DenseNet, ResNet, SwinUNETR, UNet
 from torch import nn
 
-from fairlung.pipeline.networks.cnn_rnn import CNNRNNClassifier
+from fairlung.pipeline.networks.cnn_rnn import CNNRNNClassifier, RACNet
 from fairlung.pipeline.networks.i3d import I3D
 from fairlung.pipeline.networks.r3d18 import R3D18Classifier
+from fairlung.pipeline.networks.resnest import ResNeSt50
 from fairlung.pipeline.networks.train_layers import head_layers, train_only, trained_parameters
 
 
@@ -33,7 +34,9 @@ SHAPE = (2, 1, 8, 32, 32)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "R3D-18": (lambda: R3D18Classifier(3, hidden=8), ("backbone.fc",)),
     "I3D": (lambda: I3D(3, hidden=8), ("head",)),
+    "ResNeSt-50": (lambda: ResNeSt50(3, hidden=8), ("head",)),
     "CNN-RNN": (lambda: CNNRNNClassifier(3, hidden=8, encoder_mode="full"), ("gru", "head")),
+    "RACNet": (lambda: RACNet(3, slices=9, hidden=8, encoder_mode="full"), ("gru", "head")),
     "DenseNet": (
         lambda: DenseNet(3, 1, 3, init_features=8, growth_rate=8, block_config=(2, 2), dropout_prob=0.2),
         ("class_layers.out",),

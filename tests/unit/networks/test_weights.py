@@ -194,6 +194,7 @@ def test_pip_fetches_what_is_pinned_and_runs_nothing_of_it(tmp_path: Path, monke
         ({"pretrained": False, "network": "I3D"}, "random weights"),
         ({"pretrained": True, "network": "CTResNet152"}, "chest and abdomen CT weights (ct-i3resnet152)"),
         ({"pretrained": True, "network": "CNNRNNClassifier", "weights": None}, "ImageNet weights (imagenet)"),
+        ({"pretrained": True, "network": "RACNet", "weights": None}, "ImageNet weights (imagenet)"),
         (
             {"pretrained": True, "network": "I3D", "weights": "/home/doe/a.pt"},
             "weights from a file, as of Kinetics-400",

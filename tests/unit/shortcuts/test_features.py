@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from workflows import CLASSES, SMALL_NETWORK, Start, cause, run
 
-from fairlung.pipeline.networks.cnn_rnn import CNNRNNClassifier
+from fairlung.pipeline.networks.cnn_rnn import CNNRNNClassifier, RACNet
 from fairlung.pipeline.networks.r3d18 import R3D18Classifier
 from fairlung.pipeline.shortcuts.features import (
     IMAGE_STATISTICS,
@@ -36,9 +37,10 @@ def test_features_are_what_the_last_layer_is_given() -> None:
     torch.testing.assert_close(found @ head.weight.T + head.bias, network.eval()(image))
 
 
-def test_features_of_a_network_with_recurrence() -> None:
-    network = CNNRNNClassifier(num_classes=4).eval()
-    assert features_of(network, torch.rand(1, 1, 3, 32, 32)).shape == (1, network.head[1].in_features)
+@pytest.mark.parametrize("network", [lambda: CNNRNNClassifier(num_classes=4), lambda: RACNet(4, slices=3, routing=9)])
+def test_features_of_a_network_with_recurrence(network: Callable[[], CNNRNNClassifier]) -> None:
+    made = network().eval()
+    assert features_of(made, torch.rand(1, 1, 3, 32, 32)).shape == (1, made.head[-1].in_features)
 
 
 def test_a_network_without_a_linear_layer_is_refused() -> None:

@@ -39,7 +39,10 @@ console = Console()
 
 WORDS = ("class", "group", "status", "system")  # columns that hold words, beside the first one
 WHOLE = 32  # characters of a word that is not broken
-SIGNS = {"finding": "[red]finding[/]", "inconclusive": "[yellow]inconclusive[/]", "no-statement": "no statement"}
+SIGNS = {
+    "finding": "[red]finding[/]", "warning": "[yellow]warning[/]", "inconclusive": "[yellow]inconclusive[/]",
+    "no-statement": "no statement",
+}  # fmt: skip
 
 
 def _show_verdicts(verdicts: Iterable[Verdict]) -> None:

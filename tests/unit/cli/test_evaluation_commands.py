@@ -128,7 +128,8 @@ def evaluated(folder: Path, split: str, seed: int, repeated: np.ndarray | None =
     path.parent.mkdir(parents=True)
     columns = {"scan": scans, "label": classes, "sex": np.array(["male", "female"])[sex], "prediction": classes}
     pd.DataFrame(columns).to_csv(path, index=False)
-    about = {"untrained_is": np.array("random"), "judged": np.array("run 1")}
+    about = {"untrained_is": np.array("random"), "judged": np.array("run 1"), "cohort": np.array("c")}
+    about |= {"label": classes, "patient_known": np.zeros(60, dtype=bool)}
     np.savez(
         path.with_name("features.npz"), scan=scans, features=values, untrained=values, image=values[:, 1:10], **about
     )
@@ -161,7 +162,7 @@ def test_what_can_be_read_is_said_and_kept(tmp_path: Path) -> None:
         ([], "give --target, --duplicates, or both"),
         (["--target", "scanner"], "predictions.csv has no column 'scanner': name a table that has it with --table"),
         (["--target", "sex", "--permutations", "10"], "permutations must be at least 100, got 10"),
-        (["--duplicates", "test"], "has no evaluation of the split test"),
+        (["--duplicates", "test"], "test/evaluation/features.npz: evaluate with --save_features True"),
     ],
 )
 def test_a_probe_that_cannot_be_made_is_refused_in_a_line(tmp_path: Path, options: list[str], said: str) -> None:

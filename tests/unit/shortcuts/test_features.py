@@ -109,6 +109,10 @@ def test_what_cannot_be_saved_is_said_before_scans_are_read(
         patch.setattr("fairlung.pipeline.data.dataset.ScanDataset.prepare", lambda *_: pytest.fail("scans are read"))
         error = cause(start("train", "evaluate", save_features=True, checkpoint=together, **SMALL, **settings))
         assert str(error) == "save_features is for one checkpoint, and 2 answer together here"
+        error = cause(start("train", "evaluate", duplicates="val", **SMALL, **settings))
+        assert str(error) == "duplicates must be another split than the judged one, got 'val'"
+        error = cause(start("train", "evaluate", duplicates="test", **SMALL, **settings))
+        assert str(error) == "no scan is in split 'test'; splits of this cohort: train, val"
 
 
 @pytest.mark.parametrize(

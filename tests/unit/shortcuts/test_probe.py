@@ -42,7 +42,8 @@ def made(
     names = np.array([f"s{i}" for i in range(len(of))])
     table = Predictions(names, label, label, value, None, CLASSES, ("a", "b"), ("sex",), patient=of)
     values = pd.Series(np.array(["a", "b"])[value])
-    return Features(names, found.astype(np.float32), tiny, tiny, "random", "run 1"), table, values
+    about = np.array(CLASSES)[label], np.ones(len(of), dtype=bool), "random", "run 1", "cohort"
+    return Features(names, found.astype(np.float32), tiny, tiny, *about), table, values
 
 
 def network(found: Probe) -> probes.Reading:

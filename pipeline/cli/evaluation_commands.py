@@ -133,6 +133,8 @@ def probe(
     target: Annotated[list[str] | None, Option(help="What to read from the network's features: a column of its "
         "predictions.csv, such as sex or site, or of --table; repeat the option.")] = None,
     table: Annotated[Path | None, Option(help="A CSV with a column scan and the target, such as a cohort.")] = None,
+    age_bands: Annotated[list[int] | None, Option(help="Edge in years of the target age_band, which is made of the "
+        "column age; repeat the option. By default those of the run.")] = None,
     duplicates: Annotated[str | None, Option(help="Also list scans that may be of one patient here and there: another "
         "split of this output_dir, or another evaluation of the same checkpoint. The audit and its report say it too.")
     ] = None,
@@ -143,6 +145,7 @@ def probe(
 ) -> None:  # fmt: skip
     """Say how well sex, site or another attribute can be read from what the network made of the scans."""
     from ..common.tables import read_frame
+    from ..data.groups import AGE_BAND
     from ..evaluation.predictions import load_predictions
     from ..reports.features_report import probe_table
     from ..shortcuts import probe as probes
@@ -150,12 +153,14 @@ def probe(
 
     if not target and duplicates is None:
         raise ValueError("give --target, --duplicates, or both")
+    if age_bands and AGE_BAND not in (target or ()):
+        raise ValueError(f"--age-bands is for --target {AGE_BAND}")
     path = _one_table(source, split, None)
     features = load_features(path.with_name(run_folder.FEATURES))
     judged, rows = load_predictions(path), read_frame(path)
     beside = None if table is None else read_frame(table)
     for name in target or []:
-        values = probes.attribute(rows, name, beside)
+        values = probes.attribute(rows, name, beside, age_bands, probes.trained_age_bands(path.parent))
         found = probes.probe(features, judged, name, values, permutations, confidence, seed)
         written = probes.write_probe(path.parent, found)
         show_probe(found.verdict, probe_table(found))

@@ -162,6 +162,8 @@ def test_what_can_be_read_is_said_and_kept(tmp_path: Path) -> None:
         ([], "give --target, --duplicates, or both"),
         (["--target", "scanner"], "predictions.csv has no column 'scanner': name a table that has it with --table"),
         (["--target", "sex", "--permutations", "10"], "permutations must be at least 100, got 10"),
+        (["--target", "sex", "--age-bands", "65"], "--age-bands is for --target age_band"),
+        (["--target", "age_band"], "predictions.csv has no column 'age': name a table that has it with --table"),
         (["--duplicates", "test"], "test/evaluation/features.npz: evaluate with --save_features True"),
     ],
 )
@@ -170,6 +172,21 @@ def test_a_probe_that_cannot_be_made_is_refused_in_a_line(tmp_path: Path, option
     done = runner.invoke(app, ["probe", str(tmp_path), *options])
     assert done.exit_code == 1 and said in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "val" / "evaluation" / "probe.json").exists()
+
+
+def test_bands_of_age_are_made_of_ages(tmp_path: Path) -> None:
+    evaluated(tmp_path, "val", 0)
+    ages = pd.DataFrame({"scan": [f"val-{i}" for i in range(60)], "age": [40, 70] * 30})
+    ages.to_csv(tmp_path / "cohort.csv", index=False)
+    command = ["probe", str(tmp_path), "--target", "age_band", "--table", str(tmp_path / "cohort.csv")]
+    command += ["--permutations", "100"]
+    done = runner.invoke(app, command)
+    assert done.exit_code == 1 and "name the edges of the bands, as by --age-bands 65" in done.stderr
+    (tmp_path / "settings.json").write_text(json.dumps({"age_bands": [65]}))  # of the training in this folder
+    done = runner.invoke(app, command)
+    assert done.exit_code == 0 and "age_band (<65 30, >=65 30 scans" in " ".join(done.output.split()), done.output
+    done = runner.invoke(app, [*command, "--age-bands", "30", "--age-bands", "50"])
+    assert done.exit_code == 0 and "(30-49 30, >=50 30 scans" in " ".join(done.output.split()), done.output
 
 
 def test_an_evaluation_without_features_says_how_to_get_them(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def show_comparison(result: Comparison) -> None:
     means = [next((one for one in other.aucs if one.class_name is None), None) for other in others]
     if any(means):
         shown_means = (
-            f"{span_text(one.difference, signed=True)}, p {one.p_value:.3g}" if one else "-" for one in means
+            f"{span_text(one.difference, signed=True)}, unadjusted p {one.p_value:.3g}" if one else "-" for one in means
         )
         differences.append([f"{number_name('auc')}, mean over classes", *shown_means])
     title = f"Difference from {result.reference}, {percent(result.settings.confidence)} intervals"

@@ -11,7 +11,7 @@ from ..common.distributed import is_primary
 from ..common.names import TRAINING_SETTINGS
 from ..common.run_folder import REPORT_FILES
 from ..evaluation.audit import NoAuditError
-from ..evaluation.audit_words import p_text, tipping_records
+from ..evaluation.audit_words import few_groups, p_text, tipping_records
 from ..evaluation.predictions import load_predictions
 from ..evaluation.records import Audit, ByGroup, Clinical
 from ..evaluation.resampling import Estimate, Interval
@@ -92,8 +92,11 @@ def evaluation_report(evidence: Evidence) -> Document:
     add("Verdicts", (document.Verdicts(audit.verdicts), *optimistic))
     add("Headline numbers", (Paragraph(ABOUT_NUMBERS), _estimates_picture(audit, confidence), headline_table(audit)))
     add("Classes and groups", _cell_blocks(audit, confidence))
-    wrong = "wrong records (two groups of enough scans, and every class in both)"
+    incomparable = _incomparable(audit)
+    wrong = f"what wrong records would change ({incomparable or _not_changed(audit)})"
     add("If records are wrong", _tipping_blocks(audit, confidence), wrong)
+    if incomparable:
+        left_out.append(f"equivalence, and the gap with the classes of every group in one mix ({incomparable})")
     add("Confusion matrices", (_confusion_picture(evidence),))
     none = "calibration and AUC (the predictions have no probabilities)"
     add("Calibration", _calibration_blocks(audit, confidence), none)
@@ -218,6 +221,21 @@ def _cell_blocks(audit: Audit, confidence: str) -> tuple[Block, ...]:
     text = "Recall, partly pooled, is an estimate that leans on the same class in the other groups, the more the fewer "
     text += "the scans and the more alike the groups are in all classes. It hides a cell that is truly odd."
     return figure_picture(cells_figure(audit), "cells", alt, caption), cells_table(audit), Paragraph(text)
+
+
+def _incomparable(audit: Audit) -> str:
+    """Why nothing more is said of the gap over all classes; "" where it is."""
+    if few_groups(audit):
+        return "a group has too few scans"
+    filled = {name: {cell.n > 0 for cell in audit.cells if cell.class_name == name} for name in audit.class_names}
+    return "a group lacks a class that another has" if {True, False} in filled.values() else ""
+
+
+def _not_changed(audit: Audit) -> str:
+    """Why no record was changed where the groups can be compared."""
+    if len(audit.group_names) > 2:
+        return f"asked of two groups, and there are {len(audit.group_names)}"
+    return "no patient could change the group" if audit.permutation.p_value is None else "an audit of 0.1"
 
 
 def _tipping_blocks(audit: Audit, confidence: str) -> tuple[Block, ...]:

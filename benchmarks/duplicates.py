@@ -32,6 +32,7 @@ CONFIGS = Path(__file__).parents[1] / "bundles" / "fair_lung_ct" / "configs"
 SIZES = ["--num_slices", "16", "--image_size", "64", "--crop_size", "56"]
 RATIOS = (0.6, 0.7, 0.8)
 DRAWS = 20
+OF_SCANS = ("scan", "network", "untrained", "image", "label", "patient_known")
 
 
 def plans() -> dict[str, list[ScanSpec]]:
@@ -56,8 +57,8 @@ def run(folder: Path, cohort: str, configs: tuple[str, ...], *settings: str) -> 
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def features(folder: Path) -> tuple[dict[str, Features], dict[str, str], dict[str, str]]:
-    """Features of each side, and the patient and class of every scan; trains and evaluates what is not there."""
+def features(folder: Path) -> tuple[dict[str, Features], dict[str, str]]:
+    """Features of each side, and the patient of every scan; trains and evaluates what is not there."""
     tables = {}
     for name, specs in plans().items():
         if not (path := folder / f"{name}.csv").exists():
@@ -80,27 +81,25 @@ def features(folder: Path) -> tuple[dict[str, Features], dict[str, str], dict[st
                 run(folder, name, ("train", "evaluate"), "--output_dir", str(out), "--checkpoint", str(best), *asked)
             found[name if split == "val" and name != "first" else f"{name} {split}"] = load_features(path)
     everything = pd.concat(tables.values())
-    return found, *(dict(zip(everything["scan"], everything[column], strict=True)) for column in ("who", "label"))
+    return found, dict(zip(everything["scan"], everything["who"], strict=True))
 
 
 def joined(parts: list[Features]) -> Features:
-    rows = [np.concatenate(columns) for columns in zip(*((p.scan, *p.kinds().values()) for p in parts), strict=True)]
-    return Features(*rows, parts[0].untrained_is, parts[0].judged)
+    return replace(parts[0], **{name: np.concatenate([getattr(part, name) for part in parts]) for name in OF_SCANS})
 
 
 def taken(features: Features, who: dict[str, str], patients: set[str]) -> Features:
     rows = np.array([who[scan] in patients for scan in features.scan])
-    return Features(*(part[rows] for part in (features.scan, *features.kinds().values())), "", features.judged)
+    return replace(features, **{name: getattr(features, name)[rows] for name in OF_SCANS})
 
 
 def of_kind(features: Features, kind: str) -> Features:
     """The features of one kind alone, in the place of all: three like parts weigh as one."""
-    chosen = [features.kinds()[kind]] * 3 if kind != "all" else features.kinds().values()
-    return Features(features.scan, *chosen, "", features.judged)
+    return features if kind == "all" else replace(features, **dict.fromkeys(features.kinds(), features.kinds()[kind]))
 
 
 def main(folder: Path) -> None:
-    found, who, label = features(folder)
+    found, who = features(folder)
     first = joined([found["first train"], found["first val"]])
     known = sorted({who[scan] for scan in found["first train"].scan})
     print("| scans on the other side | features | ratio | pairs listed, true | false | recall |\n" + "|---" * 6 + "|")
@@ -117,8 +116,7 @@ def main(folder: Path) -> None:
                     sides[1] = joined([sides[1], taken(found[way], who, again)])
                 for ratio, count in counts.items():
                     one, two = (of_kind(side, kind) for side in sides)
-                    labels = ([label[s] for s in one.scan], [label[s] for s in two.scan])
-                    for pair in near_duplicates(one, two, labels, ratio):
+                    for pair in near_duplicates(one, two, way, ratio).pairs:
                         count[int(who[pair.scan] != who[pair.other])] += 1 / DRAWS
             for ratio, (true, false) in counts.items():
                 recall = "" if way == "none" else f"{true / 20:.2f}"

@@ -69,7 +69,7 @@ def row(setting: Setting, sets: int, permutations: int = 200) -> tuple[float, fl
         features, label, code, of = setting.draw(setting.patients, rng)
         scan, few = np.arange(len(of)).astype(str), np.zeros((len(of), 1), np.float32)
         table = Predictions(scan, label, label, code, None, CLASSES, names, ("sex",), patient=of)
-        given = Features(scan, features, few, few, "", "")
+        given = Features(scan, features, few, few, scan, np.ones(len(scan), dtype=bool), "", "", "")
         found = probe(given, table, "sex", pd.Series(np.array(names)[code]), permutations, seed=number).readings[0]
         rejected.append(found.p_value <= 0.05)
         aucs.append(found.auc)

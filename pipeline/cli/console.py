@@ -39,7 +39,10 @@ console = Console()
 
 WORDS = ("class", "group", "status", "system")  # columns that hold words, beside the first one
 WHOLE = 32  # characters of a word that is not broken
-SIGNS = {"finding": "[red]finding[/]", "inconclusive": "[yellow]inconclusive[/]", "no-statement": "no statement"}
+SIGNS = {
+    "finding": "[red]finding[/]", "warning": "[yellow]warning[/]", "inconclusive": "[yellow]inconclusive[/]",
+    "no-statement": "no statement",
+}  # fmt: skip
 
 
 def _show_verdicts(verdicts: Iterable[Verdict]) -> None:
@@ -134,7 +137,7 @@ def show_comparison(result: Comparison) -> None:
     means = [next((one for one in other.aucs if one.class_name is None), None) for other in others]
     if any(means):
         shown_means = (
-            f"{span_text(one.difference, signed=True)}, p {one.p_value:.3g}" if one else "-" for one in means
+            f"{span_text(one.difference, signed=True)}, unadjusted p {one.p_value:.3g}" if one else "-" for one in means
         )
         differences.append([f"{number_name('auc')}, mean over classes", *shown_means])
     title = f"Difference from {result.reference}, {percent(result.settings.confidence)} intervals"

@@ -14,6 +14,7 @@ from .console import say, show_audit, show_before_after, show_comparison, show_e
 if TYPE_CHECKING:
     from ..comparison.records import Comparison
     from ..evaluation.records import Audit
+    from ..shortcuts.features import Features
 
 GroupBy = Annotated[list[str] | None, Option(help="Group column, by default sex; repeat it for every combination.")]
 GroupName = Annotated[list[str] | None, Option(help="Groups in order; repeat the option.")]
@@ -76,6 +77,7 @@ def audit(
     The table has a row a scan: label, group columns, and prediction or one prob_CLASS column a class.
     """
     from ..evaluation.audit import audit as audit_of
+    from ..evaluation.audit import known_duplicates
     from ..evaluation.predictions import load_predictions
 
     columns: dict[str, Any] = {"label_column": label_column, "prediction_column": prediction_column}
@@ -83,6 +85,7 @@ def audit(
     path = _one_table(source, split, tracking_uri)
     table = load_predictions(path, class_name, group_name, group_by, **columns)  # type: ignore[arg-type]
     beside: dict[str, Any] = {"normal": normal, "specificity": specificity, "margin": margin}
+    beside["duplicates"] = known_duplicates(path)  # which only the features tell
     result = audit_of(table, resamples, resamples, confidence, method, seed, **beside)  # type: ignore[arg-type]
     _write(result, output)
     show_audit(result)
@@ -130,8 +133,11 @@ def probe(
     target: Annotated[list[str] | None, Option(help="What to read from the network's features: a column of its "
         "predictions.csv, such as sex or site, or of --table; repeat the option.")] = None,
     table: Annotated[Path | None, Option(help="A CSV with a column scan and the target, such as a cohort.")] = None,
+    age_bands: Annotated[list[int] | None, Option(help="Edge in years of the target age_band, which is made of the "
+        "column age; repeat the option. By default those of the run.")] = None,
     duplicates: Annotated[str | None, Option(help="Also list scans that may be of one patient here and there: another "
-        "split of this output_dir, or another evaluation of the same checkpoint.")] = None,
+        "split of this output_dir, or another evaluation of the same checkpoint. The audit and its report say it too.")
+    ] = None,
     split: Split = None,
     permutations: Annotated[int, Option(help="Of the test.")] = 1000,
     confidence: Annotated[float, Option(help="Of the intervals.")] = 0.95,
@@ -139,34 +145,49 @@ def probe(
 ) -> None:  # fmt: skip
     """Say how well sex, site or another attribute can be read from what the network made of the scans."""
     from ..common.tables import read_frame
+    from ..data.groups import AGE_BAND
     from ..evaluation.predictions import load_predictions
-    from ..reports.evaluation_report import probe_table
-    from ..shortcuts import duplicates as repeats
+    from ..reports.features_report import probe_table
     from ..shortcuts import probe as probes
     from ..shortcuts.features import load_features
 
     if not target and duplicates is None:
         raise ValueError("give --target, --duplicates, or both")
+    if age_bands and AGE_BAND not in (target or ()):
+        raise ValueError(f"--age-bands is for --target {AGE_BAND}")
     path = _one_table(source, split, None)
     features = load_features(path.with_name(run_folder.FEATURES))
     judged, rows = load_predictions(path), read_frame(path)
     beside = None if table is None else read_frame(table)
     for name in target or []:
-        values = probes.attribute(rows, name, beside)
+        values = probes.attribute(rows, name, beside, age_bands, probes.trained_age_bands(path.parent))
         found = probes.probe(features, judged, name, values, permutations, confidence, seed)
         written = probes.write_probe(path.parent, found)
         show_probe(found.verdict, probe_table(found))
         _say_written(written)
     if duplicates is not None:
-        elsewhere = Path(duplicates).exists()
-        other = _one_table(duplicates if elsewhere else source, None if elsewhere else duplicates, None)
-        labels = rows["label"], read_frame(other)["label"]
-        pairs = repeats.near_duplicates(features, load_features(other.with_name(run_folder.FEATURES)), labels)
-        for pair in pairs:
-            said = f"{pair.scan} and {pair.other} ({pair.label}): distance {pair.distance:.3f}, of the next scan"
-            say(f"{said} {pair.next:.3f}", "same patient?")
-        say(f"{len(pairs)} {'pair looks' if len(pairs) == 1 else 'pairs look'} like one patient's. {repeats.LIMITS}")
-        _say_written(repeats.write_duplicates(path.parent, pairs))
+        _say_written(_searched(path, features, duplicates))
+
+
+def _searched(table: Path, features: Features, other: str) -> Path:
+    """Search another split, or evaluation, for the patients of a table: say the pairs, and put them into its audit."""
+    from ..evaluation.audit import add_duplicates
+    from ..evaluation.audit_words import DUPLICATE_LIMITS, duplicate_text
+    from ..shortcuts.duplicates import near_duplicates, write_duplicates
+    from ..shortcuts.features import features_of_split, load_features
+
+    output_dir = table.absolute().parents[2]
+    if Path(other).exists() and not (output_dir / other).is_dir():
+        others = load_features(_one_table(other, None, None).with_name(run_folder.FEATURES))
+    else:
+        others = features_of_split(output_dir, other, features.judged)
+    found = near_duplicates(features, others, other)
+    for pair in found.pairs:
+        say(duplicate_text(pair), "same patient?")
+    looks = "pair looks" if len(found.pairs) == 1 else "pairs look"
+    say(f"{len(found.pairs)} {looks} like one patient's. {DUPLICATE_LIMITS}")
+    add_duplicates(table.parent, found)
+    return write_duplicates(table.parent, found)
 
 
 def _renamed(options: list[str] | None) -> dict[str, dict[str, str]]:

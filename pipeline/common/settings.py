@@ -195,6 +195,7 @@ class Settings(TypedDict, total=False):
     margin: Annotated[float | None, Interval(gt=0, lt=1), "gap within which the groups count as served alike"]
     error_images: Annotated[Whole, "pictures of the worst errors"]
     save_features: Annotated[bool, "write the network's features of each scan, for fairlung probe: features.npz"]
+    duplicates: Annotated[str | None, "also save features, and search this split, such as train, for the same patients"]
 
     # ---- inference
     all_series: Annotated[bool, "answer every DICOM series of a folder, not the chest CT among them alone"]

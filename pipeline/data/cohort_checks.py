@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from fairlung.transforms import tables
 from fairlung.transforms.tables import KNOWN_COLUMNS
@@ -35,6 +36,7 @@ UNSPLIT = "all"  # what a file without a split column is called as a whole
 MAX_PROBLEMS = 50
 MAX_GROUPS = 100  # that a cohort may give by itself; more are no groups but a mistaken column
 MAX_AGE = 130
+NO_AGE = f"age is not a number from 0 to {MAX_AGE}; leave it empty where it is unknown"
 # no groups: they say something else, are patients' own, or are what predictions.csv says beside the groups
 NO_GROUPS = ("", "scan", "label", "split", "patient", AGE, "prediction", "synthetic", "postprocess")
 
@@ -186,12 +188,16 @@ def value_problems(values: pd.Series, valid: Sequence[str], *, may_be_empty: boo
 
 def add_age_bands(table: pd.DataFrame, edges: tuple[int, ...]) -> list[Problem]:
     """Add the column age_band; what is no age is a problem, and is not shown: it may be anything of a patient."""
-    written = group_values(table, [AGE])[AGE]
-    ages = years(written)
-    wrong = (written != "").to_numpy() & ~((ages >= 0) & (ages <= MAX_AGE))
-    table[AGE_BAND] = age_bands(np.where(wrong, np.nan, ages), edges)
-    said = f"age is not a number from 0 to {MAX_AGE}; leave it empty where it is unknown"
-    return [_at(line, said) for line in table.index[wrong]]
+    table[AGE_BAND], wrong = banded(table[AGE], edges)
+    return [_at(line, NO_AGE) for line in table.index[wrong]]
+
+
+def banded(ages: pd.Series, edges: tuple[int, ...]) -> tuple[list[str], NDArray[np.bool_]]:
+    """[N] the band of each age as it is written, "" where it is unknown, and [N] whether it is no age."""
+    written = group_values(ages.to_frame(), [str(ages.name)])[ages.name]
+    found = years(written)
+    wrong = (written != "").to_numpy() & ~((found >= 0) & (found <= MAX_AGE))
+    return age_bands(np.where(wrong, np.nan, found), edges), wrong
 
 
 def group_problems(values: pd.DataFrame, names: Names | None) -> Iterator[Problem]:

@@ -147,6 +147,7 @@ class ScanDataset(Dataset):
         pseudonyms: Pseudonyms | None = None,
     ) -> None:
         self.pseudonyms = pseudonyms or Pseudonyms()
+        self._read_by = preprocessing, augmentation, cache_dir, in_memory, cache_limit, self.pseudonyms
         data = self.pseudonyms.items(data)
         super().__init__(data=data, transform=Augmentation(augmentation))
         self.in_memory = in_memory
@@ -161,6 +162,10 @@ class ScanDataset(Dataset):
             mapped=not in_memory,
         )
         self.volumes: Dataset = self.cached
+
+    def with_data(self, data: Sequence[Mapping[str, Any]]) -> ScanDataset:
+        """The same for other scans."""
+        return type(self)(data, *self._read_by)
 
     def prepare(
         self, num_workers: int = 0, description: str = "reading scans", intake: str | Path = ""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..common import run_folder
 from ..common.distributed import is_primary
 from ..common.errors import UserError
+from ..common.files import replacing
 from ..data.groups import MIN_CELL, group_columns
 from . import records
 from .audit_words import verdicts
@@ -99,6 +100,7 @@ def audit(
     predictions: Predictions, resamples: int = 10_000, permutations: int = 10_000, confidence: float = 0.95,
     method: IntervalMethod = "smoothed", seed: int = 0, min_cell: int = MIN_CELL, normal: str | None = None,
     specificity: float = SPECIFICITY, margin: float | None = None,
+    duplicates: records.NearDuplicates | None = None,
 ) -> Audit:  # fmt: skip
     """Everything that can be said of one table of predictions.
 
@@ -111,6 +113,7 @@ def audit(
         normal: the class of those who have no disease, by default the one that is called so (:func:`.normal_class`).
         specificity: at which sensitivities are compared.
         margin: of the gap, within which the groups count as served alike; None makes no claim of equivalence.
+        duplicates: what was found of the judged patients in another split; None says nothing of it.
 
     Raises:
         NoAuditError: fewer than two groups have a scan.
@@ -183,7 +186,7 @@ def audit(
         patients=patients.worth() if patients else None, by_site=over_sites(known, confidence),
         differences=differences(known, of_parity, settings, patients), confusion=confusion.tolist(),
         clinical=clinical(known, of_curves, max(100, resamples // 5), confidence, normal, specificity, min_cell),
-        lowest=lowest(found, draws, known, confidence),
+        lowest=lowest(found, draws, known, confidence), duplicates=duplicates,
     )  # fmt: skip
     return replace(result, verdicts=tuple(verdicts(result)))
 
@@ -191,7 +194,7 @@ def audit(
 def write_audit(
     predictions: str | Path, class_names: Sequence[str], group_names: Sequence[str],
     group_by: str | Sequence[str] = "sex", confidence: float = 0.95, resamples: int = 10_000, min_cell: int = MIN_CELL,
-    margin: float | None = None,
+    margin: float | None = None, duplicates: records.NearDuplicates | None = None,
 ) -> Audit | None:  # fmt: skip
     """Audit a prediction table into audit.json beside it, for the end of an evaluation.
 
@@ -204,12 +207,35 @@ def write_audit(
     names = class_names, group_names, group_columns(group_by)
     try:
         table, limits = load_predictions(predictions, *names), {"min_cell": min_cell, "margin": margin}
-        result = audit(table, resamples, resamples, confidence, **limits)  # type: ignore[arg-type]
+        result = audit(table, resamples, resamples, confidence, duplicates=duplicates, **limits)  # type: ignore[arg-type]
     except (NoAuditError, ImportError) as error:  # an evaluation is worth keeping without its audit
         logger.warning("no audit: %s", error)
         return None
     path.write_text(records.json_text(result))
     return result
+
+
+def add_duplicates(evaluation_dir: str | Path, found: records.NearDuplicates) -> None:
+    """Put what a later search found into the audit.json of an evaluation, where there is one."""
+    path = Path(evaluation_dir, run_folder.AUDIT)
+    if path.is_file():
+        result = replace(_written(path), duplicates=found)
+        with replacing(path) as part:
+            part.write_text(records.json_text(replace(result, verdicts=tuple(verdicts(result)))), encoding="utf-8")
+
+
+def known_duplicates(predictions: Path) -> records.NearDuplicates | None:
+    """What the audit of an evaluation says of its table of predictions; None without one."""
+    path = predictions.with_name(run_folder.AUDIT)
+    ours = predictions.name == run_folder.PREDICTIONS and path.is_file()
+    return _written(path).duplicates if ours else None
+
+
+def _written(path: Path) -> Audit:
+    try:
+        return records.read_record(Audit, path)
+    except (OSError, ValueError) as error:
+        raise NoAuditError(f"{path} cannot be read: {error}") from error
 
 
 def _groups(

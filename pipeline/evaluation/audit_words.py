@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from .fairness_criteria import is_apart
-from .records import Audit, ByGroup, FairModel, TippingPoint
+from .records import Audit, ByGroup, FairModel, NearDuplicate, NearDuplicates, TippingPoint
 from .resampling import TIE
 from .wording import (
     MOST_PLANNED,
@@ -24,6 +24,10 @@ from .wording import (
 
 MOST_STAYED = 0.5  # share of the scans from which the test is said to say little
 FEW_SITES = 10
+DUPLICATE_LIMITS = (
+    "Scans that were exported twice are found; of patients who were scanned twice only few are, so that no pair is no "
+    "proof that there is none (docs/statistics.md)."
+)
 MIX_GAP = 0.02  # a fair model's gap from which a verdict says that the groups differ in their mix of classes
 
 
@@ -38,10 +42,32 @@ def verdicts(result: Audit) -> list[Verdict]:
             text += f" {stayed} scans are of patients who stayed, as {PARTNERS} in another group."
         found.append(Verdict("note", text))
     found += _site_notes(result, found[0])
+    if result.duplicates:
+        found.insert(1, duplicates_verdict(result.duplicates))
     if result.postprocess:
         text = f"These are not the network's own answers: they were post-processed ({result.postprocess})."
         found.append(Verdict("note", text))
     return [*found, *_cell_verdicts(result), *_calibration_verdicts(result), *_clinical_notes(result)]
+
+
+def duplicates_verdict(found: NearDuplicates) -> Verdict:
+    """What a search for the judged patients among other scans found, without names: a verdict goes into model cards."""
+    number, among = len(found.pairs), f"among {found.n} judged scans and {found.n_other} of {found.split}"
+    if not number:
+        return Verdict("note", f"No pair {among} looks like one patient's. {DUPLICATE_LIMITS}")
+    looks, seen = ("pair looks", "that scan") if number == 1 else ("pairs look", "these scans")
+    text = f"{number} {looks} like one patient's {among}: if so, {seen} cannot be judged as unseen. Somebody must look "
+    text += "at each pair; the report and duplicates.csv list them."
+    if two := sum(pair.two_patients for pair in found.pairs):
+        whose = f"Of {two} the cohort says" if two < number else "The cohort says"
+        text += f" {whose} that they are of two patients: either it is wrong there, or they are only alike."
+    return Verdict("warning", f"{text} {DUPLICATE_LIMITS}")
+
+
+def duplicate_text(pair: NearDuplicate) -> str:
+    """A pair in words: ``a and b (normal): distance 0.010, to the next scan 0.400``."""
+    text = f"{pair.scan} and {pair.other} ({pair.label}): distance {value_text(pair.distance)}, to the next scan "
+    return f"{text}{value_text(pair.next)}{', of two patients by the cohort' * pair.two_patients}"
 
 
 def _site_notes(result: Audit, gap: Verdict) -> list[Verdict]:

@@ -326,6 +326,30 @@ class Clinical:
 
 
 @dataclass(frozen=True)
+class NearDuplicate:
+    """A judged scan and one of another split that may be of one patient; distances are 1 - cosine of features."""
+
+    scan: str
+    other: str
+    label: str
+    distance: float
+    next: float  # from either one to the nearest third scan of the class
+    ratio: float  # distance / next
+    two_patients: bool  # whether the cohort says that they are of two
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """What a search for the judged patients among the scans of another split found (:func:`~.near_duplicates`)."""
+
+    split: str  # of the others, or the folder of their evaluation
+    n: int  # judged scans
+    n_other: int
+    ratio: float  # at most that of a pair
+    pairs: tuple[NearDuplicate, ...]  # the likeliest first
+
+
+@dataclass(frozen=True)
 class AuditSettings:
     resamples: int
     permutations: int
@@ -367,6 +391,7 @@ class Audit:
     confusion: Confusion  # [G][C][C] counts, rows true, columns predicted
     patients: RepeatedPatients | None = None  # None: every scan is taken for another patient
     by_site: BySite | None = None  # None where nothing was asked of sites
+    duplicates: NearDuplicates | None = None  # None where no other split was searched
     verdicts: tuple[Verdict, ...] = ()  # the most important first
 
     @property

@@ -30,9 +30,9 @@ SHARE_HIGHER = "share of resamples with the higher P"
 
 @dataclass(frozen=True)
 class Verdict:
-    """A statement in words; ``level`` is finding, inconclusive, no-statement or note."""
+    """A statement in words; ``level`` is finding, warning, inconclusive, no-statement or note."""
 
-    level: Literal["finding", "inconclusive", "no-statement", "note"]
+    level: Literal["finding", "warning", "inconclusive", "no-statement", "note"]
     text: str
 
 

@@ -46,6 +46,10 @@ class AboutScans(Digests):
             rows = zip(scans, ids, group.where(ids.isin(several), ""), strict=True)
             self._patient = {scan: (one, *filter(None, [of])) if one else () for scan, one, of in rows}
 
+    def knows_patient(self, scan: str) -> bool:
+        """Whether the cohort says whose a scan is."""
+        return bool(self._patient.get(scan))
+
     def row(self, scan: str) -> list[str]:
         """The cells of a scan; a patient's is empty where none is given."""
         patient = self._patient.get(scan)

@@ -119,10 +119,9 @@ def _auc_blocks(result: Comparison, confidence: str) -> tuple[Paragraph | Table,
     text = (
         f"Differences of the {number} of a class against the rest, and of its mean over classes, by DeLong's "
         f"covariance of scores on the same scans. None is given of a class with fewer than {LEAST_SCANS} {unit} or "
-        "others, of the mean where some class has fewer, nor without probabilities. p is not adjusted, and no verdict "
-        "is drawn."
+        "others, of the mean where some class has fewer, nor without probabilities. No verdict is drawn."
     )
-    columns = ("class, comparison", "difference", f"{confidence} interval", "p")
+    columns = ("class, comparison", "difference", f"{confidence} interval", "p, unadjusted")
     return (Paragraph(text), Table(f"Differences in {number}", columns, rows)) if rows else (Paragraph(text),)
 
 

@@ -20,7 +20,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 PNG_DPI = 130
 # Each level of a verdict has a sign and a word: a reader must not depend on colour.
 LEVELS = {
-    "finding": ("\u25b2", "Finding"), "inconclusive": ("\u25d0", "Inconclusive"),
+    "finding": ("\u25b2", "Finding"), "warning": ("\u25c6", "Warning"), "inconclusive": ("\u25d0", "Inconclusive"),
     "no-statement": ("\u25cb", "No statement"), "note": ("\u2022", "Note"),
 }  # fmt: skip
 

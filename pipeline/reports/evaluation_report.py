@@ -11,16 +11,16 @@ from ..common.distributed import is_primary
 from ..common.names import TRAINING_SETTINGS
 from ..common.run_folder import REPORT_FILES
 from ..evaluation.audit import NoAuditError
-from ..evaluation.audit_words import p_text, tipping_records
+from ..evaluation.audit_words import few_groups, p_text, tipping_records
 from ..evaluation.predictions import load_predictions
 from ..evaluation.records import Audit, ByGroup, Clinical
 from ..evaluation.resampling import Estimate, Interval
 from ..evaluation.wording import ABOUT_NUMBERS, NO_NORMAL_CLASS, number_name, percent, span, span_text, value_text
-from ..shortcuts.probe import KIND_NAMES, LEAST, NOT_USED, Probe
 from . import document
 from .document import Block, Document, Paragraph, Picture, Pictures, Section, Table, figure_picture
 from .evidence import Evidence, evidence_of_table, read_evidence
 from .evidence_figures import cells_figure, estimates_figure, learning_curves_figure, reliability_figure
+from .features_report import duplicate_blocks, probe_blocks
 from .figures import cohort_chart, confusion_figure
 from .parts import NONE, OPTIMISTIC, library_versions, readable_width, scan_facts, synthetic_badge, value_and_span
 
@@ -92,8 +92,11 @@ def evaluation_report(evidence: Evidence) -> Document:
     add("Verdicts", (document.Verdicts(audit.verdicts), *optimistic))
     add("Headline numbers", (Paragraph(ABOUT_NUMBERS), _estimates_picture(audit, confidence), headline_table(audit)))
     add("Classes and groups", _cell_blocks(audit, confidence))
-    wrong = "wrong records (two groups of enough scans, and every class in both)"
+    incomparable = _incomparable(audit)
+    wrong = f"what wrong records would change ({incomparable or _not_changed(audit)})"
     add("If records are wrong", _tipping_blocks(audit, confidence), wrong)
+    if incomparable:
+        left_out.append(f"equivalence, and the gap with the classes of every group in one mix ({incomparable})")
     add("Confusion matrices", (_confusion_picture(evidence),))
     none = "calibration and AUC (the predictions have no probabilities)"
     add("Calibration", _calibration_blocks(audit, confidence), none)
@@ -110,8 +113,11 @@ def evaluation_report(evidence: Evidence) -> Document:
         none = "sensitivity at one threshold (no probabilities, or too few scans of each kind)"
         add("Sensitivity at one threshold", _operating_blocks(clinical, confidence, further), none)
         add("AUPRC and ES-AUC", _curve_blocks(audit, clinical, confidence), "AUPRC and ES-AUC (likewise)")
-    if evidence.probes:  # asked for by a command of its own: nothing is left out without it
-        add("What can be read from the features", _probe_blocks(evidence.probes))
+    # asked for by name: nothing is left out without these two
+    if audit.duplicates and audit.duplicates.pairs:
+        add("Scans that may be of one patient", duplicate_blocks(audit.duplicates))
+    if evidence.probes:
+        add("What can be read from the features", probe_blocks(evidence.probes))
     add("How the numbers were made", _method_blocks(audit, left_out))
     title = f"Fairness report: {evidence.source or (f'{evidence.split} split' if evidence.split else 'an evaluation')}"
     return Document(title, evaluation_facts(evidence), tuple(sections), *synthetic_badge(evidence.synthetic))
@@ -215,6 +221,21 @@ def _cell_blocks(audit: Audit, confidence: str) -> tuple[Block, ...]:
     text = "Recall, partly pooled, is an estimate that leans on the same class in the other groups, the more the fewer "
     text += "the scans and the more alike the groups are in all classes. It hides a cell that is truly odd."
     return figure_picture(cells_figure(audit), "cells", alt, caption), cells_table(audit), Paragraph(text)
+
+
+def _incomparable(audit: Audit) -> str:
+    """Why nothing more is said of the gap over all classes; "" where it is."""
+    if few_groups(audit):
+        return "a group has too few scans"
+    filled = {name: {cell.n > 0 for cell in audit.cells if cell.class_name == name} for name in audit.class_names}
+    return "a group lacks a class that another has" if {True, False} in filled.values() else ""
+
+
+def _not_changed(audit: Audit) -> str:
+    """Why no record was changed where the groups can be compared."""
+    if len(audit.group_names) > 2:
+        return f"asked of two groups, and there are {len(audit.group_names)}"
+    return "no patient could change the group" if audit.permutation.p_value is None else "an audit of 0.1"
 
 
 def _tipping_blocks(audit: Audit, confidence: str) -> tuple[Block, ...]:
@@ -419,39 +440,6 @@ def _curve_blocks(audit: Audit, clinical: Clinical, confidence: str) -> tuple[Bl
             "AUCs lowers it on few scans whatever the model, so it has no interval, and no verdict is drawn from it."
         )
         blocks.append(Paragraph(text))
-    return tuple(blocks)
-
-
-def probe_table(probe: Probe) -> Table:
-    """How well an attribute is read by the network, by the same before its training, and by simple statistics."""
-    names = [one.class_name for one in probe.readings[0].classes]
-    rows = []
-    for one in probe.readings:
-        within = {found.class_name: span_text(found.auc) for found in one.classes}
-        chance = f"{value_text(one.chance.mean)}, up to {value_text(one.chance.p95)}"
-        row = (KIND_NAMES[one.kind], str(one.features), span_text(one.auc), chance, f"{one.p_value:.3g}")
-        rows.append((*row, *(within[name] for name in names)))
-    columns = ("features of", "numbers", number_name("auc"), "if shuffled", "p", *(f"among {name}" for name in names))
-    values = ", ".join(f"{name} {count}" for name, count in probe.values.items())
-    caption = f"{probe.target} ({values} scans of {probe.patients} patients), {percent(probe.confidence)} intervals"
-    return Table(caption, columns, tuple(rows))
-
-
-def _probe_blocks(probes: Sequence[Probe]) -> tuple[Block, ...]:
-    text = (
-        "A linear probe (ridge regression, five folds that keep a patient's scans together) reads an attribute from "
-        "the numbers that the network's last layer is given. The AUC is that of scans which did not fit the probe; "
-        "the interval is over patients of the same mix of classes. Shuffled: the attribute is moved between the "
-        "patients of a class, which gives p and shows what the mix of classes alone tells. What the untrained network "
-        f"and the statistics tell as well, the training did not put there. {NOT_USED} Before its training the network "
-        f"had {probes[0].untrained_is}."
-    )
-    blocks: list[Block] = [document.Verdicts(tuple(probe.verdict for probe in probes)), Paragraph(text)]
-    for probe in probes:
-        blocks.append(probe_table(probe))
-        if probe.left_out:
-            said = ", ".join(f"{name or 'no value'} {count}" for name, count in probe.left_out.items())
-            blocks.append(Paragraph(f"Left out, with fewer than {LEAST} patients or without a value: scans of {said}."))
     return tuple(blocks)
 
 

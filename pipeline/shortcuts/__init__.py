@@ -3,5 +3,5 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, submod_attrs={"features": ["FeatureWriter", "UntrainedNetwork"]}
+    __name__, submod_attrs={"duplicates": ["DuplicateSearch"], "features": ["FeatureWriter", "UntrainedNetwork"]}
 )

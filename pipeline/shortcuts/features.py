@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from ..common.distributed import is_primary, world_size
 from ..common.errors import UserError
 from ..common.files import encoded, json_or_nothing, replacing
 from ..common.references import references
+from ..data.cohort import Cohort
+from ..inference.about_scans import AboutScans
 from ..networks.catalogue import CATALOGUE, OF_NETWORK
 from ..networks.checkpoint import said_of, training_record
 from ..networks.frozen import FrozenHead, build_network
@@ -41,8 +43,11 @@ class Features:
     network: NDArray[np.float32]  # [N, D] of the judged network
     untrained: NDArray[np.float32]  # [N, D] of the same network before its training
     image: NDArray[np.float32]  # [N, 9] IMAGE_STATISTICS of the network's input
+    label: NDArray[np.str_]  # [N] classes
+    patient_known: NDArray[np.bool_]  # [N] whether the cohort says whose the scan is
     untrained_is: str  # which weights the untrained network has
     judged: str  # which run the judged network is of
+    cohort: str  # digest of the cohort: no patient of one is in two splits
 
     def kinds(self) -> dict[str, NDArray[np.float32]]:
         return {"network": self.network, "untrained": self.untrained, "image": self.image}
@@ -139,11 +144,11 @@ class FeatureWriter:
 
     def __init__(
         self, predictions: str | Path, network: nn.Module, untrained: UntrainedNetwork, window: Sequence[float],
-        checkpoints: Sequence[str], save: bool = False,
+        checkpoints: Sequence[str], cohort: Cohort, about: AboutScans, save: bool = False,
     ) -> None:  # fmt: skip
         self.path = Path(predictions).with_name(run_folder.FEATURES)
         self.network, self.untrained, self.window, self.save = network, untrained, tuple(window), save
-        self.checkpoint = checkpoints[0]
+        self.checkpoint, self.cohort, self.about = checkpoints[0], cohort, about
         if save and len(checkpoints) > 1:
             raise FeatureError(f"save_features is for one checkpoint, and {len(checkpoints)} answer together here")
         if save and world_size() > 1:
@@ -163,38 +168,75 @@ class FeatureWriter:
         if is_primary():  # those of earlier predictions
             for name in (run_folder.FEATURES, run_folder.PROBE, run_folder.DUPLICATES):
                 self.path.with_name(name).unlink(missing_ok=True)
-        self._scans: list[str] = []
-        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
         if self.save:
-            before, self._untrained_is = self.untrained.build()
-            self._before = before.to(next(self.network.parameters()).device)
+            self._begin()
+
+    def _begin(self) -> None:
+        self._scans: list[str] = []
+        self._labels: list[str] = []
+        self._rows: list[tuple[Tensor, ...]] = []
+        before, self._untrained_is = self.untrained.build()
+        self._before = before.to(next(self.network.parameters()).device)
 
     def _add(self, engine: Engine) -> None:
-        image = engine.state.output["image"]
-        found = (features_of(self.network, image), features_of(self._before, image))
-        self._rows.append(tuple(part.cpu() for part in (*found, image_statistics(image, self.window))))  # type: ignore[arg-type]
-        self._scans += [encoded(scan).decode() for scan in engine.state.batch["scan"]]
+        self._see(engine.state.output["image"], engine.state.batch)
+
+    def _see(self, image: Tensor, batch: Mapping[str, Any]) -> None:
+        found = features_of(self.network, image), features_of(self._before, image), image_statistics(image, self.window)
+        self._rows.append(tuple(part.cpu() for part in found))
+        self._scans += [encoded(scan).decode() for scan in batch["scan"]]
+        self._labels += [self.cohort.class_names[int(label)] for label in batch["label"]]
 
     def _write(self, engine: Engine) -> None:
+        self._end(self.path)
+
+    def _end(self, path: Path) -> None:
         network, untrained, image = (torch.cat(part).numpy() for part in zip(*self._rows, strict=True))
+        known = [self.about.knows_patient(scan) for scan in self._scans]
         content = {"scan": np.array(self._scans), "features": network, "untrained": untrained, "image": image}
-        about = {"image_names": np.array(IMAGE_STATISTICS), "untrained_is": np.array(self._untrained_is)}
-        about |= {"judged": np.array(said_of(training_record(self.checkpoint)))}
-        with replacing(self.path) as part, part.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **content, **about)
+        content |= {"label": np.array(self._labels), "patient_known": np.array(known)}
+        about = {"untrained_is": self._untrained_is, "judged": self.judged(), "cohort": self.cohort.digest}
+        texts = {name: np.array(text) for name, text in about.items()}
+        with replacing(path) as part, part.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, image_names=np.array(IMAGE_STATISTICS), **content, **texts)
         del self._rows, self._before
+
+    def judged(self) -> str:
+        """Which run the judged network is of, in words."""
+        return said_of(training_record(self.checkpoint))
+
+    def write_others(self, path: Path, batches: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> None:
+        """The features of other scans, as images and batches, into ``path``; once the network has its weights."""
+        self._begin()
+        for image, batch in batches:
+            self._see(image, batch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._end(path)
+
+
+def features_of_split(output_dir: str | Path, split: str, judged: str) -> Features:
+    """Those of a split: of its own evaluation or of a search among it, those of the network ``judged`` first.
+
+    FeatureError where there are none, or the only ones are damaged.
+    """
+    places = [Path(output_dir, split, folder, run_folder.FEATURES) for folder in ("evaluation", "")]
+    found = [load_features(path) for path in [path for path in places if path.is_file()] or places[:1]]
+    return next((one for one in found if one.judged == judged), found[0])
 
 
 def load_features(path: str | Path) -> Features:
     """The content of a features.npz; FeatureError where there is none, or one that is damaged."""
     try:
         with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            scan, network, untrained, image = (file[name] for name in ("scan", "features", "untrained", "image"))
-            found = Features(scan, network, untrained, image, str(file["untrained_is"]), str(file["judged"]))
+            columns = (file[name] for name in ("scan", "features", "untrained", "image", "label", "patient_known"))
+            found = Features(*columns, *(str(file[name]) for name in ("untrained_is", "judged", "cohort")))
     except FileNotFoundError:
         raise FeatureError(f"no {path}: evaluate with --save_features True") from None
     except Exception as error:  # numpy and zipfile raise many kinds
         raise FeatureError(f"{path} cannot be read as features: {error}") from error
+    for name in ("label", "patient_known"):
+        if getattr(found, name).shape != found.scan.shape:
+            raise FeatureError(f"{path}: {name} has the shape {getattr(found, name).shape} for {len(found.scan)} scans")
     for name, values in found.kinds().items():
         if values.ndim != 2 or len(values) != len(found.scan):
             raise FeatureError(f"{path}: {name} has the shape {values.shape} for {len(found.scan)} scans")

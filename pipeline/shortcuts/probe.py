@@ -18,9 +18,11 @@ from fairlung.transforms.checks import check_setting
 
 from ..common import run_folder
 from ..common.errors import UserError
-from ..common.files import replacing
+from ..common.files import json_or_nothing, replacing
 from ..common.names import UNKNOWN
-from ..data.groups import MISSING
+from ..common.text import named
+from ..data.cohort_checks import NO_AGE, banded, check_age_bands
+from ..data.groups import AGE, AGE_BAND, MISSING
 from ..evaluation.calibration import auc_interval
 from ..evaluation.patient_column import warn_of_repeated
 from ..evaluation.predictions import Predictions
@@ -253,8 +255,20 @@ def _verdict(target: str, reading: Reading, confidence: float) -> Verdict:
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
-def attribute(table: pd.DataFrame, target: str, beside: pd.DataFrame | None = None) -> pd.Series:
-    """[N] the column ``target`` of a table of predictions, or of one ``beside`` it that has a column scan."""
+def attribute(
+    table: pd.DataFrame, target: str, beside: pd.DataFrame | None = None, edges: Sequence[int] | None = None,
+    known_edges: Sequence[int] | None = None,
+) -> pd.Series:  # fmt: skip
+    """[N] the column ``target`` of a table of predictions, or of one ``beside`` it that has a column scan.
+
+    Where there is no column ``age_band``, it is made of the column ``age`` as in a cohort, with the ``edges`` that were
+    asked for, else with those of the run. ProbeError where a column or the edges lack, or something is no age.
+    """
+    if target == AGE_BAND:
+        if AGE_BAND not in (table if beside is None else beside):
+            return _age_band(table, attribute(table, AGE, beside), edges or known_edges)
+        if edges:
+            raise ProbeError(f"there is a column {AGE_BAND!r} already; leave out --age-bands")
     if beside is None:
         if target not in table:
             raise ProbeError(f"predictions.csv has no column {target!r}: name a table that has it with --table")
@@ -267,6 +281,24 @@ def attribute(table: pd.DataFrame, target: str, beside: pd.DataFrame | None = No
     if lacking := int(found.isna().sum()):
         raise ProbeError(f"--table has no row for {lacking} of {len(table)} scans of predictions.csv")
     return found
+
+
+def _age_band(table: pd.DataFrame, ages: pd.Series, edges: Sequence[int] | None) -> pd.Series:
+    if not edges:
+        raise ProbeError(f"{AGE_BAND} is made of the column {AGE!r}: name the edges of the bands, as by --age-bands 65")
+    bands, wrong = banded(ages.rename(AGE), check_age_bands(list(edges)))
+    if wrong.any():
+        more = f" and {wrong.sum() - 1} more" if wrong.sum() > 1 else ""
+        raise ProbeError(f"{named(table['scan'][wrong].iloc[0])}{more}: {NO_AGE}")
+    return pd.Series(bands, index=table.index, dtype=str)
+
+
+def trained_age_bands(evaluation_dir: str | Path) -> Sequence[int] | None:
+    """The edges that the training of the judged checkpoint made its column age_band with; None where it made none."""
+    folder = Path(evaluation_dir).absolute()
+    checkpoint = json_or_nothing(folder / run_folder.METRICS).get("checkpoint")
+    training = run_folder.training_dir(checkpoint, folder.parents[1])
+    return json_or_nothing(training / run_folder.SETTINGS).get("age_bands") if training else None
 
 
 def read_probes(folder: str | Path) -> tuple[Probe, ...]:

@@ -128,7 +128,8 @@ def evaluated(folder: Path, split: str, seed: int, repeated: np.ndarray | None =
     path.parent.mkdir(parents=True)
     columns = {"scan": scans, "label": classes, "sex": np.array(["male", "female"])[sex], "prediction": classes}
     pd.DataFrame(columns).to_csv(path, index=False)
-    about = {"untrained_is": np.array("random"), "judged": np.array("run 1")}
+    about = {"untrained_is": np.array("random"), "judged": np.array("run 1"), "cohort": np.array("c")}
+    about |= {"label": classes, "patient_known": np.zeros(60, dtype=bool)}
     np.savez(
         path.with_name("features.npz"), scan=scans, features=values, untrained=values, image=values[:, 1:10], **about
     )
@@ -161,7 +162,9 @@ def test_what_can_be_read_is_said_and_kept(tmp_path: Path) -> None:
         ([], "give --target, --duplicates, or both"),
         (["--target", "scanner"], "predictions.csv has no column 'scanner': name a table that has it with --table"),
         (["--target", "sex", "--permutations", "10"], "permutations must be at least 100, got 10"),
-        (["--duplicates", "test"], "has no evaluation of the split test"),
+        (["--target", "sex", "--age-bands", "65"], "--age-bands is for --target age_band"),
+        (["--target", "age_band"], "predictions.csv has no column 'age': name a table that has it with --table"),
+        (["--duplicates", "test"], "test/evaluation/features.npz: evaluate with --save_features True"),
     ],
 )
 def test_a_probe_that_cannot_be_made_is_refused_in_a_line(tmp_path: Path, options: list[str], said: str) -> None:
@@ -169,6 +172,21 @@ def test_a_probe_that_cannot_be_made_is_refused_in_a_line(tmp_path: Path, option
     done = runner.invoke(app, ["probe", str(tmp_path), *options])
     assert done.exit_code == 1 and said in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "val" / "evaluation" / "probe.json").exists()
+
+
+def test_bands_of_age_are_made_of_ages(tmp_path: Path) -> None:
+    evaluated(tmp_path, "val", 0)
+    ages = pd.DataFrame({"scan": [f"val-{i}" for i in range(60)], "age": [40, 70] * 30})
+    ages.to_csv(tmp_path / "cohort.csv", index=False)
+    command = ["probe", str(tmp_path), "--target", "age_band", "--table", str(tmp_path / "cohort.csv")]
+    command += ["--permutations", "100"]
+    done = runner.invoke(app, command)
+    assert done.exit_code == 1 and "name the edges of the bands, as by --age-bands 65" in done.stderr
+    (tmp_path / "settings.json").write_text(json.dumps({"age_bands": [65]}))  # of the training in this folder
+    done = runner.invoke(app, command)
+    assert done.exit_code == 0 and "age_band (<65 30, >=65 30 scans" in " ".join(done.output.split()), done.output
+    done = runner.invoke(app, [*command, "--age-bands", "30", "--age-bands", "50"])
+    assert done.exit_code == 0 and "(30-49 30, >=50 30 scans" in " ".join(done.output.split()), done.output
 
 
 def test_an_evaluation_without_features_says_how_to_get_them(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from fairlung.pipeline.evaluation.predictions import Predictions
 from fairlung.pipeline.evaluation.records import (
     SCHEMA_VERSION,
     Audit,
+    NearDuplicate,
+    NearDuplicates,
     NoRecordError,
     json_text,
     read_record,
@@ -32,6 +34,8 @@ from fairlung.pipeline.reports.evidence import Evidence
 SCHEMA = json.loads(files("fairlung.pipeline.evaluation").joinpath("audit.schema.json").read_text())
 GROUPS = ("alder", "birch", "cedar")
 FAST = {"resamples": 100, "permutations": 100}
+PAIR = NearDuplicate("a", "b", "flu", 0.1, 0.4, 0.25, False)
+FOUND = {"no gap": NearDuplicates("train", 24, 9, 0.7, ()), "patients": NearDuplicates("train", 24, 9, 0.7, (PAIR,))}
 
 
 def table(groups: int, probabilities: bool, seed: int = 0) -> Predictions:
@@ -63,7 +67,8 @@ AUDITED = {
 
 @pytest.mark.parametrize("name", AUDITED)
 def test_an_audit_holds_its_schema_and_is_read_again(name: str, tmp_path: Path) -> None:
-    result = audit(AUDITED[name], margin=0.3 if name == "two groups" else None, **FAST)
+    asked = {"margin": 0.3 if name == "two groups" else None, "duplicates": FOUND.get(name)}
+    result = audit(AUDITED[name], **asked, **FAST)
     path = tmp_path / "audit.json"
     path.write_text(json_text(result))
     Draft202012Validator(SCHEMA).validate(json.loads(path.read_text()))
@@ -73,7 +78,7 @@ def test_an_audit_holds_its_schema_and_is_read_again(name: str, tmp_path: Path) 
 
 def test_the_schema_is_strict() -> None:
     Draft202012Validator.check_schema(SCHEMA)
-    good = to_plain(audit(AUDITED["patients"], **FAST))
+    good = to_plain(audit(AUDITED["patients"], duplicates=FOUND["patients"], **FAST))
     validator = Draft202012Validator(SCHEMA)
 
     def parts(content: Any) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from evaluations import (
@@ -22,8 +23,9 @@ from evaluations import (
     write_table,
 )
 from markdown_it import MarkdownIt
+from reconstruction import predictions_of
 
-from fairlung.pipeline.evaluation.audit import NoAuditError
+from fairlung.pipeline.evaluation.audit import NoAuditError, audit
 from fairlung.pipeline.evaluation.records import Chance
 from fairlung.pipeline.evaluation.resampling import Estimate
 from fairlung.pipeline.evaluation.wording import Verdict
@@ -34,7 +36,7 @@ from fairlung.pipeline.reports.evaluation_report import (
     report_of_table,
     write_report,
 )
-from fairlung.pipeline.reports.evidence import read_evidence, write_evaluation
+from fairlung.pipeline.reports.evidence import Evidence, read_evidence, write_evaluation
 from fairlung.pipeline.reports.model_card import write_model_card
 from fairlung.pipeline.shortcuts.probe import NOT_USED, ClassReading, Probe, ProbeError, Reading, write_probe
 
@@ -44,7 +46,7 @@ def test_the_verdicts_stand_first_with_a_sign_and_a_word(run):
     assert page.headings[0] == "Verdicts"
     expected = [f"{LEVELS[v['level']][0]} {LEVELS[v['level']][1]} {v['text']}" for v in judged_by(run)["verdicts"]]
     assert page.items == expected
-    assert len({word for _, word in LEVELS.values()}) == len({sign for sign, _ in LEVELS.values()}) == 4
+    assert len({word for _, word in LEVELS.values()}) == len({sign for sign, _ in LEVELS.values()}) == len(LEVELS)
     markdown = (run / "report.md").read_text()
     assert markdown.index("## Verdicts") < markdown.index("**No statement**: female normal") < markdown.index("## Head")
 
@@ -283,3 +285,27 @@ def test_a_report_that_fails_ends_no_evaluation_and_leaves_no_old_one(
     assert report_evaluation(folder) is None
     assert "no report" in caplog.text
     assert not list(folder.glob("report.*")) and not list(folder.glob("report_files/*.png"))
+
+
+@pytest.mark.parametrize(
+    ("confusion", "said"),
+    [
+        ([np.full((3, 3), 9)] * 3, "what wrong records would change (asked of two groups, and there are 3)"),
+        (
+            [np.full((3, 3), 9), np.diag([12, 12, 0])],
+            "equivalence, and the gap with the classes of every group in one mix (a group lacks a class that another",
+        ),
+        ([np.full((2, 2), 1)] * 2, "what wrong records would change (a group has too few scans)"),
+        ([np.full((2, 2), 9)] * 2, ""),
+    ],
+)
+def test_a_report_says_why_nothing_is_said_of_wrong_records(confusion: list[np.ndarray], said: str) -> None:
+    groups = ("alder", "birch", "cedar")[: len(confusion)]
+    found = audit(predictions_of(confusion, group_names=groups), resamples=100, permutations=100)
+    report = evaluation_report(Evidence(found))
+    left_out = report.sections[-1].blocks[-1].text
+    assert left_out.startswith("Left out: ")
+    if said:
+        assert said in left_out
+    else:
+        assert "wrong records" not in left_out and "equivalence" not in left_out

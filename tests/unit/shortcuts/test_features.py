@@ -73,12 +73,15 @@ def test_an_evaluation_saves_features_on_request(start: Start, small_cohort: Pat
     training.finalize()
 
     settings |= {"pseudonymize": str(key), "seed": 42}
-    judging = run(start("train", "evaluate", save_features=True, **SMALL, **settings))
+    judging = run(start("train", "evaluate", duplicates="train", **SMALL, **settings))
     path = tmp_path / "run" / "val" / "evaluation" / "features.npz"
     found = load_features(path)
     table = pd.read_csv(path.with_name("predictions.csv"))
     assert list(found.scan) == list(table["scan"]) and all(name.startswith("scan-") for name in found.scan)
-    assert b"phantom" not in path.read_bytes()
+    others = tmp_path / "run" / "train" / "features.npz"  # of the split that was searched
+    assert len(load_features(others).scan) == 16 and all(load_features(others).patient_known)
+    for written in (others, path, path.with_name("audit.json"), path.with_name("duplicates.csv")):
+        assert b"phantom" not in written.read_bytes(), written
     network = judging.parser.get_parsed_content("network")
     logits = torch.as_tensor(found.network) @ network.class_layers.out.weight.T + network.class_layers.out.bias
     shown = table[[f"prob_{name}" for name in CLASSES]].to_numpy()
@@ -109,6 +112,10 @@ def test_what_cannot_be_saved_is_said_before_scans_are_read(
         patch.setattr("fairlung.pipeline.data.dataset.ScanDataset.prepare", lambda *_: pytest.fail("scans are read"))
         error = cause(start("train", "evaluate", save_features=True, checkpoint=together, **SMALL, **settings))
         assert str(error) == "save_features is for one checkpoint, and 2 answer together here"
+        error = cause(start("train", "evaluate", duplicates="val", **SMALL, **settings))
+        assert str(error) == "duplicates must be another split than the judged one, got 'val'"
+        error = cause(start("train", "evaluate", duplicates="test", **SMALL, **settings))
+        assert str(error) == "no scan is in split 'test'; splits of this cohort: train, val"
 
 
 @pytest.mark.parametrize(

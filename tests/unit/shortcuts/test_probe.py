@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from fairlung.pipeline.data.cohort import load_cohort
 from fairlung.pipeline.evaluation.predictions import Predictions
 from fairlung.pipeline.shortcuts import probe as probes
 from fairlung.pipeline.shortcuts.features import Features
@@ -42,7 +43,8 @@ def made(
     names = np.array([f"s{i}" for i in range(len(of))])
     table = Predictions(names, label, label, value, None, CLASSES, ("a", "b"), ("sex",), patient=of)
     values = pd.Series(np.array(["a", "b"])[value])
-    return Features(names, found.astype(np.float32), tiny, tiny, "random", "run 1"), table, values
+    about = np.array(CLASSES)[label], np.ones(len(of), dtype=bool), "random", "run 1", "cohort"
+    return Features(names, found.astype(np.float32), tiny, tiny, *about), table, values
 
 
 def network(found: Probe) -> probes.Reading:
@@ -169,6 +171,35 @@ def test_a_column_may_lie_in_another_table() -> None:
     for other, said in wrong:
         with pytest.raises(ProbeError, match=said):
             probes.attribute(table, "scanner", other)
+
+
+def test_bands_of_age_are_those_of_a_cohort(tmp_path: Path) -> None:
+    ages = ["64", "65", "018M", "", "unknown", "90"]
+    table = pd.DataFrame({"scan": list("abcdef"), "age": ages})
+    (tmp_path / "a").mkdir()
+    rows = table.assign(scan="a", label="normal", sex="male").iloc[[0]]
+    for i, age in enumerate(ages):  # each in a cohort of its own, as one scan is enough
+        rows.assign(age=age).to_csv(tmp_path / "cohort.csv", index=False)
+        cohort = load_cohort(
+            tmp_path / "cohort.csv", class_names=["normal"], age_bands=[50, 65], allow_empty_cells=True
+        )
+        assert probes.attribute(table, "age_band", edges=[50, 65])[i] == cohort.table["age_band"][0]
+    shuffled = table.iloc[::-1]
+    assert list(probes.attribute(table[["scan"]], "age_band", shuffled, known_edges=[50, 65])) == [
+        "50-64", ">=65", "<50", "", "", ">=65",
+    ]  # fmt: skip
+    assert list(probes.attribute(table, "age_band", edges=[70], known_edges=[50])) == ["<70"] * 3 + ["", "", ">=70"]
+    assert list(probes.attribute(table.assign(age_band="old"), "age_band", known_edges=[50])) == ["old"] * 6
+    wrong: list[tuple[pd.DataFrame, list[int] | None, str]] = [
+        (table, None, "name the edges of the bands, as by --age-bands 65"),
+        (table[["scan"]], [65], "predictions.csv has no column 'age': name a table that has it with --table"),
+        (table.assign(age=["64", "old", "131"] * 2), [65], "b and 3 more: age is not a number from 0 to 130; leave"),
+        (table, [65, 50], r"age_bands must be increasing whole years above 0.*got \[65, 50\]"),
+        (table.assign(age_band="old"), [65], "there is a column 'age_band' already; leave out --age-bands"),
+    ]
+    for frame, edges, said in wrong:
+        with pytest.raises(ValueError, match=said):
+            probes.attribute(frame, "age_band", edges=edges)
 
 
 def test_probes_of_several_attributes_share_a_file(tmp_path: Path) -> None:

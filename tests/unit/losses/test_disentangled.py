@@ -153,6 +153,18 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
     assert found[0].abs().sum() > 0
 
 
+def test_mixed_precision_computes_the_loss_in_single_precision() -> None:
+    image, target = batch()
+    model = halves().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(image.float())
+        value = loss()(output, target)
+    assert output.dtype == torch.bfloat16 and value.dtype == torch.float32
+    assert torch.equal(value, loss()(output.float(), target))
+    value.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 def test_without_weights_the_network_is_left_as_it_is() -> None:
     image, _ = batch()
     plain, without = network(), Disentangled(network(), CLASSES, 2, gamma=0, contrast=0)

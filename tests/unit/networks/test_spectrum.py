@@ -72,13 +72,13 @@ def test_the_spectrum_stands_beside_the_answers_in_training_alone() -> None:
         assert torch.equal(torch.get_rng_state(), before)  # nothing is drawn
 
 
-def test_half_precision_beside_it_becomes_single() -> None:
-    class Half(nn.Module):
-        def forward(self, image: Tensor) -> Tensor:
-            return image.flatten(1)[:, :4].half()
-
-    output = WithSpectrum(Half())(volumes())
-    assert output.dtype == torch.float32 and output.isfinite().all()
+def test_mixed_precision_leaves_the_spectrum_in_single_precision() -> None:
+    network, image = nn.Sequential(nn.Flatten(), nn.Linear(3 * 14 * 14, 4)), volumes()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, output = network(image), WithSpectrum(network, patches=1)(image)
+    assert logits.dtype == torch.bfloat16 and output.dtype == torch.float32
+    assert torch.equal(output[:, :4], logits.float())
+    assert torch.equal(output[:, 4:], noise_spectrum(image, 1))
 
 
 def test_what_cannot_be_is_named() -> None:

@@ -185,13 +185,14 @@ def test_two_processes_train_through_the_overlay(trained: Path, small_cohort: Pa
     assert run_statuses(trained / "m.db") == ["FINISHED"]
 
 
+@pytest.mark.parametrize("system", ["site_adversarial", "disentangled", "individual_fairness"])
 @pytest.mark.slow
-def test_two_processes_train_with_a_site_head_and_save_the_network_alone(
-    trained: Path, bundle_dir: Path, small_cohort: Path
+def test_two_processes_train_with_more_than_the_network_and_save_the_network_alone(
+    trained: Path, bundle_dir: Path, small_cohort: Path, system: str
 ) -> None:
-    folder = trained.parent / "headed"
+    folder = trained.parent / system
     folder.mkdir()
-    launch(bundle_dir, small_cohort, folder, bundle_dir / "configs" / "systems" / "site_adversarial.yaml")
+    launch(bundle_dir, small_cohort, folder, bundle_dir / "configs" / "systems" / f"{system}.yaml")
     plain, headed = (
         torch.load(p / "run" / "models" / "best.pt", weights_only=True)["model"] for p in (trained, folder)
     )

@@ -45,6 +45,9 @@ def noise_spectrum(image: Tensor, patches: int) -> Tensor:
     with g a Gaussian (:func:`high_pass`), :math:`\mathcal F` the two-dimensional Fourier transform, and
     K = H (W / 2 + 1), as a real picture has half of its frequencies; H and W are what :func:`shuffled_patches` leaves.
     """
+    if image.ndim != 5:
+        shape = tuple(image.shape)
+        raise ValueError(f"individual fairness compares volumes [N, 1, D, H, W], not frozen features; got {shape}")
     if min(image.shape[-2:]) < patches:
         size = " x ".join(map(str, image.shape[-2:]))
         raise ValueError(f"patches must be at most the pixels of a slice's side, {size}, got {patches}")

@@ -88,3 +88,5 @@ def test_what_cannot_be_is_named() -> None:
         WithSpectrum(nn.Identity(), patches=0)
     with pytest.raises(ValueError, match="patches must be at most the pixels of a slice's side, 14 x 14, got 20"):
         noise_spectrum(volumes(), 20)
+    with pytest.raises(ValueError, match=r"not frozen features; got \(2, 8\)"):
+        WithSpectrum(nn.Linear(8, 4))(torch.rand(2, 8))

@@ -81,6 +81,18 @@ def gather_batch(values: Tensor) -> Tensor:
     return values if world_size() == 1 else idist.all_gather(values.contiguous())
 
 
+def whole_batch_rows(values: Tensor) -> Tensor:
+    """[W N, ...] the rows of all processes in order of rank, for a loss of pairs; the gradient is this process's part.
+
+    It is W times what its own rows [N, ...] contribute: the mean over processes, as of their gradients, is the whole.
+    """
+    if world_size() == 1:
+        return values
+    whole, first = gather_batch(values), rank() * len(values)
+    own = values + (world_size() - 1) * (values - values.detach())
+    return torch.cat([whole[:first], own, whole[first + len(values) :]])
+
+
 def local_part(values: Tensor) -> Tensor:
     """This process's [N] out of gathered [W N]."""
     return values.reshape(world_size(), -1)[rank()]

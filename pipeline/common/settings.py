@@ -142,14 +142,22 @@ class Settings(TypedDict, total=False):
     gamma: Annotated[
         float,
         Interval(ge=0),
-        "focal: focusing parameter, 0 or from 1; eql: chance of a mask, to 1; site_head: weight of the source loss",
+        "focal: focusing parameter, 0 or from 1; eql: chance of a mask, to 1; site_head, disentangled, "
+        "individual_fairness: weight of the source, group or pair loss",
     ]
     rare_below: Annotated[Share, "share of the training scans below which a class is rare (eql)"]
     eta: Annotated[
         float, Interval(gt=0), "step size of the groups' weights (group_dro), penalty on unequal ones (kl_dro)"
     ]
-    max_margin: Annotated[float, Interval(ge=0), "margin of the rarest class (ldam)"]
-    logit_scale: Annotated[float, Interval(gt=0), "factor of the logits (ldam)"]
+    contrast: Annotated[float, Interval(ge=0), "weight of the contrastive loss of the features' halves (disentangled)"]
+    contrast_margin: Annotated[
+        float, Interval(ge=0), "how much nearer than others a scan's own class or group is to be (disentangled)"
+    ]
+    lipschitz: Annotated[
+        float, Interval(ge=0), "how far answers may differ per distance of their spectra (individual_fairness)"
+    ]
+    max_margin: Annotated[float, Interval(ge=0), "margin of the rarest class (ldam) or group (disentangled)"]
+    logit_scale: Annotated[float, Interval(gt=0), "factor of the logits (ldam), the groups' (disentangled)"]
     estimator: Annotated[Literal["batch", "running"], "of the groups' losses (recommended)"]
     momentum: Annotated[float, Interval(ge=0, lt=1), "weight of the past in running estimates (recommended, kl_dro)"]
 

@@ -14,7 +14,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "pseudonyms": ["Pseudonyms"],
         "sampling": [
-            "EpochSampler", "SeedEpochs", "class_counts", "source_counts", "training_items", "with_sources",
+            "EpochSampler", "SeedEpochs", "class_counts", "group_counts", "source_counts", "training_items",
+            "with_sources",
         ],
     },
 )  # fmt: skip

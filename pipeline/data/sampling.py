@@ -4,6 +4,7 @@ A draw carries the seed of its augmentation. So an epoch is the same whatever th
 training that is resumed draws what it would have drawn.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +108,21 @@ def class_counts(cohort: Cohort, items: Items, every_group: bool, every_cell: bo
     """Training scans of each class as they are drawn: the cohort's or, where groups or cells are balanced, balanced."""
     balanced = every_group or every_cell
     return balanced_class_counts(items, cohort.class_names, every_cell) if balanced else cohort.class_counts("train")
+
+
+def group_counts(cohort: Cohort, items: Items) -> dict[str, int]:
+    """Training scans of each group, in the order of the group ids; scans of no group count nowhere.
+
+    A group without any gets the largest count, which a margin by counts (:func:`~.ldam_margins`) does not notice.
+    CohortError: fewer than two groups have one.
+    """
+    counts = Counter(item["group"] for item in items)
+    there = [name for g, name in enumerate(cohort.group_names) if counts[g]]
+    if len(there) < 2:
+        met = ", ".join(there) or "none"
+        raise CohortError(f"a group head needs training scans of two groups at least; there is {met}")
+    most = max(counts[g] for g in range(len(cohort.group_names)))
+    return {name: counts[g] or most for g, name in enumerate(cohort.group_names)}
 
 
 def with_sources(cohort: Cohort, items: Items) -> Items:

@@ -13,6 +13,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "KLGroupDRO",
             "MeanAggregation",
         ],
+        "disentangled": ["DisentangledLoss"],
+        "individual": ["IndividualFairnessLoss"],
         "sample_losses": [
             "CrossEntropy",
             "EqualizationLoss",

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from fairlung.transforms.checks import check_setting, check_whole
 
+from .class_layer import class_layer, head_beside, logits_and_features
+
 
 class ReversedGradient(torch.autograd.Function):
     """The identity, whose gradient is the negative one (Ganin and Lempitsky 2015, Eq. 7 and 8, lambda 1)."""
@@ -39,26 +41,15 @@ class SiteHead(nn.Module):
         super().__init__()
         check_setting("gamma", gamma, 0 <= gamma < float("inf"), "in [0, inf)")
         check_whole("num_sources", num_sources, least=2)
-        linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-        if not linear or linear[-1].out_features != num_classes:
-            found = f"its last one gives {linear[-1].out_features}" if linear else "it has none"
-            name = type(network).__name__
-            raise ValueError(f"a site head needs {name} to end in a linear layer of {num_classes} classes; {found}")
+        last = class_layer(network, num_classes, "a site head")
         self.network, self.reverse = network, reverse
         self.head: nn.Linear | None = None
         if gamma > 0:
-            with torch.random.fork_rng(devices=[]):  # nobody else draws other numbers than without this head
-                self.head = nn.Linear(linear[-1].in_features, num_sources)
-        self._last = (linear[-1],)  # in a tuple: it is a part of the network, and of the state dict, already
+            self.head = head_beside(last, last.in_features, num_sources)
+        self._last = (last,)  # in a tuple: it is a part of the network, and of the state dict, already
 
     def forward(self, image: Tensor) -> Tensor:
         if self.head is None or not self.training:
             return self.network(image)
-        met: list[Tensor] = []
-        hook = self._last[0].register_forward_pre_hook(lambda _, inputs: met.append(inputs[0]))
-        try:
-            logits = self.network(image)
-        finally:
-            hook.remove()
-        features = ReversedGradient.apply(met[-1]) if self.reverse else met[-1]
-        return torch.cat([logits, self.head(features)], dim=1)
+        logits, features = logits_and_features(self.network, self._last[0], image)
+        return torch.cat([logits, self.head(ReversedGradient.apply(features) if self.reverse else features)], dim=1)

@@ -18,7 +18,7 @@ from fairlung.pipeline.networks.frozen import FrozenBody
 from fairlung.pipeline.shortcuts.features import FeatureError
 
 CONFIGS = Path(__file__).parents[2] / "bundles" / "fair_lung_ct" / "configs"
-SYSTEMS = sorted({path.stem for path in (CONFIGS / "systems").glob("*.yaml")} - {"cnn_rnn"})
+SYSTEMS = sorted({path.stem for path in (CONFIGS / "systems").glob("*.yaml")} - {"cnn_rnn", "individual_fairness"})
 SHORT = {"network_def": SMALL_NETWORK, "views": 2, "epochs": 2}
 
 
@@ -130,6 +130,8 @@ def test_what_does_not_go_with_frozen_features_is_refused(start: Start, small_co
         cause(start("train", **without, train_layers="frozen", overwrite=True))
     )
     assert "cache_dir must name a folder" in said("train", "frozen", cache_dir="", overwrite=True)
+    error = said("train", "frozen", "systems/individual_fairness", overwrite=True)
+    assert "individual fairness compares volumes [N, 1, D, H, W], not frozen features; got (" in error
     del settings["network_def"]
     error = said("train", "frozen", "systems/cnn_rnn", overwrite=True)
     assert "frozen features need a head of one module; CNNRNNClassifier has gru, head" in error

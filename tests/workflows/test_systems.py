@@ -39,11 +39,14 @@ NAMED = {
     "racnet": "RACNet RACNet seed 42",
     "site_head": "site head R3D18 seed 42",
     "site_adversarial": "site adversarial R3D18 seed 42",
+    "disentangled": "disentangled R3D18 alpha 0.5 exact rho 0.05 seed 42",
+    "individual_fairness": "individual fairness R3D18 seed 42",
     "recommended": "LA+CVaR recommended R3D18 alpha 0.8 tau 1.0 exact seed 42",
 }
 # what its loss reads of alpha, tau and gradient, and a run of it records
-READ: dict[str, list[str]] = {name: [] for name in NAMED} | {"la": ["tau"], "daw_fdd": ["alpha", "gradient"]}
-READ |= {"la_cvar": list(OBJECTIVE_SETTINGS), "recommended": list(OBJECTIVE_SETTINGS), "cvar": ["alpha", "gradient"]}
+READ: dict[str, list[str]] = {name: [] for name in NAMED} | {"la": ["tau"], "cvar": ["alpha", "gradient"]}
+READ |= {name: ["alpha", "gradient"] for name in ("daw_fdd", "disentangled")}
+READ |= {"la_cvar": list(OBJECTIVE_SETTINGS), "recommended": list(OBJECTIVE_SETTINGS)}
 # the same volumes in every epoch, so that a few steps show
 MEMORISE = {"epochs": 10, "val_interval": 10, "learning_rate": 2e-2, "image_size": 24}
 MEMORISE |= {"flip_prob": 0, "rotation_prob": 0, "brightness": 0}
@@ -51,7 +54,7 @@ MEMORISE |= {"flip_prob": 0, "rotation_prob": 0, "brightness": 0}
 VARIANTS = [(name, {}) for name in SYSTEMS if name not in ("cnn_rnn", "racnet")]
 VARIANTS += [(name, {"gradient": "published"}) for name in ("cvar", "la_cvar", "recommended", "daw_fdd")]
 VARIANTS += [("recommended", {"estimator": "batch"}), ("kl_dro", {"every_cell": True, "accumulate": 2})]
-VARIANTS += [(name, {"overlay": "optimizers/sam"}) for name in ("recommended", "eql")]
+VARIANTS += [(name, {"overlay": "optimizers/sam"}) for name in ("recommended", "eql", "individual_fairness")]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from fairlung.pipeline.data.cohort import Cohort, CohortError
 from fairlung.pipeline.data.folds import FoldsError, site_folds, site_names, site_warnings
-from fairlung.pipeline.data.sampling import source_counts, with_sources
+from fairlung.pipeline.data.sampling import group_counts, source_counts, with_sources
 
 SITES, CLASSES, SEXES = ("s2", "s10", "north"), ("A", "G"), ("male", "female")
 
@@ -112,3 +112,19 @@ def test_sources_are_the_sites_of_training_scans_and_their_counts_those_of_the_d
     assert np.array(drawn) / sum(drawn) == pytest.approx(np.mean([s / s.sum() for s in shares], axis=0))
     with pytest.raises(CohortError, match="two sites at least; there is s2"):
         with_sources(cohort, cohort.items("val"))
+
+
+def test_groups_are_counted_by_their_training_scans() -> None:
+    cohort = cohort_of(by=("site", "sex"))
+    items = cohort.items(cohort.splits()[0])
+    counts = group_counts(cohort, items)
+    assert list(counts) == list(cohort.group_names)
+    assert list(counts.values()) == np.bincount([item["group"] for item in items]).tolist()
+    # a group that is left out has the largest count; an unknown one has none
+    fewer = [item for item in items if item["group"] != 1] + [{**items[0], "group": -1}] * 99
+    assert list(group_counts(cohort, fewer).values()) == [n if g != 1 else 12 for g, n in enumerate(counts.values())]
+    alone = [item for item in items if item["group"] == 1]
+    with pytest.raises(CohortError, match=f"two groups at least; there is {cohort.group_names[1]}"):
+        group_counts(cohort, alone)
+    with pytest.raises(CohortError, match="two groups at least; there is none"):
+        group_counts(cohort, [{**item, "group": -1} for item in items])

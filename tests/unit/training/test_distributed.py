@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from workflows import SHRUNK, SMALL_NETWORK, group_objectives, run_statuses
 
 from fairlung.pipeline.common.distributed import RestartError, start_processes
-from fairlung.pipeline.losses.aggregation import GroupTreeCVaR, KLGroupDRO
+from fairlung.pipeline.losses.aggregation import GroupTreeCVaR, KLGroupDRO, MeanAggregation
+from fairlung.pipeline.losses.disentangled import DisentangledLoss
+from fairlung.pipeline.losses.individual import IndividualFairnessLoss
 from fairlung.pipeline.losses.sample_losses import CrossEntropy
 from fairlung.pipeline.losses.two_level import FairLACVaRLoss, TwoLevelLoss
 from fairlung.pipeline.training.accumulation import MicroBatchInferer, in_micro_batches
@@ -43,7 +45,9 @@ def batch() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
 def objectives() -> dict[str, TwoLevelLoss]:
     return group_objectives(COUNTS, num_groups=2) | {
-        "tree": TwoLevelLoss(CrossEntropy(), GroupTreeCVaR([0, 1], alpha=0.8))
+        "tree": TwoLevelLoss(CrossEntropy(), GroupTreeCVaR([0, 1], alpha=0.8)),
+        "disentangled": DisentangledLoss(CrossEntropy(), MeanAggregation(), 4, [3, 2], contrast=1.0),
+        "individual": IndividualFairnessLoss(CrossEntropy(), MeanAggregation(), 4, gamma=1.0),
     }
 
 
@@ -52,8 +56,12 @@ def second_step(image: Tensor, weight: Tensor, target: dict[str, Tensor]) -> dic
     found = {}
     for name, loss in objectives().items():
         parameters = weight.double().requires_grad_()
-        loss(2 * image.double() @ parameters.T, target)  # something to remember
-        loss(image.double() @ parameters.T, target).backward()
+        for scale in (2, 1):  # the first is something to remember
+            output = scale * image.double() @ parameters.T
+            if loss.num_classes is not None:  # a loss that also compares scans, by further columns
+                output = torch.cat([output, output.flip(1) ** 2], dim=1)
+            value = loss(output, target)
+        value.backward()
         assert parameters.grad is not None
         found[name] = (parameters.grad, loss.state_dict())
     return found
@@ -177,13 +185,14 @@ def test_two_processes_train_through_the_overlay(trained: Path, small_cohort: Pa
     assert run_statuses(trained / "m.db") == ["FINISHED"]
 
 
+@pytest.mark.parametrize("system", ["site_adversarial", "disentangled", "individual_fairness"])
 @pytest.mark.slow
-def test_two_processes_train_with_a_site_head_and_save_the_network_alone(
-    trained: Path, bundle_dir: Path, small_cohort: Path
+def test_two_processes_train_with_more_than_the_network_and_save_the_network_alone(
+    trained: Path, bundle_dir: Path, small_cohort: Path, system: str
 ) -> None:
-    folder = trained.parent / "headed"
+    folder = trained.parent / system
     folder.mkdir()
-    launch(bundle_dir, small_cohort, folder, bundle_dir / "configs" / "systems" / "site_adversarial.yaml")
+    launch(bundle_dir, small_cohort, folder, bundle_dir / "configs" / "systems" / f"{system}.yaml")
     plain, headed = (
         torch.load(p / "run" / "models" / "best.pt", weights_only=True)["model"] for p in (trained, folder)
     )

@@ -88,12 +88,13 @@ def study_of(cohort_file: Path, bundle_dir: Path, tmp_path: Path, **changes: Any
 
 
 def test_every_patient_is_left_out_and_no_epoch_is_chosen(cohort_file: Path, bundle_dir: Path, tmp_path: Path) -> None:
-    study = read_study(study_of(cohort_file, bundle_dir, tmp_path))
+    study = read_study(STUDY, cohort=str(cohort_file), bundle_root=str(bundle_dir))
     runs = plan(study, tmp_path / "out")
-    assert [run.fold for run in runs] == [*range(8)] and {run.evaluate for run in runs} == {("val",)}
+    assert [run.fold for run in runs] == [fold for fold in range(8) for _ in study.systems]
+    assert {run.evaluate for run in runs} == {("val",)}
     assert {run.settings["val_interval"] for run in runs} == {"@epochs"}
     judged = [pd.read_csv(run.cohort).query("split == 'val'")["patient"].unique().tolist() for run in runs]
-    assert sorted(judged) == [[patient] for patient in sorted(patient for (patient,) in judged)]
+    assert [len(patients) for patients in judged] == [1] * 16 and len({patient for (patient,) in judged}) == 8
     chooses = read_study(study_of(cohort_file, bundle_dir, tmp_path, settings={"val_interval": 1}))
     with pytest.raises(StudyError, match="val_interval is the study's own to say"):
         plan(chooses, tmp_path / "other")

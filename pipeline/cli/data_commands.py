@@ -16,6 +16,7 @@ from .console import cells_table, console, drawn, say, show_intake, stop
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..data.cohort_drafts import Translated
     from ..reports.intake_page import IntakeCollector
 
 TABLES = (".csv", ".tsv")
@@ -32,22 +33,29 @@ def cohort(
         Option("--class-name", help="Classes to take, in order; repeat the option.")] = None,
     columns: Annotated[str,
         Option(help="What a table calls the columns of a cohort file, such as path=scan,gender=sex.")] = "",
+    folders: Annotated[Path | None, Option(help="Table of folders: folder (a name or P*), label, sex, site, ...; any "
+        "layout. The label - leaves scans out.")] = None,
     chart: Annotated[Path | None, Option(help="Also draw the cohort (the paper's Figure 1) to this file.")] = None,
     unpack_to: Annotated[Path | None,
         Option(help="Folder for what archives hold; else <name>_unpacked beside them.")] = None,
 ) -> None:  # fmt: skip
     """Describe scans in folders, in archives or in a table as a cohort file: scan, label, sex, split."""
     from ..data.cohort_checks import renames
-    from ..data.cohort_drafts import names_of, translated
+    from ..data.cohort_drafts import folder_table, names_of, translated
     from ..data.cohort_folders import write_cohort
 
     if source.is_file() and source.suffix.lower() in TABLES:
+        if folders:
+            raise ValueError(f"--folders is for a folder or an archive, and {source} is a table")
         table, said = translated(source, renames(columns), class_name)
         root, notes = source.absolute().parent, [(text, "") for text in said]
     else:
-        if columns:
+        if columns and not folders:
             raise ValueError(f"--columns is for a table, and {source} is none")
-        table, root, notes = _described(source, unpack_to, layout, class_name)
+        if folders and layout not in ("auto", "any"):
+            raise ValueError(f"--folders is for any layout, not for {layout}")
+        named = folder_table(folders, renames(columns), class_name) if folders else None
+        table, root, notes = _described(source, unpack_to, "any" if named else layout, class_name, named)
     if "patient" in table or source.suffix.lower() in TABLES:
         _refuse_existing(output)  # it may have been filled in
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -67,15 +75,16 @@ def _refuse_existing(path: Path) -> None:
 
 
 def _described(
-    source: Path, unpack_to: Path | None, layout: str, class_names: list[str] | None
+    source: Path, unpack_to: Path | None, layout: str, class_names: list[str] | None, named: Translated | None
 ) -> tuple[pd.DataFrame, Path, list[tuple[str, str]]]:
     """The table of a folder or an archive, where its scans start from, and what was left out."""
     from ..data.archives import build_with_archives
     from ..data.cohort_checks import CohortError
+    from ..data.cohort_drafts import unused_folders
 
-    notes = []
+    notes, folders = ([], None) if named is None else ([(text, "") for text in named.said], named.table)
     try:
-        intake = build_with_archives(source, unpack_to, layout=layout, class_names=class_names)
+        intake = build_with_archives(source, unpack_to, layout=layout, class_names=class_names, folders=folders)
     except CohortError as error:
         if layout != "auto" or class_names:
             raise
@@ -88,6 +97,9 @@ def _described(
             ("\n".join(str(error).splitlines()[1:]), ""),
         ]
     show_intake(intake)
+    if folders is not None and (unused := unused_folders(folders, intake.built)):
+        what = f"{len(unused)} of {len(folders)} rows of the table of folders, such as {unused[0]}"
+        notes.append((what, "no scan in"))
     notes += [(f"{entry.path}: {entry.reason}", "left out") for entry in intake.built.skipped]
     return intake.built.table, intake.root, notes
 

@@ -96,11 +96,12 @@ def build_with_archives(
     *,
     layout: str = "auto",
     class_names: Sequence[str] | None = None,
+    folders: pd.DataFrame | None = None,
     limits: Limits | None = None,
 ) -> Intake:
     """A cohort of a folder, of an archive, or of a folder with archives in it.
 
-    It is :func:`~.build_cohort`'s, or with the layout ``any`` :func:`~.draft_cohort`'s.
+    It is :func:`~.build_cohort`'s, or with the layout ``any`` :func:`~.draft_cohort`'s, which takes ``folders``.
 
     Archives are unpacked when ``source`` is one, when ``unpack_to`` is given, or when the folder holds no usable scan
     beside them; else they stay packed and the result names them. ``unpack_to``, by default ``<name>_unpacked`` beside
@@ -109,7 +110,7 @@ def build_with_archives(
     """
     describe: Callable[[Path], BuiltCohort] = partial(build_cohort, layout=layout, class_names=class_names)
     if layout == "any":
-        describe = partial(draft_cohort, patients={})
+        describe = partial(draft_cohort, patients={}, folders=folders)
     source = Path(os.path.abspath(source))
     single = source.is_file()
     archives = [source] if single else archives_in(source) if source.is_dir() else []

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from .cohort_folders import PART, BuiltCohort, Skipped, unwritable
 from .groups import AGE, DICOM_AGE, MISSING, years
 
 COLUMNS = ("scan", "label", "sex", "age", "split", "patient")
+FOLDER = "folder"  # column of a table of folders
+OUT = "-"  # label of folders whose scans are left out
 SEX_WORDS = SEX_SPELLINGS | dict.fromkeys((*MISSING, "unknown"), "") | {name: name for name in SEXES}
 LABEL_WORDS = CLASS_ALIASES | {name: name for name in CLASS_NAMES}
 SPLIT_WORDS = SPLIT_SPELLINGS | {name: name for name in SPLITS}
@@ -52,16 +55,45 @@ def translated(
     Raises:
         CohortError: no table, no such column, or two columns of one name.
     """
+    return _in_our_words(_columns_of(path, columns or {}, ("scan", "label")), class_names)
+
+
+def folder_table(
+    path: str | os.PathLike[str], columns: Mapping[str, str] | None = None, class_names: Sequence[str] | None = None
+) -> Translated:
+    """Read a table that says of folders what their scans are, for :func:`draft_cohort`, in words as :func:`translated`.
+
+    Column ``folder``: the name of a folder, or a pattern of names such as ``P*``; case does not matter. Any other
+    column of a cohort file but ``scan`` and ``patient``; the label ``-`` leaves the folder's scans out.
+
+    Raises:
+        CohortError: no table, no such column, a folder without a name or in two rows, a column that no folder can have.
+    """
+    found = _in_our_words(_columns_of(path, columns or {}, (FOLDER,)), class_names)
+    names = found.table[FOLDER].str.casefold()
+    if wrong := [name for name in ("scan", "patient") if name in found.table]:
+        raise CohortError(f"{path}: a folder says nothing of the column {wrong[0]!r}; take it out")
+    if twice := names[names.duplicated() | (names == "")].tolist():
+        what = f"the folder {quoted(twice[0])} is in two rows" if twice[0] else "a row names no folder"
+        raise CohortError(f"{path}: {what}")
+    return found
+
+
+def _columns_of(path: str | os.PathLike[str], columns: Mapping[str, str], needed: Sequence[str]) -> pd.DataFrame:
     try:
         table = read_frame(Path(path)).apply(lambda column: column.str.strip())
     except (FileNotFoundError, TableError) as error:
         raise CohortError(f"{path}: {error if isinstance(error, TableError) else 'no such file'}") from None
-    table = renamed(Path(path), table, columns or {})
-    other_case = {name: name.casefold() for name in table if name.casefold() in {*KNOWN_COLUMNS} - {*table}}
-    table = renamed(Path(path), table, other_case)
-    if missing := [name for name in ("scan", "label") if name not in table]:
+    table = renamed(Path(path), table, columns)
+    known = {*KNOWN_COLUMNS, *needed} - {*table}
+    table = renamed(Path(path), table, {name: name.casefold() for name in table if name.casefold() in known})
+    if missing := [name for name in needed if name not in table]:
         hint = f"{did_you_mean(missing[0], table)}; --columns NAME={missing[0]} says which it is"
         raise CohortError(f"{path}: no column {missing[0]!r}{hint}")
+    return table
+
+
+def _in_our_words(table: pd.DataFrame, class_names: Sequence[str] | None) -> Translated:
     classes = {name.casefold(): name for name in class_names or CLASS_NAMES}
     aliases = {alias: name for alias, name in CLASS_ALIASES.items() if name in (class_names or ())}
     said = []
@@ -77,12 +109,16 @@ def translated(
     return Translated(table, said)
 
 
-def draft_cohort(folder: str | os.PathLike[str], patients: dict[str, str] | None = None) -> BuiltCohort:
+def draft_cohort(
+    folder: str | os.PathLike[str], patients: dict[str, str] | None = None, folders: pd.DataFrame | None = None
+) -> BuiltCohort:
     """A row for each scan of any folder tree, with what folders and DICOM headers say; the rest is to be filled in.
 
     Class, sex and split are those of the nearest folder of such a name. Sex and age (years) are the header's; where it
     and the folder differ, no sex is written. The column ``patient`` numbers the patients of DICOM series: neither their
-    names nor their ids are in the table. ``patients`` keeps the numbers of folders that go into one table.
+    names nor their ids are in the table. ``patients`` keeps the numbers of folders that go into one table. What a
+    :func:`folder_table` says of a scan's folders, each column from the nearest that says anything, comes before what
+    folders are called, and its age before the header's.
 
     Raises:
         CohortError: no scan in it.
@@ -100,14 +136,40 @@ def draft_cohort(folder: str | os.PathLike[str], patients: dict[str, str] | None
         if problem := PART if source.more else unwritable(scan):
             skipped.append(Skipped(scan, problem))
             continue
+        said = {} if folders is None else _said_of(scan, folders)
+        if said.get("label") == OUT:
+            skipped.append(Skipped(scan, f"its folder has the label {OUT}"))
+            continue
         patient, sex, age = _of_header(Path(source.path))
         label, of_folder, split = (_nearest_folder(scan, words) for words in (LABEL_WORDS, SEX_WORDS, SPLIT_WORDS))
+        of_folder = said.pop("sex", of_folder)
         sex = "" if {sex, of_folder} == {*SEXES} else sex or of_folder
         number = patients.setdefault(patient, str(len(patients) + 1)) if patient else ""
-        rows.append((scan, label, sex, age, split, number))
+        rows.append(dict(zip(COLUMNS, (scan, label, sex, age, split, number), strict=True)) | said)
     if not rows:
         raise CohortError(f"{root}: no usable scan: {skipped[0].path}: {skipped[0].reason}")
-    return BuiltCohort(pd.DataFrame(rows, columns=list(COLUMNS), dtype=str), skipped)
+    columns = dict.fromkeys([*COLUMNS, *([] if folders is None else folders.columns.drop(FOLDER))])
+    return BuiltCohort(pd.DataFrame(rows, columns=list(columns), dtype=str).fillna(""), skipped)
+
+
+def _said_of(scan: str, folders: pd.DataFrame) -> dict[str, str]:
+    """What a table of folders says of a scan: a whole name comes before a pattern, and of patterns the first."""
+    found: dict[str, str] = {}
+    names = folders[FOLDER].str.casefold().tolist()
+    for part in reversed(scan.casefold().split("/")):
+        same = [row for row, name in enumerate(names) if name == part]
+        for row in same + [row for row, name in enumerate(names) if fnmatchcase(part, name)]:
+            for column, value in folders.iloc[row].drop(FOLDER).items():
+                if value:
+                    found.setdefault(str(column), value)
+    return found
+
+
+def unused_folders(folders: pd.DataFrame, built: BuiltCohort) -> list[str]:
+    """The folders of a table that no scan of a cohort lies in."""
+    scans = [*built.table["scan"], *(entry.path for entry in built.skipped)]
+    parts = {part for scan in scans for part in scan.casefold().split("/")}
+    return [n for n in folders[FOLDER] if not any(p == n.casefold() or fnmatchcase(p, n.casefold()) for p in parts)]
 
 
 def _nearest_folder(scan: str, words: Mapping[str, str]) -> str:

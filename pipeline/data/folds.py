@@ -1,8 +1,8 @@
 """Repeated, nested splits of a cohort, stratified k-fold or site by site, with every patient on one side only.
 
 The outer fold, or the site that is left out, judges (``test``). Of the rest, one inner part chooses epoch and settings
-(``val``) and the others train (``train``): what chooses has not seen what judges. A cohort's own ``test`` split is held
-out of all of it.
+(``val``) and the others train (``train``): what chooses has not seen what judges. Where patients are too few for that,
+:func:`patient_folds` chooses nothing. A cohort's own ``test`` split is held out of all of it.
 """
 
 import os
@@ -92,6 +92,28 @@ def site_folds(cohort: Cohort, repeats: int = 1, seed: int = 0, inner_folds: int
     return _nested(cohort, outer, places, lambda *_: "no other site has one", repeats, seed, inner_folds, True)
 
 
+def patient_folds(cohort: Cohort, folds: int, repeats: int = 1, seed: int = 0) -> list[Fold]:
+    """``folds`` parts, no patient in two, each in turn ``val`` while all others train; listed repeat by repeat.
+
+    As many folds as patients leave out one patient each (a scan without an id is its own patient); fewer are stratified
+    as those of :func:`fold_tables`. No part is left to choose on, so ``val`` must not choose an epoch. FoldsError
+    for more folds than patients, as of :func:`fold_tables`, and where a class would not be in a train part, as of a
+    class of one patient.
+    """
+    _checked(folds, repeats, seed, None)
+    units = len(set(_patients(_table(cohort))))
+    if folds > units:
+        raise FoldsError(f"{_plural(units, 'patient')} are too few for {folds} folds: take {units}, one patient each")
+
+    def outer(_: pd.DataFrame, stratum: Ints, patient: Ints, repeat: int) -> Parts:
+        if folds == units:
+            return [(np.flatnonzero(patient != one), np.flatnonzero(patient == one)) for one in range(units)]
+        return _split(stratum, patient, folds, (seed, repeat))
+
+    places = [f"fold {fold}" for fold in range(folds)]
+    return _nested(cohort, outer, places, lambda *_: "a class needs patients in two folds", repeats, seed, None)
+
+
 def site_names(cohort: Cohort) -> tuple[str, ...]:
     """The sites that can be left out one by one, in natural order: those with a scan that is not held out.
 
@@ -139,9 +161,13 @@ def site_warnings(cohort: Cohort) -> list[str]:
 
 def _nested(
     cohort: Cohort, outer: Callable[[pd.DataFrame, Ints, Ints, int], Parts], places: Sequence[str],
-    lacking: Callable[[str, pd.DataFrame], str], repeats: int, seed: int, inner_folds: int, by_site: bool = False,
+    lacking: Callable[[str, pd.DataFrame], str], repeats: int, seed: int, inner_folds: int | None,
+    by_site: bool = False,
 ) -> list[Fold]:  # fmt: skip
-    """The folds of an outer split, each with its validation part; ``lacking`` says why a class cannot be trained on."""
+    """The folds of an outer split; ``lacking`` says why a class cannot be trained on.
+
+    Each has a validation part of the rest, or without ``inner_folds`` the outer part in its place.
+    """
     table = _table(cohort)
     # in the order of the paths: sklearn's folds depend on the order of rows
     paths = [os.path.normpath(cohort.root / scan) for scan in table["scan"]]
@@ -163,13 +189,16 @@ def _nested(
     for repeat in range(repeats):
         for fold, (rest, test) in enumerate(outer(table.iloc[order], stratum, patient, repeat)):
             split = np.full(len(table), "train", dtype=object)
-            split[order[test]] = "test"
-            split[order[rest[_validation(stratum[rest], patient[rest], inner_folds, (seed, repeat, fold + 1))]]] = "val"
+            split[order[test]] = "val" if inner_folds is None else "test"
+            if inner_folds is not None:
+                inner = _validation(stratum[rest], patient[rest], inner_folds, (seed, repeat, fold + 1))
+                split[order[rest[inner]]] = "val"
             place = f"repeat {repeat}, {places[fold]}"
             for label in cohort.class_names:
                 if label not in set(table["label"][split == "train"]):
                     raise FoldsError(f"{place}: no {label} scan is left to train on; {lacking(label, table)}")
-            empty = [(cell, part) for part in SPLITS for cell in sorted(set(cells) - set(cells[split == part]))]
+            parts = SPLITS if inner_folds is not None else ("train", "val")
+            empty = [(cell, part) for part in parts for cell in sorted(set(cells) - set(cells[split == part]))]
             missing = tuple(f"{place}: no {cell} scan in {part}" for cell, part in empty)
             result.append(Fold(repeat, fold, kept.assign(split=split), missing))
     return result
@@ -204,6 +233,19 @@ def fold_warnings(cohort: Cohort, folds: int = 5, inner_folds: int | None = None
             elif left < inner_folds:
                 texts.append(f"{has} for {inner_folds} inner parts: validation may hold none of it")
     return texts
+
+
+def patient_warnings(cohort: Cohort) -> list[str]:
+    """A text where a class of a group is of one patient, as a model that is to judge them has then seen none, or none.
+
+    Patients without an id are counted by scan.
+    """
+    table = _table(cohort)
+    patients = pd.Series(_patients(table)).groupby(_cells(cohort, table)).nunique()
+    if single := [cell for cell, count in patients.items() if count == 1]:
+        which = ", ".join(map(str, single))
+        return [f"one patient only, so that the models that judge this patient have seen no other: {which}"]
+    return []
 
 
 def write_folds(cohort: Cohort, folds: Sequence[Fold], folder: str | os.PathLike[str]) -> list[Path]:

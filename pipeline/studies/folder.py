@@ -10,7 +10,7 @@ from typing import Any
 
 from ..common import text
 from ..common.files import json_or_nothing, write_json
-from ..data.folds import fold_warnings, site_names, site_warnings
+from ..data.folds import fold_warnings, patient_warnings, site_names, site_warnings
 from ..tracking import store
 from .plan import PROTOCOLS, StudyPlan, cohort_settings, read_whole
 from .record import STUDY_FILE, Place, PlannedRun, Status, Study, StudyError, StudyRun, load_study
@@ -44,6 +44,8 @@ class StudyFolder:
         cohort = read_whole(study.cohort, cohort_settings(study))
         self.synthetic = cohort.synthetic
         self.warnings = fold_warnings(cohort, study.folds) if study.protocol == "nested" else []
+        if study.protocol == "cross_validation":
+            self.warnings = patient_warnings(cohort)
         self.sites: tuple[str, ...] = ()
         if study.protocol == "leave_site_out":
             self.sites, self.warnings = site_names(cohort), site_warnings(cohort)

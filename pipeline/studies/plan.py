@@ -17,7 +17,7 @@ import yaml
 from ..common.references import unread_by_objective
 from ..common.text import did_you_mean, without_login
 from ..data.cohort import Cohort, load_cohort
-from ..data.folds import fold_tables, site_folds, write_folds
+from ..data.folds import fold_tables, patient_folds, site_folds, write_folds
 from .record import STUDY_FILE, PlannedRun, Protocol, StudyError, load_study, parse_record
 
 COHORT_SETTINGS = (
@@ -34,6 +34,7 @@ OWN_SETTINGS = ("bundle_root", "cohort", "output_dir", "seed", "resume", "overwr
 PROTOCOLS: Mapping[Protocol, tuple[str, str, str]] = {
     "given": ("val", "the val split (epoch and configuration)", "the same val split"),
     "nested": ("test", "the val part of each fold (epoch and configuration)", "the test part of each fold"),
+    "cross_validation": ("val", "no scans: the epoch is the last one", "the part of each fold that did not train"),
     "leave_site_out": ("test", "a val part of the other sites (epoch and configuration)", "the site that was left out"),
     "final": ("test", "the val split (epoch) and the study (configuration)", "the held-out test split"),
 }
@@ -53,10 +54,14 @@ class StudyPlan:
     overlays: tuple[str, ...] = ()  # on train.yaml for all systems, such as demo; read before the system's
     seeds: tuple[int, ...] = (42,)  # a run each
     # given: trains on train, reports val, as the paper does. nested: folds of all scans but a test split's; one part
-    # chooses (val), another is reported (test). leave_site_out: a fold a site, whose scans are reported (test); a part
-    # of the other sites' scans chooses (val). final: the cohort's own test split, which the others never touch.
+    # chooses (val), another is reported (test). cross_validation: as many folds as patients at most, each reported by
+    # models of the others after their last epoch; nothing chooses, for cohorts that are too small for nested.
+    # leave_site_out: a fold a site, whose scans are reported (test); a part of the other sites' scans chooses (val).
+    # final: the cohort's own test split, which the others never touch.
     protocol: Protocol = "given"
-    folds: int = 5  # of nested; of leave_site_out the parts of the other sites, one of which is val
+    folds: int = (
+        5  # of nested and cross_validation; of leave_site_out the parts of the other sites, one of which is val
+    )
     repeats: int = 1  # of the folds, each time split otherwise
     fold_seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)  # of train.yaml, for all runs
@@ -105,7 +110,8 @@ def read_study(path: str | Path, **changes: Any) -> StudyPlan:
         raise StudyError(f"{path}: {name!r} is no entry of a study{did_you_mean(str(name), known)}")
     if content.get("protocol") == "final":
         raise StudyError(
-            f"{path}: protocol must be given, nested or leave_site_out; the held-out split is judged with --final"
+            f"{path}: protocol must be given, nested, cross_validation or leave_site_out; the held-out split is judged "
+            "with --final"
         )
     return parse_record(StudyPlan, json.dumps(content, default=str), str(path))
 
@@ -141,6 +147,8 @@ def _planned_run(study: StudyPlan, root: Path, row: Configuration, seed: int, pa
     settings = {"model_file": "", "keep_checkpoints": 1, **study.settings, **row.settings, "seed": seed}
     if fold is not None:
         settings.pop("columns", None)
+    if study.protocol == "cross_validation":
+        settings["val_interval"] = "@epochs"  # the first validation is of the last epoch, which is then the best
     configs = ("train", *row.overlays)
     read = b"".join((root / "configs" / f"{name}.yaml").read_bytes() for name in (*configs, "evaluate"))
     return PlannedRun(
@@ -172,7 +180,7 @@ def final_study(study: StudyPlan, folder: Path, label: str) -> tuple[StudyPlan, 
 
 
 def _parts(study: StudyPlan, folder: Path) -> list[Part]:
-    needed = ("train", "val", "test") if study.protocol != "given" else ("train", "val")
+    needed = ("train", "val") if study.protocol in ("given", "cross_validation") else ("train", "val", "test")
     settings = cohort_settings(study)
     if study.protocol in ("given", "final"):
         digest = load_cohort(study.cohort, require_splits=needed, **settings).digest
@@ -180,6 +188,8 @@ def _parts(study: StudyPlan, folder: Path) -> list[Part]:
     cohort = read_whole(study.cohort, settings)
     if study.protocol == "nested":
         folds = fold_tables(cohort, study.folds, study.repeats, study.fold_seed)
+    elif study.protocol == "cross_validation":
+        folds = patient_folds(cohort, study.folds, study.repeats, study.fold_seed)
     else:
         folds = site_folds(cohort, study.repeats, study.fold_seed, inner_folds=study.folds)
     paths = [path.resolve() for path in write_folds(cohort, folds, folder / "folds")]
@@ -228,7 +238,7 @@ def _check_settings(
 ) -> None:
     """StudyError for a setting that a training or an evaluation of the system does not have."""
     for name in (*grid, *study.settings):
-        if name in OWN_SETTINGS:
+        if name in OWN_SETTINGS or (name == "val_interval" and study.protocol == "cross_validation"):
             raise StudyError(f"{name} is the study's own to say, not a setting of {system}")
         if name.split("::")[0] not in known:
             also = "; it belongs under evaluation" if name in of_evaluation else did_you_mean(name, list(known))

@@ -12,7 +12,9 @@ from ..common.errors import UserError
 STUDY_FILE = "study.json"
 ALPHA = re.compile(r"[\s,;(]*\b(?:alpha|\u03b1)\s*=?\s*\d*\.?\d+\)?", re.IGNORECASE)  # as a label names it
 
-Protocol = Literal["given", "nested", "leave_site_out", "final"]  # final is the last step of a study
+Protocol = Literal[
+    "given", "nested", "cross_validation", "leave_site_out", "final"
+]  # final is the last step of a study
 Status = Literal["finished", "failed", "pending", "running"]
 Record = TypeVar("Record")
 
@@ -67,7 +69,7 @@ class Study:
 
     name: str
     protocol: Protocol
-    reported_split: str  # whose evaluations are reported; val is the split that chose
+    reported_split: str  # whose evaluations are reported; val is the split that chose, if any did
     chosen_on: str  # which scans chose epoch and alpha, in words
     judged_on: str  # which scans judged, in words
     runs: tuple[StudyRun, ...]  # all that were planned
@@ -96,7 +98,12 @@ class Study:
     @property
     def optimistic(self) -> bool:
         """Whether the scans that are reported have chosen the epoch, and alpha."""
-        return self.reported_split == "val"
+        return self.reported_split == "val" and not self.fixed_epoch
+
+    @property
+    def fixed_epoch(self) -> bool:
+        """Whether no scans choose: the epoch is the last one."""
+        return self.protocol == "cross_validation"
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -41,8 +41,11 @@ def select_alpha(
     """What choosing alpha on the scans that chose the epoch gives on the scans that judge.
 
     Of each seed and fold that has every alpha, the run of the highest P on its choosing scans is taken (of equal ones
-    the first), and the judged scans of the taken runs are put together as in :func:`~.read_results`.
+    the first), and the judged scans of the taken runs are put together as in :func:`~.read_results`. () of a study in
+    which no scans choose.
     """
+    if results.study.fixed_epoch:
+        return ()
     families: dict[tuple[str, str], list[StudyRun]] = {}
     for run in results.study.runs:
         if run.alpha is not None:

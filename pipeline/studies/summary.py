@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..common.names import CLASS_NAMES
 from ..evaluation.fairness_criteria import fair_model
 from ..evaluation.patients import Clusters
 from ..evaluation.resampling import check_resampling
@@ -103,7 +104,8 @@ def quoted_numbers(results: Results) -> dict[str, Mapping[str, float]]:
     study = results.study
     if study.quoted is not None:
         return {label: study.quoted[label] for label in study.labels if label in study.quoted}
-    if list(results.any_table.group_names) != quoted_paper()["groups"]:
+    table = results.any_table
+    if list(table.group_names) != quoted_paper()["groups"] or {*table.class_names} != {*CLASS_NAMES}:
         return {}
     first = {run.label: run for run in reversed(study.runs)}
     found = {label: quoted_row(label, first[label].alpha) for label in study.labels}

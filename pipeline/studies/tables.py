@@ -35,6 +35,11 @@ def optimism_text(tables: StudyTables) -> str:
     study = tables.results.study
     several = any(len(selection.alphas) > 1 for selection in tables.selections)
     what = "epoch and alpha" if several else "the epoch"
+    if study.fixed_epoch:
+        return (
+            "The epoch of each run is its last one, fixed before the study: no scans chose it. A configuration picked "
+            f"out of this table is chosen on {study.judged_on}, so that its number flatters."
+        )
     if not study.optimistic:
         return (
             f"{what[0].upper()}{what[1:]} of each run {'were' if several else 'was'} chosen on {study.chosen_on}; the "
@@ -302,6 +307,7 @@ def study_facts(results: Results) -> tuple[tuple[str, str], ...]:
     scans = f"{len(judged.label):,}{patients}"
     protocol = {
         "given": "the cohort's own splits", "nested": "nested folds", "final": "held-out split",
+        "cross_validation": "cross-validation by patient",
         "leave_site_out": f"leave one site out ({', '.join(study.sites)})",
     }[study.protocol]  # fmt: skip
     protocol += f", {study.folds} folds" if study.folds > 1 and not study.sites else ""

@@ -82,7 +82,10 @@ def test_a_grid_is_written_out_seed_by_seed(write: Any, tmp_path: Path) -> None:
         ({"settings": {"resamples": 100}}, "'resamples' is no setting of its training; it belongs under evaluation"),
         ({"evaluation": {"resample": 100}}, "evaluation: 'resample' is no setting (did you mean 'resamples'?)"),
         ({"seeds": [1, 1]}, "seeds must differ, got 1, 1"),
-        ({"protocol": "loo"}, "protocol must be 'given', 'nested', 'leave_site_out' or 'final', got 'loo'"),
+        (
+            {"protocol": "loo"},
+            "protocol must be 'given', 'nested', 'cross_validation', 'leave_site_out' or 'final', got 'loo'",
+        ),
         ({"protocol": "nested", "folds": 1}, "folds must be at least 2"),
         ({"protocol": "final"}, "the held-out split is judged with --final"),
         ({"seeds": ["a"]}, "seeds.0 must be a valid integer, got 'a'"),

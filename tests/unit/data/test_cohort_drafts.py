@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from fairlung.pipeline.cli.app import app
 from fairlung.pipeline.data.cohort import load_cohort
 from fairlung.pipeline.data.cohort_checks import CohortError
-from fairlung.pipeline.data.cohort_drafts import draft_cohort, translated
+from fairlung.pipeline.data.cohort_drafts import draft_cohort, folder_table, translated
 from fairlung.pipeline.phantoms.writers import write_dicom_series
 
 CLASSES = ["covid19", "normal"]
@@ -172,3 +172,57 @@ def test_ids_that_may_be_one_patient_stay_together(tmp_path: Path, ids: tuple[st
         assert cli("split", tmp_path / "c.csv", "-o", tmp_path / f"{seed}.csv", "--seed", seed).exit_code == 0
         table = pd.read_csv(tmp_path / f"{seed}.csv")
         assert table["split"][0] == table["split"][4]
+
+
+# ---- folders that a table knows -------------------------------------------------------------------------------------
+def said_of_folders(folder: Path, text: str) -> Path:
+    (folder / "folders.csv").write_text(text)
+    return folder / "folders.csv"
+
+
+def test_a_table_of_folders_says_what_their_scans_are(tree: Path, tmp_path: Path) -> None:
+    content = (
+        "Dir,Label,Sex,Age,site,split\nB*,Covid-19,,,,\nTWO,,F,034Y,,\na,-,,,,\nc,normal,M,,,\ndata,,,,x,Training\n"
+    )
+    table = said_of_folders(tmp_path, content + "d?,normal,,,y,\npictures,normal,,,z,\n")
+    folders = ("--folders", table, "--columns", "Dir=folder", "--class-name", "covid19", "--class-name", "normal")
+    done = cli("cohort", tmp_path, "-o", tmp_path / "cohort.csv", *folders)
+    assert done.exit_code == 0, done.output
+    for said in ("label 'Covid-19' is covid19", "no scan in 1 of 7 rows of the table of folders, such as d?"):
+        assert said in done.output
+    assert "left out data/a/one: its folder has the label -" in done.output
+    table = pd.read_csv(tmp_path / "cohort.csv", dtype=str, keep_default_na=False)
+    assert table.columns.tolist() == ["scan", "label", "sex", "age", "split", "patient", "site"]
+    assert table.to_numpy().tolist() == [
+        ["data/b/two", "covid19", "female", "34", "train", "1", "x"],  # the nearest folder that says a thing, says it
+        ["data/c/male/x", "normal", "", "61", "train", "2", "x"],  # the table says another sex than the header
+        ["data/Validation/covid/pictures", "normal", "", "", "train", "", "z"],
+    ]
+
+
+def test_a_name_of_a_folder_comes_before_a_pattern(tree: Path, tmp_path: Path) -> None:
+    table = folder_table(said_of_folders(tmp_path, "folder,label\n*,one\nB,two\n[a],three\n"))
+    assert draft_cohort(tree, folders=table.table).table["label"].tolist() == ["one", "one", "one", "one"]
+    table = folder_table(said_of_folders(tmp_path, "folder,label\n[ab],one\nB,two\nc*,\n"))
+    assert draft_cohort(tree, folders=table.table).table["label"].tolist() == ["one", "two", "", "covid19"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name,label\na,x\n", "no column 'folder'; --columns NAME=folder says which it is"),
+        ("folder,label\na,x\nA,y\n", "the folder 'a' is in two rows"),
+        ("folder,label\n,x\n", "a row names no folder"),
+        ("folder,scan\na,x\n", "says nothing of the column 'scan'"),
+        ("folder,patient\na,x\n", "says nothing of the column 'patient'"),
+    ],
+)
+def test_a_table_of_folders_that_cannot_be_is_refused(tree: Path, tmp_path: Path, text: str, said: str) -> None:
+    done = cli("cohort", tree, "-o", tmp_path / "c.csv", "--folders", said_of_folders(tmp_path, text))
+    assert done.exit_code == 1 and said in done.output.replace("\n", " ")
+
+
+def test_a_table_of_folders_needs_folders(tree: Path, tmp_path: Path) -> None:
+    table = said_of_folders(tmp_path, "folder,label\na,x\n")
+    assert "is a table" in cli("cohort", table, "--folders", table).output
+    assert "not for paper" in cli("cohort", tree, "--folders", table, "--layout", "paper").output

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from sklearn.model_selection import KFold
 
 from fairlung.pipeline.data.cohort import Cohort, load_cohort
-from fairlung.pipeline.data.folds import Fold, FoldsError, fold_tables, fold_warnings, write_folds
+from fairlung.pipeline.data.folds import (
+    Fold,
+    FoldsError,
+    fold_tables,
+    fold_warnings,
+    patient_folds,
+    patient_warnings,
+    write_folds,
+)
 
 CLASSES, GROUPS = ("x", "y", "z"), ("male", "female")
 # the benchmark's cells: of women's squamous carcinomas there are five to train on
@@ -233,3 +241,52 @@ def test_written_folds_are_cohorts_from_their_new_folder(tmp_path: Path) -> None
         assert again.table["split"].tolist() == fold.table["split"].tolist()
         assert set(again.table) == {"scan", "label", "sex", "split", "patient", "site"}  # all else may name patients
     assert len({load_cohort(path, class_names=CLASSES, group_names=GROUPS).digest for path in paths}) == len(paths)
+
+
+# ---- folds of which none chooses ------------------------------------------------------------------------------------
+def few_patients(per_cell: int = 1, scans: int = 2) -> Cohort:
+    """``per_cell`` patients of each class and sex, with ``scans`` scans each."""
+    cells = [(label, sex, i) for label in CLASSES for sex in GROUPS for i in range(per_cell)]
+    rows = [{"label": c, "sex": s, "patient": f"{c}{s}{i}"} for c, s, i in cells for _ in range(scans)]
+    return cohort_of(rows)
+
+
+def test_as_many_folds_as_patients_leave_each_out_once() -> None:
+    cohort = few_patients()
+    folds = patient_folds(cohort, 6)
+    judged = [set(cohort.table["patient"][(fold.table["split"] == "val").to_numpy()]) for fold in folds]
+    assert sorted(judged, key=min) == [{patient} for patient in sorted(set(cohort.table["patient"]))]
+    assert all(Counter(fold.table["split"]) == {"val": 2, "train": 10} for fold in folds)
+    (said,) = patient_warnings(cohort)
+    assert said.startswith("one patient only, so that the models") and said.endswith("male z")
+    assert patient_warnings(few_patients(per_cell=2)) == []
+
+
+@settings(max_examples=12)
+@given(per_cell=st.integers(2, 5), scans=st.integers(1, 3), folds=st.integers(2, 5), seed=st.integers(0, 99))
+def test_each_patient_is_judged_once_a_repeat_by_models_of_the_others(per_cell, scans, folds, seed) -> None:
+    cohort = few_patients(per_cell, scans)
+    assume(folds <= per_cell)
+    found = patient_folds(cohort, folds, 2, seed)
+    for repeat in (0, 1):
+        parts = [fold.table for fold in found if fold.repeat == repeat]
+        judged = [scan for table in parts for scan in table["scan"][table["split"] == "val"]]
+        assert sorted(judged) == sorted(cohort.table["scan"]) and len(parts) == folds
+    for fold in found:
+        assert (fold.table.groupby("patient")["split"].nunique() == 1).all()
+        assert set(fold.table["split"]) == {"train", "val"}
+        assert set(fold.table["label"][fold.table["split"] == "train"]) == set(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("cohort", "folds", "said"),
+    [
+        (few_patients(), 8, "6 patients are too few for 8 folds: take 6, one patient each"),
+        (few_patients(), 5, "are too few for 5 parts"),
+        (cohort_of([{"label": c, "sex": "male"} for c in "xxyyz"]), 5, "no z scan is left to train on; a class needs"),
+        (few_patients(), 1, "folds must be"),
+    ],
+)
+def test_folds_of_too_few_patients_are_refused(cohort: Cohort, folds: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        patient_folds(cohort, folds)

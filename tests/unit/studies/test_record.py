@@ -62,7 +62,7 @@ def test_a_run_of_version_0_1_is_read(old_study: Path) -> None:
         (lambda r: r.pop("name"), "name is missing"),
         (
             lambda r: r.update(protocol="new"),
-            "protocol must be 'given', 'nested', 'leave_site_out' or 'final', got 'new'",
+            "protocol must be 'given', 'nested', 'cross_validation', 'leave_site_out' or 'final', got 'new'",
         ),
         (lambda r: r.update(folds="3"), "folds must be a valid integer, got '3'"),
         (lambda r: r.update(synthetic=1), "synthetic must be a valid boolean, got 1"),

@@ -109,6 +109,25 @@ def test_markdown_and_html_and_csv_have_the_same_table(nested_tables):
     assert any("CVaR" in name for name in data["configuration"])
 
 
+@pytest.mark.fault(
+    "wrong", "the tables of a study of other classes than the paper's", before="the paper's numbers beside them",
+    now="none of them",
+)  # fmt: skip
+def test_the_paper_is_not_quoted_beside_other_classes(tmp_path):
+    folder = write_study(tmp_path / "s", {"CE": {"skill": (0.9, 0.7)}}, per_cell=8, classes=("covid19", "cap"))
+    assert study_tables([folder], resamples=DRAWS).quoted == {}
+
+
+def test_a_study_in_which_no_scans_choose_says_so_and_chooses_no_alpha(tmp_path):
+    folder = write_study(tmp_path / "s", SWEEP, per_cell=12, folds=3, reported_split="val", protocol="cross_validation")
+    tables = study_tables([folder], resamples=DRAWS)
+    assert tables.selections == () and not tables.results.study.optimistic
+    write_tables([folder], resamples=DRAWS)
+    page = (folder / "tables" / "index.html").read_text()
+    assert "no scans chose it" in page and "so that its number flatters" in page and "Optimistic" not in page
+    assert "cross-validation by patient, 3 folds" in page
+
+
 def test_three_groups_have_no_signed_gap(tmp_path):
     sites = ("alder", "birch", "cedar")
     systems = {"CE": {"skill": (0.9, 0.7, 0.5)}, "LA": {"skill": (0.8, 0.8, 0.8)}}

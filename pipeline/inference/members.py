@@ -21,6 +21,7 @@ from ..networks.checkpoint import (
     NETWORK,
     CheckpointError,
     ModelSettings,
+    checkpoint_content,
     model_settings,
     said_of,
     training_record,
@@ -111,7 +112,7 @@ def load_members(paths: Sequence[str | Path], network: nn.Module, settings: Mode
         found = model_settings(path, "")
         if len(members) > 1:
             found |= {name: settings.settings[name] for name in GROUP_SETTINGS}
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["model"]
+        state = checkpoint_content(path)["model"]
         try:
             settings.load_state_dict(found)
             member.load_state_dict(state)

@@ -1,9 +1,9 @@
 """The model card of an evaluated checkpoint, and its performance in a bundle: README's section, metadata's numbers."""
 
-import filecmp
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..evaluation.records import Audit, to_plain
 from ..evaluation.resampling import Estimate
 from ..evaluation.wording import percent, span_text
 from ..networks.catalogue import said_of_weights
-from ..networks.checkpoint import model_settings, said_of, training_record
+from ..networks.checkpoint import CheckpointError, model_settings, said_of, same_checkpoint, training_record
 from .checklist import NOT_STATED, checklist
 from .document import LEVELS, Table, Verdicts, markdown_environment, squeezed, write_text
 from .evaluation_report import calibration_table, cells_table, differences_table, evaluation_facts, headline_table
@@ -49,7 +49,7 @@ def write_model_card(evaluation_dir: str | Path, path: str | Path) -> Path:
 def update_performance(readme: str | Path, evaluation_dir: str | Path) -> None:
     """Put the performance of an evaluation between the marks :data:`START` and :data:`END` of a README.
 
-    Where the README is that of a bundle whose models/model.pt is the judged checkpoint, byte by byte, its metadata.json
+    Where the README is that of a bundle whose models/model.pt holds the judged checkpoint's weights, its metadata.json
     gets the numbers too (:func:`eval_metrics`). A README that does not hold each mark once, in this order, is left as
     it was: MarksError.
     """
@@ -72,11 +72,17 @@ def update_performance(readme: str | Path, evaluation_dir: str | Path) -> None:
     model, metadata = bundle / "models" / "model.pt", bundle / "configs" / "metadata.json"
     if not metadata.is_file():
         return
-    if file is None or not model.is_file() or not filecmp.cmp(model, file, shallow=False):
+    if file is None or not _is(model, file):
         logger.warning("%s keeps its eval_metrics: %s is not the judged checkpoint", metadata, model)
         return
     record = training_record(file)
     write_eval_metrics(metadata, eval_metrics(evidence.audit, evidence.split, str(record.get("run") or "")))
+
+
+def _is(model: Path, checkpoint: str | Path) -> bool:
+    with suppress(CheckpointError):
+        return model.is_file() and same_checkpoint(model, checkpoint)
+    return False
 
 
 def eval_metrics(audit: Audit, split: str, run: str) -> dict[str, Any]:

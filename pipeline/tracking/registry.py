@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 import logging
 import os
@@ -17,7 +16,7 @@ from ..common.run_folder import RECORD, training_dir
 from ..common.text import without_login
 from ..evaluation.records import Audit, read_record
 from ..evaluation.wording import number_name, value_text
-from ..networks.checkpoint import require_checkpoint, training_record
+from ..networks.checkpoint import require_checkpoint, same_checkpoint, training_record
 from ..reports.document import escape_markdown
 from ..reports.model_card import eval_metrics
 from .bundle_model import log_bundle_model
@@ -193,7 +192,7 @@ def register_output(
         raise RegistryError(f"the checkpoint that {evaluation_dir} judged is gone; pass --checkpoint FILE")
     chosen = Path(checkpoint or judged or "")
     require_checkpoint(chosen)
-    if judged is not None and not filecmp.cmp(chosen, judged, shallow=False):
+    if judged is not None and not same_checkpoint(chosen, judged):
         raise RegistryError(f"{evaluation_dir} judged {judged}, whose content differs from {chosen}: evaluate that one")
     trainings = [training_dir(judged or chosen, Path(output_dir)), Path(output_dir)]
     training = next((folder for folder in trainings if folder is not None and (folder / RECORD).is_file()), None)

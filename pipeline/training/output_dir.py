@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..common.claims import claim, release
 from ..common.config import resolved_config, resolved_settings, write_settings
 from ..common.distributed import barrier, is_primary
 from ..common.errors import UserError
-from ..common.files import FULL, REFUSED, replacing
+from ..common.files import FULL, REFUSED
 from ..common.names import TRAINING_SETTINGS
 from ..common.run_folder import EVALUATION_FILES, REVIEW_FILES, SETTINGS, best_checkpoint, is_resumed, resume_point
 from ..data.cohort import Cohort
@@ -27,6 +26,7 @@ from ..networks.checkpoint import (
     model_settings,
     said_of,
     training_record,
+    write_weights,
 )
 from ..networks.frozen import FrozenHead, write_whole
 from .record import TrainingRecord
@@ -119,7 +119,8 @@ def discard_previous(output_dir: str | Path, resume: bool = False) -> None:
 def publish(
     checkpoint: str | Path, model_file: str | Path, replace: bool = False, classifier: nn.Module | None = None
 ) -> None:  # fmt: skip
-    """Copy a checkpoint to where inference looks for it, unless another run's is there; an empty path copies nothing.
+    """Write a checkpoint's weights to where inference looks for them, unless another run's are there; an empty path:
+    nowhere.
 
     With ``replace`` another run's model gives way and is kept beside it (:func:`previous_model`). A network that
     inference.yaml does not run is not published. Of a ``classifier`` on frozen features the whole network is written
@@ -147,8 +148,7 @@ def publish(
             model_file.replace(previous_model(model_file))
             done = f"; the one before, {said_of(there)}, is now {previous_model(model_file)}"
     model_file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(model_file) as part:
-        shutil.copyfile(checkpoint, part)
+    write_weights(checkpoint, model_file)
     logger.info("%s published as %s: %s%s", checkpoint, model_file, mine, done)
 
 

@@ -207,7 +207,6 @@ def exported(job: Path, bundle_dir: Path) -> dict[str, str]:
     return {
         "net_id": "network_def",
         "ckpt_file": str(job / "model.pt"),
-        "key_in_ckpt": "model",
         "meta_file": str(configs / "metadata.json"),
         "config_file": str(configs / "inference.yaml"),
         "bundle_root": str(bundle_dir),
@@ -239,5 +238,5 @@ def network(job: Path) -> torch.nn.Module:
     from fairlung.pipeline.networks.r3d18 import R3D18Classifier
 
     net = R3D18Classifier(4).eval()
-    net.load_state_dict(torch.load(job / "model.pt", weights_only=True)["model"])
+    net.load_state_dict(torch.load(job / "model.pt", weights_only=True))
     return net

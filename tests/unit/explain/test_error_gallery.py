@@ -35,7 +35,7 @@ def judged(trained_once: Trained, start: Start) -> SimpleNamespace:
     parser = start("train", "evaluate", **trained_once.settings).parser
     dataset, network = (parser.get_parsed_content(name) for name in ("validate::dataset", "network"))
     dataset.prepare()
-    network.load_state_dict(torch.load(trained_once.model, weights_only=True)["model"])
+    network.load_state_dict(torch.load(trained_once.model, weights_only=True))
     folder = trained_once.output / "val" / "evaluation"
     return SimpleNamespace(
         folder=folder,

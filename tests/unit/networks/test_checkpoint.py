@@ -17,6 +17,9 @@ from fairlung.pipeline.networks.checkpoint import (
     ModelSettings,
     model_settings,
     require_checkpoint,
+    same_checkpoint,
+    training_record,
+    write_weights,
 )
 from fairlung.pipeline.training.output_dir import discard_previous, publish, require_new
 
@@ -134,7 +137,7 @@ def test_without_a_checkpoint_they_are_the_training_configs(bundle_dir: Path, tm
     ModelSettings(network="R3D18Classifier", **found)
 
 
-@pytest.mark.parametrize("content", [{"model": {}}, {"settings": {}}, [1, 2], {"stem.0.weight": torch.zeros(1)}])
+@pytest.mark.parametrize("content", [{"model": {}}, {"settings": {}}, [1, 2], {}])
 def test_a_file_of_something_else(content: object, bundle_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     torch.save(content, path)
@@ -173,6 +176,68 @@ def test_a_checkpoint_of_a_training_that_diverged(checkpoint: Path, tmp_path: Pa
         require_checkpoint(tmp_path / "diverged.pt")
 
 
+# --- published weights -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def network() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.BatchNorm3d(2))
+
+
+@pytest.fixture
+def published(network: torch.nn.Module, tmp_path: Path) -> Path:
+    """models/model.pt of a bundle named lung, made of a run's checkpoint."""
+    said = {"settings": ModelSettings(**SETTINGS).state_dict(), "training": {"run": "r7"}}
+    torch.save({"model": network.state_dict(), **said}, tmp_path / "best.pt")
+    path = tmp_path / "lung" / "models" / "model.pt"
+    path.parent.mkdir(parents=True)
+    write_weights(tmp_path / "best.pt", path)
+    return path
+
+
+def test_published_weights_are_a_plain_state_dict(published: Path, network: torch.nn.Module) -> None:
+    from monai.bundle import load
+
+    weights, own = torch.load(published, weights_only=True), network.state_dict()
+    assert weights.keys() == own.keys() and all(torch.equal(weights[name], own[name]) for name in own)
+    other = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.BatchNorm3d(2))
+    other.load_state_dict(weights)
+    other = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.BatchNorm3d(2))
+    load("lung", model=other, bundle_dir=str(published.parents[2]), device="cpu")
+    assert all(torch.equal(value, own[name]) for name, value in other.state_dict().items())
+
+
+def test_published_weights_say_what_their_checkpoint_says(published: Path, tmp_path: Path) -> None:
+    assert model_settings(published, "") == SETTINGS and training_record(published) == {"run": "r7"}
+    assert same_checkpoint(published, tmp_path / "best.pt")
+    write_weights(published, tmp_path / "again.pt")
+    assert same_checkpoint(tmp_path / "again.pt", published)
+
+
+@pytest.mark.fault(
+    "wrong", "weights without the settings that they were trained under", before="called no checkpoint of this bundle",
+    now="refused with the reason",
+)  # fmt: skip
+def test_weights_without_settings_are_refused(published: Path, network: torch.nn.Module, tmp_path: Path) -> None:
+    network.load_state_dict(torch.load(published, weights_only=True))
+    for name, weights in (("saved anew", network.state_dict()), ("copied", dict(network.state_dict()))):
+        torch.save(weights, tmp_path / name)
+        with pytest.raises(CheckpointError, match=f"{name} holds weights alone: nothing in it says of which classes"):
+            model_settings(tmp_path / name, "")
+
+
+def test_other_weights_or_settings_are_another_checkpoint(published: Path, tmp_path: Path) -> None:
+    content = torch.load(tmp_path / "best.pt", weights_only=True)
+    changes: list[dict[str, Any]] = [{"training": {"run": "r8"}}, {"settings": content["settings"] | {"crop_size": 8}}]
+    changes += [
+        {"model": content["model"] | {"0.bias": torch.ones(2)}},
+        {"model": {"0.bias": content["model"]["0.bias"]}},
+    ]
+    for change in changes:
+        torch.save(content | change, tmp_path / "other.pt")
+        assert not same_checkpoint(published, tmp_path / "other.pt")
+
+
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +258,7 @@ def test_publish(checkpoint: Path, tmp_path: Path) -> None:
     assert set(tmp_path.rglob("*")) == before
     model = tmp_path / "bundle/models/model.pt"
     publish(checkpoint, model)
-    assert model.read_bytes() == checkpoint.read_bytes()
+    assert same_checkpoint(model, checkpoint)
 
 
 def trained(folder: Path, run: str, network: str = "R3D18Classifier") -> Path:
@@ -234,7 +299,7 @@ def test_another_runs_model_is_never_replaced_unasked(
     for part in (told if there == "good" else "does not say", "run try", str(other), "--replace_model True"):
         assert part in said
     publish(other, model, replace=True)
-    assert model.read_bytes() == other.read_bytes()
+    assert same_checkpoint(model, other)
     assert (model.parent / "model.previous.pt").read_bytes() == before
     assert str(model.parent / "model.previous.pt") in caplog.records[-1].getMessage()
 
@@ -245,7 +310,7 @@ def test_a_run_replaces_its_own_model(tmp_path: Path) -> None:
     content = torch.load(mine, weights_only=True)
     torch.save(content | {"model": {"weight": torch.ones(2)}}, mine)
     publish(str(mine), str(model))
-    assert model.read_bytes() == mine.read_bytes() and not (tmp_path / "model.previous.pt").exists()
+    assert same_checkpoint(model, mine) and not (tmp_path / "model.previous.pt").exists()
 
 
 @pytest.mark.fault(

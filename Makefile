@@ -4,6 +4,7 @@
 # make ui      MLflow on the runs of this folder
 # make test    the quick tests (WORKERS=2 processes); make test-all: the slow ones too; make coverage: measured
 # make reliability  docs/reliability.md, from the tests of faults
+# make wheel   dist/: the wheel and the source archive
 # make lint    style, types, known vulnerabilities; make lock: refresh requirements.lock and .hashes; make sbom: dist/
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ RUN := $(BIN)/python -W ignore -m monai.bundle run --bundle_root $(BUNDLE)
 READY := .venv/.ready
 SEED ?= 0
 
-.PHONY: setup demo study objective ui test test-all coverage reliability lint format sbom lock clean
+.PHONY: setup demo study objective ui test test-all coverage reliability lint format sbom wheel lock clean
 
 setup: $(READY)
 
@@ -86,6 +87,9 @@ sbom: $(READY)
 	$(BIN)/uv tool run --from cyclonedx-bom@7.5.0 cyclonedx-py environment --output-reproducible \
 	    --output-file dist/fairlung.cdx.json $(BIN)/python
 	sed -i 's#file://$(CURDIR)##' dist/fairlung.cdx.json
+
+wheel: $(READY)
+	$(BIN)/uv build --quiet --out-dir dist
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

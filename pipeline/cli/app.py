@@ -1,4 +1,4 @@
-"""The console program ``fairlung``: data sets in, tables out. Training and inference run through ``monai.bundle``."""
+"""The console program ``fairlung``: data sets in, tables out; training and inference as ``monai.bundle`` does them."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ import typer
 from .. import __version__
 from ..common.claims import end_in_order
 from ..common.text import mask_logins
-from . import data_commands, evaluation_commands, study_commands, weights_commands
+from . import bundle_commands, data_commands, evaluation_commands, study_commands, weights_commands
 from .console import console, stops
 
 app = typer.Typer(
@@ -39,4 +39,7 @@ for _command in (
     study_commands.settings,
 ):  # fmt: skip
     app.command()(stops(_command))
+for _job in (bundle_commands.train, bundle_commands.evaluate, bundle_commands.infer):
+    app.command(context_settings=bundle_commands.AS_TYPED)(stops(_job))
+app.command()(stops(bundle_commands.bundle))
 app.add_typer(weights_commands.weights, name="weights")

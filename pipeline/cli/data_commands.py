@@ -167,7 +167,7 @@ def check(
     one_per_study: Annotated[bool, Option("--one-per-study", help="Take a study's folders for one scan.")] = False,
     min_slices: Annotated[int | None, Option(help="Fewer slices are refused; else the bundle's.")] = None,
     workers: Annotated[int | None, Option(help="Processes that read; else the bundle's.")] = None,
-    bundle_root: Annotated[Path, Option(help="Folder of the bundle.")] = Path("bundles/fair_lung_ct"),
+    bundle_root: Annotated[Path | None, Option(help="Folder of another bundle than the one that came along.")] = None,
 ) -> None:
     """Look at scans as inference would read them, without a network: what is refused or doubtful, and why.
 
@@ -175,15 +175,15 @@ def check(
     """
     from monai.bundle import ConfigWorkflow
 
+    from ..common.bundle import bundle_folder, config_file
     from ..common.settings import verbatim
 
-    configs = [str(bundle_root / "configs" / name) for name in ("inference.yaml", "check.yaml")]
-    settings: dict[str, Any] = {"scans": scans, "output_dir": str(output), "bundle_root": str(bundle_root)}
+    root = bundle_folder(bundle_root)
+    configs = [str(config_file(root, name)) for name in ("inference", "check")]
+    settings: dict[str, Any] = {"scans": scans, "output_dir": str(output), "bundle_root": str(root)}
     settings |= {"all_series": all_series, "one_per_study": one_per_study}
     settings |= {"min_slices": min_slices, "num_workers": workers}
     settings = {name: verbatim(value) for name, value in settings.items() if value is not None}
-    if absent := [config for config in configs if not Path(config).is_file()]:
-        raise FileNotFoundError(f"no {absent[0]}: name the bundle's folder with --bundle-root")
     workflow = ConfigWorkflow(configs, workflow_type="infer", **settings)
     workflow.initialize()
     workflow.run()

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from ..common.bundle import bundle_folder, config_file
 from ..common.errors import UserError
 from .console import console, plain, say, show_study, stop
 
@@ -12,7 +13,7 @@ from .console import console, plain, say, show_study, stop
 def settings(
     configs: Annotated[list[str],
         Argument(metavar="CONFIG...", help="train, evaluate or inference, then overlays, such as systems/focal.")],
-    bundle_root: Annotated[Path, Option(help="Folder of the bundle.")] = Path("bundles/fair_lung_ct"),
+    bundle_root: Annotated[Path | None, Option(help="Folder of another bundle than the one that came along.")] = None,
 ) -> None:  # fmt: skip
     """Show every setting of the bundle's configs: its value, what it is and what it may be."""
     import yaml
@@ -20,8 +21,9 @@ def settings(
     from ..common.settings import settings_text
 
     merged: dict[str, object] = {}
-    for path in (bundle_root / "configs" / f"{name}.yaml" for name in configs):
-        merged |= yaml.safe_load(path.read_text())
+    root = bundle_folder(bundle_root)
+    for name in configs:
+        merged |= yaml.safe_load(config_file(root, name).read_text())
     say(settings_text(merged))
 
 
@@ -43,7 +45,7 @@ def tables(
 
 
 def study(
-    file: Annotated[Path, Argument(help="The study's YAML, such as studies/paper.yaml.")],
+    file: Annotated[Path, Argument(help="The study's YAML, or one that came along by its name: paper, demo.")],
     output: Annotated[Path | None, Option("-o", "--output", help="Its folder; else runs/NAME.")] = None,
     cohort: Annotated[str | None, Option(help="The cohort file, instead of the study's.")] = None,
     bundle_root: Annotated[str | None, Option(help="Folder of the bundle, instead of the study's.")] = None,
@@ -132,11 +134,11 @@ def register(
     split: Annotated[str, Option(help="Split whose evaluation judges the version.")] = "test",
     checkpoint: Annotated[Path | None, Option(help="The checkpoint; else the evaluated one.")] = None,
     tracking_uri: Annotated[str | None, Option(help="MLflow store; else the one the training used.")] = None,
-    bundle_root: Annotated[Path, Option(help="Folder of the bundle.")] = Path("bundles/fair_lung_ct"),
+    bundle_root: Annotated[Path | None, Option(help="Folder of another bundle than the one that came along.")] = None,
 ) -> None:
     """Register an evaluated checkpoint in MLflow; it becomes `champion` when its P is higher and its gap not worse."""
     from ..tracking.registry import register_output
 
-    registered = register_output(output_dir, name, bundle_root, split, checkpoint, tracking_uri)
+    registered = register_output(output_dir, name, bundle_folder(bundle_root), split, checkpoint, tracking_uri)
     outcome = "now the champion" if registered.decision.champion else "not the champion"
     say(f"{name} version {registered.version}: {outcome} ({registered.decision.reason})")

@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY, MERGE_KEY
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from .bundle import check_version
 from .claims import end_in_order
 from .distributed import is_primary, world_size
 from .errors import UserError, show_errors_in_a_line
@@ -81,6 +82,8 @@ def check_settings() -> None:
     for name in typed.keys() & workflow.parser.config.keys():
         _settle(workflow.parser, name, typed[name])
     config = resolved_config()
+    if isinstance(root := config.get("bundle_root"), str) and not is_expression(root):
+        check_version(root, required=config.get("loss") is not None)
     if config.pop("help", False):
         print(settings_text(config))
         sys.exit(0)

@@ -331,13 +331,19 @@ def typed_settings() -> dict[str, Any]:
 
 
 def _flags(words: list[str]) -> dict[str, str]:
-    """The words of a command line by the name of their flag, as python-fire pairs them."""
-    found = {}
+    """The words of a command line by the name of their flag, as python-fire pairs them.
+
+    SettingError: one is there twice; python-fire would take the last and say nothing.
+    """
+    found: dict[str, str] = {}
     for word, following in zip(words, [*words[1:], "--"], strict=True):
         if re.match(r"--|-[a-zA-Z]", word):
             name, equals, value = word.lstrip("-").partition("=")
             if equals or not re.match(r"--|-[a-zA-Z]", following):
-                found[name.replace("-", "_")] = value if equals else following
+                name, value = name.replace("-", "_"), value if equals else following
+                if name in found:
+                    raise SettingError(f"{name} is given twice: {found[name]} and {value}")
+                found[name] = value
     return found
 
 

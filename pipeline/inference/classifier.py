@@ -11,18 +11,12 @@ import pandas as pd
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
-from ..common.errors import UserError
+from ..common.bundle import BUNDLE, BundleError, check_version
 from ..common.text import one_line
 from .members import load_members, require_checkpoints
 from .prediction_writer import PredictionWriter
 
 logger = logging.getLogger(__name__)
-
-BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "fair_lung_ct"  # in a clone
-
-
-class BundleError(UserError, ValueError):
-    """There is no bundle where one was looked for, or its inference.yaml has no such setting."""
 
 
 class Classifier:
@@ -30,12 +24,12 @@ class Classifier:
 
     Args:
         checkpoint: file written by train.yaml, a pattern such as ``runs/*/models/best.pt``, or several: an ensemble.
-        bundle_root: folder of the bundle. None takes the one beside this package, which only a clone has.
+        bundle_root: folder of the bundle. None takes the one that came with fairlung.
         settings: others of inference.yaml, such as ``flip_tta=True`` or ``num_workers=4``. Without workers scans are
             read in this process, and a scan that crashes its reader ends it.
 
     Raises:
-        BundleError: no bundle, or a setting that inference.yaml does not have.
+        BundleError: no bundle, one of another version, or a setting that inference.yaml does not have.
         CheckpointError: a checkpoint is missing, is none of this bundle, or differs from the others.
 
     Example:
@@ -66,6 +60,7 @@ class Classifier:
         file = root / "configs" / "inference.yaml"
         if not file.is_file():
             raise BundleError(f"no bundle at {root} ({file.name} is not there): pass bundle_root, the bundle's folder")
+        check_version(root)
         self._config = ConfigParser.load_config_file(file)
         if unknown := settings.keys() - self._config.keys():
             raise BundleError(f"{file.name} has no setting {', '.join(sorted(unknown))}")

@@ -26,6 +26,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ from numpy.typing import NDArray
 from fairlung.transforms.checks import check_setting
 
 from .. import __version__
+from ..common.errors import UserError
 from ..common.files import ScanPaths, replacing
 
 if TYPE_CHECKING:
@@ -183,6 +185,8 @@ class DicomWriter:
         self._model: Model | None = None
 
     def attach(self, engine: Engine) -> None:
+        if find_spec("highdicom") is None:
+            raise UserError("dicom_out needs highdicom: pip install 'fairlung[dicom-out]'")
         from ignite.engine import Events
 
         from .answers import AnswerEvents

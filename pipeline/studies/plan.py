@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from ..common.bundle import STUDIES, bundle_folder
 from ..common.references import unread_by_objective
 from ..common.text import did_you_mean, without_login
 from ..data.cohort import Cohort, load_cohort
@@ -50,7 +51,7 @@ class StudyPlan:
     # values is a row for each; ``label`` names the rows instead of system and settings.
     systems: tuple[Mapping[str, Any], ...]
     cohort: str = "cohort.csv"
-    bundle_root: str = "bundles/fair_lung_ct"
+    bundle_root: str | None = None  # of a bundle; None is the one that came with fairlung
     overlays: tuple[str, ...] = ()  # on train.yaml for all systems, such as demo; read before the system's
     seeds: tuple[int, ...] = (42,)  # a run each
     # given: trains on train, reports val, as the paper does. nested: folds of all scans but a test split's; one part
@@ -94,10 +95,12 @@ class Configuration:
 
 
 def read_study(path: str | Path, **changes: Any) -> StudyPlan:
-    """Read a study's YAML; ``changes`` replace its entries (None leaves them).
+    """Read a study's YAML, or one that came with fairlung by its name; ``changes`` replace entries (None leaves them).
 
     StudyError: the file cannot be read, or holds an unknown entry.
     """
+    if not Path(path).exists() and (STUDIES / f"{path}.yaml").is_file():
+        path = STUDIES / f"{path}.yaml"
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -123,7 +126,7 @@ def plan(study: StudyPlan, folder: str | Path, only: str | None = None) -> list[
         StudyError: an overlay or setting that does not exist, or two runs that are the same.
         CohortError: the cohort cannot be used.
     """
-    root = Path(study.bundle_root)
+    root = bundle_folder(study.bundle_root)
     parts = _parts(study, Path(folder))
     configurations = list(_configurations(study, root))
     labels = list(dict.fromkeys(configuration.label for configuration in configurations))
@@ -200,7 +203,7 @@ def _parts(study: StudyPlan, folder: Path) -> list[Part]:
 
 def cohort_settings(study: StudyPlan) -> dict[str, Any]:
     """The settings with which all runs read the cohort file; StudyError when the systems differ in them."""
-    root = Path(study.bundle_root)
+    root = bundle_folder(study.bundle_root)
     rows = list(_configurations(study, root))
     merged = [{**_settings_of(root, row.overlays), **study.settings, **row.settings} for row in rows]
     found = [{name: settings[name] for name in COHORT_SETTINGS} for settings in merged]

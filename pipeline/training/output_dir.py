@@ -10,6 +10,7 @@ from torch import nn
 
 from fairlung.transforms.checks import check_setting
 
+from ..common.bundle import BUNDLE, INSTALLED
 from ..common.claims import claim, release
 from ..common.config import resolved_config, resolved_settings, write_settings
 from ..common.distributed import barrier, is_primary
@@ -130,6 +131,10 @@ def publish(
         return
     if isinstance(classifier, FrozenHead):
         checkpoint = write_whole(classifier, checkpoint, Path(checkpoint).with_name("whole.pt"))
+    if INSTALLED and Path(model_file).resolve().is_relative_to(BUNDLE):
+        text = "the bundle of an installed fairlung takes no model: answer new scans with --checkpoint %s, or train "
+        logger.info(text + "with a bundle of your own (`fairlung bundle --copy DIR`) or --model_file FILE", checkpoint)
+        return
     model_file, record, done = Path(model_file), training_record(checkpoint), ""
     mine = said_of(record)
     if (network := model_settings(checkpoint, "")[NETWORK]) != INFERENCE_NETWORK:

@@ -18,6 +18,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from sklearn.metrics import f1_score
 from workflows import CLASSES, EXPLAINED_NETWORK, SHRUNK, Start, Trained, cause, run
 
+from fairlung.pipeline import __version__
 from fairlung.pipeline.common.config import UnknownSettingError
 from fairlung.pipeline.common.errors import EXIT_SOME_FAILED, user_error
 from fairlung.pipeline.data.cohort_checks import CohortError
@@ -428,7 +429,9 @@ def test_metadata_versions_are_the_locked_ones(bundle_dir: Path) -> None:
         "torch": metadata["pytorch_version"],
         "numpy": metadata["numpy_version"],
     }
-    for name, version in {**versions, **metadata["required_packages_version"]}.items():
+    packages = metadata["required_packages_version"]
+    assert packages.pop("fairlung") == __version__
+    for name, version in {**versions, **packages}.items():
         assert re.search(rf"^{name}=={re.escape(version)}\b", lock, re.MULTILINE | re.IGNORECASE), name
 
 

@@ -30,7 +30,11 @@ DISTRIBUTIONS = {
 # imported by packages that a requirement brings along and re-exports
 PART_OF = {"alembic": "mlflow", "fire": "monai", "markupsafe": "jinja2", "packaging": "pytest"}
 # imported by a requirement that does not bring it along, when it is asked for
-ASKED_FOR = {"pyjpegls"}  # pydicom, to decode JPEG-LS
+ASKED_FOR = {"pyjpegls", "nvidia-ml-py"}  # pydicom, to decode JPEG-LS; MLflow, to read the load of GPUs
+
+
+# folders that hold no modules: the bundle and the studies
+DATA = ("bundles", "studies")
 
 
 def canonical(name: str) -> str:
@@ -121,13 +125,13 @@ def test_packages_and_folders_agree(setup: configparser.ConfigParser) -> None:
     folders = dict(line.split(" = ") for line in setup["options"]["package_dir"].strip().splitlines())
     assert sorted(packages) == sorted(folders)
     found = {path.parent for name in ("pipeline", "transforms") for path in (ROOT / name).rglob("__init__.py")}
-    assert {ROOT / folder for folder in folders.values()} == found
+    assert {ROOT / folder for folder in folders.values()} == found | {ROOT / name for name in DATA}
 
 
 def shipped() -> set[str]:
-    """What a wheel must hold: modules, templates and the rest of the two packages."""
-    files = (path for name in ("pipeline", "transforms") for path in (ROOT / name).rglob("*"))
-    files = (path for path in files if path.is_file() and "__pycache__" not in path.parts)
+    """What a wheel must hold: modules, templates and the rest of the two packages, the bundle and the studies."""
+    files = (path for name in ("pipeline", "transforms", *DATA) for path in (ROOT / name).rglob("*"))
+    files = (path for path in files if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pt")
     return {path.relative_to(ROOT).as_posix() for path in files}
 
 
@@ -147,8 +151,9 @@ def test_the_wheel_is_told_of_every_file(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.slow
 def test_the_wheel_holds_every_file_and_runs(tmp_path: Path) -> None:
-    for name in ("pipeline", "transforms"):
+    for name in ("pipeline", "transforms", *DATA):
         shutil.copytree(ROOT / name, tmp_path / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "source" / "bundles" / "fair_lung_ct" / "models" / "model.pt").write_bytes(b"a training's")
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / "source")
     build = [Path(sys.executable).with_name("uv"), "build", "--quiet", "--wheel", "--offline", "--no-build-isolation"]
@@ -159,10 +164,10 @@ def test_the_wheel_holds_every_file_and_runs(tmp_path: Path) -> None:
         held = {name.removeprefix("fairlung/") for name in archive.namelist() if ".dist-info/" not in name}
         archive.extractall(tmp_path / "installed")
     assert held == shipped()
-    code = "import fairlung.pipeline.cli.app as app; print(app.__file__)"
+    code = "from fairlung.pipeline.common.bundle import bundle_folder as folder; print(folder())"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.stdout.startswith(str(tmp_path / "installed")), done.stderr
+    assert done.stdout.strip() == str(tmp_path / "installed" / "fairlung/bundles/fair_lung_ct"), done.stderr
 
 
 def imports(folder: str) -> set[str]:

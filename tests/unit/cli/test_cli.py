@@ -117,7 +117,7 @@ def test_settings_shows_each_with_its_value_and_range(cli, bundle_dir: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("settings", "trian"), "configs/trian.yaml: No such file or directory"),
+        (("settings", "trian"), "has no config 'trian' (did you mean 'train'?)"),
         (("results", "{}/broken.json"), "JSONDecodeError"),
         (("results", "{}/list.json"), "TypeError"),
         (("tables", "{}/none"), "none"),

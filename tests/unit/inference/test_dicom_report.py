@@ -33,6 +33,7 @@ from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian, JPEG2000
 
 from fairlung.pipeline.common.errors import UserError
 from fairlung.pipeline.common.names import CLASS_NAMES
+from fairlung.pipeline.inference import dicom_report
 from fairlung.pipeline.inference.answers import Answer
 from fairlung.pipeline.inference.dicom_objects import Model, class_code, probability_code
 from fairlung.pipeline.inference.dicom_report import DicomWriter, write_dicom_answers
@@ -657,6 +658,12 @@ def test_what_is_no_source_no_answer_and_no_picture(series, picture, tmp_path):
     for values in (("", "1", "d"), ("m" * 65, "1", "d"), ("a\\b", "1", "d"), ("m", "1", "d\n")):
         with pytest.raises(ValueError, match="1 to 64 printable characters"):
             Model(*values)
+
+
+def test_without_highdicom_it_is_said_before_a_scan_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom_report, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"dicom_out needs highdicom: pip install 'fairlung\[dicom-out\]'"):
+        DicomWriter(tmp_path, [], lambda _: None).attach(Engine(lambda *_: None))
 
 
 def test_highdicom_is_imported_when_it_is_needed():

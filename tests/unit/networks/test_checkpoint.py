@@ -21,6 +21,7 @@ from fairlung.pipeline.networks.checkpoint import (
     training_record,
     write_weights,
 )
+from fairlung.pipeline.training import output_dir
 from fairlung.pipeline.training.output_dir import discard_previous, publish, require_new
 
 SETTINGS: dict[str, Any] = {
@@ -311,6 +312,22 @@ def test_a_run_replaces_its_own_model(tmp_path: Path) -> None:
     torch.save(content | {"model": {"weight": torch.ones(2)}}, mine)
     publish(str(mine), str(model))
     assert same_checkpoint(model, mine) and not (tmp_path / "model.previous.pt").exists()
+
+
+def test_an_installed_bundle_takes_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An upgrade would leave it behind, and the folder may be everybody's."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(output_dir, "BUNDLE", tmp_path / "bundle")
+    mine, model = trained(tmp_path, "mine"), tmp_path / "bundle" / "models" / "model.pt"
+    monkeypatch.setattr(output_dir, "INSTALLED", True)
+    publish(mine, model)
+    assert not model.exists() and f"--checkpoint {mine}" in caplog.text
+    publish(mine, tmp_path / "model.pt")
+    monkeypatch.setattr(output_dir, "INSTALLED", False)
+    publish(mine, model)
+    assert same_checkpoint(tmp_path / "model.pt", model)
 
 
 @pytest.mark.fault(

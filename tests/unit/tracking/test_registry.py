@@ -25,6 +25,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 from workflows import CLASSES, Start, Trained, run
 
@@ -339,7 +340,7 @@ def test_what_is_missing_is_said(again: SimpleNamespace, bundle_dir: Path, tmp_p
     other = tmp_path / "other.pt"
     with pytest.raises(CheckpointError, match="no checkpoint"):
         register_output(again.output, "m", bundle_dir, "val", other)
-    other.write_bytes(b"another")
+    torch.save({"model": {"weight": torch.zeros(1)}, "settings": {}}, other)
     with pytest.raises(RegistryError, match="differs"):
         register_output(again.output, "m", bundle_dir, "val", other)
     with pytest.raises(RegistryError, match="no MLflow store"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -192,6 +193,12 @@ def test_every_import_is_declared_and_every_requirement_is_used(setup: configpar
     assert requirements[""] - packages == ASKED_FOR, "declared but not imported"
     tests = imports("tests")
     assert tests - requirements[""] - requirements["dev"] - requirements["export"] == set()
+
+
+def test_the_bundle_says_everything_that_it_needs(setup: configparser.ConfigParser) -> None:
+    metadata = json.loads((ROOT / "bundles" / "fair_lung_ct" / "configs" / "metadata.json").read_text())
+    needed = {canonical(name) for name in metadata["required_packages_version"]} | {"monai", "torch", "numpy"}
+    assert needed == {"fairlung"} | {canonical(requirement.name) for requirement in declared(setup)[""]}
 
 
 def test_the_top_level_is_the_design_card() -> None:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,9 @@ import pytest
 import torch
 from programs import Program, until_the_module_ends
 from workflows import SHRUNK, SMALL_NETWORK
+
+from fairlung.pipeline.common.bundle import bundle_folder
+from fairlung.pipeline.reports.bundle_archive import write_archive
 
 pytestmark = pytest.mark.slow
 programs = pytest.fixture(scope="module", autouse=True)(until_the_module_ends)
@@ -232,6 +236,29 @@ def test_onnx_export(job: Path, bundle_dir: Path) -> None:
     session = onnxruntime.InferenceSession(job / "model.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
     np.testing.assert_allclose(logits, network(job)(image).detach().numpy(), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_what_the_model_zoo_checks(job: Path, small_cohort: Path, tmp_path: Path) -> None:
+    """Its ci/verify_bundle.py, on an archive with weights: files, version, shapes, TorchScript, properties."""
+    from monai.bundle import ckpt_export, create_workflow, verify_net_in_out
+
+    (archive,) = write_archive(bundle_folder(), tmp_path, job / "model.pt")
+    shutil.unpack_archive(archive, tmp_path)
+    root = tmp_path / "fair_lung_ct"
+    assert all((root / name).is_file() for name in ("LICENSE", "configs/metadata.json", "models/model.pt"))
+    metadata = json.loads((root / "configs" / "metadata.json").read_text())
+    assert metadata["version"] in metadata["changelog"] and archive.stem == f"fair_lung_ct_v{metadata['version']}"
+    files = {"meta_file": str(root / "configs" / "metadata.json"), "bundle_root": str(root)}
+    files["config_file"] = str(root / "configs" / "inference.yaml")
+    verify_net_in_out(net_id="network_def", device="cpu", **files)
+    script = root / "models" / "verify_model.ts"
+    ckpt_export(net_id="network_def", filepath=str(script), ckpt_file=str(root / "models" / "model.pt"), **files)
+    image = torch.rand(2, 1, 8, 24, 24)
+    torch.testing.assert_close(torch.jit.load(script)(image), network(job)(image))
+    files |= {"logging_file": str(root / "configs" / "logging.conf"), "output_dir": str(tmp_path / "out")}
+    files |= {"scans": str(small_cohort.parent / "scans" / "val")}
+    assert create_workflow(workflow_type="inference", num_workers=0, **files).check_properties() == []
 
 
 def network(job: Path) -> torch.nn.Module:

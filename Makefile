@@ -4,6 +4,7 @@
 # make ui      MLflow on the runs of this folder
 # make test    the quick tests (WORKERS=2 processes); make test-all: the slow ones too; make coverage: measured
 # make reliability  docs/reliability.md, from the tests of faults
+# make lowest  the quick tests with the lowest versions that setup.cfg allows
 # make wheel   dist/: the wheel and the source archive
 # make lint    style, types, known vulnerabilities; make lock: refresh requirements.lock and .hashes; make sbom: dist/
 
@@ -15,7 +16,7 @@ RUN := $(BIN)/python -W ignore -m monai.bundle run --bundle_root $(BUNDLE)
 READY := .venv/.ready
 SEED ?= 0
 
-.PHONY: setup demo study objective ui test test-all coverage reliability lint format sbom wheel lock clean
+.PHONY: setup demo study objective ui test test-all lowest coverage reliability lint format sbom wheel lock clean
 
 setup: $(READY)
 
@@ -62,6 +63,13 @@ test: $(READY)
 test-all: $(READY)
 	$(PYTEST) -n $(or $(WORKERS),2) $(ARGS)
 
+# in an environment of its own, .lowest
+lowest: $(READY)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .lowest
+	$(BIN)/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	.lowest/bin/python -m pytest -n $(or $(WORKERS),2) --dist loadgroup -m "not slow" \
+	    --deselect tests/workflows/test_packaging.py::test_this_environment_is_the_locked_one $(ARGS)
+
 coverage: $(READY)
 	$(PYTEST) -n $(or $(WORKERS),2) --cov --cov-report=term $(ARGS)
 
@@ -103,4 +111,4 @@ lock:
 	    --generate-hashes --output-file requirements.hashes
 
 clean:
-	rm -rf .venv .lint demo
+	rm -rf .venv .lint .lowest demo

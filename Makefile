@@ -4,6 +4,7 @@
 # make ui      MLflow on the runs of this folder
 # make test    the quick tests (WORKERS=2 processes); make test-all: the slow ones too; make coverage: measured
 # make reliability  docs/reliability.md, from the tests of faults
+# make docs    the documentation as a site, in build/site
 # make lint    style, types, known vulnerabilities; make lock: refresh requirements.lock and .hashes; make sbom: dist/
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ RUN := $(BIN)/python -W ignore -m monai.bundle run --bundle_root $(BUNDLE)
 READY := .venv/.ready
 SEED ?= 0
 
-.PHONY: setup demo study objective ui test test-all coverage reliability lint format sbom lock clean
+.PHONY: setup demo study objective ui test test-all coverage reliability docs lint format sbom lock clean
 
 setup: $(READY)
 
@@ -67,12 +68,18 @@ coverage: $(READY)
 reliability: $(READY)
 	$(PYTEST) -n $(or $(WORKERS),2) -m fault --reliability=docs/reliability.md $(ARGS)
 
-lint: $(READY)
+# where mypy and the reference find the packages by their import names
+.lint/fairlung:
+	mkdir -p $@
+	ln -sfn ../../pipeline $@/pipeline
+	ln -sfn ../../transforms $@/transforms
+
+docs: $(READY) .lint/fairlung
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+lint: $(READY) .lint/fairlung
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	mkdir -p .lint/fairlung
-	ln -sfn ../../pipeline .lint/fairlung/pipeline
-	ln -sfn ../../transforms .lint/fairlung/transforms
 	$(BIN)/mypy
 	@$(BIN)/uv tool run pip-audit@2.10.1 -r requirements.lock --no-deps --disable-pip --progress-spinner off >.lint/audit.txt 2>&1; \
 	missed=$$(grep -c 'could not be audited' .lint/audit.txt); \

@@ -11,7 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "bundles/fair_lung_ct/docs/README.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```|((?:(?<=\n\n) {4}\S.*\n)(?: {4}.*\n|\n(?= {4}))*)", re.MULTILINE | re.DOTALL)
+FENCED, INDENTED = r"^```(\w*)\n(.*?)^```", r"(?<=\n\n) {4}\S[^\n]*\n(?: {4}[^\n]*\n|\n(?= {4}))*"
+BLOCK = re.compile(f"{FENCED}|({INDENTED})", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,12 @@ class Command:
     line: int
     words: tuple[str, ...]
     inline: bool = False
+
+    @property
+    def plain(self) -> list[str]:
+        """Without what stands for something else: [...] for what may be left out, a|b for either, ... for more."""
+        words = [re.sub(r"^\[(?=--)|(?<=\w)\]$", "", word) for word in self.words]
+        return [re.sub(r"^(\w+)(\|\w+)+$", r"\1", word) for word in words if word != "..."]
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line} {shlex.join(self.words)}"

@@ -45,10 +45,9 @@ def blocks(page: Path, *languages: str) -> Iterator[tuple[int, str]]:
 def commands(page: Path) -> list[Command]:
     """The commands in a page's blocks of shell, then those in its sentences and tables."""
     name, found = str(page.relative_to(ROOT)), []
+    # set in one block, used in others too
+    variables = dict(re.findall(r"^(\w+)=(\S+)$", page.read_text(), re.MULTILINE))
     for line, block in blocks(page, "sh", ""):
-        variables = dict(re.findall(r"^(\w+)=(\S+)$", block, re.MULTILINE))
-        # a page's block may use the variables of the one before it
-        variables |= {} if variables or "$B" not in block else dict(re.findall(r"^(B)=(\S+)$", page.read_text(), re.M))
         for variable, value in variables.items():
             block = block.replace(f"${variable}", value)
         for text in block.replace("\\\n", " ").splitlines():

@@ -35,6 +35,7 @@ ELSEWHERE = {
 ROOMS = ("losses", "networks", "training", "data", "evaluation", "comparison", "postprocessing", "inference")
 ROOMS += ("explain", "shortcuts", "phantoms", "reports", "tracking", "studies")
 ROLE = re.compile(r":(?:class|func|mod|attr|meth|data):`~?[.]*([^`]+)`")
+PLACEHOLDER = re.compile(r"((`+).*?\2)|<(\w[\w ]*)>", re.DOTALL)
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)")
 
 
@@ -52,12 +53,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 class PlainDocstrings(griffe.Extension):
-    """Docstrings as mkdocstrings reads them: the section is called Examples, and a name has no role of Sphinx."""
+    """Docstrings as mkdocstrings reads them: a section Examples, names without Sphinx's roles, <class> no tag."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             text = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
-            obj.docstring.value = ROLE.sub(r"`\1`", text)
+            text = ROLE.sub(r"`\1`", text)
+            obj.docstring.value = PLACEHOLDER.sub(lambda found: found[1] or f"&lt;{found[3]}&gt;", text)
 
 
 def replace_page(files: Files, page: File) -> None:

@@ -16,12 +16,13 @@ from workflows import CLASSES, Trained
 from fairlung.pipeline.cli.app import app
 from fairlung.pipeline.phantoms import cohort as phantoms
 
-# commands that other tests run, because they need what no stand-in has
+# a word of commands that other tests run, because they need what no stand-in has
 ELSEWHERE = {
     "probe": "tests/unit/cli/test_evaluation_commands.py",  # features of an evaluation
     "register": "tests/unit/tracking/test_registry.py",  # a model that MLflow can load
     "fetch": "tests/unit/networks",  # a package index
     "tables": "tests/workflows/test_study.py",
+    "folders.csv": "tests/workflows/test_real.py",  # public data sets
 }
 WITHOUT_VALUES = {"...", "NAME", "STUDY", "COMMAND", "OUTPUT_DIR", "FILE.json"}
 

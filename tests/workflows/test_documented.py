@@ -23,6 +23,7 @@ ELSEWHERE = {
     "fetch": "tests/unit/networks",  # a package index
     "tables": "tests/workflows/test_study.py",
     "folders.csv": "tests/workflows/test_real.py",  # public data sets
+    "real/cohort.csv": "tests/workflows/test_real.py",
 }
 WITHOUT_VALUES = {"...", "NAME", "STUDY", "COMMAND", "OUTPUT_DIR", "FILE.json"}
 

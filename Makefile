@@ -6,6 +6,7 @@
 # make reliability  docs/reliability.md, from the tests of faults
 # make lowest  the quick tests with the lowest versions that setup.cfg allows
 # make wheel   dist/: the wheel and the source archive
+# make docs    the documentation as a site, in build/site
 # make lint    style, types, known vulnerabilities; make lock: refresh requirements.lock and .hashes; make sbom: dist/
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ RUN := $(BIN)/python -W ignore -m monai.bundle run --bundle_root $(BUNDLE)
 READY := .venv/.ready
 SEED ?= 0
 
-.PHONY: setup demo study objective ui test test-all lowest coverage reliability lint format sbom wheel lock clean
+.PHONY: setup demo study objective ui test test-all lowest coverage reliability docs lint format sbom wheel lock clean
 
 setup: $(READY)
 
@@ -76,12 +77,18 @@ coverage: $(READY)
 reliability: $(READY)
 	$(PYTEST) -n $(or $(WORKERS),2) -m fault --reliability=docs/reliability.md $(ARGS)
 
-lint: $(READY)
+# where mypy and the reference find the packages by their import names
+.lint/fairlung:
+	mkdir -p $@
+	ln -sfn ../../pipeline $@/pipeline
+	ln -sfn ../../transforms $@/transforms
+
+docs: $(READY) .lint/fairlung
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+lint: $(READY) .lint/fairlung
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	mkdir -p .lint/fairlung
-	ln -sfn ../../pipeline .lint/fairlung/pipeline
-	ln -sfn ../../transforms .lint/fairlung/transforms
 	$(BIN)/mypy
 	@$(BIN)/uv tool run pip-audit@2.10.1 -r requirements.lock --no-deps --disable-pip --progress-spinner off >.lint/audit.txt 2>&1; \
 	missed=$$(grep -c 'could not be audited' .lint/audit.txt); \

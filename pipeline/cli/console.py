@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 from rich.console import Console
@@ -265,13 +265,6 @@ def cells_table(cohort: Cohort) -> document.Table:
     return Table(title, ("split", "class", *groups, "total"), tuple(rows), frozenset(strong))
 
 
-def stop(error: Exception) -> NoReturn:
-    """End the command with an error in one line; with the words of one that was not raised."""
-    text = in_a_line(error) if error.__traceback__ else str(error)
-    Console(stderr=True).print(f"[red]error:[/] {plain(text)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(1)
-
-
 def stops(command: Callable[..., None]) -> Callable[..., None]:
     """A command that ends with any error in one line; FAIRLUNG_TRACEBACK=1 shows the whole stack."""
 
@@ -284,6 +277,8 @@ def stops(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if shows_whole_stack():
                 raise
-            stop(error)
+            text = plain(in_a_line(error))
+            Console(stderr=True).print(f"[red]error:[/] {text}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
 
     return stopping

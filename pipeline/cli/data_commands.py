@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Option
 
 from ..common.errors import EXIT_SOME_FAILED
-from .console import cells_table, console, drawn, say, show_intake, stop
+from .console import cells_table, console, drawn, say, show_intake
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +112,7 @@ def _show_cohort(path: Path, class_names: list[str], chart: Path | None = None) 
     try:
         loaded = load_cohort(path, class_names=class_names, group_names=SEXES, allow_empty_cells=True)
     except ValueError as error:
-        stop(ValueError(f"wrote {path}, which is not ready to train on: {error}"))
+        raise ValueError(f"wrote {path}, which is not ready to train on: {error}") from error
     console.print(drawn(cells_table(loaded)))
     if empty := [f"{r.group} {r.label} in {r.split}" for r in loaded.cells().itertuples() if r.n == 0]:
         say(", ".join(empty), "no scan of")
@@ -125,7 +125,7 @@ def _show_cohort(path: Path, class_names: list[str], chart: Path | None = None) 
         try:
             cohort_chart(loaded.cells(), chart)
         except (OSError, ValueError) as error:
-            stop(ValueError(f"no chart: {error}"))
+            raise ValueError(f"no chart: {error}") from error
         say(f"wrote {chart}")
 
 

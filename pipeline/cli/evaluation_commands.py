@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Option
 
 from ..common import run_folder
-from .console import say, show_audit, show_before_after, show_comparison, show_evaluation, show_plan, show_probe, stop
+from .console import say, show_audit, show_before_after, show_comparison, show_evaluation, show_plan, show_probe
 
 if TYPE_CHECKING:
     from ..comparison.records import Comparison
@@ -32,7 +32,7 @@ def results(folder: Annotated[Path, Argument(help="An output_dir, or one metrics
     found = [folder] if folder.is_file() else sorted(folder.glob("*/evaluation/metrics.json"))
     found = found or sorted(folder.glob("val/metrics.json"))  # right after a training: its best epoch
     if not found:
-        stop(ValueError(f"{folder} holds no evaluation"))
+        raise ValueError(f"{folder} holds no evaluation")
     for path in found:
         show_evaluation(json.loads(path.read_text()))
 
@@ -197,7 +197,7 @@ def _renamed(options: list[str] | None) -> dict[str, dict[str, str]]:
         column, _, pairs = option.partition(":")
         names = dict(pair.partition("=")[::2] for pair in pairs.split(","))
         if not column or not all(names.values()):
-            stop(ValueError(f"rename must be COLUMN:VALUE=NAME,VALUE=NAME, got {option!r}"))
+            raise ValueError(f"rename must be COLUMN:VALUE=NAME,VALUE=NAME, got {option!r}")
         found[column] = names
     return found
 

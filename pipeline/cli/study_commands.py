@@ -7,7 +7,7 @@ from typer import Argument, Option
 
 from ..common.bundle import bundle_folder, config_file
 from ..common.errors import UserError
-from .console import console, plain, say, show_study, stop
+from .console import console, plain, say, show_study
 
 
 def settings(
@@ -91,10 +91,10 @@ def study(
             finally:  # interrupted too
                 close_study_run(written, folder, tables_at)
     except KeyboardInterrupt:
-        stop(StudyError(f"interrupted; the same command goes on with the study in {place}"))
+        raise StudyError(f"interrupted; the same command goes on with the study in {place}") from None
     counts = folder.counts()
     if counts["finished"] < len(folder.planned):
-        stop(StudyError(f"{counts['failed']} of {len(folder.planned)} runs failed; run the study again to repeat them"))
+        raise StudyError(f"{counts['failed']} of {len(folder.planned)} runs failed; run the study again to repeat them")
 
 
 def _tables_of(place: Path) -> Path | None:

@@ -41,8 +41,11 @@ def sync(output_dir: str | Path, tracking_uri: str | None = None) -> list[Synced
     first. Without ``tracking_uri`` they go where the run was meant to go.
 
     Raises:
-        TrackingError: MLflow does not answer, or not as it should; what is left can be sent again.
+        TrackingError: there is no such folder, or MLflow does not answer, or not as it should; what is left can be sent
+            again.
     """
+    if not Path(output_dir).is_dir():
+        raise TrackingError(f"{output_dir}: no such folder")
     written = (Written.read(path.parent) for path in Path(output_dir).glob(f"{PENDING}/*/{JOURNAL}"))
     journals = sorted(written, key=lambda journal: _entry(journal, "create").get("time", 0))
     return [_sync_one(Path(output_dir), journal, tracking_uri) for journal in journals if journal.entries]

@@ -1,7 +1,8 @@
 """Defects that scans come with, each planted in a clean one, and what the intake answers: the table of docs/intake.md.
 
-A defect is planted in a copy of a chest phantom that draws no warning by itself. ``python tests/planted_defects.py``
-prints the table; test_intake_defects.py holds every row against the intake, and the documentation against the table.
+A defect is planted in a copy of a chest phantom that draws no warning by itself. ``python
+tests/helpers/planted_defects.py`` prints the table; test_intake_defects.py holds every row against the intake, and the
+documentation against the table.
 """
 
 from __future__ import annotations

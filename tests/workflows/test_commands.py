@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from documented import ROOT, commands
 from programs import Program, until_the_module_ends
 from workflows import SHRUNK, SMALL_NETWORK
 
@@ -38,22 +39,18 @@ def command(*arguments: str, cwd: Path, code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def job(bundle_dir: Path, small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train, evaluate and infer as the README says, shrunk; the working directory."""
+    """Train, evaluate and infer by the README's own commands, shrunk; the working directory."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    configs = bundle_dir / "configs"
+    configs = shutil.copytree(bundle_dir / "configs", folder / "bundles" / bundle_dir.name / "configs")
+    shutil.copy(small_cohort, folder)
+    (folder / "scans").symlink_to(small_cohort.parent / "scans")
+    (folder / "DIR").symlink_to(small_cohort.parent / "scans" / "val")
+    train, evaluate, infer = (c.words[3:] for c in commands(ROOT / "README.md") if "monai.bundle" in c.words)
     shrunk = [f"--{name}={value}" for name, value in SHRUNK.items()]
-    common = ["--bundle_root", str(bundle_dir), "--cohort", str(small_cohort), "--output_dir", "runs/a08"]
-    command(
-        "run", "--config_file", str(configs / "train.yaml"), *common, *shrunk,
-        "--pretrained=False", f"--model_file={folder}/model.pt", cwd=folder,
-    )  # fmt: skip
-    both = str([str(configs / "train.yaml"), str(configs / "evaluate.yaml")])
-    command("run", "--config_file", both, *common, "--num_workers=0", cwd=folder)
-    command(
-        "run", "--config_file", str(configs / "inference.yaml"), "--bundle_root", str(bundle_dir),
-        "--scans", str(small_cohort.parent / "scans" / "val"), "--output_dir", "out",
-        "--checkpoint", "model.pt", "--num_workers=0", cwd=folder,
-    )  # fmt: skip
+    command(*train, *shrunk, "--pretrained=False", cwd=folder)
+    command(*evaluate, "--num_workers=0", cwd=folder)
+    command(*infer, "--num_workers=0", cwd=folder)
+    shutil.copy(configs.parent / "models" / "model.pt", folder)
     return folder
 
 

@@ -147,7 +147,7 @@ def test_every_warning_is_drawn_and_documented() -> None:
 
 def test_the_documentation_has_this_table() -> None:
     text = (Path(__file__).parents[3] / "docs" / "intake.md").read_text()
-    begin, end = "<!-- python tests/planted_defects.py -->\n", "<!-- end -->"
+    begin, end = "<!-- python tests/helpers/planted_defects.py -->\n", "<!-- end -->"
     assert text.split(begin)[1].split(end)[0].strip() == planted.table().strip()
 
 

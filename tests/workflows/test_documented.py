@@ -47,6 +47,7 @@ def stand_ins(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> P
             (folder / f"runs of {split}" / f"a08-seed{seed}").symlink_to("a08")
     rows = pd.read_csv(folder / "runs of val" / "a08" / "val" / "evaluation" / "predictions.csv")
     parts = {
+        "ce": rows,
         "PREDICTIONS": rows,
         "predictions": rows,
         "VAL": rows[::3],

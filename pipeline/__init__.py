@@ -21,7 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "comparison.compare": ["compare"],
         "evaluation.metrics": ["GroupConfusion"],
         "evaluation.predictions": ["load_predictions"],
-        "inference.classifier": ["Classifier"],
+        "inference.classifier": ["Classifier", "load_model"],
         "losses.two_level": ["FairLACVaRLoss", "TwoLevelLoss"],
         "networks.r3d18": ["R3D18Classifier"],
     },

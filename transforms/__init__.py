@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "discovery": ["find_scans"],
         "grey_levels": ["RandBrightnessd", "to_grey_levels"],
-        "load_scan": ["LoadScan", "LoadScand"],
+        "load_scan": ["LoadScan", "LoadScand", "read_scan"],
         "scan": ["ScanError", "ScanSource"],
         "slices": [
             "FirstSlices", "FirstSlicesd", "SampleSlices", "SampleSlicesd", "SliceSelector", "TrimSlices",

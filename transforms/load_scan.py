@@ -26,7 +26,7 @@ from .geometry import turn_to_lps
 from .plausibility import air_of_grey, check_chest, check_grey, check_hu, grey_counts, hu_of
 from .scan import OpenScan, Record, Refusal, ScanError, ScanSource, Skipped, as_source, describe, new_record
 from .slice_folder import open_slices
-from .slices import SliceSelector
+from .slices import SampleSlices, SliceSelector, TrimSlices
 from .tolerances import FEW_SLICES, FIELD_MM, LUNG_BELOW_HU, MAX_ASPECT, MIN_EXTENT_MM, MIN_SLICES, THICK_STEP_MM
 from .volume_files import open_itk, open_nifti
 
@@ -248,6 +248,39 @@ class LoadScan(Transform):
         if not np.array_equal(distinct, indices):
             scaled = scaled[back]
         return torch.from_numpy(np.ascontiguousarray(scaled))[None]
+
+
+def read_scan(
+    scan: str | os.PathLike[str] | ScanSource, *, num_slices: int | None = None, trim_fraction: float = 0.0,
+    window: Sequence[float] = LUNG_WINDOW, size: int | None = None, min_slices: int = MIN_SLICES,
+) -> tuple[torch.Tensor, Record]:  # fmt: skip
+    """A scan of any kind as a float32 volume [1, D, H, W] in [0, 1], and the record of how it was read.
+
+    Example:
+        A CT of 12 slices, without a tenth of them at each end:
+
+        >>> from tempfile import mkdtemp
+        >>> import nibabel
+        >>> from fairlung.transforms import read_scan
+        >>> path = Path(mkdtemp(), "ct.nii.gz")
+        >>> hu = np.random.default_rng(0).normal(-600, 300, (32, 24, 12)).astype(np.int16)  # x, y, z
+        >>> nibabel.save(nibabel.Nifti1Image(hu, np.diag([9.0, 9.0, 20.0, 1.0])), path)
+        >>> volume, record = read_scan(path, trim_fraction=0.1)
+        >>> tuple(volume.shape), record["slices_found"], record["spacing"]
+        ((1, 9, 24, 32), 12, [20.0, 9.0, 9.0])
+
+    Args:
+        num_slices: D, drawn evenly (:class:`~.SampleSlices`); None takes every slice.
+        trim_fraction: of the slices, left out at each end first (:class:`~.TrimSlices`).
+        window, size, min_slices: as :class:`LoadScan` takes them.
+
+    Raises:
+        ScanError: the scan is missing, empty, ambiguous, unreadable, or implausible; carries the record.
+        ValueError: a setting is out of range.
+    """
+    select: list[SliceSelector] = [TrimSlices(trim_fraction)]
+    select += [] if num_slices is None else [SampleSlices(num_slices)]
+    return LoadScan(select=select, window=window, size=size, min_slices=min_slices).read(scan)
 
 
 class LoadScand(MapTransform):

@@ -19,6 +19,23 @@ def read_frame(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame([row for _, row in rows], columns=header, dtype=str)
 
 
+def text_frame(table: pd.DataFrame) -> pd.DataFrame:
+    """A data frame of any types as :func:`read_frame` would give it, with rows 0..n-1.
+
+    Whole numbers of a column are written without ".0": pandas makes 1.0 of a 1 that stands beside a missing value.
+    """
+
+    def as_text(column: pd.Series) -> pd.Series:
+        numbers = pd.api.types.is_float_dtype(column) and bool((column.dropna() % 1 == 0).all())
+        written = (lambda cell: str(int(cell))) if numbers else str
+        cells = zip(column.astype(object), column.isna(), strict=True)
+        return pd.Series(["" if missing else written(cell) for cell, missing in cells], dtype=str)
+
+    columns = [as_text(table.iloc[:, place]) for place in range(table.shape[1])]
+    found = pd.concat(columns, axis=1) if columns else table.copy()
+    return found.set_axis(map(str, table.columns), axis=1)
+
+
 def csv_bytes(rows: Iterable[Sequence[Any]]) -> bytes:
     """Rows as CSV, in which text that looks like a formula is :func:`guarded`."""
     text = io.StringIO(newline="")

@@ -15,7 +15,7 @@ from ..data.groups import MIN_CELL
 from ..evaluation.audit import power_of_gap
 from ..evaluation.fairness_criteria import confusion_intervals
 from ..evaluation.patients import Clusters
-from ..evaluation.predictions import Predictions
+from ..evaluation.predictions import Judged, Predictions, as_predictions
 from ..evaluation.resampling import TIE, Estimate, check_resampling, estimate, estimate_from
 from . import paired, records
 from .paired import TESTED, CompareError, Floats, Patterns
@@ -25,7 +25,7 @@ from .words import verdicts
 
 
 def compare(
-    systems: Mapping[str, Sequence[Predictions]], resamples: int = 10_000, permutations: int = 10_000,
+    systems: Mapping[str, Judged | Sequence[Judged]], resamples: int = 10_000, permutations: int = 10_000,
     confidence: float = 0.95, seed: int = 0, min_cell: int = MIN_CELL,
 ) -> Comparison:  # fmt: skip
     """Compare the first system with each other one on the same scans.
@@ -42,7 +42,8 @@ def compare(
     comparison. The estimates of a single run are those of its audit for the same settings.
 
     Args:
-        systems: name -> a table a run; the first is the reference. The order of the scans may differ.
+        systems: name -> the table of its run, or a list of tables, one a run, each as :func:`~.audit` takes it; the
+            first system is the reference. Scans are matched by name (column ``scan``) and may be in any order.
         confidence: of every interval; a test is at the level 1 - confidence.
         min_cell: scans of a group below which nothing is said of a difference.
 
@@ -51,22 +52,24 @@ def compare(
         ValueError: a setting is out of range.
 
     Example:
-        >>> import numpy as np
+        >>> import pandas as pd
         >>> from fairlung.pipeline import compare
-        >>> from fairlung.pipeline.evaluation.predictions import Predictions
-        >>> label, sex = np.repeat([0, 1], 40), np.tile([0, 1], 40)
-        >>> names = np.arange(80).astype(str)
-        >>> def answers(wrong):  # of every fourth scan, or of none
-        ...     said = np.where((np.arange(80) % 4 == 1) & wrong, 1 - label, label)
-        ...     return Predictions(names, label, said, sex, None, ("covid", "normal"), ("male", "female"), ("sex",))
-        >>> result = compare({"old": [answers(True)], "new": [answers(False)]}, resamples=500, permutations=500)
+        >>> new = pd.DataFrame({"label": ["covid", "normal"] * 40, "sex": ["male"] * 40 + ["female"] * 40})
+        >>> new["prediction"] = new["label"]
+        >>> old = new.copy()
+        >>> old.loc[40:59, "prediction"] = ["normal", "covid"] * 10  # half of the women wrong
+        >>> result = compare({"old": old, "new": new}, resamples=500, permutations=500)
         >>> result.comparisons[0].differences["score"].value
         0.25
         >>> print(result.verdicts[0].level, "|", result.verdicts[0].text[:43])
         finding | P of new is 0.250 higher than that of old (
+        >>> result.to_frame()[["system", "number", "value"]].head(1)
+          system number  value
+        0    new  score   0.25
     """
     check_resampling(confidence, resamples, permutations)
-    aligned = {name: [t.known().present_groups() for t in tables] for name, tables in paired.align(systems).items()}
+    given = {name: [as_predictions(t) for t in _runs(tables)] for name, tables in systems.items()}
+    aligned = {name: [t.known().present_groups() for t in tables] for name, tables in paired.align(given).items()}
     runs = [table for tables in aligned.values() for table in tables]
     first = runs[0]
     if len(first.group_names) < 2:
@@ -98,7 +101,7 @@ def compare(
         estimates = tuple(_run_estimates(table, resamples, confidence, seed) for table in tables)
         compared.append(ComparedSystem(name, done, paired.over_runs(own), sd, estimates))
     result = Comparison(
-        n=len(first.label), n_unknown=len(next(iter(systems.values()))[0].label) - len(first.label),
+        n=len(first.label), n_unknown=len(next(iter(given.values()))[0].label) - len(first.label),
         class_names=first.class_names, group_names=first.group_names, group_by=first.group_by,
         group_scans=tuple(first.confusion()[:-1].sum((1, 2)).tolist()),
         n_patients=first.n_patients,
@@ -107,6 +110,10 @@ def compare(
         systems=tuple(compared), comparisons=tuple(_adjusted(pairs)),
     )  # fmt: skip
     return replace(result, verdicts=tuple(verdicts(result)))
+
+
+def _runs(tables: Judged | Sequence[Judged]) -> Sequence[Judged]:
+    return tables if isinstance(tables, (list, tuple)) else [tables]  # type: ignore[list-item]
 
 
 class _Evidence(NamedTuple):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..data.groups import MIN_CELL
 from ..evaluation.resampling import Estimate
@@ -94,3 +95,20 @@ class Comparison:
     systems: tuple[ComparedSystem, ...]
     comparisons: tuple[PairComparison, ...]
     verdicts: tuple[Verdict, ...] = ()
+
+    def to_frame(self) -> Any:
+        """The differences as a data frame of pandas, a row a number of a system, minus the reference's.
+
+        Columns: ``system``, ``number`` (its key in the JSON), ``value``, the ends ``low`` and ``high`` of its interval,
+        ``p_value`` and ``p_holm``, which are NaN of a number that is not tested.
+        """
+        import pandas as pd
+
+        none = DifferenceTest(float("nan"), float("nan"))
+        rows = [
+            (pair.system, name, found.value, found.low, found.high, test.p_value, test.p_holm)
+            for pair in self.comparisons
+            for name, found in pair.differences.items()
+            for test in [pair.tests.get(name, none)]
+        ]
+        return pd.DataFrame(rows, columns=["system", "number", "value", "low", "high", "p_value", "p_holm"])

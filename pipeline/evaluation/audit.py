@@ -39,7 +39,7 @@ from .fairness_criteria import (
 )
 from .patient_column import warn_of_repeated
 from .patients import Clusters, DesignEffects, design_effects
-from .predictions import Predictions, load_predictions
+from .predictions import Judged, Predictions, as_predictions, load_predictions
 from .records import Audit, Power
 from .resampling import TIE, CheckedEstimate, Floats, check_resampling, estimate, partly_pooled, wilson
 from .sensitivity import tipping_point
@@ -97,7 +97,7 @@ def group_scores(predictions: Predictions) -> dict[str, float]:
 
 
 def audit(
-    predictions: Predictions, resamples: int = 10_000, permutations: int = 10_000, confidence: float = 0.95,
+    predictions: Judged, resamples: int = 10_000, permutations: int = 10_000, confidence: float = 0.95,
     method: IntervalMethod = "smoothed", seed: int = 0, min_cell: int = MIN_CELL, normal: str | None = None,
     specificity: float = SPECIFICITY, margin: float | None = None,
     duplicates: records.NearDuplicates | None = None,
@@ -107,6 +107,9 @@ def audit(
     Scans of unknown group (``n_unknown``) and groups without a scan (``absent_groups``) are named and left out.
 
     Args:
+        predictions: a table with a row a scan: a data frame of pandas, or the path of a CSV, with the columns
+            ``label``, ``sex`` or ``group``, ``prediction`` or one ``prob_<class>`` a class, and perhaps ``scan`` and
+            ``patient``. :func:`~.load_predictions` reads one with other names.
         resamples: bootstrap draws; 1/5 of it for what needs every scan's probability (AUC, calibration).
         method: of the bootstrap, see :func:`confusion_intervals`.
         min_cell: scans of a class and group below which no statement about the cell is made.
@@ -117,22 +120,26 @@ def audit(
 
     Raises:
         NoAuditError: fewer than two groups have a scan.
+        PredictionsError: a table that cannot be judged.
         ValueError: a setting is out of range.
 
     Example:
-        >>> import numpy as np
+        >>> import pandas as pd
         >>> from fairlung.pipeline import audit
-        >>> from fairlung.pipeline.evaluation.predictions import Predictions
-        >>> label, sex = np.repeat([0, 1], 40), np.tile([0, 1], 40)
-        >>> said = np.where((sex == 1) & (np.arange(80) % 4 == 1), 1 - label, label)  # half of the women wrong
-        >>> names = np.arange(80).astype(str)
-        >>> table = Predictions(names, label, said, sex, None, ("covid", "normal"), ("male", "female"), ("sex",))
+        >>> table = pd.DataFrame({"label": ["covid", "normal"] * 40, "sex": ["male"] * 40 + ["female"] * 40})
+        >>> table["prediction"] = table["label"]
+        >>> table.loc[40:59, "prediction"] = ["normal", "covid"] * 10  # half of the women wrong
         >>> result = audit(table, resamples=500, permutations=500)
         >>> result.overall.gap.value
         0.5
         >>> print(result.verdicts[0].level, "|", result.verdicts[0].text.split(",")[0])
         finding | The gap of +0.500 (male minus female
+        >>> result.to_frame().query("group == 'female' and number == 'recall'")[["class", "n", "value"]]
+             class   n  value
+        15   covid  20    0.5
+        18  normal  20    0.5
     """
+    predictions = as_predictions(predictions)
     check_resampling(confidence, resamples, permutations)
     if method not in get_args(IntervalMethod):
         raise ValueError(f"method must be one of {', '.join(get_args(IntervalMethod))}, got {method!r}")

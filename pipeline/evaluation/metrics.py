@@ -104,7 +104,7 @@ class GroupConfusion(Metric):
     Example:
         >>> import torch
         >>> from fairlung.pipeline import GroupConfusion
-        >>> metric = GroupConfusion(["covid", "normal"], ["male", "female"], output_transform=lambda output: output)
+        >>> metric = GroupConfusion(["covid", "normal"], ["male", "female"])
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [1.0, 0.0]])
         >>> metric.update((logits, {"label": torch.tensor([0, 1, 0, 1]), "group": torch.tensor([0, 0, 1, 1])}))
         >>> found = metric.compute()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from fairlung.transforms.tables import TableError
 from ..common import run_folder
 from ..common.errors import UserError
 from ..common.names import CLASS_NAMES, SEX_SPELLINGS, UNKNOWN_GROUP
-from ..common.tables import read_frame
+from ..common.tables import read_frame, text_frame
 from ..common.text import cut, did_you_mean, hint_at, named, printable, quoted, spelling, spelling_key
 from ..data.cohort_checks import listed
 from ..data.groups import (
@@ -37,6 +37,7 @@ from .patient_column import PATIENT, of_several_groups, patient_ids, site_ids
 
 PROBABILITY = "prob_"  # before the class name in the column of its probability
 POSTPROCESS = "postprocess"  # column: what was done to the probabilities
+SEX, GROUP = "sex", "group"  # columns that are the groups where none are named
 SYNTHETIC = "synthetic"  # column: "yes" of a phantom, as in a cohort
 SUM_TOLERANCE = 0.01  # by which a scan's probabilities may miss a sum of 1, as tables round them
 PROBABILITY_TIE = 2e-6  # by which a predicted class may fall short of the most probable one: six digits, normalised
@@ -110,24 +111,32 @@ class Predictions:
         return group_confusion(prediction, label, group, len(self.group_names), len(self.class_names)).numpy()
 
 
+Judged: TypeAlias = (
+    Predictions | pd.DataFrame | str | Path
+)  # a table of labelled predictions, as audit and compare take it
+
+
 def load_predictions(
-    path: str | Path, class_names: Sequence[str] | None = None, group_names: Sequence[str] | None = None,
+    source: str | Path | pd.DataFrame, class_names: Sequence[str] | None = None,
+    group_names: Sequence[str] | None = None,
     group_by: Sequence[str] | None = None, scan_column: str = "scan", label_column: str = "label",
     prediction_column: str = "prediction", with_probabilities: bool = True,
     rename: Mapping[str, Mapping[str, str]] | None = None, patient_column: str | None = None,
     site_column: str | None = None,
 ) -> Predictions:  # fmt: skip
-    """Read a CSV with a row a scan: true class, group columns, and the predicted class or ``prob_<class>`` columns.
+    """Read a table with a row a scan: true class, group columns, and the predicted class or ``prob_<class>`` columns.
 
     Args:
-        path: the CSV. Where an evaluation of ours wrote it, its metrics.json gives the names that are not given here.
+        source: a CSV, or a data frame of pandas, whose values are taken as text (0 is the class "0"). Where an
+            evaluation of ours wrote a CSV, its metrics.json gives the names that are not given here.
         class_names: classes in order; else those of the probability columns, else those that occur (the benchmark's
             in its order, others sorted).
         group_names: groups in order; else those that occur (male before female, others sorted). With two, the gap is
             the first minus the second.
-        group_by: group columns, by default ``sex``; several make a group of each combination that occurs. An empty
-            value, or "unknown", is an unknown group: one of its own where ``group_names`` has "unknown", else -1.
-        scan_column: names the scans; without this column a scan is called by its line.
+        group_by: group columns, by default ``sex``, or ``group`` where that is missing; several make a group of each
+            combination that occurs. An empty value, or "unknown", is an unknown group: one of its own where
+            ``group_names`` has "unknown", else -1.
+        scan_column: names the scans; without this column a scan is called by its line, or its row from 0 on.
         prediction_column: the predicted class; without this column it is the most probable one.
         with_probabilities: read the probabilities too; else whatever numbers they hold are no error. A scan whose
             probabilities are not finite has no prediction, whatever its row says: an error either way.
@@ -139,35 +148,37 @@ def load_predictions(
 
     Example:
         >>> from pathlib import Path
-        >>> from tempfile import TemporaryDirectory
+        >>> import pandas as pd
         >>> from fairlung.pipeline import load_predictions
         >>> rows = "scan,label,sex,prediction\\ns1,covid,male,covid\\ns2,normal,female,covid\\ns3,normal,male,normal\\n"
-        >>> with TemporaryDirectory() as folder:
-        ...     path = Path(folder, "predictions.csv")
-        ...     _ = path.write_text(rows)
-        ...     table = load_predictions(path)
+        >>> _ = Path("predictions.csv").write_text(rows)
+        >>> table = load_predictions("predictions.csv")
         >>> table.class_names, table.group_names
         (('covid', 'normal'), ('male', 'female'))
         >>> table.confusion()[1].tolist()  # of the women: one normal scan, called covid
         [[0, 0], [1, 0]]
+        >>> load_predictions(pd.read_csv("predictions.csv")).group_names
+        ('male', 'female')
     """
-    path = Path(path)
-    table = read_table(path)
+    framed = isinstance(source, pd.DataFrame)
+    path = Path("the data frame" if framed else source)  # as messages call it
+    table = _of_frame(source) if framed else read_table(path)
     rename = dict(rename or {})
     if label_column in rename and prediction_column in table:
         rename.setdefault(prediction_column, rename[label_column])
-    beside = {} if class_names and group_by else _evaluation_names(path, list(table.columns))
+    beside = {} if framed or (class_names and group_by) else _evaluation_names(path, list(table.columns))
     class_names = class_names or beside.get("class_names")
     if not group_by:
         group_names = group_names or beside.get("group_names")
-    group_by = tuple(group_by or beside.get("group_by") or ("sex",))
+    usual = GROUP if GROUP in table and SEX not in table else SEX
+    group_by = tuple(group_by or beside.get("group_by") or (usual,))
     has = f"it has {columns_text(table)}"
     for column in (label_column, *group_by, *rename, *filter(None, [patient_column, site_column])):
         if column not in table:
             raise PredictionsError(f"{path}: no column {column!r}{did_you_mean(column, table)}; {has}")
     for column, names in rename.items():
         table[column] = table[column].replace(names)
-    scan = table[scan_column] if scan_column in table else pd.Series([f"line {i + 2}" for i in range(len(table))])
+    scan = table[scan_column] if scan_column in table else pd.Series(_places(len(table), framed))
     faults = [f"{quoted(name)} is there twice" for name in scan[scan.map(spelling).duplicated()].unique()]
     classes = tuple(class_names) if class_names else _classes(path, table, label_column, prediction_column)
     shown = scan.map(named)
@@ -194,6 +205,26 @@ def load_predictions(
     synthetic = "yes" in set(table.get(SYNTHETIC, ()))
     names, about = scan.to_numpy(dtype=str), (classes, groups, group_by, postprocess, synthetic, patient, site)
     return Predictions(names, label, prediction, group, probabilities, *about)
+
+
+def as_predictions(table: Judged) -> Predictions:
+    """Predictions as they are; a data frame or a CSV by :func:`load_predictions`."""
+    return table if isinstance(table, Predictions) else load_predictions(table)
+
+
+def _places(n: int, framed: bool) -> list[str]:
+    """What scans without a name are called: rows of a data frame, lines of a file below its header."""
+    return [f"row {i}" if framed else f"line {i + 2}" for i in range(n)]
+
+
+def _of_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    table = text_frame(frame)
+    if table.empty:
+        raise PredictionsError("the data frame is no table of predictions: no prediction in it")
+    if table.columns.has_duplicates:
+        twice = table.columns[table.columns.duplicated()][0]
+        raise PredictionsError(f"the data frame is no table of predictions: it has two columns {twice!r}")
+    return table
 
 
 def _lost(table: pd.DataFrame) -> NDArray[np.bool_]:

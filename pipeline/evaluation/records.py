@@ -399,6 +399,30 @@ class Audit:
         """Of the n scans, where some have several."""
         return self.patients.n if self.patients else None
 
+    def to_frame(self) -> Any:
+        """The estimates as a data frame of pandas, a row a number.
+
+        Columns: ``number`` (its key in the JSON), ``group`` and ``class`` ("" where it is of all), ``n`` scans,
+        ``small`` (too few to say anything), ``value``, and the ends ``low`` and ``high`` of its interval.
+        """
+        import pandas as pd
+
+        rows: list[tuple[str, str, int, dict[str, Any]]] = [("", "", self.n, self.overall.numbers())]
+        for group in self.groups:
+            rows.append((group.group, "", group.n, {"f1": group.f1, "accuracy": group.accuracy}))
+            if (found := group.calibration) is not None:
+                auc = {} if found.auc is None else {"auc": found.auc}
+                rows.append((group.group, "", group.n, {**auc, "brier": found.brier, "ece": found.ece}))
+        for cell in self.cells:
+            shares = {name: getattr(cell, name) for name in ("precision", "recall", "f1")}
+            rows.append((cell.group, cell.class_name, cell.n, shares))
+        table = [
+            (name, group, of_class, n, n < self.settings.min_cell, number.value, number.low, number.high)
+            for group, of_class, n, numbers in rows
+            for name, number in numbers.items()
+        ]
+        return pd.DataFrame(table, columns=["number", "group", "class", "n", "small", "value", "low", "high"])
+
 
 def to_plain(value: Any) -> Any:
     """Plain data for JSON of a record, and of what it holds."""

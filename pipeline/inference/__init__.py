@@ -6,7 +6,7 @@ WRITERS = ["AppendingPredictionWriter", "LabelledPredictionWriter", "PredictionW
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "classifier": ["Classifier"],
+        "classifier": ["Classifier", "load_model"],
         "dicom_report": ["DicomWriter"],
         "members": ["MemberLoader", "checkpoint_paths", "common_settings", "model_runs", "require_checkpoints"],
         "prediction_writer": WRITERS,

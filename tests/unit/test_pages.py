@@ -24,7 +24,7 @@ CONFIGS = ROOT / "bundles" / "fair_lung_ct" / "configs"
 FOUND = [command for page in PAGES for command in commands(page)]
 # options of other programs that pages name: docker, pip, torchrun, mlflow, uv, benchmarks/
 OTHERS = {"shm-size", "ipc", "user", "no-deps", "require-hashes", "max_restarts", "env-manager", "compile-bytecode"}
-OTHERS |= {"config_file", "only", "published"}
+OTHERS |= {"config_file", "only", "published", "key_in_ckpt"}
 
 
 def found(*programs: str) -> list[Any]:

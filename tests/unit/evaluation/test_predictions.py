@@ -111,6 +111,43 @@ def test_a_table_that_cannot_be_judged_says_why(tmp_path: Path, columns: dict, m
     assert message in str(raised.value)
 
 
+def test_a_data_frame_is_read_as_its_csv_is(tmp_path: Path) -> None:
+    probabilities = np.random.default_rng(0).dirichlet([1, 1], 6)
+    frame = pd.DataFrame({"label": pd.Categorical([1, 0, 1, 0, 1, 1]), "group": [0, 1, np.nan, 0, 1, 1]})
+    frame["patient"] = pd.array([1, 2, 3, 4, None, None], dtype="Int64")
+    frame[["prob_0", "prob_1"]] = probabilities
+    frame["notes"] = [["a", "list"], None, {}, np.nan, (), 1]  # columns that nobody asks for may hold anything
+    shuffled = frame.iloc[[3, 1, 0, 2, 5, 4]]  # its index names nothing
+    found = load_predictions(shuffled)
+    assert found.class_names == found.group_names == ("0", "1") and found.group_by == ("group",)
+    assert found.group.tolist() == [0, 1, 0, UNKNOWN_GROUP, 1, 1]
+    np.testing.assert_array_equal(found.probabilities, load_predictions(frame).probabilities[[3, 1, 0, 2, 5, 4]])
+    assert found.scan.tolist() == [f"row {i}" for i in range(6)]
+    text = frame.assign(group=frame["group"].astype("Int64"))
+    text.to_csv(tmp_path / "p.csv", index=False)
+    ours, read = load_predictions(frame), load_predictions(tmp_path / "p.csv")
+    for name in ("label", "prediction", "group", "patient"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(read, name), err_msg=name)
+    np.testing.assert_allclose(ours.probabilities, read.probabilities, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (pd.DataFrame({"label": ["a", "b"], "sex": ["m", "f"], "prediction": ["b", None]}), "row 1: .* is empty"),
+        (pd.DataFrame({"label": ["a"], "sex": ["m"], "prob_a": [np.nan], "prob_b": [0.2]}), "row 0: the probabilities"),
+        (pd.DataFrame({"label": ["a"], "sex": ["m"], "prob_a": [np.inf], "prob_b": [0.2]}), "row 0: .* not finite"),
+        (pd.DataFrame({"label": [], "sex": [], "prediction": []}), "no prediction in it"),
+        (pd.DataFrame(), "no prediction in it"),
+        (pd.DataFrame([["a", "m", "a", "b"]], columns=["label", "sex", "prediction", "label"]), "two columns 'label'"),
+        (pd.DataFrame({"label": ["a"], "prediction": ["a"]}), "no column 'sex'; it has label, prediction"),
+    ],
+)
+def test_a_data_frame_that_cannot_be_judged_says_why(frame: pd.DataFrame, message: str) -> None:
+    with pytest.raises(PredictionsError, match=f"(?s)the data frame.*{message}"):
+        load_predictions(frame)
+
+
 def test_faults_are_listed_together_and_counted(tmp_path: Path) -> None:
     path = written(tmp_path, label=["z"] * 9 + ["a"], sex=["m"] * 10, prob_a=[1] * 10, prob_b=[0] * 10)
     with pytest.raises(PredictionsError) as raised:

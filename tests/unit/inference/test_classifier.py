@@ -7,11 +7,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from workflows import CLASSES
+import yaml
+from workflows import CLASSES, SMALL_SETTINGS
 
-from fairlung.pipeline import Classifier, R3D18Classifier
-from fairlung.pipeline.inference.classifier import BundleError
+from fairlung.pipeline import Classifier, R3D18Classifier, load_model
+from fairlung.pipeline.inference.classifier import BUNDLE, NETWORKS, BundleError
+from fairlung.pipeline.networks import I3D, RACNet
 from fairlung.pipeline.networks.checkpoint import CheckpointError, model_settings
+from fairlung.transforms import read_scan
+
+RACNET = {**SMALL_SETTINGS, "class_names": ["a", "b"], "num_slices": 5, "network": "RACNet"}
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +31,74 @@ def checkpoints(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> l
         content = {"model": R3D18Classifier(len(CLASSES)).state_dict(), "settings": settings}
         torch.save(content, folder / f"{seed}.pt")
     return sorted(folder.iterdir())
+
+
+@pytest.fixture
+def other_network(bundle_dir: Path, tmp_path: Path) -> tuple[Path, I3D]:
+    """A checkpoint of another network than inference.yaml's, and the network."""
+    settings = {**SMALL_SETTINGS, "network": "I3D"}
+    network = I3D(len(CLASSES)).eval()
+    torch.save({"model": network.state_dict(), "settings": settings}, tmp_path / "i3d.pt")
+    return tmp_path / "i3d.pt", network
+
+
+def changed(path: Path, **settings: object) -> Path:
+    """The same checkpoint, but for what it says of itself."""
+    content = torch.load(path, weights_only=True)
+    content["settings"] |= settings
+    torch.save(content, path.with_name("changed.pt"))
+    return path.with_name("changed.pt")
+
+
+def test_a_checkpoint_says_which_network_it_is_of(other_network: tuple[Path, I3D], small_cohort: Path) -> None:
+    path, network = other_network
+    found, volume = load_model(path), torch.rand(2, 1, 8, 24, 24)
+    assert type(found) is I3D and not found.training
+    with torch.no_grad():
+        assert torch.equal(found(volume), network(volume))
+    scan = small_cohort.parent / pd.read_csv(small_cohort)["scan"][0]
+    frame = pd.DataFrame({"scan": [None, scan], "label": ["normal", "covid19"], "site": [3, 4]}, index=[7, 5])
+    answers = Classifier(path).predict(frame)
+    assert answers.columns[:4].tolist() == ["scan", "label", "site", "prediction"] and answers.index.tolist() == [7, 5]
+    assert answers["status"].tolist() == ["failed", "ok"] and answers["site"].tolist() == [3, 4]
+    volume, _ = read_scan(scan, num_slices=8, trim_fraction=0.1, size=32)
+    volume = torch.round(255 * volume[:, :, 4:-4, 4:-4]) / 255
+    with torch.no_grad():
+        expected = torch.softmax(network(volume[None]), 1)[0]
+    said = answers.loc[5, [f"prob_{name}" for name in CLASSES]].to_numpy(float)
+    torch.testing.assert_close(torch.tensor(said.tolist()), expected, atol=1e-3, rtol=0)
+    one = Classifier(path).predict(str(scan))  # one path is not its letters
+    assert len(one) == 1 and one["prediction"][0] == answers["prediction"][5]
+    with pytest.raises(ValueError, match="the answers have a column 'prediction' too"):
+        Classifier(path).predict(answers)
+    with pytest.raises(ValueError, match="no column 'scan'; there is path"):
+        Classifier(path).predict(frame.rename(columns={"scan": "path"})[["path"]])
+
+
+def test_a_checkpoint_that_makes_no_network_alone_says_what_it_is(other_network: tuple[Path, I3D]) -> None:
+    path, network = other_network
+    head = "head of I3D on frozen features, i3d-kinetics400 0123456789ab"
+    for load in (load_model, Classifier):
+        with pytest.raises(CheckpointError, match=r"changed.pt is the head of I3D on frozen .* whole.pt beside it"):
+            load(changed(path, network=head))
+    with pytest.raises(CheckpointError, match="is of a DenseNet121, none of .*: pass network, an untrained DenseNet"):
+        load_model(changed(path, network="DenseNet121"))
+    given = load_model(changed(path, network="Mine"), I3D(len(CLASSES)))
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in given.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"(?s)changed.pt: .*size mismatch"):
+        load_model(changed(path, class_names=["a", "b"]))
+    with pytest.raises(CheckpointError, match="no checkpoint at .*gone.pt"):
+        load_model(path.with_name("gone.pt"))
+
+
+def test_every_network_that_a_checkpoint_may_name_is_built_as_trained(tmp_path: Path) -> None:
+    """RACNet also depends on the number of slices; other arguments do not change the weights' shapes."""
+    torch.save({"model": RACNet(2, slices=5).state_dict(), "settings": RACNET}, tmp_path / "racnet.pt")
+    assert type(load_model(tmp_path / "racnet.pt")) is RACNet
+    overlays = [path for folder in ("networks", "systems") for path in (BUNDLE / "configs" / folder).glob("*.yaml")]
+    targets = [yaml.safe_load(path.read_text()).get("network_def", {}).get("_target_", "") for path in overlays]
+    ours = {target.rpartition(".")[2] for target in targets if target.startswith("fairlung")}
+    assert {*ours, "R3D18Classifier"} == set(NETWORKS)
 
 
 @pytest.mark.slow

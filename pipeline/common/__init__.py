@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "config": [
             "check_settings", "resolved_config", "resolved_settings", "run_name", "training_config", "write_settings",
         ],
-        "distributed": ["local_device", "start_processes"],
+        "distributed": ["is_primary", "local_device", "of_first_here", "start_processes"],
         "run_folder": ["is_resumed", "resume_point"],
         "tables": ["write_frame"],
         "volumes": ["PADDING", "unit_range"],

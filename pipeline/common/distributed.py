@@ -1,9 +1,10 @@
 """One process or many: ignite's answers, and those of a single process where there is no process group."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from itertools import chain, zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 import ignite.distributed as idist
 import torch
@@ -12,7 +13,12 @@ from torch import Tensor
 
 from .errors import UserError
 
+Made = TypeVar("Made")
 PATIENCE = timedelta(hours=12)  # the other processes wait while the first one reads a cohort into the cache
+
+
+class StartError(UserError, RuntimeError):
+    """A process that should be one of several was begun alone."""
 
 
 class RestartError(UserError, RuntimeError):
@@ -25,7 +31,12 @@ def start_processes(backend: str) -> None:
     torchrun keeps its key-value store when it restarts the processes (``--max_restarts``), and with it the addresses of
     dead ones, for which the new ones would wait (pytorch issue 135712). On one host they get keys of their own. Several
     hosts do not count restarts alike: RestartError where they share the store; there torchrun has to make a new one.
+    StartError without torchrun.
     """
+    if "WORLD_SIZE" not in os.environ:
+        raise StartError(
+            "nothing says which process this is: the overlays multi_gpu_* are for processes that are begun by torchrun"
+        )
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not shared or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
         dist.init_process_group(backend, timeout=PATIENCE)
@@ -91,6 +102,14 @@ def whole_batch_rows(values: Tensor) -> Tensor:
     whole, first = gather_batch(values), rank() * len(values)
     own = values + (world_size() - 1) * (values - values.detach())
     return torch.cat([whole[:first], own, whole[first + len(values) :]])
+
+
+def of_first_here(make: Callable[..., Made], *arguments: Any) -> Made:
+    """What ``make(*arguments)`` gives to the first process of this host; the others take it, so it has to pickle."""
+    if world_size() == 1:
+        return make(*arguments)
+    made = idist.all_gather([make(*arguments) if is_first_here() else None])
+    return made[rank() - idist.get_local_rank()][0]
 
 
 def local_part(values: Tensor) -> Tensor:

@@ -178,7 +178,9 @@ class Settings(TypedDict, total=False):
     val_interval: Annotated[Positive, "epochs from one validation to the next"]
     key_metric: Annotated[str, "chooses the best checkpoint: val_score is P, the mean of the groups' F1"]
     device: Annotated[Device, "cpu, cuda or cuda:N"]
-    backend: Annotated[Literal["nccl", "gloo", "mpi", "ucc"], "how several processes talk (multi_gpu_train)"]
+    backend: Annotated[
+        Literal["nccl", "gloo", "mpi", "ucc"], "how several processes talk (multi_gpu_train, multi_gpu_inference)"
+    ]
     num_workers: Annotated[Whole, "processes that read scans; 0: none beside this one"]
     encoder_mode: Annotated[Literal["freeze", "recompute", "full"], "how the encoder is trained (cnn_rnn, racnet)"]
     chunk: Annotated[Positive, "slices encoded at a time (cnn_rnn, racnet)"]

@@ -30,7 +30,7 @@ from fairlung.transforms.checks import check_setting
 from fairlung.transforms.scan import new_record
 
 from .. import __version__
-from ..common.distributed import barrier, is_first_here, is_primary
+from ..common.distributed import barrier, is_first_here, is_primary, of_first_here
 from ..common.errors import UserError
 from ..common.volumes import PADDING, cut_to_unit_range
 from .augmentation import Augmentation, to_unit_range
@@ -311,9 +311,13 @@ def with_digest(item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
 
 
 def scan_finder(all_series: bool = False, one_per_study: bool = False) -> Callable[..., Sequence[Mapping[str, Any]]]:
-    """:func:`~.find_scans` with both settings chosen, to be called with a root, or several."""
+    """:func:`~.find_scans` with both settings chosen, to be called with a root, or several.
+
+    Of several processes the first one of each host looks, and the others take what it found.
+    """
     check_setting("one_per_study", one_per_study, not (one_per_study and all_series), "false with all_series")
-    return functools.partial(find_scans, all_series=all_series, one_per_study=one_per_study)
+    find = functools.partial(find_scans, all_series=all_series, one_per_study=one_per_study)
+    return functools.partial(of_first_here, find)
 
 
 class NewScanDataset(Dataset):
@@ -361,8 +365,9 @@ class NewScanDataset(Dataset):
 
 
 def default_num_workers() -> int:
-    """Loader processes that fit this machine: one a core, at most 8."""
-    return min(8, os.cpu_count() or 1)
+    """Loader processes that fit this machine: one a core, at most 8; torchrun's processes of a host share the cores."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(8, (os.cpu_count() or 1) // processes))
 
 
 def volume_transforms(

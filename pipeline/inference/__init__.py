@@ -2,14 +2,14 @@
 
 import lazy_loader
 
-WRITERS = ["AppendingPredictionWriter", "LabelledPredictionWriter", "PredictionWriter", "prediction_writer_of"]
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "classifier": ["Classifier", "load_model"],
         "dicom_report": ["DicomWriter"],
         "members": ["MemberLoader", "checkpoint_paths", "common_settings", "model_runs", "require_checkpoints"],
-        "prediction_writer": WRITERS,
+        "labelled_writer": ["LabelledPredictionWriter"],
+        "prediction_writer": ["AppendingPredictionWriter", "PredictionWriter", "prediction_writer_of"],
         "about_scans": ["AboutScans"],
         "runtimes": ["MemoryKeeper", "MirrorInferer", "inferer_of"],
         "scan_readers": ["ScanLoader"],

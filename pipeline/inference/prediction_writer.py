@@ -1,11 +1,10 @@
-"""Engine handlers that write prediction tables, a row a scan: of labelled scans, of new ones, and added to a table."""
+"""Engine handlers that write prediction tables of new scans, a row a scan: anew, or added to a table."""
 
 import csv
 import json
 import logging
 import os
 import re
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,13 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
 from fairlung.transforms.checks import check_setting
 
-from ..common.distributed import gather_interleaved, is_primary, rank, world_size
+from ..common.distributed import barrier, is_primary, world_size
 from ..common.errors import EXIT_SOME_FAILED, UserError
 from ..common.files import (
     WriteError,
@@ -27,24 +25,24 @@ from ..common.files import (
     encoded,
     finite,
     replace_durably,
-    replacing,
     told,
     whole_records,
 )
 from ..common.tables import csv_bytes, csv_rows
 from ..common.text import one_line
-from ..data.groups import group_columns
 from ..data.intake_records import SEPARATOR
 from ..data.pseudonyms import Pseudonyms
-from ..evaluation.predictions import POSTPROCESS, PROBABILITY, SYNTHETIC
+from ..evaluation.predictions import POSTPROCESS, PROBABILITY
 from ..postprocessing.fitted import Fitted
-from .about_scans import AboutScans
 from .answers import STATUSES, Answer, AnswerEvents, answer_scans
+from .labelled_writer import LabelledPredictionWriter
+from .parts import in_order, own_part, parts_of
 
 logger = logging.getLogger(__name__)
 
 SPREAD = "spread_"  # before the class name in the column of the members' standard deviation
 AGREEMENT = "agreement"
+ADDED = "new"  # after the names of files that hold what several processes add to a table
 STUDY = "study"
 NOT_UNICODE = re.compile("[\ud800-\udfff]")
 ESCAPED = re.compile(r"\\(udc[89a-f][0-9a-f])")  # what the table's encoding makes of a byte that is not Unicode
@@ -100,78 +98,6 @@ def stated(correction: Fitted) -> str:
     return " ".join([correction.method, *to, *([] if even else ["from", *(f"{n}={s:.6g}" for n, s in source.items())])])
 
 
-def _part(path: Path) -> Path:
-    """Where this process writes a file until it is complete."""
-    return path.with_name(f"{path.name}.part{rank() or ''}")
-
-
-class LabelledPredictionWriter:
-    """Writes a row a labelled scan: scan, label, the group columns, prediction, prob_<class>, and patient and site.
-
-    Probabilities are the softmax of the raw logits: the loss may carry the class prior, so they are the posterior under
-    the class frequencies that :class:`~.TrainingRecord` saves. Group columns hold what the cohort says. The rows reach
-    the disk batch by batch, in ``<path>.part``, which becomes ``path`` after the epoch.
-
-    Args:
-        group_by: one or several group columns; the batch has ``group_values``, a list of N values a column.
-        best_path: also copy the table here in epochs whose key metric is the best so far.
-        synthetic: whether the scans are phantoms; a column ``synthetic`` (yes) then goes wherever the table goes.
-        about: the patient, as a keyed digest, and the site, as far as the cohort has them.
-    """
-
-    def __init__(
-        self, path: str | Path, class_names: Sequence[str], group_by: str | Sequence[str],
-        best_path: str | Path | None = None, synthetic: bool = False, about: AboutScans | None = None,
-    ) -> None:  # fmt: skip
-        self.path = Path(path)
-        self.class_names = tuple(class_names)
-        self.best_path = None if best_path is None else Path(best_path)
-        self.mark = ["yes"] if synthetic else []
-        self.columns = ["scan", "label", *group_columns(group_by), "prediction"]
-        self.columns += [*(PROBABILITY + name for name in self.class_names), *([SYNTHETIC] if synthetic else [])]
-        self.about = about
-        self.columns += [] if about is None else about.columns
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._complete)
-
-    def _start(self, engine: Engine) -> None:
-        if self.about is not None:
-            self.about.share()
-        with told(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _part(self.path).write_bytes(csv_bytes([self.columns]))
-
-    def _add(self, engine: Engine) -> None:
-        batch, rows = engine.state.batch, []
-        for i, row in enumerate(torch.softmax(engine.state.output["pred"].float(), dim=1).cpu()):
-            groups = [column[i] for column in batch["group_values"]]
-            answer = [self.class_names[int(row.argmax())], *(f"{p:.6f}" for p in row.tolist())]
-            if not row.isfinite().all():
-                answer = [""] * len(answer)
-                logger.warning("%s has no answer: the network's output is not finite", batch["scan"][i])
-            scan, label = batch["scan"][i], self.class_names[int(batch["label"][i])]
-            rows.append([scan, label, *groups, *answer, *self.mark, *(self.about.row(scan) if self.about else [])])
-        with told(self.path), _part(self.path).open("ab") as file:
-            file.write(csv_bytes(rows))
-
-    def _complete(self, engine: Engine) -> None:
-        part = _part(self.path)
-        if world_size() > 1:
-            rows = gather_interleaved(csv_rows(part.read_bytes())[1:])
-            if not is_primary():
-                part.unlink()
-                return
-            with told(self.path):
-                part.write_bytes(csv_bytes([self.columns, *rows]))
-        part.replace(self.path)
-        if self.best_path is not None and engine.state.best_metric_epoch == engine.state.epoch:
-            with replacing(self.best_path) as best:
-                shutil.copyfile(self.path, best)
-
-
 class PredictionWriter:
     """Writes a row a new scan, and beside the table a JSON of the same name with the numbers in full.
 
@@ -183,7 +109,8 @@ class PredictionWriter:
     ``engine.state.answers`` holds the answers in its order when :attr:`AnswerEvents.ANSWERED` is fired, for the
     handlers attached after this; rows are written when those have made their pictures and reports, or failed to.
 
-    The rows reach the disk batch by batch, in ``<path>.part``, which becomes ``path`` when the epoch is complete.
+    The rows reach the disk batch by batch, in ``<path>.part``, which becomes ``path`` when the epoch is complete. Where
+    several processes share the scans, all call :meth:`begin` before and :meth:`join` after it, and each has its part.
     """
 
     def __init__(
@@ -237,10 +164,34 @@ class PredictionWriter:
         return {name: said[name] for name in OBJECT}
 
     def recover(self) -> None:
-        """Take up the rows that are there: of a table that is written anew, none."""
+        """Take up the rows that are there: of a table that is written anew, none.
+
+        PredictionTableError under torchrun with restarts, each of which would begin at the first scan.
+        """
+        if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+            raise PredictionTableError(
+                "a restart would answer every scan again: with --max_restarts give --append True, which keeps the rows "
+                "that are there"
+            )
+
+    def begin(self) -> None:
+        """Remove what broken runs have left, before any process of this one writes."""
+        if self.pseudonyms is not None:
+            self.pseudonyms.share()
+        if is_primary():
+            self._remove_parts()
+        barrier()
+
+    def join(self, scans: Sequence[str]) -> None:
+        """Make one table of what several processes have answered; the rows of ``scans`` get their order."""
+        barrier()
+        if world_size() > 1 and is_primary():
+            self._finish(scans)
 
     def report(self) -> None:
         """Log what the table holds; exit with :data:`EXIT_SOME_FAILED` if a scan failed or all were skipped."""
+        if not is_primary():
+            return
         self.recover()  # also of a table to which nothing was added
         counts = [self.counts[kind] for kind in ("ok", "with warnings", "skipped", "failed")]
         logger.info("%d scans answered (%d of them with warnings), %d skipped, %d failed: %s", *counts, self.path)
@@ -253,12 +204,10 @@ class PredictionWriter:
     def _start(self, engine: Engine) -> None:
         self.counts.clear()
         self.codes.clear()
-        if self.pseudonyms is not None:
-            self.pseudonyms.share()
         with told(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _part(self.path).write_bytes(csv_bytes([self.columns]))
-            _part(self.json_path).write_bytes(b"")
+            own_part(self.path).write_bytes(csv_bytes([self.columns]))
+            own_part(self.json_path).write_bytes(b"")
 
     def _add(self, engine: Engine) -> None:
         answers = self.answer(engine.state.batch, engine.state.output["pred"])
@@ -276,13 +225,13 @@ class PredictionWriter:
 
     def _write(self, answers: Sequence[Answer]) -> Sequence[Answer]:
         """Write answers, and return the ones that were written."""
-        self._append(answers, _part(self.path), _part(self.json_path))
+        self._append(answers, own_part(self.path), own_part(self.json_path))
         return answers
 
     def _kept(self) -> str:
         """What is there of a run that cannot write on."""
         count = sum(self.counts[status] for status in STATUSES)
-        return f"the {count} answers until then are kept in {_part(self.path)}, and taken up by --append True"
+        return f"the {count} answers until then are kept in {own_part(self.path)}, and taken up by --append True"
 
     def _append(self, answers: Sequence[Answer], table: Path, objects: Path) -> None:
         # objects first: a row never lacks its object, and an object without its row is not looked at
@@ -295,21 +244,43 @@ class PredictionWriter:
         self.counts["with warnings"] += bool(told)
         self.codes.update({found[1] for found in map(WARNING_CODE.match, told) if found})
 
-    def _complete(self, engine: Engine) -> None:
-        part, json_part = _part(self.path), _part(self.json_path)
-        objects = json_part.read_bytes().splitlines(keepends=True)
-        if world_size() > 1:
-            rows = gather_interleaved(csv_rows(part.read_bytes())[1:])
-            objects = gather_interleaved(objects)
-            if not is_primary():
+    def _complete(self, engine: Engine | None = None) -> None:
+        if world_size() == 1:
+            self._finish()
+
+    def _finish(self, scans: Sequence[str] = ()) -> None:
+        tables, objects = parts_of(self.path), parts_of(self.json_path)
+        lines = [line for part in objects for line in part.read_bytes().splitlines(keepends=True)]
+        replace_durably(self.json_path, json_list(in_order(lines, scans, lambda line: json.loads(line)["scan"])))
+        if world_size() == 1:
+            own_part(self.path).replace(self.path)
+        else:
+            rows = [row for part in tables for row in csv_rows(part.read_bytes())[1:]]
+            replace_durably(self.path, csv_bytes([self.columns, *in_order(rows, scans, lambda row: row[0])]))
+            self._count_rows(dict(zip(self.columns, row, strict=True)) for row in rows)
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        for path in (self.path, self.json_path):
+            for part in [*parts_of(path), *parts_of(path, ADDED)]:
                 part.unlink()
-                json_part.unlink()
-                return
-            with told(self.path):
-                part.write_bytes(csv_bytes([self.columns, *rows]))
-        replace_durably(self.json_path, json_list(objects))
-        json_part.unlink()
-        part.replace(self.path)
+
+    def _count_rows(self, rows: Iterable[Mapping[str, str]]) -> None:
+        self.counts.clear()
+        self.codes.clear()
+        for row in rows:
+            self._count(row["status"], row["warnings"].split(SEPARATOR))
+
+
+def _pairs(table: Path, objects: Path, kind: str = "part") -> list[tuple[Path, Path]]:
+    """The parts of a table, each with that of its JSON, which may be missing."""
+    parts = parts_of(table, kind)
+    return [(part, objects.with_name(objects.name + part.name.removeprefix(table.name))) for part in parts]
+
+
+def _to_add(part: Path) -> Path:
+    name, _, kind = part.name.rpartition(".")
+    return part.with_name(f"{name}.{kind.replace('part', ADDED)}")
 
 
 class AppendingPredictionWriter(PredictionWriter):
@@ -318,7 +289,8 @@ class AppendingPredictionWriter(PredictionWriter):
     A process that is killed loses the batch in work at most. A row that a kill cut off is dropped when the next process
     takes the table up (:meth:`recover`), and its scan is not among :attr:`answered`. The JSON is brought up to date
     after each epoch, from a journal beside it. A scan that has a row, of whatever status, keeps it, unless it is to be
-    answered again (:meth:`answer_again`). One process at a time may add to a table.
+    answered again (:meth:`answer_again`). One process at a time may add to a table; several that share the scans add to
+    files of their own, ``<path>.new`` and so on, which :meth:`join` or the next process adds to the table.
     """
 
     _recovered = False
@@ -328,36 +300,71 @@ class AppendingPredictionWriter(PredictionWriter):
         """Objects of rows that the JSON does not have yet; a broken run without append leaves none of this name."""
         return self.json_path.with_name(f"{self.json_path.name}l.part")
 
+    @property
+    def _own_files(self) -> tuple[Path, Path]:
+        """The table and the journal to which this process adds."""
+        if world_size() == 1:
+            return self.path, self._journal
+        return own_part(self.path, ADDED), own_part(self.json_path, ADDED)
+
     def recover(self) -> None:
-        """Take up the table, once: check and count its rows, and cut off what a kill left of the last one."""
+        """Take up the table, once: check and count its rows, and cut off what a kill left of the last one.
+
+        Of several processes the first one mends it, and the others read what it then is.
+        """
         if self._recovered:
             return
-        self._take_up_parts()
+        if is_primary():
+            self._take_up_parts()
+            self._cut_off()
+            self._take_up_added()
+        barrier()
+        for row in self._checked(self.path.read_bytes() if self.path.exists() else b""):
+            self.answered |= {row["scan"], original_name(row["scan"])}
+            self._count(row["status"], row["warnings"].split(SEPARATOR))
+        self._recovered = True
+        if is_primary() and self._journal.exists():
+            self._finish()
+
+    def _cut_off(self) -> None:
+        """Remove the last row where it is not whole; PredictionTableError where the file is no table of this kind."""
         content = self.path.read_bytes() if self.path.exists() else b""
         whole = whole_records(content)
         if not whole and not csv_bytes([self.columns]).startswith(content):
             raise PredictionTableError(f"{self.path} is no table of predictions; {_ELSEWHERE}")
-        rows = self._checked(content[:whole])
+        self._checked(content[:whole])
         if whole < len(content):
             logger.warning("%s: its last row was cut off and is dropped; its scan is to be answered again", self.path)
             os.truncate(self.path, whole)
-        for row in rows:
-            self.answered |= {row["scan"], original_name(row["scan"])}
-            self._count(row["status"], row["warnings"].split(SEPARATOR))
-        self._recovered = True
-        if self._journal.exists():
-            self._complete()
+
+    def _begin(self, table: Path) -> None:
+        if not table.exists() or not table.stat().st_size:
+            append_durably(table, csv_bytes([self.columns]))
 
     def _take_up_parts(self) -> None:
         """Rows of a run without append that was broken off begin the table, unless there is one."""
-        part, objects = _part(self.path), _part(self.json_path)
-        if part.exists() and not self.path.exists():
-            if objects.exists():
-                objects.replace(self._journal)
-            part.replace(self.path)
-        for path in filter(Path.exists, (part, objects)):
+        if not self.path.exists():
+            for part, objects in _pairs(self.path, self.json_path):
+                begins = not self.path.exists()
+                if objects.exists():
+                    objects.replace(self._journal if begins else _to_add(objects))
+                part.replace(self.path if begins else _to_add(part))
+        for path in [*parts_of(self.path), *parts_of(self.json_path)]:
             logger.warning("%s, of a run that was to replace the table and was broken off, is removed", path)
             path.unlink()
+
+    def _take_up_added(self) -> None:
+        """Add the rows of several processes to the table; one that is cut off in the middle loses nothing by it."""
+        for part, objects in _pairs(self.path, self.json_path, ADDED):
+            content = part.read_bytes()
+            rows = self._checked(content[: whole_records(content)])
+            self._begin(self.path)
+            if objects.exists():
+                lines = objects.read_bytes()
+                append_durably(self._journal, lines[: lines.rfind(b"\n") + 1])
+            append_durably(self.path, csv_bytes([[*row.values()] for row in rows]))
+            objects.unlink(missing_ok=True)
+            part.unlink()
 
     def _kept(self) -> str:
         with suppress(OSError):  # the JSON may need more room than there is; the next process writes it
@@ -369,13 +376,15 @@ class AppendingPredictionWriter(PredictionWriter):
         for scan in scans:
             self.answered -= {scan, encoded(scan).decode()}
 
+    def begin(self) -> None:
+        if self.pseudonyms is not None:
+            self.pseudonyms.share()
+        self.recover()
+
     def _start(self, engine: Engine) -> None:
-        if world_size() > 1:
-            raise ValueError("append is for one process: several would write into one table")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.recover()
-        if not self.path.exists() or not self.path.stat().st_size:
-            append_durably(self.path, csv_bytes([self.columns]))
+        self._begin(self._own_files[0])
 
     def _write(self, answers: Sequence[Answer]) -> Sequence[Answer]:
         new: dict[str, Answer] = {}
@@ -384,7 +393,7 @@ class AppendingPredictionWriter(PredictionWriter):
                 logger.warning("%s has a row in %s already, which stays", one_line(answer.scan), self.path)
             else:
                 new[answer.scan] = answer
-        self._append([*new.values()], self.path, self._journal)
+        self._append([*new.values()], *self._own_files)
         self.answered.update(new)
         return [*new.values()]
 
@@ -413,21 +422,20 @@ class AppendingPredictionWriter(PredictionWriter):
             )
         return table
 
-    def _complete(self, engine: Engine | None = None) -> None:
+    def _finish(self, scans: Sequence[str] = ()) -> None:
         """Leave the last row of each scan, rewrite the JSON, an object a row, and remove the journal."""
+        self._take_up_added()
         known = {record["scan"]: json_line(record) for record in json_objects(self.json_path)}
         journal = self._journal.read_bytes() if self._journal.exists() else b""
         for line in journal[: journal.rfind(b"\n") + 1].splitlines(keepends=True):
             known[json.loads(line)["scan"]] = line  # the last counts: the one before may have lost its row
         rows = self._checked(self.path.read_bytes() if self.path.exists() else b"")
         last = {row["scan"]: row for row in rows}
-        if len(last) < len(rows):
-            replace_durably(self.path, csv_bytes([self.columns, *([*row.values()] for row in last.values())]))
-        self.counts.clear()
-        self.codes.clear()
-        for row in last.values():
-            self._count(row["status"], row["warnings"].split(SEPARATOR))
-        lines = [known.get(scan) or json_line(self._record_of(row)) for scan, row in last.items()]
+        ordered = in_order(last, scans, str)
+        if ordered != [row["scan"] for row in rows]:
+            replace_durably(self.path, csv_bytes([self.columns, *([*last[scan].values()] for scan in ordered)]))
+        self._count_rows(last.values())
+        lines = [known.get(scan) or json_line(self._record_of(last[scan])) for scan in ordered]
         replace_durably(self.json_path, json_list(lines))
         self._journal.unlink(missing_ok=True)
 

@@ -24,9 +24,11 @@ from monai.engines import Evaluator
 
 from fairlung.transforms.checks import check_setting
 
+from ..common.distributed import gather_interleaved, world_size
 from ..common.errors import UserError
 from ..common.files import append_durably
 from ..common.text import one_line
+from .parts import own_share
 from .prediction_writer import AppendingPredictionWriter, PredictionWriter
 from .scan_readers import ScanLoader
 
@@ -320,7 +322,9 @@ def watch_scans(
     """
     if not isinstance(predictions, AppendingPredictionWriter):
         raise ValueError("predictions must be written with append, or each round would begin the table anew")
-    predictions.recover()
+    if world_size() > 1:
+        raise WatchError("a folder is watched by one process, not by several")
+    predictions.begin()
     loader = evaluator.data_loader
     stop = _Stop(evaluator)
     states = _States(predictions.path.with_name(f".{predictions.path.stem}.watched.jsonl"))
@@ -340,16 +344,19 @@ def run_until_stopped(evaluator: Evaluator, predictions: PredictionWriter) -> No
 
     That is after the running batch, or at once while it waits for scans to be read; the table is completed with what
     was answered until then. A second signal has its usual effect. Scans that have a row already (``append``) are not
-    read again. The data loader is a :class:`~.ScanLoader`.
+    read again. The data loader is a :class:`~.ScanLoader`. Several processes share the scans, and end together.
     """
     stop, loader = _Stop(evaluator), evaluator.data_loader
+    predictions.begin()
     left = [scan for scan in loader.dataset.data if scan["scan"] not in predictions.answered]
     if len(left) < len(loader.dataset):
         counts = len(loader.dataset) - len(left), len(loader.dataset)
         logger.info("%d of %d scans have a row in %s", *counts, predictions.path)
     with stop.by_signals():
-        if left:
-            _run(evaluator, loader, left, stop)
+        if share := own_share(left, lambda scan: scan["scan"]):
+            _run(evaluator, loader, share, stop)
+        stop.asked = max(gather_interleaved([stop.asked]))
+        predictions.join([scan["scan"] for scan in loader.dataset.data])
     if stop.asked:
         said = "stopped by signal %d: the scans answered until then are in %s; --append True goes on with the others"
         logger.warning(said, stop.asked, predictions.path)

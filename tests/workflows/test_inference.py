@@ -5,9 +5,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +28,7 @@ from typer.testing import CliRunner
 from workflows import CLASSES, SMALL_SETTINGS, Start, cause, run
 
 from fairlung.pipeline.cli.app import app
+from fairlung.pipeline.common.errors import UserError
 from fairlung.pipeline.data.pseudonyms import PseudonymKeyError
 from fairlung.pipeline.networks.checkpoint import CheckpointError, ModelSettings
 from fairlung.pipeline.networks.r3d18 import R3D18Classifier
@@ -190,6 +196,89 @@ def test_a_csv_of_paths_is_answered_row_by_row(start: Start, models: Path, data_
     table = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False).set_index("scan")
     assert table["status"].to_dict() == {"a.nrrd": "ok", "gone.nrrd": "failed"}
     assert "does not exist" in table.loc["gone.nrrd", "reason"]
+
+
+KILLER = """
+import os, signal
+from fairlung.pipeline.inference.answers import AnswerEvents
+
+class EndOnce:
+    \"\"\"The second process is killed when it has answered its first scan, and has not written the second.\"\"\"
+
+    def attach(self, engine):
+        engine.add_event_handler(AnswerEvents.ANSWERED, self)
+
+    def __call__(self, engine):
+        print("answered", *engine.state.batch["scan"], flush=True)
+        first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if os.environ["RANK"] == "1" and engine.state.iteration == 2 and first_start:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def by_torchrun(bundle_dir: Path, folder: Path, scans: Path, models: Path, *more: str, restarts: int = 0) -> str:
+    """Answer scans with two processes by the documented command; what was printed."""
+    (folder / "killer.py").write_text(KILLER)
+    (folder / "kill.yaml").write_text("+handlers:\n- _target_: killer.EndOnce\n")
+    configs = [bundle_dir / "configs" / name for name in ("inference.yaml", "multi_gpu_inference.yaml")]
+    configs += [folder / "kill.yaml"] if restarts else []
+    settings = {"bundle_root": bundle_dir, "scans": scans, "output_dir": folder / "out", "num_workers": 0}
+    settings |= {"checkpoint": models / "seed0" / "models" / "best.pt"}
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+            f"--max_restarts={restarts}", "-m", "monai.bundle", "run",
+            "--config_file", str([str(path) for path in configs]),
+            *(f"--{name}={value}" for name, value in settings.items()), *more,
+        ],
+        capture_output=True, text=True, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_answer_as_one_does_also_when_one_is_killed(
+    start: Start, bundle_dir: Path, models: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Every scan once, in their order, with the very numbers; what was written before the kill is not read again."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for number in range(5):
+        volume = np.random.default_rng(number).integers(-1000, 200, (40, 40, 12), dtype=np.int16)
+        nibabel.save(nibabel.Nifti1Image(volume, np.diag([-9.0, -9.0, 10.0, 1.0])), scans / f"ct{number}.nii.gz")
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    shutil.copy(data_dir / "chest_ct.nrrd", packed / "ct.nrrd")
+    shutil.make_archive(str(scans / "more"), "zip", packed)
+    checkpoint = str(models / "seed0" / "models" / "best.pt")
+    run(start("inference", scans=str(scans), output_dir=str(tmp_path / "one"), checkpoint=checkpoint))
+    for name, more, restarts in (("two", (), 0), ("killed", ("--append=True",), 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        printed = by_torchrun(bundle_dir, folder, scans, models, *more, restarts=restarts)
+        for file in ("predictions.csv", "predictions.json"):
+            assert (folder / "out" / file).read_bytes() == (tmp_path / "one" / file).read_bytes(), (name, file)
+        assert not [path for path in (folder / "out").iterdir() if path.suffix.startswith((".part", ".new"))]
+        assert "6 scans answered" in printed and printed.count("scans answered (") == 1
+    kept = int(re.search(r"(\d) of 6 scans have a row", printed)[1])  # type: ignore[index]
+    assert kept > 0
+    counts = Counter(re.findall(r"answered (ct\d.nii.gz|more.zip/ct.nrrd)", printed))
+    assert len(counts) == 6 and max(counts.values()) == 2 and counts["ct1.nii.gz"] == 1  # its row was there
+
+
+@pytest.mark.parametrize(("setting", "said"), [({"watch": True}, "by one process"), ({}, "by torchrun")])
+def test_what_several_processes_cannot_do_is_refused(
+    start: Start, models: Path, tmp_path: Path, setting: dict, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scans").mkdir()
+    checkpoint = str(models / "seed0" / "models" / "best.pt")
+    names = ["inference", *([] if setting else ["multi_gpu_inference"])]
+    if setting:
+        monkeypatch.setattr("fairlung.pipeline.inference.watch.world_size", lambda: 2)
+    workflow = start(*names, scans=str(tmp_path / "scans"), output_dir=str(tmp_path), checkpoint=checkpoint, **setting)
+    error = cause(workflow)
+    assert isinstance(error, UserError) and said in str(error)
 
 
 @pytest.mark.slow

@@ -31,12 +31,12 @@ from fairlung.pipeline.data.cohort import Cohort
 from fairlung.pipeline.data.pseudonyms import Pseudonyms
 from fairlung.pipeline.evaluation.audit import audit
 from fairlung.pipeline.evaluation.predictions import PredictionsError, load_predictions
-from fairlung.pipeline.inference import prediction_writer
+from fairlung.pipeline.inference import parts, prediction_writer
 from fairlung.pipeline.inference.about_scans import AboutScans
 from fairlung.pipeline.inference.answers import Answer, AnswerEvents, answer_scans
+from fairlung.pipeline.inference.labelled_writer import LabelledPredictionWriter
 from fairlung.pipeline.inference.prediction_writer import (
     AppendingPredictionWriter,
-    LabelledPredictionWriter,
     PredictionTableError,
     PredictionWriter,
     csv_bytes,
@@ -684,29 +684,99 @@ def test_without_append_an_old_table_is_replaced(tmp_path: Path) -> None:
     assert [found["scan"] for found in json.loads(path.with_suffix(".json").read_text())] == ["x"]
 
 
-def test_two_processes_write_one_table_in_the_order_of_the_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: tuple[bytes, list[dict[str, Any]]]
+@contextmanager
+def process(number: int, of: int = 2) -> Iterator[None]:
+    """Play one of several processes; the others have come as far as this one where it waits for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (prediction_writer, parts):
+            patch.setattr(module, "world_size", lambda: of, raising=False)
+            patch.setattr(module, "rank", lambda: number, raising=False)
+        patch.setattr(prediction_writer, "is_primary", lambda: number == 0)
+        patch.setattr(prediction_writer, "barrier", lambda: None)
+        yield
+
+
+def shared(path: Path, scans: list[list[str]], append: bool, join: bool = True) -> None:
+    """Processes begin, answer a list of scans each, and join the rows unless they are killed before."""
+    writers = [prediction_writer_of(path, ["a", "b"], append=append) for _ in scans]
+    for number, writer in enumerate(writers):
+        with process(number, len(scans)):
+            writer.begin()
+    for number, writer in enumerate(writers):
+        left = [name for name in scans[number] if name not in writer.answered]
+        with process(number, len(scans)):
+            if left:  # an engine does not run over nothing
+                answer(writer, odd_batches(left))
+    if join:
+        with process(0, len(scans)):
+            writers[0].join(ODD)
+
+
+@pytest.mark.parametrize("append", [False, True])
+@pytest.mark.parametrize("processes", [2, 3, len(ODD) + 2])
+def test_processes_write_one_table_in_the_order_of_the_data(
+    append: bool, processes: int, tmp_path: Path, reference: tuple[bytes, list[dict[str, Any]]]
 ) -> None:
-    """The second process is played: its rows are those it would send."""
-    monkeypatch.setattr(prediction_writer, "world_size", lambda: 2)
-    monkeypatch.setattr(prediction_writer, "is_primary", lambda: False)
-    others: list[list[Any]] = []
-    monkeypatch.setattr(prediction_writer, "rank", lambda: 1)
-    monkeypatch.setattr(prediction_writer, "gather_interleaved", lambda items: others.append(items))
+    dealt = [ODD[number::processes] for number in range(processes)]
+    shared(tmp_path / "p.csv", dealt, append)
+    assert_complete(tmp_path / "p.csv", reference)
+    shared(tmp_path / "p.csv", dealt, append)  # anew, or nothing is left to do
+    assert_complete(tmp_path / "p.csv", reference)
+
+
+@pytest.mark.parametrize("appended", [False, True])
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_rows_of_processes_that_were_killed_are_taken_up(
+    appended: bool, after: int, tmp_path: Path, reference: tuple[bytes, list[dict[str, Any]]]
+) -> None:
+    """By as many processes as before, by more, and by a single one; a row that was cut off is answered again."""
     path = tmp_path / "p.csv"
-    answer(PredictionWriter(path, ["a", "b"]), odd_batches(ODD[1::2]))
-    assert list(tmp_path.iterdir()) == []
+    shared(path, [ODD[0:3:2], ODD[1:4:2]], appended, join=False)
+    cut = max(tmp_path.glob("p.csv.*1"))
+    cut.write_bytes(cut.read_bytes()[:-3])
+    writer = AppendingPredictionWriter(path, ["a", "b"])
+    writer.recover()
+    assert [name for name in ODD if name not in writer.answered] == ODD[3:]
+    shared(path, [ODD[number::after] for number in range(after)], append=True)
+    if after > 1:
+        assert_complete(path, reference)
+    else:  # in the order in which they were answered
+        assert sorted(csv_rows(path.read_bytes())) == sorted(csv_rows(reference[0]))
 
-    def gather(items: list[Any]) -> list[Any]:
-        theirs = others.pop(0)
-        mixed = [None] * (len(items) + len(theirs))
-        mixed[::2], mixed[1::2] = items, theirs
-        return mixed
 
-    monkeypatch.setattr(prediction_writer, "is_primary", lambda: True)
-    monkeypatch.setattr(prediction_writer, "rank", lambda: 0)
-    monkeypatch.setattr(prediction_writer, "gather_interleaved", gather)
-    answer(PredictionWriter(path, ["a", "b"]), odd_batches(ODD[::2]))
+@pytest.mark.parametrize("appended", [False, True])
+def test_a_run_without_append_removes_what_more_processes_left(
+    appended: bool, tmp_path: Path, reference: tuple[bytes, list[dict[str, Any]]]
+) -> None:
+    path = tmp_path / "p.csv"
+    shared(path, [[name] for name in ODD[:3]], appended, join=False)
+    assert len(list(tmp_path.iterdir())) == 6
+    shared(path, [ODD[::2], ODD[1::2]], append=False)
     assert_complete(path, reference)
-    with pytest.raises(ValueError, match="one process"):
-        add(path, odd_batches(ODD[:1]))
+
+
+def test_rows_of_other_classes_are_not_added(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    shared(path, [ODD[:2]], append=True)
+    before = path.read_bytes()
+    writer = PredictionWriter(tmp_path / "other.csv", ["a", "b", "c"])
+    with process(1):
+        writer._start(Engine(lambda *_: None))
+    (tmp_path / "other.csv.part1").replace(tmp_path / "p.csv.new1")
+    with pytest.raises(PredictionTableError, match="other columns"):
+        AppendingPredictionWriter(path, ["a", "b"]).recover()
+    assert path.read_bytes() == before
+
+
+def test_a_restart_without_append_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(PredictionTableError, match="--append True"):
+        PredictionWriter(tmp_path / "p.csv", ["a", "b"]).recover()
+    AppendingPredictionWriter(tmp_path / "p.csv", ["a", "b"]).recover()
+
+
+def test_processes_that_see_other_scans_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "gather_interleaved", lambda names: [*names, ["a", "c"]])
+    with pytest.raises(parts.DealingError, match="the same scans"):
+        parts.own_share(["a", "b"], str)
+    assert parts.own_share(["a", "c"], str) == ["a", "c"]

@@ -49,11 +49,14 @@ def study(
     output: Annotated[Path | None, Option("-o", "--output", help="Its folder; else runs/NAME.")] = None,
     cohort: Annotated[str | None, Option(help="The cohort file, instead of the study's.")] = None,
     bundle_root: Annotated[str | None, Option(help="Folder of the bundle, instead of the study's.")] = None,
-    engine: Annotated[Literal["local", "ray"], Option(help="Run here, or on a Ray cluster.")] = "local",
+    engine: Annotated[Literal["local", "ray", "slurm"],
+        Option(help="Run here, on a Ray cluster, or as jobs of SLURM.")] = "local",
     workers: Annotated[int, Option(help="local: runs at a time.")] = 1,
     address: Annotated[str | None, Option(help="ray: of the cluster; else one is started here.")] = None,
-    cpus: Annotated[float, Option(help="ray: CPUs of a run.")] = 1,
-    gpus: Annotated[float, Option(help="ray: GPUs of a run.")] = 0,
+    cpus: Annotated[float, Option(help="ray, slurm: CPUs of a run.")] = 1,
+    gpus: Annotated[float, Option(help="ray, slurm: GPUs of a run.")] = 0,
+    slurm: Annotated[list[str] | None, Option(metavar="KEY=VALUE",
+        help="slurm: an option of sbatch, such as time=240 (minutes; needed) or partition=gpu; repeatable.")] = None,
     final: Annotated[str | None, Option(
         help="Once the study is finished: judge this configuration on the cohort's held-out test split.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be run.")] = False,
@@ -66,6 +69,8 @@ def study(
     from ..studies.record import StudyError
     from .study_progress import show_progress
 
+    if slurm and engine != "slurm":
+        stop(StudyError("--slurm says what SLURM's jobs take, and is for --engine slurm"))
     try:
         written = read_study(file, cohort=cohort, bundle_root=bundle_root)
         place = output or Path("runs", written.name)
@@ -85,6 +90,8 @@ def study(
                 with show_progress(folder) as (begins, ends):
                     if engine == "ray":
                         engines.run_by_ray(waiting, begins, ends, address, cpus, gpus)
+                    elif engine == "slurm":
+                        engines.run_by_slurm(waiting, begins, ends, slurm or [], cpus, gpus)
                     else:
                         engines.run_locally(waiting, begins, ends, workers)
                 tables_at = _tables_of(place)

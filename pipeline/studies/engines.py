@@ -1,4 +1,4 @@
-"""The engines that carry out the runs of a study: this machine, or a Ray cluster.
+"""The engines that carry out the runs of a study: this machine, a Ray cluster, or SLURM.
 
 Each run is a process of its own: one that crashes, even in native code, is a failed run, and the others go on. It is
 forked from a process that has done the imports, which take longer than many a run.
@@ -8,15 +8,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 from ..common.errors import UserError
+from ..common.text import did_you_mean
 
+# of SLURM's parameters, what the study says itself, and what is no number or text
+OURS = ("job_name", "nodes", "ntasks_per_node", "cpus_per_task", "gpus_per_node", "num_gpus", "map_count")
+NO_TEXT = ("setup", "teardown", "additional_parameters", "srun_args", "use_srun")
 Ends = Callable[[Path, int, str], None]  # run.json, exit code, why it was not even started
 
 
@@ -70,7 +75,7 @@ class Starter:
 
 @cache
 def _own_starter() -> Starter:
-    """Of a process of Ray's, which carries out many runs."""
+    """Of a process of Ray's, which carries out many runs, or of SLURM's."""
     return Starter()
 
 
@@ -107,7 +112,7 @@ def run_locally(run_files: Sequence[Path], begins: Callable[[Path], None], ends:
 
 
 def execute(run_file: str, folder: str) -> int:
-    """Carry out a run in a process of Ray's."""
+    """Carry out a run in a process of Ray's or SLURM's."""
     return _own_starter().run(run_file, folder)
 
 
@@ -149,3 +154,101 @@ def run_by_ray(
             ends(run_file, code, reason)
     finally:
         ray.shutdown()
+
+
+class ResumableRun:
+    """A run as a job of SLURM, which begins it again where its time was up or another job took its place."""
+
+    def __call__(self, run_file: str, folder: str) -> int:
+        try:
+            return execute(run_file, folder)
+        finally:
+            _own_starter().close()  # SLURM removes what outlives the job; an interrupted run saves itself first
+
+    def checkpoint(self, run_file: str, folder: str) -> Any:
+        """What submitit puts into the queue again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, run_file, folder)
+
+
+def run_by_slurm(
+    run_files: Sequence[Path], begins: Callable[[Path], None], ends: Ends, settings: Sequence[str] = (),
+    cpus: float = 1, gpus: float = 0, cluster: str = "slurm", pause: float = 10.0,
+) -> None:  # fmt: skip
+    """Carry out runs as one array of SLURM's jobs, through submitit, whose files lie in the study's folder ``slurm``.
+
+    The jobs need this fairlung, and the study's folder, cohort and bundle at the same paths. ``begins`` is called when
+    a run stands in the queue. Whatever ends this function early cancels the jobs that are left.
+
+    Args:
+        settings: ``KEY=VALUE`` each (:func:`slurm_parameters`).
+        cluster: ``slurm``, or what else submitit knows: ``local`` and ``debug`` carry the jobs out here.
+        pause: seconds between two looks at the jobs.
+    EngineError: submitit or SLURM is not here, SLURM refuses the jobs, or a setting is wrong.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise EngineError("the engine slurm needs submitit: pip install 'fairlung[slurm]'") from error
+    parameters = slurm_parameters(settings, submitit.SlurmExecutor._valid_parameters(), cpus, gpus)
+    if not run_files:
+        return
+    files = [path.resolve() for path in run_files]
+    try:
+        executor = submitit.AutoExecutor(files[0].parents[2] / "slurm", cluster=cluster)
+        executor.update_parameters(name=f"fairlung-{files[0].parents[2].name}", **parameters)
+        jobs = executor.map_array(ResumableRun(), map(str, files), [str(Path.cwd())] * len(files))
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        raise EngineError(f"SLURM does not take the jobs: {' '.join(str(error).split())}") from error
+    except RuntimeError as error:  # submitit finds no srun
+        raise EngineError("SLURM is not found here: there is no srun; begin the study on a login node") from error
+    waiting = dict(zip(jobs, run_files, strict=True))
+    try:
+        for run_file in run_files:
+            begins(run_file)
+        for job in submitit.helpers.as_completed(jobs, poll_frequency=pause):
+            code, reason = -1, ""
+            try:
+                code = job.result()
+            except submitit.core.utils.FailedJobError as error:  # fairlung is not there, or time was up too often
+                reason = f"SLURM's job failed: {_cause(str(error))}; see {job.paths.stderr}"
+            except submitit.core.utils.UncompletedJobError:  # its machine is lost, or it was cancelled
+                reason = f"SLURM ended it ({job.state}); see {job.paths.stderr}"
+            ends(waiting.pop(job), code, reason)
+    finally:
+        for job in waiting:
+            job.cancel(check=False)
+
+
+def slurm_parameters(settings: Sequence[str], known: set[str], cpus: float = 1, gpus: float = 0) -> Mapping[str, Any]:
+    """What submitit's AutoExecutor is told: ``KEY=VALUE``, by the names that ``sbatch`` has, with ``_`` for ``-``.
+
+    ``time``, in minutes, is needed: submitit's own would end a training after five. EngineError says what is wrong.
+    """
+    given: dict[str, Any] = {}
+    allowed = sorted(known - {*OURS, *NO_TEXT})
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not value:
+            raise EngineError(f"--slurm takes KEY=VALUE, such as partition=gpu, got {setting!r}")
+        if name not in allowed:
+            why = "is said by --cpus, --gpus or the study" if name in OURS else f"is none of {', '.join(allowed)}"
+            raise EngineError(f"--slurm: {name!r} {why}{did_you_mean(name, allowed)}")
+        given[name] = int(value) if value.isdecimal() else value
+    minutes = given.pop("time", None)
+    if not isinstance(minutes, int) or minutes < 1:
+        said = "is missing" if minutes is None else f"must be a whole number, got {minutes!r}"
+        raise EngineError(f"--slurm time=MINUTES, the time that a run may take, {said}")
+    for what, number, least in (("cpus", cpus, 1), ("gpus", gpus, 0)):
+        if number != int(number) or number < least:
+            raise EngineError(f"{what} must be a whole number of at least {least} for SLURM, got {number:g}")
+    own = {"timeout_min": minutes, "cpus_per_task": int(cpus)} | ({"gpus_per_node": int(gpus)} if gpus else {})
+    return own | {f"slurm_{name}": value for name, value in given.items()}
+
+
+def _cause(text: str) -> str:
+    """The last line of the trace that submitit's error holds."""
+    _, _, trace = text.partition("-" * 22)
+    lines = trace.partition("-" * 22)[0].strip().splitlines()
+    return lines[-1] if lines else " ".join(text.split())

@@ -101,6 +101,7 @@ def _carry_out(run_file: str, folder: str) -> int:
 def serve() -> None:
     """Fork for each run that is asked for, a line each, until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends by it, and this process when nobody asks
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM tells all of a job that its time is up; who asked decides
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # a process that has asked CUDA itself cannot fork
     for name in IMPORTED:
         with suppress(ImportError):

@@ -16,6 +16,7 @@ import mlflow
 import pandas as pd
 import pytest
 import yaml
+from fake_slurm import write_programs
 from filelock import FileLock
 from typer.testing import CliRunner
 from workflows import SHRUNK, SMALL_NETWORK
@@ -166,8 +167,13 @@ def in_process(folder: StudyFolder) -> None:
         folder.ends(run.id, study_worker.main(str(run_file)))
 
 
+def test_what_slurm_is_told_is_for_slurm_alone(write: Any, tmp_path: Path) -> None:
+    said = carry_out(write(), tmp_path / "out", "--slurm", "time=60", code=1)
+    assert "is for --engine slurm" in said and not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
-def test_killed_resumed_and_by_ray_the_numbers_are_the_same(
+def test_killed_resumed_by_ray_and_by_slurm_the_numbers_are_the_same(
     write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -190,14 +196,19 @@ def test_killed_resumed_and_by_ray_the_numbers_are_the_same(
     ray = tmp_path / "ray"
     carry_out(path, ray, "--engine", "ray")
     assert list(numbers(killed)) == ["CE_seed_1"] and numbers(killed) == numbers(ray)  # which ran without a stop
-    tables = [pd.read_csv(folder / "tables" / "table1.csv") for folder in (killed, ray)]
-    pd.testing.assert_frame_equal(*tables)
+    slurm = tmp_path / "slurm"
+    monkeypatch.setenv("PATH", f"{write_programs(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}")
+    carry_out(path, slurm, "--engine", "slurm", "--slurm", "time=60")
+    assert numbers(killed) == numbers(slurm)
+    tables = [pd.read_csv(folder / "tables" / "table1.csv") for folder in (killed, ray, slurm)]
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(tables[0], table)
 
     client = mlflow.MlflowClient(read_study(path).settings["tracking_uri"])
     parents = client.search_runs(
         [client.get_experiment_by_name("fair-lung-ct").experiment_id], "tags.`fairlung.kind` = 'study'"
     )
-    assert [run.info.status for run in parents] == ["FINISHED", "FINISHED"]
+    assert [run.info.status for run in parents] == ["FINISHED"] * 3
     for parent in parents:
         (child,) = client.search_runs(
             [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"

@@ -70,7 +70,7 @@ def study(
     from .study_progress import show_progress
 
     if slurm and engine != "slurm":
-        stop(StudyError("--slurm says what SLURM's jobs take, and is for --engine slurm"))
+        raise StudyError("--slurm says what SLURM's jobs take, and is for --engine slurm")
     try:
         written = read_study(file, cohort=cohort, bundle_root=bundle_root)
         place = output or Path("runs", written.name)

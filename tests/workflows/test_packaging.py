@@ -188,7 +188,7 @@ def imports(folder: str) -> set[str]:
 def test_every_import_is_declared_and_every_requirement_is_used(setup: configparser.ConfigParser) -> None:
     requirements = {extra: {canonical(r.name) for r in listed} for extra, listed in declared(setup).items()}
     packages = imports("pipeline") | imports("transforms")
-    optional = requirements["ray"] | requirements["openvino"]
+    optional = requirements["ray"] | requirements["openvino"] | requirements["slurm"]
     assert packages - requirements[""] == optional, "imported but not declared"
     assert requirements[""] - packages == ASKED_FOR, "declared but not imported"
     tests = imports("tests")
@@ -216,9 +216,10 @@ def test_the_top_level_is_the_design_card() -> None:
         "CITATION.cff",
         "SECURITY.md",
         "docs",
+        "mkdocs.yml",
     }
     beside |= {"benchmarks", "studies", "requirements.lock", "requirements.hashes"}
-    hidden = {".ci", ".gitignore", ".pre-commit-config.yaml"}
+    hidden = {".ci", ".github", ".gitignore", ".pre-commit-config.yaml"}
     assert card <= top
     assert top <= card | beside | hidden
 

@@ -103,7 +103,8 @@ def test_mistakes_are_found_before_anything_runs(write: Any, tmp_path: Path, ent
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("paper", 45), ("hardware", 3), ("demo", 6), ("objective", 14), ("sites", 36)]
+    ("name", "count"),
+    [("paper", 45), ("hardware", 3), ("demo", 600), ("objective", 14), ("sites", 36), ("systems", 162)],
 )
 def test_shipped_studies_can_be_planned(
     name: str, count: int, small_cohort: Path, bundle_dir: Path, tmp_path: Path

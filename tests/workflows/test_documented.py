@@ -25,12 +25,14 @@ ELSEWHERE = {
     "folders.csv": "tests/workflows/test_real.py",  # public data sets
     "real/cohort.csv": "tests/workflows/test_real.py",
 }
+JOBS = {"train", "evaluate", "infer"}  # of the bundle, in tests/unit/cli/test_bundle_commands.py
 WITHOUT_VALUES = {"...", "NAME", "STUDY", "COMMAND", "OUTPUT_DIR", "FILE.json"}
 
 
 def runnable(page: Path) -> list[Command]:
     found = [command for command in commands(page) if command.words[0] == "fairlung" and len(command.words) > 2]
     found = [command for command in found if not (set(command.words) & {*ELSEWHERE, *WITHOUT_VALUES})]
+    found = [command for command in found if command.words[1] not in JOBS]
     return [c for c in found if c.words[1] != "study" or "--dry-run" in c.words]
 
 
@@ -109,8 +111,13 @@ def test_commands_run_as_the_page_has_them(
 
 
 def snippets() -> list[tuple[str, str]]:
-    """Python of the pages but of MLflow's, which wants a registered model: tests/unit/tracking/test_registry.py."""
-    found = [(f"{page.name}:{line}", text) for page in PAGES for line, text in blocks(page, "python")]
+    """Python of the pages.
+
+    But for MLflow's, which wants a registered model (tests/unit/tracking/test_registry.py), and python.md's, whose
+    blocks go on where the one before ended (test_python_page.py).
+    """
+    pages = [page for page in PAGES if page.name != "python.md"]
+    found = [(f"{page.name}:{line}", text) for page in pages for line, text in blocks(page, "python")]
     return [(where, text) for where, text in found if "mlflow.pyfunc" not in text]
 
 

@@ -57,6 +57,8 @@ class FrozenBody:
         self.precision, self.device = precision, torch.device(device)
         self.name = str(self.config["network_def"].get("_target_", "")).rpartition(".")[2]
         self._body: nn.Module | None = None
+        # once: of weights in a file it takes reading them all, and the head and both data sets ask for it
+        self.weights_name = self._weights_name()
 
     def network(self) -> nn.Module:
         """The whole network, its head untrained."""
@@ -75,7 +77,7 @@ class FrozenBody:
                 raise ValueError(f"frozen features: the head of {self.name} has a {type(layer).__name__}, not a Linear")
         return name, head
 
-    def weights_name(self) -> str:
+    def _weights_name(self) -> str:
         """Which weights the body has: equal for equal bodies, other ones for others."""
         section = self.config["network_def"]
         if self.name not in OF_NETWORK or section.keys() - {"_target_"} - _OF_ALL:  # it may load what it likes
@@ -131,12 +133,14 @@ class FrozenHead(nn.Module):
     head never answers for another body.
     """
 
+    on_frozen_features = True  # what train_layers looks at
+
     def __init__(self, body: FrozenBody) -> None:
         super().__init__()
         self.body = body
         self.name_in_network, self.head = body.head()
         self.features = next(layer.in_features for layer in self.head.modules() if isinstance(layer, nn.Linear))
-        self.described = f"head of {body.name} on frozen features, {body.weights_name()}"
+        self.described = f"head of {body.name} on frozen features, {body.weights_name}"
 
     def forward(self, features: Tensor) -> Tensor:
         if features.ndim != 2 or features.shape[1] != self.features:

@@ -40,7 +40,7 @@ def train_only(network: nn.Module, layers: str) -> nn.Module:
     statistics, and their dropout leaves nothing out.
     """
     check_setting("train_layers", layers, layers in TRAIN_LAYERS, f"one of {', '.join(TRAIN_LAYERS)}")
-    on_features = hasattr(network, "body")
+    on_features = getattr(network, "on_frozen_features", False)
     if on_features != (layers == "frozen"):
         raise ValueError(
             "train_layers: frozen and the overlay frozen.yaml go together, "

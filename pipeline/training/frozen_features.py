@@ -49,7 +49,7 @@ class FeatureDataset(ScanDataset):
         super().__init__(data, preprocessing, augmentation, cache_dir, in_memory, cache_limit, pseudonyms)
         self.body, self.views, self.crop = body, views, Augmentation(center_crop)
         self.scans = self.cached
-        described = [str(self.scans.transform_hash), body.weights_name(), body.name, body.precision, self.crop]
+        described = [str(self.scans.transform_hash), body.weights_name, body.name, body.precision, self.crop]
         key = transform_digest([*described, *([views, self.transform] if views else [])])  # type: ignore[list-item]
         self._index = {item["image"]: index for index, item in enumerate(self.scans.data)}
         self.cached = VolumeCache(

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 import typer
 from typer import Argument, Option
 
-from ..common.bundle import BUNDLE, bundle_folder, config_file, copy_bundle
+from ..common.bundle import BUNDLE, bundle_folder, config_file, copy_bundle, merged
 from ..common.errors import UserError
 from .console import say
 
@@ -88,8 +88,6 @@ USAGE = {
 
 def _job(job: str, words: list[str] | None) -> None:
     """Run a job in this process by the very program that ``python -m monai.bundle run`` is."""
-    import yaml
-
     from ..common.settings import settings_text
 
     usage, positional = USAGE[job]
@@ -98,13 +96,10 @@ def _job(job: str, words: list[str] | None) -> None:
     first, last = {"train": ("train", ""), "evaluate": ("train", "evaluate"), "infer": ("inference", "")}[job]
     files = [config_file(root, name) for name in filter(None, (first, *given.configs, last))]
     if given.help:
-        merged: dict[str, object] = {}
-        for file in files:
-            merged |= yaml.safe_load(file.read_text())
         configs = " ".join(f"-c {name}" for name in given.configs)
         say(f"{usage} {configs}".rstrip())
         say("-o DIR is --output_dir; -c NAME puts a config of the bundle, such as systems/ce, or a file on the others.")
-        say(settings_text(merged))
+        say(settings_text(merged(files)))
         return
     own = [] if given.bundle_root is not None else [f"--bundle_root={root}"]
     if all(file.is_relative_to(BUNDLE) for file in files):  # MONAI warns of configs of others

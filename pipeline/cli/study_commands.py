@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from ..common.bundle import bundle_folder, config_file
+from ..common.bundle import bundle_folder, config_file, merged
 from ..common.errors import UserError
 from .console import console, plain, say, show_study
 
@@ -16,15 +16,10 @@ def settings(
     bundle_root: Annotated[Path | None, Option(help="Folder of another bundle than the one that came along.")] = None,
 ) -> None:  # fmt: skip
     """Show every setting of the bundle's configs: its value, what it is and what it may be."""
-    import yaml
-
     from ..common.settings import settings_text
 
-    merged: dict[str, object] = {}
     root = bundle_folder(bundle_root)
-    for name in configs:
-        merged |= yaml.safe_load(config_file(root, name).read_text())
-    say(settings_text(merged))
+    say(settings_text(merged(config_file(root, name) for name in configs)))
 
 
 def tables(

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,16 @@ def config_file(root: Path, name: str) -> Path:
         there = sorted(path.relative_to(configs).with_suffix("").as_posix() for path in configs.rglob("*.yaml"))
         raise BundleError(f"{configs} has no config {name!r}{did_you_mean(name, there)}; it has {', '.join(there)}")
     return file
+
+
+def merged(files: Iterable[Path]) -> dict[str, Any]:
+    """The top-level entries of configs, the later file's where two have one."""
+    import yaml
+
+    entries: dict[str, Any] = {}
+    for file in files:
+        entries |= yaml.safe_load(file.read_text())
+    return entries
 
 
 def bundle_files(root: Path) -> Iterator[Path]:

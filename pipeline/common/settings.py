@@ -204,6 +204,7 @@ class Settings(TypedDict, total=False):
     resamples: Annotated[int, Interval(ge=100), "bootstrap draws, and permutations, of the audit"]
     margin: Annotated[float | None, Interval(gt=0, lt=1), "gap within which the groups count as served alike"]
     error_images: Annotated[Whole, "pictures of the worst errors"]
+    report: Annotated[bool, "write report.html, report.md and confusion.png"]
     save_features: Annotated[bool, "write the network's features of each scan, for fairlung probe: features.npz"]
     duplicates: Annotated[str | None, "also save features, and search this split, such as train, for the same patients"]
 

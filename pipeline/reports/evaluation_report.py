@@ -48,13 +48,15 @@ def write_report(evaluation_dir: str | Path, path: str | Path | None = None) -> 
     return document.write_document(report, path)
 
 
-def report_evaluation(evaluation_dir: str | Path) -> Path | None:
-    """:func:`write_report` at the end of an evaluation: an earlier report is removed, and a failure is a warning."""
+def report_evaluation(evaluation_dir: str | Path, wanted: bool = True) -> Path | None:
+    """:func:`write_report`, if ``wanted``, after an evaluation: an earlier report goes, a failure is a warning."""
     if not is_primary():
         return None
     folder = Path(evaluation_dir)
     for old in [old for pattern in REPORT_FILES for old in folder.glob(pattern)]:
         old.unlink()
+    if not wanted:
+        return None
     try:
         return write_report(folder)
     except Exception as error:  # a library that is missing, a full disk, a damaged history

@@ -69,19 +69,20 @@ class Evidence:
 
 def write_evaluation(
     predictions: str | Path, class_names: Sequence[str], group_names: Sequence[str],
-    group_by: str | Sequence[str] = "sex", split: str = "",
-    checkpoint: str | Sequence[str] = "",
+    group_by: str | Sequence[str] = "sex", split: str = "", checkpoint: str | Sequence[str] = "", picture: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Summarise a labelled prediction table beside it: metrics.json, and confusion.png where matplotlib is installed.
+    """Summarise a labelled prediction table beside it: metrics.json and, with ``picture``, confusion.png.
 
-    ``checkpoint`` is the file that was judged; of several that answered together, a list of them.
+    Without matplotlib there is a warning in place of the picture. ``checkpoint`` is the file that was judged; of
+    several that answered together, a list of them.
 
     Returns the content of metrics.json; nothing in processes other than the first, which write nothing.
     """
     if not is_primary():
         return {}
     predictions = Path(predictions)
-    for name in (run_folder.METRICS, run_folder.AUDIT):  # of earlier predictions: these may be none to judge
+    # of earlier predictions: these may be none to judge
+    for name in (run_folder.METRICS, run_folder.AUDIT, run_folder.CONFUSION):
         predictions.with_name(name).unlink(missing_ok=True)
     if not isinstance(checkpoint, str):
         checkpoint = checkpoint[0] if len(checkpoint) == 1 else list(checkpoint)
@@ -94,6 +95,8 @@ def write_evaluation(
         "confusion": confusion.tolist(), "metrics": fairness_summary(confusion, class_names, group_names),
     }  # fmt: skip
     predictions.with_name(run_folder.METRICS).write_text(json.dumps(result, indent=2) + "\n")
+    if not picture:
+        return result
     try:
         from .figures import confusion_figure
 

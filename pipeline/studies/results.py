@@ -146,6 +146,24 @@ def pooled(tables: Sequence[Predictions]) -> Predictions:
     return replace(tables[0], **columns, probabilities=None, synthetic=any(table.synthetic for table in tables))
 
 
+def one_answer_notes(results: Results) -> list[str]:
+    """Of each configuration with runs that give all scans of their fold one class, that it has them.
+
+    Where folds differ in their classes, as sites do, such answers put together look as if the network told classes
+    apart.
+    """
+    notes = []
+    for label in results.study.labels:
+        tables = [results.tables[run.id] for run in results.study.runs if run.label == label and run.fold is not None
+                  and run.id in results.tables]  # fmt: skip
+        if one := sum(np.ptp(table.prediction) == 0 < np.ptp(table.label) for table in tables):
+            text = (
+                f"{label}: {one} of {len(tables)} runs give one class to all scans of their fold. Over all folds P is "
+            )
+            notes.append(f"{text}then higher than within them where folds differ in their classes.")
+    return notes
+
+
 def _evaluation(folder: Path) -> Predictions:
     metrics = optional_json(folder / run_folder.METRICS)
     if metrics is None:

@@ -22,7 +22,7 @@ from ..shortcuts.probe import NOT_USED, read_probes
 from .figures import curves_figure, encoding_figure, pareto_front, sites_figure, study_trade_off_figure
 from .numbers import SCANS, Row, alike, columns_of, number_keys
 from .record import StudyRun, status_text
-from .results import Results, numbers_of, read_cells, read_history
+from .results import Results, numbers_of, one_answer_notes, read_cells, read_history
 from .selection import expected_best
 from .sites import keys_of, sites_frame, sites_notes, sites_table
 from .summary import StudyTables, fair_gap, quoted_paper, study_tables
@@ -70,7 +70,7 @@ def table_notes(tables: StudyTables, alone: bool = True) -> tuple[str, ...]:
     label, gap = fair_gap(tables)
     fair = f"|gap| is never 0 on few scans: one run of a perfectly fair model as good as {label} shows |gap| {gap:.3f}"
     notes.append(f"{fair} on average on these scans.")
-    notes += _lacking_notes(tables.results)
+    notes += [*_lacking_notes(tables.results), *one_answer_notes(tables.results)]
     if tables.quoted:
         paper = quoted_paper()
         source = f"{paper['source']}; {paper['conditions']}" if study.quoted is None else "as the study gives them"

@@ -32,7 +32,9 @@ DONE, FAILED, LOG = "done.json", "failed.json", "log.txt"
 # what runs import in any case, or mostly
 IMPORTED = (
     "monai.bundle", "monai.engines", "ignite.handlers", "torchvision.models.video", "matplotlib.pyplot", "scipy.stats",
-    "sklearn.metrics", "mlflow",
+    "sklearn.metrics", "fairlearn.metrics", "statsmodels.stats.multitest", "mlflow", "..training.resume",
+    "..networks.r3d18", "..evaluation.audit", "..reports.evaluation_report", "..explain.error_gallery",
+    "..shortcuts.features", "..tracking.run", "..cli.evaluation_commands",
 )  # fmt: skip
 
 
@@ -95,7 +97,10 @@ def _carry_out(run_file: str, folder: str) -> int:
         for output in (1, 2):
             os.dup2(log.fileno(), output)
     _end_with_parent()
-    return main(run_file)
+    try:
+        return main(run_file)
+    finally:
+        gc.unfreeze()  # or libraries report at the end, in the log, what they take for lost
 
 
 def serve() -> None:
@@ -105,7 +110,8 @@ def serve() -> None:
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # a process that has asked CUDA itself cannot fork
     for name in IMPORTED:
         with suppress(ImportError):
-            import_module(name)
+            import_module(name, __package__)
+    gc.freeze()  # the collector of a run need not look at all of it
     for line in iter(sys.stdin.readline, ""):
         if (pid := os.fork()) == 0:
             sys.exit(_carry_out(*json.loads(line)))

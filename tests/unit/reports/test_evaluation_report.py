@@ -287,6 +287,16 @@ def test_a_report_that_fails_ends_no_evaluation_and_leaves_no_old_one(
     assert not list(folder.glob("report.*")) and not list(folder.glob("report_files/*.png"))
 
 
+def test_numbers_alone_leave_no_picture_of_an_earlier_evaluation(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "evaluation")
+    write_evaluation(folder / "predictions.csv", CLASSES, SEXES, split="test")
+    assert report_evaluation(folder) is not None and (folder / "confusion.png").is_file()
+    write_evaluation(folder / "predictions.csv", CLASSES, SEXES, split="test", picture=False)
+    assert report_evaluation(folder, wanted=False) is None
+    left = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert "metrics.json" in left and not left & {"confusion.png", "report.html", "report.md"}
+
+
 @pytest.mark.parametrize(
     ("confusion", "said"),
     [

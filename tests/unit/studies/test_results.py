@@ -19,7 +19,7 @@ from simulated_studies import (
 
 from fairlung.pipeline.evaluation.predictions import Predictions
 from fairlung.pipeline.studies.record import StudyError, load_study
-from fairlung.pipeline.studies.results import pooled, read_results
+from fairlung.pipeline.studies.results import one_answer_notes, pooled, read_results
 from fairlung.pipeline.studies.summary import study_tables
 from fairlung.pipeline.studies.tables import (
     study_document,
@@ -63,6 +63,25 @@ def test_a_finished_run_without_its_evaluation_is_a_warning(given_study, tmp_pat
     assert len(results.replicates["CE"]) == 1
     write_tables([folder], tmp_path / "out", resamples=DRAWS)
     assert "metrics.json is missing" in (tmp_path / "out" / "tables.md").read_text()
+
+
+def test_runs_that_give_a_fold_one_class_are_told(nested_study, given_study):
+    results = read_results(load_study(nested_study))
+    assert one_answer_notes(results) == []
+    first = [run.id for run in results.study.runs if run.label == "CE" and run.id in results.tables][:2]
+    one = {
+        name: replace(results.tables[name], prediction=np.full_like(results.tables[name].prediction, 1))
+        for name in first
+    }
+    (told,) = one_answer_notes(replace(results, tables=results.tables | one))
+    assert told.startswith("CE: 2 of 9 runs give one class")
+    # a fold of one class tells nothing of the network
+    same = {name: replace(table, label=np.full_like(table.label, 1)) for name, table in one.items()}
+    assert one_answer_notes(replace(results, tables=results.tables | same)) == []
+    # no folds, nothing put together
+    results = read_results(load_study(given_study))
+    one = {name: replace(table, prediction=np.zeros_like(table.prediction)) for name, table in results.tables.items()}
+    assert one_answer_notes(replace(results, tables=one)) == []
 
 
 def with_patients(study: Path, scans: int) -> None:

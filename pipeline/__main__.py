@@ -1,6 +1,6 @@
 """``python -m fairlung.pipeline`` is the console program ``fairlung``."""
 
-from .cli.app import app
+from .cli.app import main
 
 if __name__ == "__main__":
-    app(prog_name="fairlung")
+    main()

@@ -303,6 +303,11 @@ def settings_text(config: Mapping[str, Any]) -> str:
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------
+def is_bundle_run() -> bool:
+    """Whether this process is ``python -m monai.bundle``."""
+    return Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
+
+
 def typed_settings() -> dict[str, Any]:
     """What this ``python -m monai.bundle run`` was told of settings, as it was typed; {} in any other process.
 
@@ -311,7 +316,7 @@ def typed_settings() -> dict[str, Any]:
     quoted, lists and mappings with a ``#`` in them, and None. Left out is what MONAI has to evaluate: ``$...``,
     ``@...`` and ``%...``. SettingError: a ``#`` in a list or mapping outside quotes.
     """
-    if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py"):
+    if not is_bundle_run():
         return {}
     typed: dict[str, Any] = {}
     for name, text in _flags(sys.argv[2:]).items():

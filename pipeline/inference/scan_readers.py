@@ -1,5 +1,6 @@
 """Scans for inference, read in processes of their own: one that hangs or crashes its reader costs only itself."""
 
+import gc
 import io
 import logging
 import math
@@ -17,8 +18,8 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager, nullcontext, suppress
 from importlib.machinery import ModuleSpec
-from itertools import islice, takewhile
-from multiprocessing import forkserver
+from itertools import islice, pairwise, takewhile
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -29,6 +30,7 @@ import torch
 from fairlung.transforms.checks import check_setting
 
 from ..common.errors import UserError, shows_whole_stack
+from ..common.settings import is_bundle_run
 from ..data.dataset import NewScanDataset
 from ..data.intake_records import failure_reason
 
@@ -61,8 +63,8 @@ class ScanLoader:
     memory runs out, and not always to the process that used it. Without workers neither hangs nor crashes are caught.
     What decoders write to the console is dropped, as it may quote a scan's header; ``FAIRLUNG_TRACEBACK=1`` shows it.
 
-    The processes are forked from a server that has imported what the transform needs, and has neither threads nor CUDA.
-    So the data set must pickle, or there is a TypeError; and where the main script defines the transform's class, it
+    The processes are forked from a server that has neither threads nor CUDA (:func:`start_server`). So the data set
+    must pickle, or there is a TypeError; and where the main script defines the transform's class, it
     runs again in each of them up to its ``if __name__ == "__main__"``. They end with the iteration and this process.
 
     Args:
@@ -86,12 +88,8 @@ class ScanLoader:
         if num_workers > 0:
             self._pickled, modules = _pickled(dataset)
             self._needs_main = "__main__" in modules
-            # Forking this process would copy its threads' locks and its CUDA context, and starting anew would import
-            # MONAI once a process. The server imports while this process builds its network; one that runs already
-            # keeps the imports that it has.
             needed = dict.fromkeys((__name__, *modules, *self.preload))
-            forkserver.set_forkserver_preload([name for name in needed if name != "__main__"])
-            forkserver.ensure_running()
+            start_server([name for name in needed if name != "__main__"])
 
     def with_data(self, data: Sequence[Mapping[str, Any]]) -> "ScanLoader":
         """The same for other scans."""
@@ -162,6 +160,49 @@ def _pickled(dataset: NewScanDataset) -> tuple[bytes, list[str]]:
     except Exception as error:  # each class refuses in its own way
         raise TypeError(f"the data set cannot be sent to the processes that read ({error}); num_workers 0") from error
     return content, sorted(modules)
+
+
+def start_server(modules: Sequence[str]) -> None:
+    """Start multiprocessing's server, which forks the processes that read; one that runs keeps the imports it has.
+
+    Forking them from this process would copy its threads' locks and its CUDA context, and starting each anew would
+    import MONAI once a process. The server itself is a fork of this process where that has done nothing but imports: a
+    bundle's run, or a command of ours, that has neither threads nor CUDA yet. Else it is a new process, and imports
+    while this one builds its network.
+    """
+    forkserver.set_forkserver_preload(list(modules))
+    program = is_bundle_run() or Path(sys.argv[0]).name == "fairlung"
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if program and threading.active_count() == 1 and not (grouped or torch.cuda.is_initialized()):
+        resource_tracker.ensure_running()  # which would be forked too
+        spawn, util.spawnv_passfds = util.spawnv_passfds, _forked
+        try:
+            forkserver.ensure_running()
+        finally:
+            util.spawnv_passfds = spawn
+    else:
+        forkserver.ensure_running()
+
+
+def _forked(path: str, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+    """As ``multiprocessing.util.spawnv_passfds`` for ``python -c PROGRAM``, in a fork of this process; its id."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    gc.freeze()  # what the garbage collector does not touch stays shared between the processes
+    process = os.fork()
+    if process:
+        gc.unfreeze()
+        return process
+    try:
+        for number in signal.valid_signals():
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        kept = sorted({0, 1, 2, *descriptors})
+        for below, above in pairwise([*kept, os.sysconf("SC_OPEN_MAX")]):
+            os.closerange(below + 1, above)
+        exec(arguments[-1], {})  # noqa: S102  (multiprocessing's own words, which begin the server)
+    finally:
+        os._exit(1)
 
 
 @contextmanager

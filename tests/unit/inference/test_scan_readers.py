@@ -443,6 +443,34 @@ class Local(Read):
     """Stands in for a transform that the main script defines."""
 
 
+PROGRAM = """
+import multiprocessing, os, sys, threading, types
+from fairlung.pipeline.inference.scan_readers import start_server
+
+if __name__ == "__main__":
+    sys.modules["once"] = types.ModuleType("once")
+    kept = open(__file__)
+    {begun}
+    start_server([])
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        print(pool.apply(eval, ("'once' in __import__('sys').modules",)))
+        print(pool.apply(os.path.realpath, (f"/proc/self/fd/{{kept.fileno()}}",)) == os.path.realpath(__file__))
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "begun", "is_fork"),
+    [("fairlung", "", True), ("notebook", "", False), ("fairlung", "threading.Timer(30, print).start()", False)],
+)
+def test_readers_have_the_imports_of_a_program_of_ours_that_has_begun_nothing_and_none_of_its_files(
+    name: str, begun: str, is_fork: bool, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(PROGRAM.format(begun=begun))
+    done = subprocess.run([sys.executable, tmp_path / name], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [str(is_fork), "False"], done.stderr
+
+
 @pytest.mark.parametrize("needed", [False, True])
 def test_the_main_script_runs_again_only_where_the_transform_is_defined_in_it(
     needed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

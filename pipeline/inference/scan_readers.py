@@ -184,7 +184,7 @@ def start_server(modules: Sequence[str]) -> None:
         forkserver.ensure_running()
 
 
-def _forked(path: str, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+def _forked(path: Any, arguments: Sequence[Any], descriptors: Sequence[int]) -> int:
     """As ``multiprocessing.util.spawnv_passfds`` for ``python -c PROGRAM``, in a fork of this process; its id."""
     sys.stdout.flush()
     sys.stderr.flush()

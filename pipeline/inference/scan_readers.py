@@ -175,7 +175,8 @@ def start_server(modules: Sequence[str]) -> None:
     grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
     if program and threading.active_count() == 1 and not (grouped or torch.cuda.is_initialized()):
         resource_tracker.ensure_running()  # which would be forked too
-        spawn, util.spawnv_passfds = util.spawnv_passfds, _forked
+        spawn = util.spawnv_passfds
+        util.spawnv_passfds = _forked  # type: ignore[assignment]  # its arguments have narrower types
         try:
             forkserver.ensure_running()
         finally:

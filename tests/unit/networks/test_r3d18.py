@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from urllib.error import URLError
 
@@ -41,6 +42,19 @@ def test_forward_of_a_small_volume(network: R3D18Classifier) -> None:
     logits = network(torch.rand(2, 1, 8, 32, 32))
     assert logits.shape == (2, 4) and logits.isfinite().all()
     assert R3D18Classifier(3).eval()(torch.rand(1, 1, 4, 24, 40)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_it_computes_what_torchvision_computes(network: R3D18Classifier, training: bool) -> None:
+    ours, theirs = deepcopy(network).train(training), deepcopy(network).train(training).backbone
+    image = torch.rand(2, 1, 16, 48, 48)
+    found = []
+    for forward, module in ((ours, ours.backbone), (theirs, theirs)):
+        torch.manual_seed(0)  # of dropout
+        logits = forward(image)
+        logits.square().sum().backward()
+        found.append([logits.detach(), *(weight.grad for weight in module.parameters()), *module.buffers()])
+    assert all(map(torch.equal, *found))
 
 
 def test_weights_come_from_the_file(network: R3D18Classifier, kinetics: nn.Module) -> None:

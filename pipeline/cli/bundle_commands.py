@@ -14,6 +14,7 @@ from typer import Argument, Option
 
 from ..common.bundle import BUNDLE, bundle_folder, config_file, copy_bundle, merged
 from ..common.errors import UserError
+from ..common.imports import NOT_INFERRED_WITH, absent
 from .console import say
 
 Words = Annotated[list[str] | None, Argument(metavar="[--SETTING VALUE]...", show_default=False)]
@@ -104,6 +105,9 @@ def _job(job: str, words: list[str] | None) -> None:
     own = [] if given.bundle_root is not None else [f"--bundle_root={root}"]
     if all(file.is_relative_to(BUNDLE) for file in files):  # MONAI warns of configs of others
         warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
+    if job == "infer" and not given.configs and given.bundle_root is None:
+        with absent(*NOT_INFERRED_WITH):
+            import monai.bundle  # noqa: F401  (before it is run as a program, which would import it whole)
     sys.argv = ["monai.bundle", "run", f"--config_file={[str(file) for file in files]}", *own, *given.settings]
     try:
         runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)

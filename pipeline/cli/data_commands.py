@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ..reports.intake_page import IntakeCollector
 
 TABLES = (".csv", ".tsv")
-# of MONAI's optional packages, which it imports where they are installed, those without which our bundle reads scans
-NOT_READ_WITH = ("matplotlib", "mlflow", "pandas", "skimage", "sklearn", "torchvision")
 COLOURS = {"refused": "red", "with warnings": "yellow", "fine": "green", "skipped": "dim"}
 
 
@@ -176,10 +174,10 @@ def check(
     Exit code 3: some scans are refused.
     """
     from ..common.bundle import bundle_folder, config_file
-    from ..common.imports import absent
+    from ..common.imports import NOT_INFERRED_WITH, absent
     from ..common.settings import verbatim
 
-    with absent(*(NOT_READ_WITH if bundle_root is None else ())):
+    with absent(*((*NOT_INFERRED_WITH, "pandas", "torchvision") if bundle_root is None else ())):
         from monai.bundle import ConfigWorkflow
 
     root = bundle_folder(bundle_root)

@@ -4,6 +4,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# of MONAI's optional packages, all of which it imports where they are installed, those that inference does not use
+NOT_INFERRED_WITH = ("matplotlib", "mlflow", "skimage", "sklearn")
+
 
 @contextmanager
 def absent(*packages: str) -> Iterator[None]:

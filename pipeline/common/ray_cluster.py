@@ -1,0 +1,36 @@
+"""A Ray cluster, which carries out the runs of a study or an inference."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+from .errors import UserError, shows_whole_stack
+
+
+class EngineError(UserError):
+    """An engine that is not installed, is not reached, or cannot do what it is asked for."""
+
+
+@contextmanager
+def ray_cluster(address: str | None = None) -> Iterator[ModuleType]:
+    """Ray, connected for the block to the cluster at an ``address``; None begins one of this machine alone.
+
+    EngineError: Ray is not installed, or the cluster is not reached.
+    """
+    if not shows_whole_stack():
+        logging.getLogger("ray").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else every cluster is reported to Ray's makers
+    try:
+        import ray
+    except ImportError as error:
+        raise EngineError("the engine ray needs Ray: pip install 'fairlung[ray]'") from error
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise EngineError(f"Ray at {address or 'this machine'} does not answer: {error}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()

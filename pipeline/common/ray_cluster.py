@@ -2,11 +2,15 @@
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
 from .errors import UserError, shows_whole_stack
+
+PATIENCE = 10.0  # seconds for an address to answer; Ray itself tries for minutes
 
 
 class EngineError(UserError):
@@ -27,8 +31,10 @@ def ray_cluster(address: str | None = None) -> Iterator[ModuleType]:
     except ImportError as error:
         raise EngineError("the engine ray needs Ray: pip install 'fairlung[ray]'") from error
     try:
+        if place := re.fullmatch(r"(?:ray://)?([^/]+):(\d+)", address or ""):
+            socket.create_connection((place[1], int(place[2])), timeout=PATIENCE).close()
         ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise EngineError(f"Ray at {address or 'this machine'} does not answer: {error}") from error
     try:
         yield ray

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, cached_property
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,7 @@ def run_on_ray(
     with ray_cluster(address) as ray:
         gpus, size = _shares(ray, cpus_per_reader, gpus_per_model, models)
         config = resolved_config() | {"gpus_per_model": gpus, "pseudonyms": pseudonyms}
+        preload = tuple(config["dataloader"].get("preload", ()))
         config["dataloader"] = "$[None]"  # each batch takes its place
         section = {name: value for name, value in config["predictions"].items() if name != "append"}
         config["predictions"] = section | {"_target_": f"{__name__}.KeptAnswers"}
@@ -74,8 +76,9 @@ def run_on_ray(
 
         def answer(scans: Sequence[Scan]) -> None:
             counter = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ends)
-            how = {"folder": os.getcwd(), "dataset": dataset.with_data([]), "timeout": read_timeout}
-            read = {"num_cpus": cpus_per_reader, "fn_kwargs": how | {"ends": counter.remote()}}
+            how = {"dataset": dataset.with_data([]), "timeout": read_timeout, "ends": counter.remote()}
+            how |= {"folder": os.getcwd(), "preload": preload}
+            read = {"num_cpus": cpus_per_reader, "fn_kwargs": how}
             network = {"num_gpus": gpus, "fn_constructor_args": (config, counter.remote(), os.getcwd())}
             answers = _answers(scans, read, network, size, literal_parser(config).get_parsed_content("batch_size"))
             _write(ray, predictions, scans, _until(stop, answers), stop)
@@ -139,7 +142,7 @@ def _write(
                 predictions.add([answer])
                 bar.update()
         except ray.exceptions.RayTaskError as error:
-            raise EngineError(f"a process of Ray's cannot go on: {error.cause}") from None
+            raise EngineError(f"a process of Ray's cannot go on: {str(error.cause).splitlines()[0]}") from error
         except ray.exceptions.RayError as error:
             raise EngineError(f"Ray has ended the run: {type(error).__name__}") from error
     if left and not stop.asked:
@@ -208,14 +211,18 @@ def _table(numbers: list[int], contents: list[bytes]) -> "pyarrow.Table":
 
 
 @cache
-def _begin_reading(folder: str) -> None:
+def _begin_reading(folder: str, preload: tuple[str, ...]) -> None:
     read_alone()
     os.chdir(folder)
+    for name in preload:  # no scan's time
+        import_module(name)
 
 
-def _read(table: "pyarrow.Table", dataset: NewScanDataset, timeout: float, ends: Any, folder: str) -> "pyarrow.Table":
+def _read(
+    table: "pyarrow.Table", dataset: NewScanDataset, timeout: float, ends: Any, folder: str, preload: tuple[str, ...]
+) -> "pyarrow.Table":
     """A packed scan, as a packed item."""
-    _begin_reading(folder)
+    _begin_reading(folder, preload)
     ((number,), (content,)) = table.to_pydict().values()
     one = dataset.with_data([pickle.loads(content)])  # noqa: S301  (of this run)
     with _noting(ends, [number]) as may_try:

@@ -25,6 +25,7 @@ import yaml
 from troubled_scans import TROUBLED
 from workflows import SMALL_SETTINGS, Start, cause, run
 
+from fairlung.pipeline.common.claims import release
 from fairlung.pipeline.common.ray_cluster import EngineError, ray_cluster
 from fairlung.pipeline.inference import on_ray
 from fairlung.pipeline.networks.checkpoint import ModelSettings
@@ -50,6 +51,7 @@ def address() -> Iterator[str]:
     helpers = str(Path(__file__).parents[1] / "helpers")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", helpers, prepend=os.pathsep)  # all processes of a cluster need what a config names
+        patch.setenv("RAY_worker_niceness", "0")  # else they wait for every other test of a busy machine
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
         yield cluster.address
         cluster.shutdown()
@@ -119,11 +121,11 @@ def when(condition: Callable[[], bool], then: Callable[[], Any]) -> threading.Th
 def test_a_run_that_is_stopped_and_killed_goes_on_and_bad_scans_cost_no_other(
     start: Start, address: str, checkpoint: str, bundle_dir: Path, tmp_path: Path
 ) -> None:
-    good = [f"ok{number}" for number in range(3)]
+    good = [f"fine{number}" for number in range(3)]
     scans = write_scans(tmp_path / "scans", "crash", *good, "hang")  # the run lasts as long as the one that hangs
     output, table = tmp_path / "out", tmp_path / "out" / "predictions.csv"
     settings: dict[str, Any] = {"scans": str(scans), "checkpoint": checkpoint, "output_dir": str(output)}
-    settings |= {"read_timeout": 20, "ray_address": address}
+    settings |= {"read_timeout": 30, "ray_address": address}
 
     part = table.with_name("predictions.csv.part")
     stopping = when(lambda: rows(part) > 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -133,10 +135,11 @@ def test_a_run_that_is_stopped_and_killed_goes_on_and_bad_scans_cost_no_other(
     assert stopped.value.code == 128 + signal.SIGTERM
     kept = rows(table)
     assert 0 < kept < 5 and not part.exists()
+    release(output)  # this process lives on
 
     (tmp_path / "troubled.yaml").write_text(yaml.safe_dump(TROUBLED))
     words = ["infer", str(scans), "-o", str(output), "-c", str(tmp_path / "troubled.yaml"), "--append", "True"]
-    words += ["--checkpoint", checkpoint, "--engine", "ray", "--address", address, "--read_timeout", "20"]
+    words += ["--checkpoint", checkpoint, "--engine", "ray", "--address", address, "--read_timeout", "30"]
     killed = subprocess.Popen([sys.executable, "-m", "fairlung.pipeline", *words], cwd=tmp_path)
     when(lambda: rows(table) > kept or killed.poll() is not None, killed.kill).join()
     assert killed.wait() == -signal.SIGKILL
@@ -146,13 +149,13 @@ def test_a_run_that_is_stopped_and_killed_goes_on_and_bad_scans_cost_no_other(
         run(start("inference", "ray_inference", **settings, **TROUBLED, append=True))
     assert ended.value.code == 3
     found = pd.read_csv(table, keep_default_na=False).set_index("scan")
-    assert list(found.index) == [f"{name}.nii.gz" for name in ("crash", "hang", *good)]
+    assert list(found.index) == [f"{name}.nii.gz" for name in ("crash", *good, "hang")]
     assert {name.split(".")[0] for name in found.index[found["status"] == "failed"]} == {"crash", "hang"}
-    assert found.loc["hang.nii.gz", "reason"].startswith("the reader crashed twice, or took more than 20 s")
+    assert found.loc["hang.nii.gz", "reason"].startswith("the reader crashed twice, or took more than 30 s")
     run(start("inference", scans=str(scans), checkpoint=checkpoint, output_dir=str(tmp_path / "local")))
     local = (tmp_path / "local" / "predictions.csv").read_text().splitlines()
     lines = table.read_text().splitlines()
-    assert [line for line in lines if line.startswith("ok")] == [line for line in local if line.startswith("ok")]
+    assert [line for line in lines if line.startswith("fine")] == [line for line in local if line.startswith("fine")]
     assert set(taken_up) <= set(lines)
 
 

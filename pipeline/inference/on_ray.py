@@ -81,7 +81,8 @@ def run_on_ray(
             read = {"num_cpus": cpus_per_reader, "fn_kwargs": how}
             network = {"num_gpus": gpus, "fn_constructor_args": (config, counter.remote(), os.getcwd())}
             answers = _answers(scans, read, network, size, literal_parser(config).get_parsed_content("batch_size"))
-            _write(ray, predictions, scans, _until(stop, answers), stop)
+            _write(ray, predictions, len(scans), _until(stop, answers), stop)
+            predictions.complete([scan["scan"] for scan in dataset.data])
 
         answer_left(dataset.data, predictions, stop, answer)
 
@@ -126,16 +127,12 @@ def _answers(
 
 
 def _write(
-    ray: ModuleType,
-    predictions: PredictionWriter,
-    scans: Sequence[Scan],
-    answers: Iterator[tuple[int, Answer]],
-    stop: Stop,
+    ray: ModuleType, predictions: PredictionWriter, count: int, answers: Iterator[tuple[int, Answer]], stop: Stop
 ) -> None:
-    """Write answers as they come, and make the table, in the order of the scans."""
-    left = set(range(len(scans)))
+    """Write the answers to so many scans as they come."""
+    left = set(range(count))
     predictions.start()
-    with tqdm(total=len(scans), desc="inference", unit="scan", disable=None) as bar:
+    with tqdm(total=count, desc="inference", unit="scan", disable=None) as bar:
         try:
             for number, answer in answers:
                 left.remove(number)  # each comes once
@@ -147,7 +144,6 @@ def _write(
             raise EngineError(f"Ray has ended the run: {type(error).__name__}") from error
     if left and not stop.asked:
         raise EngineError(f"Ray has lost {len(left)} scans; --append True goes on with them")
-    predictions.complete([scan["scan"] for scan in scans])
 
 
 class _Stopped(BaseException):

@@ -123,6 +123,8 @@ def _answers(
     )
     for table in rows.iter_batches(batch_size=None, batch_format=ARROW, prefetch_batches=0):
         for number, answer in zip(*table.to_pydict().values(), strict=True):
+            if number < 0:
+                raise EngineError(f"a process with the network cannot answer: {answer.decode()}")
             yield number, pickle.loads(answer)  # noqa: S301  (of a process of this run)
 
 
@@ -261,7 +263,10 @@ class _Network:
         return parser
 
     def __call__(self, table: "pyarrow.Table") -> "pyarrow.Table":
-        """Packed items, as pickled answers; once a process has ended over one of them, each by itself."""
+        """Packed items, as pickled answers; once a process has ended over one of them, each by itself.
+
+        Where the network cannot answer at all, number -1 and why.
+        """
         import ray
 
         numbers, packed = table.to_pydict().values()
@@ -273,8 +278,8 @@ class _Network:
                 batch = [items[number] if may_try else _given_up(items[number]) for number in group]
                 try:
                     answers += self._answers(batch)
-                except Exception as error:  # of libraries whose errors may not pickle
-                    raise EngineError(in_a_line(error)) from None
+                except Exception as error:  # Ray Data would not say which
+                    return _table([-1], [in_a_line(error).encode()])
         return _table(numbers, [pickle.dumps(answer) for answer in answers])
 
     def _answers(self, items: list[dict[str, Any]]) -> list[Answer]:

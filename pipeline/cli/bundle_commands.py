@@ -65,6 +65,19 @@ def asked(words: list[str], positional: str = "") -> Asked:
     return Asked(configs, settings, root, shows_help)
 
 
+def _by_engine(given: Asked) -> Asked:
+    """An inference whose engine is named as that of a study is: ``--engine ray --address HOST:PORT``."""
+    values = dict(setting[2:].partition("=")[::2] for setting in given.settings)
+    engine, address = values.get("engine", "local"), values.get("address")
+    if engine not in ("local", "ray"):
+        raise CommandLineError(f"--engine must be one of local, ray, got {engine!r}")
+    if engine == "local" and address is not None:
+        raise CommandLineError("--address is that of a cluster, for --engine ray")
+    settings = [setting for setting in given.settings if setting[2:].partition("=")[0] not in ("engine", "address")]
+    settings += [f"--ray_address={address}"] if address else []
+    return given._replace(configs=[*given.configs, *(["ray_inference"] if engine == "ray" else [])], settings=settings)
+
+
 def train(words: Words = None) -> None:
     """Train: configs/train.yaml of the bundle. `-c systems/ce` puts an overlay on it; --help shows every setting."""
     _job("train", words)
@@ -93,6 +106,7 @@ def _job(job: str, words: list[str] | None) -> None:
 
     usage, positional = USAGE[job]
     given = asked(words or [], positional)
+    given = _by_engine(given) if job == "infer" else given
     root = bundle_folder(given.bundle_root)
     first, last = {"train": ("train", ""), "evaluate": ("train", "evaluate"), "infer": ("inference", "")}[job]
     files = [config_file(root, name) for name in filter(None, (first, *given.configs, last))]

@@ -5,9 +5,11 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY, MERGE_KEY
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -212,6 +214,16 @@ def resolved_config() -> dict[str, Any]:
     """The running config as merged: files, overlays and overrides, expressions unevaluated."""
     parser = _running(ConfigWorkflow).parser
     return {key: value for key, value in parser.config.items() if key != parser.meta_key}
+
+
+def literal_parser(config: Mapping[str, Any]) -> ConfigParser:
+    """A parser of a running config, for another process: its settings stay what they are, also with a ``#`` in them."""
+    parser = ConfigParser(deepcopy({**config}))  # MONAI writes into it
+    parser.parse()
+    for name in config.keys() & KINDS.keys():
+        if not is_expression(value := config[name]):
+            _settle(parser, name, torch.device(value) if name == "device" else value)
+    return parser
 
 
 def training_config() -> dict[str, str]:

@@ -223,6 +223,12 @@ class Settings(TypedDict, total=False):
     quiet_seconds: Annotated[Seconds, "watch: a study is complete when nothing in it has changed for so long"]
     poll_seconds: Annotated[float, Interval(gt=0), "watch: between two looks at the folder"]
     idle_seconds: Annotated[Seconds | None, "watch: stop when nothing new has come for so long; null: never"]
+    ray_address: Annotated[str | None, "HOST:PORT of a Ray cluster (ray_inference); null: one of this machine alone"]
+    cpus_per_reader: Annotated[float, Interval(gt=0), "ray_inference: cores that the reading of one scan takes"]
+    gpus_per_model: Annotated[
+        Annotated[int, Interval(ge=0, le=1)] | None, "ray_inference: GPUs of a network; null: 1 where there are GPUs"
+    ]
+    models: Annotated[Positive | None, "ray_inference: networks at once; null: one a GPU, or one for two cores"]
     read_timeout: Annotated[float, Interval(gt=0), "seconds that one scan may take to be read"]
     runtime: Annotated[Literal["torch", "openvino", "openvino_bf16"], "what computes; openvino on a CPU alone"]
     keep_memory: Annotated[bool, "what a layer frees is kept for the next: faster, takes more memory"]

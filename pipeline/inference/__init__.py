@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "dicom_report": ["DicomWriter"],
         "members": ["MemberLoader", "checkpoint_paths", "common_settings", "model_runs", "require_checkpoints"],
         "labelled_writer": ["LabelledPredictionWriter"],
+        "on_ray": ["run_on_ray"],
         "prediction_writer": ["AppendingPredictionWriter", "PredictionWriter", "prediction_writer_of"],
         "about_scans": ["AboutScans"],
         "runtimes": ["MemoryKeeper", "MirrorInferer", "inferer_of"],

@@ -135,9 +135,9 @@ class PredictionWriter:
 
     def attach(self, engine: Engine) -> None:
         engine.register_events(*AnswerEvents)
-        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda: self.start())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._complete)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: self.complete())
 
     def answer(self, batch: Mapping[str, Any], logits: Tensor) -> list[Answer]:
         """The answers to a batch (:func:`answer_scans`), not written; ValueError for another number of networks."""
@@ -201,7 +201,8 @@ class PredictionWriter:
         if self.counts["failed"] or (self.counts["skipped"] and not self.counts["ok"]):
             sys.exit(EXIT_SOME_FAILED)
 
-    def _start(self, engine: Engine) -> None:
+    def start(self) -> None:
+        """Be ready for answers."""
         self.counts.clear()
         self.codes.clear()
         with told(self.path):
@@ -213,6 +214,10 @@ class PredictionWriter:
         answers = self.answer(engine.state.batch, engine.state.output["pred"])
         engine.state.answers = answers
         engine.fire_event(AnswerEvents.ANSWERED)
+        self.add(answers)
+
+    def add(self, answers: Sequence[Answer]) -> None:
+        """Bring answers to the disk, and log those that are none."""
         try:
             written = self._write(answers)
         except WriteError as error:
@@ -244,15 +249,16 @@ class PredictionWriter:
         self.counts["with warnings"] += bool(told)
         self.codes.update({found[1] for found in map(WARNING_CODE.match, told) if found})
 
-    def _complete(self, engine: Engine | None = None) -> None:
+    def complete(self, scans: Sequence[str] = ()) -> None:
+        """Make the table of what was added; the rows of ``scans`` get their order. Several processes :meth:`join`."""
         if world_size() == 1:
-            self._finish()
+            self._finish(scans)
 
     def _finish(self, scans: Sequence[str] = ()) -> None:
         tables, objects = parts_of(self.path), parts_of(self.json_path)
         lines = [line for part in objects for line in part.read_bytes().splitlines(keepends=True)]
         replace_durably(self.json_path, json_list(in_order(lines, scans, lambda line: json.loads(line)["scan"])))
-        if world_size() == 1:
+        if world_size() == 1 and not scans:  # the rows are in their order
             own_part(self.path).replace(self.path)
         else:
             rows = [row for part in tables for row in csv_rows(part.read_bytes())[1:]]
@@ -368,7 +374,7 @@ class AppendingPredictionWriter(PredictionWriter):
 
     def _kept(self) -> str:
         with suppress(OSError):  # the JSON may need more room than there is; the next process writes it
-            self._complete()
+            self.complete()
         return f"the rows until then are kept in {self.path}; the same command goes on"
 
     def answer_again(self, scans: Iterable[str]) -> None:
@@ -381,7 +387,7 @@ class AppendingPredictionWriter(PredictionWriter):
             self.pseudonyms.share()
         self.recover()
 
-    def _start(self, engine: Engine) -> None:
+    def start(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.recover()
         self._begin(self._own_files[0])

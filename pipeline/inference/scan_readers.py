@@ -224,24 +224,15 @@ def _serve(connection: Connection, pickled: bytes, timeout: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     with suppress(OSError):  # when memory runs out, a reader is ended rather than the process that holds the network
         Path("/proc/self/oom_score_adj").write_text("1000")
-    if not shows_whole_stack():
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
+    read_alone()
     tempfile.tempdir = multiprocessing.current_process()._config.get("tempdir")  # type: ignore[attr-defined]  # its parent's
-    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
-    torch.set_num_threads(1)  # there is a process a core
     dataset = pickle.loads(pickled)  # noqa: S301  (of the parent, over a pipe of the two)
     connection.send_bytes(b"")
     with suppress(EOFError):
         while True:
             index = connection.recv()
             signal.setitimer(signal.ITIMER_REAL, timeout + GRACE)  # its signal's default is the end
-            try:
-                answer = _packed(dataset[index])
-            except BaseException as error:  # sys.exit in a decoder, too
-                answer = _packed(dataset.failed(index, failure_reason(error)))
-            connection.send_bytes(answer)
+            connection.send_bytes(read_packed(dataset, index))
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -253,9 +244,37 @@ def _end_with(descriptor: int) -> None:
     os._exit(0)
 
 
-def _packed(item: Item) -> bytes:
+def drop_console() -> None:
+    """Let nothing that this process prints be seen, as decoders may quote a scan's header."""
+    if not shows_whole_stack():
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+
+
+def read_alone() -> None:
+    """Make this process one of many that read, one a core."""
+    drop_console()
+    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+    torch.set_num_threads(1)
+
+
+def read_packed(dataset: NewScanDataset, index: int) -> bytes:
+    """A scan's item, or that of its failure, for another process to :func:`unpack`."""
+    try:
+        return pack(dataset[index])
+    except BaseException as error:  # sys.exit in a decoder, too
+        return pack(dataset.failed(index, failure_reason(error)))
+
+
+def pack(item: Item) -> bytes:
     # Not a tensor: torch would send it through shared memory, of which containers have 64 MB. A pipe takes some 10 ms.
     return pickle.dumps(item | {"image": item["image"].numpy()}, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def unpack(packed: bytes) -> Item:
+    item = pickle.loads(packed)  # noqa: S301  (of a reader of this run)
+    return item | {"image": torch.from_numpy(item["image"])}
 
 
 class _Readers:
@@ -353,8 +372,7 @@ class _Reader(threading.Thread):
             answer = connection.recv_bytes()
         except (EOFError, OSError):
             return self.end()
-        item = pickle.loads(answer)  # noqa: S301  (of our own reader, over a pipe of the two)
-        return item | {"image": torch.from_numpy(item["image"])}
+        return unpack(answer)
 
     def _connected(self) -> Connection:
         """The connection to a process that is ready; ReaderStartError when none can be started."""

@@ -326,7 +326,7 @@ def watch_scans(
         raise WatchError("a folder is watched by one process, not by several")
     predictions.begin()
     loader = evaluator.data_loader
-    stop = _Stop(evaluator)
+    stop = Stop(evaluator)
     states = _States(predictions.path.with_name(f".{predictions.path.stem}.watched.jsonl"))
 
     def answer(scans: list[Scan]) -> None:
@@ -346,24 +346,33 @@ def run_until_stopped(evaluator: Evaluator, predictions: PredictionWriter) -> No
     was answered until then. A second signal has its usual effect. Scans that have a row already (``append``) are not
     read again. The data loader is a :class:`~.ScanLoader`. Several processes share the scans, and end together.
     """
-    stop, loader = _Stop(evaluator), evaluator.data_loader
+    stop, loader = Stop(evaluator), evaluator.data_loader
+    answer_left(loader.dataset.data, predictions, stop, lambda scans: _run(evaluator, loader, scans, stop))
+
+
+def answer_left(
+    scans: Sequence[Scan], predictions: PredictionWriter, stop: "Stop", answer: Callable[[Sequence[Scan]], None]
+) -> None:
+    """Have this process's share of the scans that have no row yet answered, until a signal ends it with its exit code.
+
+    ``answer`` ends when ``stop`` is asked, and leaves a table of what was answered until then.
+    """
     predictions.begin()
-    left = [scan for scan in loader.dataset.data if scan["scan"] not in predictions.answered]
-    if len(left) < len(loader.dataset):
-        counts = len(loader.dataset) - len(left), len(loader.dataset)
-        logger.info("%d of %d scans have a row in %s", *counts, predictions.path)
+    left = [scan for scan in scans if scan["scan"] not in predictions.answered]
+    if len(left) < len(scans):
+        logger.info("%d of %d scans have a row in %s", len(scans) - len(left), len(scans), predictions.path)
     with stop.by_signals():
         if share := own_share(left, lambda scan: scan["scan"]):
-            _run(evaluator, loader, share, stop)
+            answer(share)
         stop.asked = max(gather_interleaved([stop.asked]))
-        predictions.join([scan["scan"] for scan in loader.dataset.data])
+        predictions.join([scan["scan"] for scan in scans])
     if stop.asked:
         said = "stopped by signal %d: the scans answered until then are in %s; --append True goes on with the others"
         logger.warning(said, stop.asked, predictions.path)
         sys.exit(128 + stop.asked)
 
 
-def _run(evaluator: Evaluator, loader: ScanLoader, scans: Sequence[Scan], stop: "_Stop") -> None:
+def _run(evaluator: Evaluator, loader: ScanLoader, scans: Sequence[Scan], stop: "Stop") -> None:
     """An epoch over scans."""
     evaluator.data_loader = loader.with_data(scans)
     evaluator.state.epoch_length = len(evaluator.data_loader)
@@ -371,10 +380,11 @@ def _run(evaluator: Evaluator, loader: ScanLoader, scans: Sequence[Scan], stop: 
     evaluator.run()
 
 
-class _Stop:
-    """The signal that has asked an engine for its end; 0: none. It is a plain number: a handler must not wait."""
+class Stop:
+    """The signal that has asked a run, such as an engine's, for its end; 0: none. It is a plain number: a handler must
+    not wait."""
 
-    def __init__(self, engine: Evaluator) -> None:
+    def __init__(self, engine: Evaluator | None = None) -> None:
         self.asked = 0
         self._end: Callable[[], None] = lambda: None
 
@@ -382,7 +392,8 @@ class _Stop:
             if self.asked:
                 engine.terminate_epoch()  # not terminate(): the epoch's handlers complete the table
 
-        engine.add_event_handler(Events.ITERATION_COMPLETED, end_if_stopped)
+        if engine is not None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, end_if_stopped)
 
     def sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds

@@ -16,17 +16,13 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from ..common.errors import UserError
+from ..common.ray_cluster import EngineError, ray_cluster
 from ..common.text import did_you_mean
 
 # of SLURM's parameters, what the study says itself, and what is no number or text
 OURS = ("job_name", "nodes", "ntasks_per_node", "cpus_per_task", "gpus_per_node", "num_gpus", "map_count")
 NO_TEXT = ("setup", "teardown", "additional_parameters", "srun_args", "use_srun")
 Ends = Callable[[Path, int, str], None]  # run.json, exit code, why it was not even started
-
-
-class EngineError(UserError):
-    """An engine that is not installed or not reached."""
 
 
 class Starter:
@@ -126,15 +122,7 @@ def run_by_ray(
     when a run is handed over to Ray, which starts it when there is room for its ``cpus`` and ``gpus``. Without an
     ``address`` a cluster on this machine is started. EngineError: Ray is not installed, or the cluster is not reached.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise EngineError("the engine ray needs Ray: pip install 'fairlung[ray]'") from error
-    try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise EngineError(f"Ray at {address or 'this machine'} does not answer: {error}") from error
-    try:
+    with ray_cluster(address) as ray:
         # Ray must not try a crashed process again: it is a failed run
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(execute)
         waiting = {}
@@ -152,8 +140,6 @@ def run_by_ray(
             except ray.exceptions.RayError as error:  # its machine is lost
                 reason = f"Ray lost it: {type(error).__name__}"
             ends(run_file, code, reason)
-    finally:
-        ray.shutdown()
 
 
 class ResumableRun:

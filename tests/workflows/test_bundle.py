@@ -273,7 +273,7 @@ CONFIGS += [("inference", "check")]
 CONFIGS += [("train", "demo", "systems/focal"), ("train", "systems/focal", "evaluate")]
 CONFIGS += [("train", "networks/i3d"), ("inference", "networks/ct_resnet152"), ("inference", "networks/densenet121")]
 CONFIGS += [("train", "networks/densenet121"), ("train", "multi_gpu_train"), ("train", "systems/racnet")]
-CONFIGS += [("inference", "multi_gpu_inference")]
+CONFIGS += [("inference", "multi_gpu_inference"), ("inference", "ray_inference")]
 CONFIGS += [("train", "networks/resnest50"), ("inference", "networks/resnest50")]
 CONFIGS += [("train", "recipes/notebook"), ("train", "recipes/script")]
 

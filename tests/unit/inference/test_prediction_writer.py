@@ -761,7 +761,7 @@ def test_rows_of_other_classes_are_not_added(tmp_path: Path) -> None:
     before = path.read_bytes()
     writer = PredictionWriter(tmp_path / "other.csv", ["a", "b", "c"])
     with process(1):
-        writer._start(Engine(lambda *_: None))
+        writer.start()
     (tmp_path / "other.csv.part1").replace(tmp_path / "p.csv.new1")
     with pytest.raises(PredictionTableError, match="other columns"):
         AppendingPredictionWriter(path, ["a", "b"]).recover()

@@ -21,9 +21,11 @@ SEED ?= 0
 
 setup: $(READY)
 
-$(READY): requirements.hashes setup.cfg pyproject.toml
+$(BIN)/uv:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -E '^uv==' requirements.lock)"
+
+$(READY): requirements.hashes setup.cfg pyproject.toml | $(BIN)/uv
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --requirement requirements.hashes
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
 	touch $@
@@ -64,10 +66,10 @@ test: $(READY)
 test-all: $(READY)
 	$(PYTEST) -n $(or $(WORKERS),2) $(ARGS)
 
-# in an environment of its own, .lowest
-lowest: $(READY)
+# in an environment of its own, .lowest, with the Python of .venv
+lowest: | $(BIN)/uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .lowest
-	$(BIN)/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct --editable '.[dev,export,slurm]'
 	.lowest/bin/python -m pytest -n $(or $(WORKERS),2) --dist loadgroup -m "not slow" \
 	    --deselect tests/workflows/test_packaging.py::test_this_environment_is_the_locked_one $(ARGS)
 
@@ -110,8 +112,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock:
-	test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet uv; }
+lock: | $(BIN)/uv
 	$(BIN)/uv pip compile setup.cfg --all-extras --universal --python-version 3.11 --no-header --no-annotate \
 	    --output-file requirements.lock
 	$(BIN)/uv pip compile requirements.lock --universal --python-version 3.11 --no-header --no-annotate --no-deps \

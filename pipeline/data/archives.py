@@ -281,13 +281,11 @@ def _unpack_zip(archive: Path, folder: Path, budget: Budget) -> None:
 class _StrictTarInfo(tarfile.TarInfo):
     """Headers that tarfile takes for the end of the archive (cut off, damaged) or follows for ever are errors here."""
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
-        header = super().frombuf(buf, encoding, errors)
-        most = MAX_TAR_HEADER if header.type in TAR_EXTENSIONS else header.size
-        if not 0 <= header.size <= most:
-            raise tarfile.InvalidHeaderError(f"a size of {header.size}")  # type: ignore[attr-defined]
-        return header  # type: ignore[return-value]
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:  # the entry that tarfile leaves to subclasses
+        most = MAX_TAR_HEADER if self.type in TAR_EXTENSIONS else self.size
+        if not 0 <= self.size <= most:
+            raise tarfile.InvalidHeaderError(f"a size of {self.size}")  # type: ignore[attr-defined]
+        return super()._proc_member(tar)  # type: ignore[misc]
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> _StrictTarInfo:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from .patients import Clusters, chances, resample_scans
 from .predictions import Ints, Predictions
 from .records import Calibration, Chance, ReliabilityBin
-from .resampling import TIE, Estimate, Floats, estimate, estimate_from
+from .resampling import TIE, Estimate, Floats, estimate, estimate_from, wilson
 
 BINS = 10
 
@@ -33,14 +33,13 @@ def reliability_curve(
     confidence: Floats, correct: NDArray[Any], level: float = 0.95, bins: int = BINS
 ) -> tuple[ReliabilityBin, ...]:
     """Each bin that holds a scan, with Wilson intervals of ``level``."""
-    from statsmodels.stats.proportion import proportion_confint
-
     index = bin_of(confidence, bins)
     curve = []
     for inside in (index == b for b in np.unique(index)):
         hits, n = int(np.asarray(correct)[inside].sum()), int(inside.sum())
-        low, high = map(float, proportion_confint(hits, n, alpha=1 - level, method="wilson"))
-        curve.append(ReliabilityBin(float(np.asarray(confidence)[inside].mean()), hits / n, low, high, n))
+        right = wilson(hits, n, level)
+        mean = float(np.asarray(confidence)[inside].mean())
+        curve.append(ReliabilityBin(mean, right.value, right.low, right.high, n))
     return tuple(curve)
 
 

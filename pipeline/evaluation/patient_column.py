@@ -36,7 +36,7 @@ def patient_ids(values: pd.Series, shown: pd.Series, faults: list[str]) -> NDArr
     faults += [f"{scan}: patient {quoted(word)} {NO_VALUE}: leave it empty" for scan, word in said]
     if empty := int((ids == "").sum()):
         logger.warning("%d of %d scans have no patient: each is taken for a patient of its own", empty, len(ids))
-    own = [f"\0{row}" for row in range(len(ids))]
+    own = [f" {row}" for row in range(len(ids))]  # no id begins with a space
     return pd.factorize(ids.where(ids != "", own))[0].astype(np.int64)
 
 

@@ -73,7 +73,8 @@ def wilson(hits: float, n: float, confidence: float = 0.95, effect: float = 1.0)
 
     if n == 0:
         return Estimate(0.0, 0.0, 1.0)
-    low, high = map(float, proportion_confint(hits / effect, n / effect, alpha=1 - confidence, method="wilson"))
+    ends = proportion_confint(hits / effect, n / effect, alpha=1 - confidence, method="wilson")
+    low, high = map(float, np.clip(ends, 0, 1))  # a rounding error outside them in statsmodels before 0.15
     return Estimate(hits / n, min(low, hits / n), max(high, hits / n))
 
 

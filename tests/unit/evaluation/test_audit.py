@@ -275,6 +275,8 @@ def test_wilson_holds_its_formula() -> None:
         half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
         assert found == pytest.approx((share, max(0, centre - half), min(1, centre + half)), abs=1e-9)
     assert wilson(0, 0) == (0, 0, 1)
+    for n in np.linspace(1, 50, 99):  # exactly, where statsmodels rounds
+        assert wilson(0, n).low == 0 and wilson(n, n).high == 1
 
 
 def test_power_is_that_of_a_normal_test() -> None:

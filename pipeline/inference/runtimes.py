@@ -1,4 +1,4 @@
-"""What computes the network: PyTorch or OpenVINO, the faster one if asked; each volume once or also mirrored; memory."""
+"""What computes the network: PyTorch or OpenVINO, or the faster one; each volume once or also mirrored; kept memory."""
 
 import ctypes
 import functools
@@ -34,12 +34,12 @@ logger = logging.getLogger(__name__)
 OPENVINO_PRECISIONS = {"openvino": "f32", "openvino_bf16": "bf16"}
 RUNTIMES = ("torch", "torch_bf16", *OPENVINO_PRECISIONS)
 AUTO = "auto"
-# How far a probability of the check volumes may lie from PyTorch's in float32 for a runtime to be chosen. bfloat16 moved
-# the answers of trained networks to 180 scans by 0.021 at most and P by 0.001, float32 of OpenVINO by 1e-6
-# (docs/performance.md, what fast paths change). A network that it moves by more is not one that was measured.
+# How far a probability of the check volumes may lie from PyTorch's in float32 for a runtime to be chosen. In bfloat16
+# the answers of trained networks to 180 scans moved by 0.021 at most, P by 0.001 at most; in OpenVINO's float32 by 1e-6
+# (docs/performance.md, what fast paths change). A network that moves further on two scans is not like those.
 TOLERANCE = 0.02
-# Two phantoms are looked at, made by the pipeline itself: no file to ship, of any size, and like a chest CT, which noise
-# is not, so what the network computes is of the size that it has on scans.
+# Two phantoms are looked at, made by the pipeline itself: no file to ship, of any size, and like a chest CT, which
+# noise is not, so what the network computes is of the size that it has on scans.
 CHECKED = (("adenocarcinoma", "male"), ("covid19", "female"))
 _CORE_LOCK = Lock()
 # options of glibc's mallopt(3)

@@ -27,9 +27,9 @@ class AmpInferer(Inferer):
     """Another inferer whose network computes in bfloat16 where ``amp`` is true and the device is a CPU.
 
     The outputs are handed on in float32, so the loss is computed in it. Weights, gradients and the optimiser's state
-    are float32 as with CUDA; bfloat16 has float32's range, so no gradient is scaled. Convolutions of few slices stay in
-    float32 (:func:`keep_flat_convolutions`). On a CUDA device nothing is changed: the engine's own ``amp`` is to be true
-    there, and false on a CPU.
+    are float32 as with CUDA; bfloat16 has float32's range, so no gradient is scaled. Convolutions of few slices stay
+    in float32 (:func:`keep_flat_convolutions`). On a CUDA device nothing is changed: the engine's own ``amp`` is to be
+    true there, and false on a CPU.
 
     Args:
         amp: a processor without instructions for bfloat16 is slower with it, which is warned of once.
@@ -79,7 +79,7 @@ def keep_flat_convolutions(network: nn.Module) -> None:
     """
     for module in network.modules():
         if isinstance(module, nn.Conv3d) and not isinstance(module, _KeepsFlat):
-            module.__class__ = _keeping_flat(type(module))
+            module.__class__ = _keeping_flat(type(module))  # type: ignore[arg-type]  # classes can be hashed
 
 
 class _KeepsFlat(nn.Conv3d):

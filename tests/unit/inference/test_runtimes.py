@@ -174,14 +174,15 @@ def test_the_fastest_is_taken_and_all_times_are_said(said: pytest.LogCaptureFixt
 
 
 def test_what_answers_otherwise_stays_out(said: pytest.LogCaptureFixture) -> None:
-    """Logits of thousands: three digits are no longer near."""
-    network = Slow(factor=3e4)
+    """Logits that are small differences of larger numbers, times a thousand: three digits are no longer near."""
+    network = Slow(factor=1e3)
     with torch.no_grad():
+        network.network[-1].bias -= network.network(VOLUMES).mean(0)  # type: ignore[index,operator,union-attr]
         exact = torch.softmax(network(VOLUMES), -1)
         rounded = torch.softmax(inferer_of("torch_bf16", "cpu")(VOLUMES, network), -1)
     moved = float((exact - rounded).abs().max())
     assert moved > 0.02
-    assert fastest(network, VOLUMES)[0] == "openvino"
+    assert fastest(network, VOLUMES)[0].startswith("openvino")  # in float32, whatever computes in bfloat16
     assert f"not torch_bf16: a probability is {moved:.1e} from PyTorch's, at most 0.02 is taken" in said.text
     assert fastest(network, VOLUMES, tolerance=2)[0] in ("openvino", "openvino_bf16")
 

@@ -188,7 +188,7 @@ def test_a_convolution_without_a_window_inside_computes_in_float32(kernel: int, 
     conv.register_forward_hook(lambda *call: kinds.append(call[2].dtype))
     for depth in range(max(1, kernel - 2 * front), 10):
         starts = range(-front, depth + front - kernel + 1, stride)
-        inside = any(0 <= start and start + kernel <= depth for start in starts)
+        inside = any(start >= 0 and start + kernel <= depth for start in starts)
         image = torch.rand(1, 2, depth, 4, 4)
         inferer(image, net)
         assert kinds[-1] == (torch.bfloat16 if inside else torch.float32), depth

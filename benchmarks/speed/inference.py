@@ -19,7 +19,9 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from fairlung.pipeline.inference.runtimes import (
+    AUTO,
     OPENVINO_PRECISIONS,
+    TOLERANCE,
     RuntimeUnavailableError,
     import_openvino,
     kept_memory,
@@ -82,7 +84,7 @@ def runtimes(x: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
         "channels_last_3d": lambda: bundle.network(True).eval(),
         DEFAULT: lambda: bundle.network(True).eval(),
         "folded, channels_last_3d": lambda: folded(bundle.network()).to(memory_format=torch.channels_last_3d),
-        "bf16 autocast, channels_last_3d": lambda: autocast(bundle.network(True).eval()),
+        "bf16 autocast, channels_last_3d (runtime torch_bf16)": lambda: autocast(bundle.network(True).eval()),
         "OpenVINO float32 (runtime openvino)": lambda: openvino_network(bundle.network().eval(), x),
         "OpenVINO bfloat16 (runtime openvino_bf16)": lambda: openvino_network(bundle.network().eval(), x, "bf16"),
         "ONNX Runtime": lambda: onnx_network(bundle.network(), x),
@@ -183,6 +185,7 @@ def whole_scans(options: Options, result: Result) -> None:
     with contextlib.suppress(RuntimeUnavailableError):
         import_openvino()
         sides |= {f"ours, runtime {name}": (*sides["ours"][:3], name) for name in OPENVINO_PRECISIONS}
+    sides |= {f"ours, runtime {name}": (*sides["ours"][:3], name) for name in ("torch_bf16", AUTO)}
     if options.published:
         sides["published"] = ("answer_published", str(folder), str(options.published))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
@@ -210,7 +213,7 @@ def whole_scans(options: Options, result: Result) -> None:
     for name in sides:
         pairs = zip(*(chain(*found[side][0]["probabilities"]) for side in (name, "published")), strict=True)
         difference = max(abs(a - b) for a, b in pairs)
-        if difference > (0.02 if name.endswith("bf16") else 1e-4):
+        if difference > (TOLERANCE if name.endswith(("bf16", AUTO)) else 1e-4):
             raise AssertionError(f"{name}: probabilities differ from the published code's by {difference:.1e}")
         if name != "published":
             result.equal[f"probabilities end to end, {name}"] = f"within {difference:.1e}"

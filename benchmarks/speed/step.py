@@ -147,7 +147,8 @@ def measure(options: Options) -> Result:
         "A step is forward, loss, backward and Adam; operations are those of the convolutions and matrix products, "
         "counted by PyTorch's counter on fewer slices and scaled. The limit is the rate of a matrix product of 2048 x "
         "2048 in the same arithmetic, measured in the same run; the rate of a 3x3x3 convolution of 64 channels stands "
-        "beside it. On a CPU the published code computes in float32, as its autocast is for CUDA only."
+        "beside it. The bf16 row is what train.yaml's amp does on a CPU; the published code computes in float32 there, "
+        "as its autocast is for CUDA only."
     )
     return result
 

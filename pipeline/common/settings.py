@@ -172,7 +172,7 @@ class Settings(TypedDict, total=False):
     weight_decay: Annotated[float, Interval(ge=0), "of the optimiser"]
     cosine_epochs: Annotated[Positive, "epochs until the learning rate is 0"]
     dropout: Annotated[float, Interval(ge=0, lt=1), "share of the features that a training step leaves out"]
-    amp: Annotated[bool, "mixed precision, on CUDA alone"]
+    amp: Annotated[bool, "mixed precision: float16 on CUDA, bfloat16 on a CPU"]
     max_bad_steps: Annotated[Positive, "steps in a row that are not finite, before the training ends with an error"]
     seed: Annotated[Whole, "same seed, same training"]
     val_interval: Annotated[Positive, "epochs from one validation to the next"]
@@ -230,7 +230,10 @@ class Settings(TypedDict, total=False):
     ]
     models: Annotated[Positive | None, "ray_inference: networks at once; null: one a GPU, or one for two cores"]
     read_timeout: Annotated[float, Interval(gt=0), "seconds that one scan may take to be read"]
-    runtime: Annotated[Literal["torch", "openvino", "openvino_bf16"], "what computes; openvino on a CPU alone"]
+    runtime: Annotated[
+        Literal["torch", "torch_bf16", "openvino", "openvino_bf16", "auto"],
+        "what computes, torch alone on a GPU; auto: the fastest whose answers on two phantoms are near torch's",
+    ]
     keep_memory: Annotated[bool, "what a layer frees is kept for the next: faster, takes more memory"]
     page_pictures: Annotated[Whole, "pictures in the page of fairlung check at most"]
 

@@ -144,6 +144,7 @@ class Classifier:
         parser = ConfigParser(deepcopy(self._config))
         self.network = parser.get_parsed_content("network").eval()
         load_members(paths, self.network, parser.get_parsed_content("settings"))
+        self._inferer = parser.get_parsed_content("inferer")  # once: it may compile the network, or choose what does
         self.writer: PredictionWriter = parser.get_parsed_content("predictions")  # how an answer becomes a row
 
     def predict(
@@ -177,7 +178,8 @@ class Classifier:
         items = tuple({"image": name, "scan": name} for name in names if name)
         if items:
             config = deepcopy(self._config)  # MONAI writes into it
-            config |= {"network": self.network, "handlers": [answers], "dataset": config["dataset"] | {"data": items}}
+            config |= {"network": self.network, "inferer": self._inferer, "handlers": [answers]}
+            config |= {"dataset": config["dataset"] | {"data": items}}
             if batch_size:
                 config["batch_size"] = batch_size
             ConfigParser(config).get_parsed_content("evaluator").run()

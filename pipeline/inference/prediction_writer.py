@@ -51,7 +51,7 @@ _ELSEWHERE = "choose another output folder, or move the table away"
 # keys of an object of the JSON, in order
 OBJECT = (
     "scan", "status", "reason", "prediction", "probabilities", "spread", "agreement", "uncorrected", "prevalence",
-    "models", "warnings", STUDY, "intake",
+    "models", "runtime", "warnings", STUDY, "intake",
 )  # fmt: skip
 
 
@@ -105,7 +105,8 @@ class PredictionWriter:
     probabilities also ``postprocess`` (what was done), then status (ok|failed|skipped), reason, warnings and, with
     ``pseudonyms``, study: see :class:`Answer`. The JSON is a list of objects in the same order, with the record of how
     the scan was read (without its files), the probabilities before a correction (``uncorrected``), the ``prevalence``
-    corrected for, and the ``models`` that answered, a line each: rows of one table may be of several. Of each batch
+    corrected for, the ``models`` that answered, a line each, and the ``runtime`` that computed them: rows of one table
+    may be of several. Of each batch
     ``engine.state.answers`` holds the answers in its order when :attr:`AnswerEvents.ANSWERED` is fired, for the
     handlers attached after this; rows are written when those have made their pictures and reports, or failed to.
 
@@ -124,6 +125,7 @@ class PredictionWriter:
         self.class_names = tuple(class_names)
         self.members, self.correction = members, correction
         self.models, self.pseudonyms = [*models], pseudonyms
+        self.runtime: str | None = None  # what computes, as the engine's inferer names it
         self.postprocess = "" if correction is None else stated(correction)
         self.columns = ["scan", "prediction", *(PROBABILITY + name for name in self.class_names)]
         self.columns += [*(SPREAD + name for name in self.class_names), AGREEMENT] if members > 1 else []
@@ -161,6 +163,7 @@ class PredictionWriter:
         prevalence = None if self.correction is None else self.correction.settings.get("target")
         intake = {name: value for name, value in answer.intake.items() if name != "files"}
         said = {**vars(answer), "prevalence": prevalence, "models": self.models, "intake": intake}
+        said |= {"runtime": self.runtime}
         return {name: said[name] for name in OBJECT}
 
     def recover(self) -> None:
@@ -213,6 +216,7 @@ class PredictionWriter:
     def _add(self, engine: Engine) -> None:
         answers = self.answer(engine.state.batch, engine.state.output["pred"])
         engine.state.answers = answers
+        self.runtime = getattr(getattr(engine, "inferer", None), "runtime", None)
         engine.fire_event(AnswerEvents.ANSWERED)
         self.add(answers)
 
@@ -458,7 +462,7 @@ class AppendingPredictionWriter(PredictionWriter):
             agreement=float(row[AGREEMENT]) if row.get(AGREEMENT) else None,
             warnings=row["warnings"].split(SEPARATOR) if row["warnings"] else [], intake={}, study=row.get(STUDY, ""),
         )  # fmt: skip
-        return self.record(answer) | {"models": []}  # another run's row: nothing says of which
+        return self.record(answer) | {"models": [], "runtime": None}  # another run's row: nothing says of which
 
 
 def prediction_writer_of(

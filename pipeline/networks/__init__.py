@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "ensemble": ["ensemble_of"],
         "frozen": ["FrozenBody", "FrozenHead"],
         "i3d": ["I3D"],
+        "precision": ["AmpInferer"],
         "r3d18": ["R3D18Classifier"],
         "resnest": ["ResNeSt50"],
         "site_head": ["SiteHead"],

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from fairlung.transforms.checks import check_setting
+from fairlung.transforms.remote import remove_left
 
 from ..common.errors import UserError, shows_whole_stack
 from ..data.dataset import NewScanDataset
@@ -368,6 +369,7 @@ class _Reader(threading.Thread):
         process, self.process, self.connection = self.process, None, None
         if process is None:
             return 255
+        number = process.pid
         with self._table:
             process.join(END_WAIT)
             if process.exitcode is None:
@@ -378,4 +380,5 @@ class _Reader(threading.Thread):
                 logger.warning("process %d, which reads scans, cannot be ended", process.pid)
                 return 255
             process.close()
+        remove_left(number)
         return code

@@ -203,7 +203,7 @@ def _temporary_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def remove_left(process: int) -> None:
+def remove_left(process: int | None) -> None:
     """Remove what a process, which has ended, had fetched."""
     for folder in Path(multiprocessing.util.get_temp_dir()).glob(f"{PREFIX}{process}-*"):
         shutil.rmtree(folder, ignore_errors=True)
@@ -226,9 +226,8 @@ def _fetch(files: dict[str, Entry], most: int) -> None:
         return
     folder = Path(next(iter(files))).parent
     if known > (free := shutil.disk_usage(folder).free):
-        raise Refusal(
-            f"{known / 1e9:.3g} GB do not fit on the disk of {folder.parent.parent}: {free / 1e9:.3g} GB are free"
-        )
+        where = multiprocessing.util.get_temp_dir()
+        raise Refusal(f"{known / 1e9:.3g} GB are to be fetched to {where}, where {free / 1e9:.3g} GB are free")
     count = Count()
     several = len(files) > 1
 

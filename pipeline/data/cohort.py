@@ -1,8 +1,9 @@
 """The cohort: one CSV file that describes a data set, read strictly, counted by cell, and built from folders.
 
 A row is a scan. Columns: ``scan`` (folder or file, relative to the CSV file's folder or absolute, or an address for
-fsspec such as ``s3://bucket/scan``), ``label`` (class name), one or several group columns (``sex`` by default; empty or "unknown" means unknown), and optionally ``split``
-(train, val, test) and ``patient``. Other columns are kept as they are.
+fsspec such as ``s3://bucket/scan``), ``label`` (class name), one or several group columns (``sex`` by default; empty or
+"unknown" means unknown), and optionally ``split`` (train, val, test) and ``patient``. Other columns are kept as they
+are.
 
 Patient ids and ages never reach a message, a log or a repr.
 """
@@ -49,8 +50,8 @@ class Cohort:
     def items(self, split: str) -> list[dict[str, Any]]:
         """What a data loader needs of each scan of a split, in the file's order; ValueError when there is none.
 
-        ``image`` (absolute path or address), ``label`` (class index), ``group`` (group index, -1 unknown), ``group_values`` (in
-        each group column, "" unknown) and ``scan`` (as written in the file).
+        ``image`` (absolute path or address), ``label`` (class index), ``group`` (group index, -1 unknown),
+        ``group_values`` (in each group column, "" unknown) and ``scan`` (as written in the file).
         """
         rows = self._rows(split)
         values = group_values(rows, self.group_by)

@@ -369,7 +369,6 @@ class _Reader(threading.Thread):
         process, self.process, self.connection = self.process, None, None
         if process is None:
             return 255
-        number = process.pid
         with self._table:
             process.join(END_WAIT)
             if process.exitcode is None:
@@ -379,6 +378,6 @@ class _Reader(threading.Thread):
             if code is None:
                 logger.warning("process %d, which reads scans, cannot be ended", process.pid)
                 return 255
+            remove_left(process.pid)
             process.close()
-        remove_left(number)
         return code

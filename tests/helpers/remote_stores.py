@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 from fairlung.transforms.remote import PREFIX
 
@@ -18,13 +18,15 @@ SECRETS = (USER, "QZX", base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 
 
 class Web(ThreadingHTTPServer):
-    """Serves a folder; what is in ``faults`` fails: {path: "gone", "denied", "torn" or "endless"}."""
+    """Serves a folder; what is in ``faults`` fails: {path: "gone", "denied", "torn", "stalls" or "endless"}."""
 
     daemon_threads = True
 
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), functools.partial(_Handler, directory=str(root)))
         self.faults: dict[str, str] = {}
+        self.seen: list[str] = []  # what was left() when a download stalled
+        self.ends = Event()
         self.asks_for_login = self.asks_for_signature = False
         self.address = f"http://127.0.0.1:{self.server_port}"
 
@@ -52,6 +54,12 @@ class _Handler(SimpleHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(content[: len(content) // 2])
             self.close_connection = True
+        elif fault == "stalls":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"begun")
+            self.server.seen += left()
+            self.server.ends.wait()
         elif fault == "endless":
             self.send_response(200)
             self.end_headers()
@@ -85,6 +93,7 @@ def web(root: Path) -> Iterator[Web]:
         try:
             yield server
         finally:
+            server.ends.set()
             server.shutdown()
             thread.join()
 

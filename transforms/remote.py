@@ -299,13 +299,13 @@ def _cause(error: BaseException | None, address: str) -> str:
     while error is not None:
         chain.append(error)
         error = error.__cause__ or error.__context__
-    said = (text for rule in (_known, _general) for each in reversed(chain) if (text := rule(each, address)))
-    return next(said, "") or _quoted(chain[0], address)
-
-
-def _known(error: BaseException, address: str) -> str:
-    """What an error that says it plainly means."""
     protocol = address.partition("://")[0]
+    plain = (_known(each, protocol) for each in reversed(chain))
+    return next(filter(None, (*plain, *map(_general, reversed(chain)))), "") or _quoted(chain[0], address)
+
+
+def _known(error: BaseException, protocol: str) -> str:
+    """What an error that says it plainly means, else ""."""
     status = getattr(error, "status", None)
     if isinstance(error, ImportError):
         return f"{protocol}:// needs a package that is not installed: {REMOTE_EXTRA}"
@@ -320,7 +320,7 @@ def _known(error: BaseException, address: str) -> str:
     return f"the server answers {status}" if isinstance(status, int) else ""
 
 
-def _general(error: BaseException, address: str) -> str:
+def _general(error: BaseException) -> str:
     name = type(error).__name__
     if re.search("Payload|IncompleteRead|Disconnected|ConnectionReset", name):
         return f"the download broke off ({name})"
@@ -330,9 +330,7 @@ def _general(error: BaseException, address: str) -> str:
 
 
 def _quoted(error: BaseException, address: str) -> str:
-    """What an error says, without addresses."""
+    """What an error says, without addresses; of one with a login its kind alone, as the words may hold a part of it."""
     lines = str(error).strip().splitlines() or [""]
-    text = re.sub(r"[\w+.-]+://\S+", "...", lines[-1])
-    for secret in re.split(r"[?@]", address.partition("://")[2])[1 if is_web(address) else 0 :]:
-        text = text.replace(secret, "...") if has_login(address) and secret else text
+    text = "" if has_login(address) else re.sub(r"[\w+.-]+://\S+", "...", lines[-1])
     return f"{type(error).__name__}: {text}".rstrip(": ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -211,7 +210,7 @@ def test_a_training_on_a_bucket_is_that_on_its_folder(
 ) -> None:
     """The same numbers, the same cached volumes; with a full cache nothing is fetched again."""
     table = pd.read_csv(small_cohort, dtype=str)
-    histories: list[list[list[str]]] = []
+    histories = []
     for name, root in (("near", str(small_cohort.parent)), ("far", "s3://open/cohort"), ("again", "s3://open/cohort")):
         cohort = tmp_path / f"{name}.csv"
         table.assign(scan=[f"{root}/{scan}" for scan in table["scan"]]).to_csv(cohort, index=False)
@@ -219,12 +218,10 @@ def test_a_training_on_a_bucket_is_that_on_its_folder(
         before = {path: path.stat().st_mtime_ns for path in cache.glob("*.pt")}
         settings = {"network_def": SMALL_NETWORK, "epochs": 1, "cache_dir": str(cache), "num_workers": 1}
         run(start("train", cohort=str(cohort), output_dir=str(tmp_path / name), **settings))
-        histories.append(list(csv.reader((tmp_path / name / "history.csv").open())))
+        histories.append((tmp_path / name / "history.csv").read_bytes())
         if name == "again":
             assert {path: path.stat().st_mtime_ns for path in cache.glob("*.pt")} == before
-    timed = {place for place, title in enumerate(histories[0][0]) if "second" in title or "time" in title}
-    plain = [[[v for i, v in enumerate(row) if i not in timed] for row in rows] for rows in histories]
-    assert plain[0] == plain[1] == plain[2]
+    assert histories[0] == histories[1] == histories[2]
     volumes = [_volumes(tmp_path / f"cache {name}") for name in ("near", "far")]
     assert volumes[0] == volumes[1] and len(volumes[0]) == len(table)
 

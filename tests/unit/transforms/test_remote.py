@@ -18,6 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from remote_stores import PASSWORD, SECRETS, SIGNATURE, USER, Web, left, web
 from small_scans import save_grey
 
+from fairlung.pipeline.common.text import without_login
 from fairlung.pipeline.data.dataset import scan_fingerprint
 from fairlung.transforms import LoadScan, ScanError, ScanSource, find_scans, remote
 from fairlung.transforms.addresses import located, shown
@@ -283,3 +284,9 @@ def test_located() -> None:
     assert located("/data", "a/./b") == "/data/a/b" and located("/data", "/else/b") == "/else/b"
     assert located("/data", "s3://bucket/b") == "s3://bucket/b"
     assert located("s3://bucket/x", "../y/b") == "s3://bucket/y/b" and located("s3://bucket/x", "/local") == "/local"
+
+
+@pytest.mark.parametrize("name", ["X-Amz-Signature", "X-Amz-Credential", "X-Goog-Signature", "AWSAccessKeyId", "sig"])
+def test_the_log_has_no_signatures(name: str) -> None:
+    text = f"> scans: https://host/ct.nii.gz?part=2&{name}=QZX%2FSECRET&expires=60"
+    assert without_login(text) == f"> scans: https://host/ct.nii.gz?part=2&{name}=&expires=60"

@@ -1,6 +1,5 @@
-"""What lies where: every scan of a folder tree, a file or a CSV of paths."""
+"""What lies where: every scan of a folder tree, a file or a CSV of paths, here or at an address for fsspec."""
 
-import contextlib
 import logging
 import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -8,17 +7,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .addresses import file_name, folder_of, is_remote, located, plain_name, shown
 from .checks import check_setting
-from .dicom.headers import SeriesKey, SliceHeader, is_index, looks_like_dicom, no_ct_slice, read_headers, series_key
+from .dicom.headers import (
+    SeriesKey,
+    SliceHeader,
+    begins_as_dicom,
+    is_index,
+    looks_like_dicom,
+    no_ct_slice,
+    read_headers,
+    series_key,
+)
 from .files import (
     DICOM_SUFFIXES,
     ITK_SUFFIXES,
     NIFTI_SUFFIXES,
+    OTHER_SUFFIXES,
     SLICE_SUFFIXES,
     has_suffix,
     visible_entries,
     visible_files,
 )
+from .remote import entries, fetched, fetched_file, file_at, head, is_part, scan_files, state_of
 from .scan import Refusal, ScanSource, as_source
 from .tables import TableError, read_table
 from .tolerances import MAX_PICTURES_BESIDE
@@ -27,11 +38,6 @@ logger = logging.getLogger(__name__)
 
 DICOM_INDEX = "DICOMDIR"
 ROOT_NAMED = (".csv", ".tsv")
-# never DICOM: files that lie beside scans and need not be opened to know it
-OTHER_SUFFIXES = (
-    *SLICE_SUFFIXES, *NIFTI_SUFFIXES, *ITK_SUFFIXES, ".raw", ".zraw", ".csv", ".tsv", ".json", ".txt", ".xml", ".pdf",
-    ".zip", ".tar", ".gz", ".tgz", ".rar", ".bz2", ".xz", ".7z", ".npy", ".npz", ".py", ".md", ".html", ".log",
-)  # fmt: skip
 
 Item = dict[str, Any]
 Ends = dict[str, list[SliceHeader]]
@@ -42,9 +48,15 @@ def is_dicom(path: Path) -> bool:
 
     One whose name says that it is an image is not opened here.
     """
+    named = _named_dicom(path)
+    return looks_like_dicom(path) if named is None else named
+
+
+def _named_dicom(path: Path) -> bool | None:
+    """Whether a file's name says that it is DICOM; None where it does not say."""
     if path.name.upper() == DICOM_INDEX or has_suffix(path, OTHER_SUFFIXES):
         return False
-    return has_suffix(path, DICOM_SUFFIXES) or looks_like_dicom(path)
+    return True if has_suffix(path, DICOM_SUFFIXES) else None
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -73,9 +85,9 @@ def scan_kind(path: Path) -> str | None:
     return "dicom" if is_dicom(path) and not is_index(path) else None
 
 
-def _kind_of_folder(files: Sequence[Path]) -> str | None:
+def _kind_of_folder(files: Sequence[Path], has_dicom: bool | None = None) -> str | None:
     pictures = sum(has_suffix(file, SLICE_SUFFIXES) for file in files)
-    if any(is_dicom(file) and not is_index(file) for file in files):
+    if any(is_dicom(file) and not is_index(file) for file in files) if has_dicom is None else has_dicom:
         return "mixed" if pictures > MAX_PICTURES_BESIDE else "dicom"
     return "slices" if pictures else None
 
@@ -105,10 +117,37 @@ def _walk(folder: Path, above: frozenset[str] = frozenset()) -> list[Path]:
         kind = _kind_of_folder(files)
     except OSError:  # such as a folder that nobody may list; reading it will say so
         return [folder]
-    if kind == "slices" and below:
+    return [folder, *below] if _is_scan(folder, kind, bool(below)) else below
+
+
+def _is_scan(folder: str | Path, kind: str | None, scans_below: bool) -> bool:
+    """Whether a folder of this kind is a scan; of its pictures, which are taken for a preview, the log is told."""
+    if kind == "slices" and scans_below:
         logger.warning("%s: the pictures in it are not taken for a scan, as there are scans below it", folder)
+        return False
+    return kind is not None
+
+
+def _walk_remote(folder: str) -> list[ScanSource]:
+    """As :func:`_walk` below an address; a folder in it that cannot be listed becomes a scan that says so."""
+    below: list[ScanSource] = []
+    files = []
+    for entry in entries(folder):
+        if not entry.is_folder:
+            files.append(entry)
+            below += [ScanSource(entry.address)] if is_volume(Path(entry.name)) else []
+        else:
+            try:
+                below += _walk_remote(entry.address)
+            except Refusal as error:
+                below.append(ScanSource(entry.address, problem=str(error)))
+    names = [Path(file.name) for file in files]
+    said = [_named_dicom(name) for name in names]
+    unsaid = (file for file, is_said in zip(files, said, strict=True) if is_said is None)
+    kind = _kind_of_folder(names, True in said or any(begins_as_dicom(head(file.address)) for file in unsaid))
+    if not _is_scan(shown(folder), kind, bool(below)):
         return below
-    return [folder, *below] if kind else below
+    return [ScanSource(folder, listed=(state_of(file for file in files if is_part(file.name)),)), *below]
 
 
 def find_scans(
@@ -151,11 +190,14 @@ def find_scans(
         if problem:
             found.append({"image": ScanSource(path, problem=problem), "scan": prefix})
             continue
-        root = Path(path).expanduser()
-        if not root.exists():
+        root = path if is_remote(path) else Path(path).expanduser()
+        if isinstance(root, Path) and not root.exists():
             raise FileNotFoundError(f"--scans: {root} does not exist")
-        listed = root.is_file() and has_suffix(root, ROOT_NAMED)
-        items = _listed(root) if listed else _found(root)
+        try:
+            listed = has_suffix(Path(shown(path)), ROOT_NAMED) and (is_remote(path) or os.path.isfile(root))
+            items = _listed(root) if listed else _found(root)
+        except Refusal as error:
+            raise ValueError(f"--scans: {shown(path)}: {error}") from None
         named |= {os.fspath(item["image"]) for item in items if listed}
         if prefix:
             items = [item | {"scan": _below(prefix, root, item)} for item in items]
@@ -163,7 +205,7 @@ def find_scans(
         found += items
     if not found:
         kinds = ", ".join((*SLICE_SUFFIXES, *NIFTI_SUFFIXES, *ITK_SUFFIXES))
-        looked = ", ".join(path for _, path, _ in several)
+        looked = ", ".join(shown(path) for _, path, _ in several)
         raise FileNotFoundError(f"--scans: no scan found in {looked} (looked for DICOM by content, and {kinds})")
     ends: Ends = {}
     found = _continued(found, ends)
@@ -173,39 +215,61 @@ def find_scans(
     return found
 
 
-def _found(root: Path) -> list[Item]:
+def _found(root: Path | str) -> list[Item]:
+    """The scans at or below a root; Refusal where an address cannot be listed."""
+    if not isinstance(root, Path):
+        if (file := file_at(root)) is None:
+            start = len(root.rstrip("/")) + 1
+            names = ((scan, plain_name(scan.path[start:], root)) for scan in _walk_remote(root))
+            return [{"image": scan, "scan": name or file_name(root)} for scan, name in names]
+        named = is_volume(Path(file.name)) or _named_dicom(Path(file.name))
+        is_scan = begins_as_dicom(head(root)) if named is None else named
+        return [{"image": ScanSource(root), "scan": file_name(root)}] if is_scan else []
     return [
         {"image": str(path), "scan": path.name if path == root else path.relative_to(root).as_posix()}
         for path in scans_below(root)
     ]
 
 
-def _below(prefix: str, root: Path, item: Item) -> str:
+def _below(prefix: str, root: Path | str, item: Item) -> str:
     """A scan's name below a prefix; the prefix itself where the scan is the whole root."""
     return prefix if str(item["image"]) == str(root) else f"{prefix}/{item['scan']}"
 
 
-def _listed(file: Path) -> list[Item]:
+def _listed(file: Path | str) -> list[Item]:
     """The scans that a CSV names; a path without a scan becomes an item that says so."""
+    folder = os.path.dirname(file) if isinstance(file, Path) else folder_of(file)
+    shown_file = shown(os.fspath(file))
     try:
-        table = read_table(file)
+        with fetched_file(file) as local:
+            table = read_table(local)
     except TableError as error:
-        raise ValueError(f"--scans: {file}: {error}") from error
+        raise ValueError(f"--scans: {shown_file}: {error}") from error
     if "scan" not in table.header:
-        raise ValueError(f"--scans: {file} has no column 'scan' with a path a row")
+        raise ValueError(f"--scans: {shown_file} has no column 'scan' with a path a row")
     items: list[Item] = []
     column, first = table.header.index("scan"), dict[str, int]()
+    lines: dict[str, int] = {}
     for line, row in table.rows:
-        name = row[column].strip()
-        if not name or first.setdefault(name, line) != line:
-            logger.warning("%s: line %d names %s", file, line, f"the scan of line {first[name]}" if name else "no scan")
+        named = row[column].strip()
+        if not named or first.setdefault(named, line) != line:
+            what = f"the scan of line {first[named]}" if named else "no scan"
+            logger.warning("%s: line %d names %s", shown_file, line, what)
             continue
-        path = file.parent / os.path.expanduser(name)
-        exists = os.path.exists(path)  # unlike Path.exists, also of a name that is too long
-        below = _found(path) if exists else []
-        if not below:
+        name = shown(named)
+        if lines.setdefault(name, line) != line:  # addresses that differ in what is not shown
+            name = f"{name} (line {line})"
+        path = located(folder, os.path.expanduser(named))
+        said, below = "", list[Item]()
+        try:
+            # os.path.exists: unlike Path.exists, also of a name that is too long
+            exists = is_remote(path) or os.path.exists(path)
+            below = _found(path if is_remote(path) else Path(path)) if exists else []
             said = "holds no scan" if exists else "does not exist"
-            items.append({"image": ScanSource(str(path), problem=said), "scan": name})
+        except Refusal as error:
+            said = str(error)
+        if not below:
+            items.append({"image": ScanSource(path, problem=said), "scan": name})
         elif len(below) == 1:
             items.append(below[0] | {"scan": name})
         else:
@@ -213,34 +277,47 @@ def _listed(file: Path) -> list[Item]:
     return items
 
 
-def _folder(item: Item) -> Path | None:
-    """The DICOM folder that an item is, None of anything else."""
+def _folder(item: Item) -> str | None:
+    """The DICOM folder that an item is, or a remote one that may be; None of anything else."""
+    source = item["image"]
     try:
-        if not isinstance(item["image"], ScanSource) and os.path.isdir(item["image"]):
-            folder = Path(item["image"])
-            return folder if scan_kind(folder) == "dicom" else None
+        if isinstance(source, ScanSource):
+            return source.path if source.listed else None
+        if os.path.isdir(source):
+            return str(source) if scan_kind(Path(source)) == "dicom" else None
     except OSError:  # reading it will say so
         pass
     return None
 
 
-def _headers(files: Iterable[Path]) -> Iterator[SliceHeader]:
+def _dicom_of(folder: str) -> list[str]:
+    """The DICOM files of a folder, of a remote one those that may be, in natural order."""
+    if not is_remote(folder):
+        return list(map(str, dicom_files(Path(folder))))
+    return [file.address for file in scan_files(folder) if _named_dicom(Path(file.name)) is not False]
+
+
+def _headers(files: Iterable[str]) -> Iterator[SliceHeader]:
     for file in files:
-        with contextlib.suppress(Refusal):
-            yield from read_headers(file)
+        with fetched_file(file) as path:
+            try:
+                headers = read_headers(path)
+            except Refusal:
+                continue
+        yield from headers
 
 
-def _ends(folder: Path) -> list[SliceHeader]:
+def _ends(folder: str) -> list[SliceHeader]:
     """Headers of a folder's first and last readable file; only their series can go on in another folder."""
-    files = dicom_files(folder)
+    files = _dicom_of(folder)
     ends = (next(_headers(order), None) for order in (files, reversed(files)))
     return [header for header in ends if header is not None]
 
 
-def _places(folder: Path) -> set[Hashable]:
+def _places(folder: str) -> set[Hashable]:
     """Instances of a folder, and where the slices of each of its series lie."""
     found: set[Hashable] = set()
-    for header in _headers(dicom_files(folder)):
+    for header in _headers(_dicom_of(folder)):
         found |= {(series_key(header), header.position), header.instance or header.path}
     return found
 
@@ -255,32 +332,40 @@ def _continued(items: list[Item], ends: Ends) -> list[Item]:
     places: dict[str, set[Hashable]] = {}
     for item in items:
         folder = _folder(item)
-        if folder is not None:
-            ends[str(folder)] = _ends(folder)
-        keys = {series_key(header) for header in ends.get(str(folder), ()) if header.series}
-        known = next((by_series[key] for key in sorted(keys) if key in by_series), None)
-        if folder is not None and known is not None:
-            here = _places(folder)
-            name = known["scan"]
-            if name not in places:
-                places[name] = _places(Path(known["image"]))
-            if not places[name] & here:
-                places[name] |= here
-                source = as_source(known["image"])
-                known["image"] = replace(source, more=(*source.more, str(folder)))
-                by_series |= dict.fromkeys(keys, known)
-                continue
+        try:
+            if folder is not None and ((found := _ends(folder)) or not is_remote(folder)):
+                ends[folder] = found
+            keys = {series_key(header) for header in ends.get(folder or "", ()) if header.series}
+            known = next((by_series[key] for key in sorted(keys) if key in by_series), None)
+            if folder is not None and known is not None:
+                here = _places(folder)
+                name = known["scan"]
+                if name not in places:
+                    places[name] = _places(os.fspath(known["image"]))
+                if not places[name] & here:
+                    places[name] |= here
+                    known["image"] = _joined(as_source(known["image"]), as_source(item["image"]))
+                    by_series |= dict.fromkeys(keys, known)
+                    continue
+        except Refusal as error:  # a remote folder: whether it goes on elsewhere cannot be known
+            item["image"], keys = replace(as_source(item["image"]), problem=str(error)), set()
         whole.append(item)
         by_series |= {key: item for key in keys if key not in by_series}
     return whole
 
 
+def _joined(scan: ScanSource, other: ScanSource) -> ScanSource:
+    """A scan that goes on in the folders of another one."""
+    return replace(scan, more=(*scan.more, other.path, *other.more), listed=(*scan.listed, *other.listed))
+
+
 def _mark_aside(items: list[Item], meant: set[str]) -> None:
     """Say of the folders of pictures among DICOM scans that nobody named them."""
     for item in items:
-        path = item["image"]
-        if isinstance(path, str) and path not in meant and os.path.isdir(path):
-            item["image"] = ScanSource(path, aside=True)
+        source = as_source(item["image"])
+        plain = isinstance(item["image"], str) and os.path.isdir(source.path)
+        if source.path not in meant and (plain or (source.listed and not source.problem)):
+            item["image"] = replace(source, aside=True)
 
 
 def _by_study(items: list[Item], ends: Ends, join: bool) -> list[Item]:
@@ -299,7 +384,7 @@ def _by_study(items: list[Item], ends: Ends, join: bool) -> list[Item]:
                 text = f"same_study: one of {len(several)} CTs of a study, in folders of their own; each is answered"
                 item["image"] = replace(source, told=(*source.told, text))
             elif item is not several[0]:
-                several[0]["image"] = replace(whole, more=(*whole.more, source.path, *source.more))
+                several[0]["image"] = _joined(whole, source)
                 gone.add(id(item))
     return [item for item in items if id(item) not in gone]
 
@@ -320,15 +405,18 @@ def source_files(source: ScanSource) -> list[Path]:
 
 
 def _series(item: Item) -> list[Item]:
-    source = item["image"] if isinstance(item["image"], ScanSource) else ScanSource(item["image"])
-    if source.problem or not os.path.isdir(source.path) or scan_kind(Path(source.path)) != "dicom":
+    source = as_source(item["image"])
+    if source.problem or (is_remote(source.path) and not (source.listed and _dicom_of(source.path))):
         return [item]
     from .dicom.choice import read_folder
 
-    series, _ = read_folder(source_files(source))
+    try:
+        with fetched(source) as (local, _):
+            if not os.path.isdir(local.path) or scan_kind(Path(local.path)) != "dicom":
+                return [item]
+            series, _ = read_folder(source_files(local))
+    except Refusal as error:
+        return [item | {"image": replace(source, problem=str(error))}]
     if len(series) < 2:
         return [item]
-    return [
-        {"image": ScanSource(source.path, source.more, each.number), "scan": f"{item['scan']}#{each.number}"}
-        for each in series
-    ]
+    return [{"image": replace(source, series=each.number), "scan": f"{item['scan']}#{each.number}"} for each in series]

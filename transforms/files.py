@@ -9,6 +9,11 @@ SLICE_SUFFIXES = (".jpg", ".jpeg", ".png")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+# never DICOM: files that lie beside scans and need not be opened to know it
+OTHER_SUFFIXES = (
+    *SLICE_SUFFIXES, *NIFTI_SUFFIXES, *ITK_SUFFIXES, ".raw", ".zraw", ".csv", ".tsv", ".json", ".txt", ".xml", ".pdf",
+    ".zip", ".tar", ".gz", ".tgz", ".rar", ".bz2", ".xz", ".7z", ".npy", ".npz", ".py", ".md", ".html", ".log",
+)  # fmt: skip
 
 
 def natural_key(name: str, ignore_case: bool = True) -> list[tuple[int, int, str]]:
@@ -48,3 +53,9 @@ def visible_files(folder: Path) -> list[Path]:
 def slice_files(folder: Path) -> list[Path]:
     """JPEG and PNG slices of a folder in natural order."""
     return [path for path in visible_files(folder) if has_suffix(path, SLICE_SUFFIXES)]
+
+
+def named_voxels(header: str) -> str | None:
+    """The voxel file that the text of a MetaImage or NRRD header names; LOCAL, a list or a pattern as it stands."""
+    named = re.search(r"^(?:ElementDataFile *=|data ?file:) *(.+?) *$", header, re.IGNORECASE | re.MULTILINE)
+    return named[1] if named else None

@@ -24,6 +24,7 @@ from .discovery import scan_kind, source_files
 from .files import slice_files
 from .geometry import turn_to_lps
 from .plausibility import air_of_grey, check_chest, check_grey, check_hu, grey_counts, hu_of
+from .remote import fetched
 from .scan import OpenScan, Record, Refusal, ScanError, ScanSource, Skipped, as_source, describe, new_record
 from .slice_folder import open_slices
 from .slices import SampleSlices, SliceSelector, TrimSlices
@@ -152,7 +153,8 @@ def _selected(depth: int, select: Sequence[SliceSelector]) -> np.ndarray:
 class LoadScan(Transform):
     """Read a scan of any kind into a float32 volume [1, D, H, W] in [0, 1] (orientation: see the module).
 
-    Accepts a folder of JPEG or PNG slices, a folder with DICOM files, a DICOM, NIfTI, NRRD, MHA or MHD file. Of several
+    Accepts a folder of JPEG or PNG slices, a folder with DICOM files, a DICOM, NIfTI, NRRD, MHA or MHD file, or its
+    address for fsspec (``s3://...``): its files are then fetched for as long as it takes to read them. Of several
     DICOM series the chest CT is chosen (:func:`~.choose`). Slices of 8 bits are divided by 255; everything
     else must be HU and is windowed.
 
@@ -217,14 +219,16 @@ class LoadScan(Transform):
         try:
             if source.problem:
                 raise (Skipped if source.expected else Refusal)(source.problem)
-            opened = open_scan(source, self.size, self.min_slices, self.fast_decode)
-            indices = _selected(opened.shape[0], self.select).tolist()
-            volume = self._volume(opened, indices)
+            with fetched(source) as (local, addresses):
+                opened = open_scan(local, self.size, self.min_slices, self.fast_decode)
+                indices = _selected(opened.shape[0], self.select).tolist()
+                volume = self._volume(opened, indices)
         except Refusal as error:
             record = new_record() if opened is None else describe(opened, indices)
             record |= {"status": error.status, "reason": str(error)}
             raise ScanError(f"{source}: {error}", record) from error
-        return volume, describe(opened, indices)
+        record = describe(opened, indices)
+        return volume, record | {"files": [addresses.get(file, file) for file in record["files"]]}
 
     def _volume(self, scan: OpenScan, indices: list[int]) -> torch.Tensor:
         distinct, back = np.unique(indices, return_inverse=True)

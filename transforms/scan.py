@@ -8,20 +8,24 @@ from typing import Any
 
 import numpy as np
 
+from .addresses import shown
+
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ScanSource:
-    """Where a scan lies; a plain path stands for one with defaults.
+    """Where a scan lies; a plain path stands for one with defaults. As text it is without the login of an address.
 
     Args:
+        path: of a file or folder, or its address for fsspec, such as ``s3://bucket/scan``.
         more: further folders in which the same DICOM series goes on.
         series: which series of the folder, from 1 in the order of :func:`~.read_folder`; None chooses.
         problem: why there is nothing to read, such as an archive that could not be unpacked.
         expected: the problem is none (an archive of other things): the scan is skipped, not refused.
         aside: pictures in a tree of DICOM scans: too few of them are such as a viewer's logo, and skipped.
         told: warnings that come from where it lies, ``code: text``.
+        listed: of a remote scan, the digest of the files in each of its folders when it was found.
     """
 
     path: str
@@ -31,12 +35,13 @@ class ScanSource:
     expected: bool = False
     aside: bool = False
     told: tuple[str, ...] = ()
+    listed: tuple[str, ...] = ()
 
     def __fspath__(self) -> str:
         return self.path
 
     def __str__(self) -> str:
-        return self.path if self.series is None else f"{self.path}#{self.series}"
+        return shown(self.path) if self.series is None else f"{shown(self.path)}#{self.series}"
 
 
 def as_source(scan: str | os.PathLike[str] | ScanSource) -> ScanSource:

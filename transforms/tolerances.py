@@ -21,6 +21,7 @@ MAX_TILT_DEGREES = 30.0
 DRIFT_MM = 1.0  # slices whose corner leaves the straight line through the stack by more are warned of
 MAX_DRIFT_MM = 20.0
 MAX_FRAMES = 20_000  # of one file
+MAX_REMOTE_BYTES = 16 << 30  # of a remote scan's files, which are fetched to a local folder while it is read
 STRAY_SLICES = 0.1  # share of a series that other stacks in it (scouts, another matrix) may have beside the largest
 
 MIN_SPACING_MM = 0.05  # a voxel edge outside of these is in other units than millimetres

@@ -89,7 +89,7 @@ class Settings(TypedDict, total=False):
     patient_key: Annotated[
         str | None, "a file with a key: patients are the same digests in every run; null: a run's own"
     ]
-    scans: Annotated[str, "new scans: a folder tree, one scan, an archive, or a CSV with a column scan of paths"]
+    scans: Annotated[str, "new scans: a folder tree, one scan, an archive, or a CSV of paths; or an address (s3://...)"]
     output_dir: Annotated[Folder, "folder for all that a run writes"]
     overwrite: Annotated[bool, "train into an output_dir that already holds a training"]
     resume: Annotated[bool, "go on with a training that was interrupted; where there is none, begin"]

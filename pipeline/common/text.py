@@ -104,13 +104,15 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
+# how the names of those parts of an address's query end that let their holder in
+SECRETS = "user(?:name)?|pass(?:word|wd)?|pwd|token|secret|key(?:id)?|accessid|credential|sig(?:nature)?"
+
+
 def without_login(text: str) -> str:
     """Text without the user and password of every address in it, in its query too."""
     # a password may hold / and @, so up to the last @; what follows a port is a path
     text = re.sub(r"(?<=://)([^/@:\s]+:(?!\d+/)[^\s'\"]*@|[^/@\s]+@)", "", text)
-    return re.sub(
-        r"(?i)(?<=[?&])([\w-]*(?:user(?:name)?|pass(?:word|wd)?|pwd|token|secret|key))=[^&\s'\"]*", r"\1=", text
-    )
+    return re.sub(rf"(?i)(?<=[?&])([\w-]*(?:{SECRETS}))=[^&\s'\"]*", r"\1=", text)
 
 
 def mask_logins() -> None:

@@ -23,7 +23,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from fairlung.transforms.addresses import file_name, is_remote, plain_name, shown
 from fairlung.transforms.files import visible
+from fairlung.transforms.remote import fetched_file, file_at, files_below
+from fairlung.transforms.scan import Refusal
 
 from ..common.claims import process_folder, temporary_folder
 from .cohort_checks import SPLITS, CohortError
@@ -323,8 +326,11 @@ def scan_roots(scans: str | Path, limits: Limits | None = None) -> list[Root]:
 
     What is unpacked may name patients: it lies in a temporary folder, which goes when the process ends. ``limits`` hold
     for each archive. A root is (prefix of the names of its scans, path, problem). The prefix of an archive is its path
-    relative to ``scans``; the problem says why it could not be unpacked, else it is "".
+    relative to ``scans``; the problem says why it could not be unpacked, else it is "". An archive at an address is
+    fetched, and stays no longer than it takes to unpack it.
     """
+    if is_remote(scans):
+        return _remote_roots(str(scans), limits or Limits())
     root = Path(scans).expanduser()
     if root.is_file() and is_archive(root):
         return [_unpacked(root, root.name, limits)]
@@ -336,6 +342,28 @@ def scan_roots(scans: str | Path, limits: Limits | None = None) -> list[Root]:
         elif _is_orphan(path):
             roots.append((name, str(path), ORPHAN))
     return roots
+
+
+def _remote_roots(address: str, limits: Limits) -> list[Root]:
+    if address.casefold().partition("?")[0].endswith(SUFFIXES):
+        return [_fetched(address, file_name(address), limits)]
+    try:
+        files = [] if file_at(address) else files_below(address)
+    except Refusal as error:
+        raise ValueError(f"--scans: {shown(address)}: {error}") from None
+    start = len(address.rstrip("/")) + 1
+    archives = [file for file in files if file.casefold().endswith(SUFFIXES)]
+    return [("", address, ""), *(_fetched(file, plain_name(file[start:], address), limits) for file in archives)]
+
+
+def _fetched(address: str, name: str, limits: Limits) -> Root:
+    if PART.fullmatch(name.rpartition("/")[2]):
+        return name, address, "a RAR archive of several volumes is read from a local folder only"
+    try:
+        with fetched_file(address, limits.bytes) as archive:
+            return _unpacked(archive, name, limits)
+    except Refusal as error:
+        return name, address, str(error)
 
 
 def _files(root: Path) -> Iterator[Path]:

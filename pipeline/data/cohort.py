@@ -1,8 +1,9 @@
 """The cohort: one CSV file that describes a data set, read strictly, counted by cell, and built from folders.
 
-A row is a scan. Columns: ``scan`` (folder or file, relative to the CSV file's folder or absolute), ``label`` (class
-name), one or several group columns (``sex`` by default; empty or "unknown" means unknown), and optionally ``split``
-(train, val, test) and ``patient``. Other columns are kept as they are.
+A row is a scan. Columns: ``scan`` (folder or file, relative to the CSV file's folder or absolute, or an address for
+fsspec such as ``s3://bucket/scan``), ``label`` (class name), one or several group columns (``sex`` by default; empty or
+"unknown" means unknown), and optionally ``split`` (train, val, test) and ``patient``. Other columns are kept as they
+are.
 
 Patient ids and ages never reach a message, a log or a repr.
 """
@@ -20,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 
+from fairlung.transforms.addresses import is_remote, located
 from fairlung.transforms.checks import check_whole
 
 from ..common.names import UNKNOWN, UNKNOWN_GROUP
@@ -48,13 +50,13 @@ class Cohort:
     def items(self, split: str) -> list[dict[str, Any]]:
         """What a data loader needs of each scan of a split, in the file's order; ValueError when there is none.
 
-        ``image`` (absolute path), ``label`` (class index), ``group`` (group index, -1 unknown), ``group_values`` (in
-        each group column, "" unknown) and ``scan`` (as written in the file).
+        ``image`` (absolute path or address), ``label`` (class index), ``group`` (group index, -1 unknown),
+        ``group_values`` (in each group column, "" unknown) and ``scan`` (as written in the file).
         """
         rows = self._rows(split)
         values = group_values(rows, self.group_by)
         columns = {
-            "image": [str(self.root / scan) for scan in rows["scan"]],
+            "image": [located(self.root, scan) for scan in rows["scan"]],
             "label": map(self.class_names.index, rows["label"]),
             "group": group_ids(joined(values), self.group_names)[0].tolist(),
             "group_values": values.to_numpy().tolist(),
@@ -114,6 +116,8 @@ class Cohort:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def _canonical(self, scan: str) -> str:
+        if is_remote(scan):
+            return scan
         path = Path(os.path.normpath(self.root / scan))
         if Path(scan).is_absolute() and not path.is_relative_to(self.root):
             return path.as_posix()

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fairlung.transforms import tables
+from fairlung.transforms.addresses import has_login, is_remote, shown
 from fairlung.transforms.tables import KNOWN_COLUMNS
 
 from ..common.errors import UserError
@@ -246,12 +247,16 @@ def row_problems(table: pd.DataFrame, root: Path) -> Iterator[Problem]:
         if not scan:
             yield _at(line, "scan is empty")
             continue
-        # Resolved, so that the same scan under two spellings or links cannot lie in train and in val.
-        place = os.path.realpath(root / scan)
-        if not os.path.exists(place):
+        if is_remote(scan):  # whether it exists shows when it is read
+            if has_login(scan):
+                safe = f"{quoted(shown(scan))} is given with a login or a query, which tables and logs would repeat"
+                yield _at(line, f"scan {safe}; credentials come from the environment")
+            place = scan.rstrip("/")
+        elif not os.path.exists(place := os.path.realpath(root / scan)):
+            # Resolved, so that the same scan under two spellings or links cannot lie in train and in val.
             yield _at(line, f"scan {quoted(scan)} does not exist ({quoted(place)})")
         if first_line.setdefault(place, line) != line:
-            yield _at(line, f"scan {quoted(scan)} is the scan of line {first_line[place]} again")
+            yield _at(line, f"scan {quoted(shown(scan))} is the scan of line {first_line[place]} again")
 
 
 def patient_problems(table: pd.DataFrame, columns: Names) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from fairlung.transforms.addresses import is_remote
 from fairlung.transforms.discovery import is_volume, parts_of_scans, scan_kind, scans_below
 from fairlung.transforms.files import SLICE_SUFFIXES, has_suffix, natural_key, visible, visible_files
 
@@ -105,8 +106,9 @@ def write_cohort(
     target = os.path.realpath(path.parent)
     scans = []
     for scan in table["scan"]:
-        scans.append(scan if Path(scan).is_absolute() else Path(os.path.relpath(Path(start, scan), target)).as_posix())
-        if not os.path.exists(path.parent / scans[-1]):
+        fixed = is_remote(scan) or os.path.isabs(scan)
+        scans.append(scan if fixed else Path(os.path.relpath(Path(start, scan), target)).as_posix())
+        if not is_remote(scan) and not os.path.exists(path.parent / scans[-1]):
             problems.append(f"scan {quoted(scan)} does not exist under {start}")
     if problems:
         raise CohortError(problem_report(path, problems))

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import logging
 import os
-import re
 import threading
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -26,8 +25,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from fairlung.transforms import FirstSlices, LoadScand, SampleSlices, TrimSlices, find_scans, to_grey_levels
+from fairlung.transforms.addresses import is_remote, shown
 from fairlung.transforms.checks import check_setting
-from fairlung.transforms.scan import new_record
+from fairlung.transforms.files import named_voxels
+from fairlung.transforms.remote import remote_fingerprint
+from fairlung.transforms.scan import Refusal, ScanError, new_record
 
 from .. import __version__
 from ..common.distributed import barrier, is_first_here, is_primary, of_first_here
@@ -57,7 +59,15 @@ class AugmentationError(UserError, ValueError):
 
 
 def scan_fingerprint(path: str | Path) -> str:
-    """Digest of the names, sizes and modification times of a scan's files: changes when the scan is replaced."""
+    """Digest of the names, sizes and modification times of a scan's files: changes when the scan is replaced.
+
+    Of a remote scan what the listing says in place of times, such as an ETag; ScanError where it cannot be listed.
+    """
+    if is_remote(path):
+        try:
+            return remote_fingerprint(str(path))
+        except Refusal as error:
+            raise ScanError(f"{shown(str(path))}: {error}") from None
     path = Path(path)
     if path.is_dir():
         with os.scandir(path) as entries:  # not Path.iterdir: three times as fast, and a scan may have 1,000 files
@@ -73,9 +83,8 @@ def scan_fingerprint(path: str | Path) -> str:
 
 def _voxel_files(header: Path) -> list[Path]:
     """The voxel file that a MetaImage or NRRD header names; all files beside it where it names a list or pattern."""
-    text = header.read_text(encoding="latin-1")
-    named = re.search(r"^(?:ElementDataFile *=|data ?file:) *(.+?) *$", text, re.IGNORECASE | re.MULTILINE)
-    voxels = header.parent / named[1] if named else header
+    named = named_voxels(header.read_text(encoding="latin-1"))
+    voxels = header.parent / named if named else header
     return [voxels] if voxels.is_file() else sorted(file for file in header.parent.iterdir() if file.is_file())
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from fairlung.transforms.addresses import located
 from fairlung.transforms.checks import check_whole
 
 from ..common.errors import UserError
@@ -170,7 +171,7 @@ def _nested(
     """
     table = _table(cohort)
     # in the order of the paths: sklearn's folds depend on the order of rows
-    paths = [os.path.normpath(cohort.root / scan) for scan in table["scan"]]
+    paths = [os.path.normpath(located(cohort.root, scan)) for scan in table["scan"]]
     order = np.array(sorted(range(len(table)), key=paths.__getitem__))
     cells = _cells(cohort, table)
     strata = cells + JOIN + group_values(table, [SITE])[SITE] if by_site else cells

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fairlung.transforms.addresses import shown
+from fairlung.transforms.remote import fetched_file
 from fairlung.transforms.scan import ScanSource, as_source
 
 from ..common.distributed import gather_interleaved
@@ -86,7 +88,7 @@ class Pseudonyms(Digests):
         self.named = bool(key_file)
         self._names: dict[str, str] = {}  # real paths and names: what stands for them
         self._paths: dict[str, str] = {}  # pseudonyms of scans: their paths
-        self._roots = {os.path.expanduser(scans)} if scans else set()
+        self._roots = {shown(os.path.expanduser(scans))} if scans else set()
         if self.named:
             self._rename_in_logs()
 
@@ -138,7 +140,7 @@ class Pseudonyms(Digests):
 
     def _renamed(self, roots: Any, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         several = [roots] if isinstance(roots, (str, os.PathLike)) else [path for _, path, _ in roots]
-        self._roots |= {os.fspath(root) for root in several}
+        self._roots |= {shown(os.fspath(root)) for root in several}
         return [self._item(item) for item in items]
 
     def _item(self, item: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,11 +182,12 @@ class Pseudonyms(Digests):
 
 
 def study_uid(path: str) -> str:
-    """The StudyInstanceUID in a DICOM file, "" where it has none."""
+    """The StudyInstanceUID in a DICOM file, here or at an address; "" where it has none."""
     import pydicom
 
     try:
-        read = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=["StudyInstanceUID"])
+        with fetched_file(path) as local:
+            read = pydicom.dcmread(local, stop_before_pixels=True, force=True, specific_tags=["StudyInstanceUID"])
         return str(read.get("StudyInstanceUID") or "")
     except Exception:  # pydicom raises many kinds on damaged files
         return ""

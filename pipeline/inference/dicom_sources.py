@@ -13,6 +13,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage, generate_uid
 from pydicom.valuerep import PersonName
 
+from fairlung.transforms.remote import fetched_files
+from fairlung.transforms.scan import Refusal
+
 from ..common.errors import UserError
 from .answers import Answer
 
@@ -57,11 +60,19 @@ def read_sources(answer: Answer, identity: bool = False) -> Sources:
     DicomReportError: no answer, no DICOM, or files that cannot be read.
     """
     scan, files = answer.scan, answer.intake.get("files")
-    tags = [*SOURCE_TAGS, *IDENTITY_TAGS * identity]
     if answer.prediction is None:
         raise DicomReportError(f"{scan}: there is no answer to write")
     if not files:
         raise DicomReportError(f"{scan}: no DICOM file to refer to; only scans from DICOM are answered in DICOM")
+    try:
+        with fetched_files(files) as local:
+            return _sources(answer, local, identity)
+    except Refusal as error:
+        raise DicomReportError(f"{scan}: its files cannot be fetched again: {error}") from None
+
+
+def _sources(answer: Answer, files: Sequence[str], identity: bool) -> Sources:
+    scan, tags = answer.scan, [*SOURCE_TAGS, *IDENTITY_TAGS * identity]
     headers: list[Dataset] = []
     problem = ""
     for number, path in enumerate(files, start=1):

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from fairlung.transforms.checks import check_setting
+from fairlung.transforms.remote import remove_left
 
 from ..common.errors import UserError, shows_whole_stack
 from ..common.settings import is_bundle_run
@@ -437,5 +438,6 @@ class _Reader(threading.Thread):
             if code is None:
                 logger.warning("process %d, which reads scans, cannot be ended", process.pid)
                 return 255
+            remove_left(process.pid)
             process.close()
         return code

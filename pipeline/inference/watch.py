@@ -22,6 +22,7 @@ from typing import Any
 from ignite.engine import Events
 from monai.engines import Evaluator
 
+from fairlung.transforms.addresses import is_remote, shown
 from fairlung.transforms.checks import check_setting
 
 from ..common.distributed import gather_interleaved, world_size
@@ -198,6 +199,8 @@ def watch(
     check_setting("quiet_seconds", quiet_seconds, quiet_seconds >= 0, "at least 0")
     check_setting("poll_seconds", poll_seconds, poll_seconds > 0, "positive")
     check_setting("idle_seconds", idle_seconds, idle_seconds is None or idle_seconds >= 0, "at least 0 or null")
+    if is_remote(root):
+        raise WatchError(f"only a local folder can be watched, and {shown(str(root))} is an address")
     root = Path(root).expanduser()
     if root.exists() and not root.is_dir():
         raise WatchError(f"only a folder can be watched, and {root} is a file")

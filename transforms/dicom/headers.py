@@ -124,11 +124,15 @@ def is_index(path: Path) -> bool:
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM does, and is no DICOMDIR.
+    """Whether a file begins as DICOM does (:func:`begins_as_dicom`)."""
+    return begins_as_dicom(_head(path))
+
+
+def begins_as_dicom(head: bytes) -> bool:
+    """Whether the first bytes of a file are DICOM's, and not those of a DICOMDIR.
 
     With the preamble, or with an element of group 0008 or 0002 in its place.
     """
-    head = _head(path)
     if head[PREAMBLE:].startswith(MAGIC):
         return not _is_index(head)
     if head[:2] not in (b"\x08\x00", b"\x02\x00") or len(head) < 12:

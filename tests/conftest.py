@@ -41,7 +41,15 @@ def _without_waiting_for_the_disk(connection: Any, _: object) -> None:
 # ---- which worker runs what ------------------------------------------------------------------------------------------
 # files that take longest, first: a long one that comes last is waited for by all other workers; and those that need
 # most memory, while a worker is small
-FIRST = ("test_commands", "test_mlflow_server", "test_distributed", "test_inference", "test_grad_cam", "test_cnn_rnn")
+FIRST = (
+    "test_ray_inference",
+    "test_commands",
+    "test_mlflow_server",
+    "test_distributed",
+    "test_inference",
+    "test_grad_cam",
+    "test_cnn_rnn",
+)
 FIRST += ("test_r3d18", "test_registered_0_1", "test_study", "test_systems", "test_networks", "test_resume")
 FIRST += (
     "test_ends",

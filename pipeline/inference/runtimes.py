@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from fairlung.transforms.checks import check_setting
 
 from ..common.errors import UserError
+from ..common.imports import absent
 from ..common.text import cut, one_line
 from ..networks.precision import AmpInferer, has_bfloat16
 from ..phantoms.anatomy import synthesize
@@ -203,18 +203,13 @@ class OpenVINOInferer(SimpleInferer):
 
 def import_openvino() -> ModuleType:
     """OpenVINO without ``openvino_telemetry``: with it, every import and conversion is reported to its makers."""
-    reporter = sys.modules.get("openvino_telemetry")
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as if it were not installed
     try:
-        return importlib.import_module("openvino")
+        with absent("openvino_telemetry"):
+            return importlib.import_module("openvino")
     except ImportError as error:
         raise RuntimeUnavailableError(
             "OpenVINO is not installed: pip install 'fairlung[openvino]', or leave the runtime at torch"
         ) from error
-    finally:
-        del sys.modules["openvino_telemetry"]
-        if reporter is not None:
-            sys.modules["openvino_telemetry"] = reporter
 
 
 @functools.cache

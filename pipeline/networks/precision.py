@@ -74,7 +74,7 @@ def keep_flat_convolutions(network: nn.Module) -> None:
 
     That is along the depth: a kernel of 3 on two slices has padding in every window. oneDNN's gradient of such weights
     in bfloat16 reads, and writes, memory that is not its own: not a number, other numbers in every run, or the end of
-    the process (torch 2.15, on a processor with AVX-512 BF16; networks of 64 slices have no such layer, of 16 they do).
+    the process (torch 2.15, on a processor with AVX-512 BF16; R3D-18 has none on 64 slices, some on 16).
     The modules keep their names, weights and hooks. It holds in a second pass of activation checkpointing, too.
     """
     for module in network.modules():

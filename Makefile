@@ -1,6 +1,6 @@
 # make setup   the environment in .venv, exact versions from requirements.lock
 # make demo    the main job on a synthetic cohort and a real CT
-# make study   twelve systems, fifty seeds, on frozen features of the synthetic cohort, with tables: 50 minutes
+# make study   twelve systems, fifty seeds, on frozen features of the synthetic cohort, with tables: half an hour
 # make ui      MLflow on the runs of this folder
 # make test    the quick tests (WORKERS=2 processes); make test-all: the slow ones too; make coverage: measured
 # make reliability  docs/reliability.md, from the tests of faults

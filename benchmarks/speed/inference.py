@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 import tempfile
 import time
 import warnings
@@ -184,6 +185,8 @@ def whole_scans(options: Options, result: Result) -> None:
         sides["ours, keep_memory False"] = (*sides["ours"], False)
     with contextlib.suppress(RuntimeUnavailableError):
         import_openvino()
+        anew = (*sides["ours"][:3], "openvino_bf16", True, False)
+        sides |= {"ours, runtime openvino_bf16, readers import anew": anew} if not options.small else {}
         sides |= {f"ours, runtime {name}": (*sides["ours"][:3], name) for name in OPENVINO_PRECISIONS}
     sides |= {f"ours, runtime {name}": (*sides["ours"][:3], name) for name in ("torch_bf16", AUTO)}
     if options.published:
@@ -235,8 +238,14 @@ def _later(run: dict[str, Any]) -> float:
     return (run["stamps"][-1] - run["stamps"][0]) / later
 
 
-def answer(folder: str, checkpoint: str, runtime: str, keep_memory: bool = True) -> dict[str, Any]:
-    """inference.yaml on a folder; seconds to each batch's answers from where its scans begin to be read."""
+def answer(
+    folder: str, checkpoint: str, runtime: str, keep_memory: bool = True, forked: bool = True
+) -> dict[str, Any]:
+    """inference.yaml on a folder; seconds to each batch's answers from where its scans begin to be read.
+
+    ``forked``: the processes that read are forks of this one, as of a program of ours; else they import anew.
+    """
+    sys.argv[0] = "fairlung" if forked else sys.argv[0]
     with tempfile.TemporaryDirectory() as out:
         settings = {} if keep_memory else {"keep_memory": False}
         workflow = bundle.run_config(

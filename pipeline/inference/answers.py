@@ -37,6 +37,7 @@ class Answer:
     agreement: float | None = None  # share of the members whose own most probable class it is; None of one
     uncorrected: dict[str, float] | None = None  # by class, before the correction; None without one
     study: str = ""  # a keyed digest, the same for the scans of one DICOM study
+    runtime: str | None = None  # what computed it, as the engine's inferer names it
 
     def lacks(self, what: str, error: Exception) -> None:
         """Warn, in the answer and in the log, that something could not be made which was asked for."""

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,6 @@ class PredictionWriter:
         self.class_names = tuple(class_names)
         self.members, self.correction = members, correction
         self.models, self.pseudonyms = [*models], pseudonyms
-        self.runtime: str | None = None  # what computes, as the engine's inferer names it
         self.postprocess = "" if correction is None else stated(correction)
         self.columns = ["scan", "prediction", *(PROBABILITY + name for name in self.class_names)]
         self.columns += [*(SPREAD + name for name in self.class_names), AGREEMENT] if members > 1 else []
@@ -163,7 +163,6 @@ class PredictionWriter:
         prevalence = None if self.correction is None else self.correction.settings.get("target")
         intake = {name: value for name, value in answer.intake.items() if name != "files"}
         said = {**vars(answer), "prevalence": prevalence, "models": self.models, "intake": intake}
-        said |= {"runtime": self.runtime}
         return {name: said[name] for name in OBJECT}
 
     def recover(self) -> None:
@@ -214,9 +213,11 @@ class PredictionWriter:
             own_part(self.json_path).write_bytes(b"")
 
     def _add(self, engine: Engine) -> None:
-        answers = self.answer(engine.state.batch, engine.state.output["pred"])
+        runtime = getattr(getattr(engine, "inferer", None), "runtime", None)
+        answers = [
+            replace(answer, runtime=runtime) for answer in self.answer(engine.state.batch, engine.state.output["pred"])
+        ]
         engine.state.answers = answers
-        self.runtime = getattr(getattr(engine, "inferer", None), "runtime", None)
         engine.fire_event(AnswerEvents.ANSWERED)
         self.add(answers)
 
@@ -462,7 +463,7 @@ class AppendingPredictionWriter(PredictionWriter):
             agreement=float(row[AGREEMENT]) if row.get(AGREEMENT) else None,
             warnings=row["warnings"].split(SEPARATOR) if row["warnings"] else [], intake={}, study=row.get(STUDY, ""),
         )  # fmt: skip
-        return self.record(answer) | {"models": [], "runtime": None}  # another run's row: nothing says of which
+        return self.record(answer) | {"models": []}  # another run's row: nothing says of which
 
 
 def prediction_writer_of(

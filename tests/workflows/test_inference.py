@@ -418,6 +418,15 @@ def test_check_says_the_same_without_a_network(hospital: Path, bundle_dir: Path,
     assert (output / "pictures" / "study one.png").is_file()
     assert "torn.zip" in (output / "index.html").read_text()
     assert "SECRET" not in (output / "index.html").read_text() + (output / "intake.json").read_text()
+    # as a program, which does not have MONAI import what our own bundle does without, and whose readers are its forks
+    code = "import sys; sys.argv[0] = 'fairlung'; from fairlung.pipeline.cli.app import main; main()"
+    command = [sys.executable, "-c", code, *arguments[:2], "-o", str(tmp_path / "program"), "--workers", "2"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 3
+    assert (tmp_path / "program" / "intake.csv").read_bytes() == (output / "intake.csv").read_bytes()
+    pictures = sorted((output / "pictures").iterdir())
+    assert pictures and all(
+        (tmp_path / "program" / "pictures" / p.name).read_bytes() == p.read_bytes() for p in pictures
+    )
     every = tmp_path / "every"
     result = CliRunner().invoke(app, [*arguments[:2], "-o", str(every), *arguments[4:], "--all-series"])
     names = list(pd.read_csv(every / "intake.csv")["scan"])

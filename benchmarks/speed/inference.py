@@ -186,7 +186,7 @@ def whole_scans(options: Options, result: Result) -> None:
     with contextlib.suppress(RuntimeUnavailableError):
         import_openvino()
         anew = (*sides["ours"][:3], "openvino_bf16", True, False)
-        sides |= {"ours, runtime openvino_bf16, readers import anew": anew} if not options.small else {}
+        sides |= {"ours, readers import anew, runtime openvino_bf16": anew} if not options.small else {}
         sides |= {f"ours, runtime {name}": (*sides["ours"][:3], name) for name in OPENVINO_PRECISIONS}
     sides |= {f"ours, runtime {name}": (*sides["ours"][:3], name) for name in ("torch_bf16", AUTO)}
     if options.published:

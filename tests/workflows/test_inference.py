@@ -423,10 +423,8 @@ def test_check_says_the_same_without_a_network(hospital: Path, bundle_dir: Path,
     command = [sys.executable, "-c", code, *arguments[:2], "-o", str(tmp_path / "program"), "--workers", "2"]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 3
     assert (tmp_path / "program" / "intake.csv").read_bytes() == (output / "intake.csv").read_bytes()
-    pictures = sorted((output / "pictures").iterdir())
-    assert pictures and all(
-        (tmp_path / "program" / "pictures" / p.name).read_bytes() == p.read_bytes() for p in pictures
-    )
+    pictures = sorted(path.relative_to(output) for path in output.glob("pictures/**/*.png"))
+    assert pictures and all((tmp_path / "program" / p).read_bytes() == (output / p).read_bytes() for p in pictures)
     every = tmp_path / "every"
     result = CliRunner().invoke(app, [*arguments[:2], "-o", str(every), *arguments[4:], "--all-series"])
     names = list(pd.read_csv(every / "intake.csv")["scan"])

@@ -1,7 +1,7 @@
 """How fast is it: against the published code, and against what the machine can do?
 
     python benchmarks/run.py loader|cache|step|epoch|inference|loss|intake|imports|start|accuracy [--published DIR]
-    python benchmarks/run.py load|frozen|profile
+    python benchmarks/run.py load|frozen|profile|precision
     python benchmarks/run.py all --published DIR
     python benchmarks/run.py docs
 
@@ -24,7 +24,7 @@ from speed import harness
 
 BENCHMARKS = (
     "loader", "cache", "loss", "intake", "imports", "start", "profile", "inference", "step", "epoch", "accuracy",
-    "load", "frozen",
+    "precision", "load", "frozen",
 )  # fmt: skip
 
 

@@ -238,9 +238,7 @@ def _later(run: dict[str, Any]) -> float:
     return (run["stamps"][-1] - run["stamps"][0]) / later
 
 
-def answer(
-    folder: str, checkpoint: str, runtime: str, keep_memory: bool = True, forked: bool = True
-) -> dict[str, Any]:
+def answer(folder: str, checkpoint: str, runtime: str, keep_memory: bool = True, forked: bool = True) -> dict[str, Any]:
     """inference.yaml on a folder; seconds to each batch's answers from where its scans begin to be read.
 
     ``forked``: the processes that read are forks of this one, as of a program of ours; else they import anew.

@@ -177,7 +177,13 @@ def check(
     from ..common.imports import NOT_INFERRED_WITH, absent
     from ..common.settings import verbatim
 
-    with absent(*((*NOT_INFERRED_WITH, "ignite", "itk", "jsonschema", "pandas", "requests", "scipy", "torchvision") if bundle_root is None else ())):
+    with absent(
+        *(
+            (*NOT_INFERRED_WITH, "ignite", "itk", "jsonschema", "pandas", "requests", "scipy", "torchvision")
+            if bundle_root is None
+            else ()
+        )
+    ):
         from monai.bundle import ConfigWorkflow
 
     root = bundle_folder(bundle_root)

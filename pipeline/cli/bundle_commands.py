@@ -114,6 +114,8 @@ def _job(job: str, words: list[str] | None) -> None:
         configs = " ".join(f"-c {name}" for name in given.configs)
         say(f"{usage} {configs}".rstrip())
         say("-o DIR is --output_dir; -c NAME puts a config of the bundle, such as systems/ce, or a file on the others.")
+        if job == "infer":
+            say("--engine ray --address HOST:PORT is -c ray_inference --ray_address HOST:PORT: a cluster answers.")
         say(settings_text(merged(files)))
         return
     own = [] if given.bundle_root is not None else [f"--bundle_root={root}"]

@@ -13,6 +13,8 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from torch import nn
 
+from fairlung.transforms.addresses import shown
+
 from .. import networks
 from ..common.bundle import BUNDLE, BundleError, check_version
 from ..common.text import one_line
@@ -150,7 +152,7 @@ class Classifier:
     def predict(
         self, scans: pd.DataFrame | Iterable[str | Path | None] | str | Path, batch_size: int = 0
     ) -> pd.DataFrame:
-        """A row a scan, in the order of the scans; may be called by several threads.
+        """A row a scan, in the order of the scans; may be called by several threads. Addresses lose a login.
 
         Args:
             scans: paths, or one, each of a file or of a folder with one scan; what is no path is a scan that failed.
@@ -175,7 +177,7 @@ class Classifier:
         names = [os.fspath(path) if isinstance(path, (str, Path)) else "" for path in paths]
         answers = _Answers(self.writer)
         # a path is no part of the config: MONAI would run one that begins with "$". A tuple it leaves alone.
-        items = tuple({"image": name, "scan": name} for name in names if name)
+        items = tuple({"image": name, "scan": shown(name)} for name in names if name)
         if items:
             config = deepcopy(self._config)  # MONAI writes into it
             config |= {"network": self.network, "inferer": self._inferer, "handlers": [answers]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fsspec
 import pandas as pd
 import pytest
 import torch
@@ -115,6 +116,19 @@ def test_several_checkpoints_answer_together(checkpoints: list[Path], small_coho
     mean = (own[0][names] + own[1][names]).loc[:1] / 2
     pd.testing.assert_frame_equal(together[names], mean, rtol=1e-4, check_dtype=False)
     assert {"agreement", *(f"spread_{name}" for name in CLASSES)} <= set(together.columns)
+
+
+def test_a_scan_at_an_address_is_answered_and_its_login_is_not_repeated(
+    checkpoints: list[Path], small_cohort: Path
+) -> None:
+    scan, address = small_cohort.parent / pd.read_csv(small_cohort)["scan"][0], "memory://ann:QZXPASS@bucket/scan"
+    store = fsspec.filesystem("memory")
+    store.put(str(scan), address, recursive=True)
+    try:
+        here, there = Classifier(checkpoints[0]).predict([scan, address]).to_dict("records")
+    finally:
+        store.rm(address, recursive=True)
+    assert there == here | {"scan": "memory://bucket/scan"} and there["status"] == "ok"
 
 
 def test_what_is_missing_is_named(checkpoints: list[Path], tmp_path: Path) -> None:

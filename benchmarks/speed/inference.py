@@ -243,7 +243,8 @@ def answer(folder: str, checkpoint: str, runtime: str, keep_memory: bool = True,
 
     ``forked``: the processes that read are forks of this one, as of a program of ours; else they import anew.
     """
-    sys.argv[0] = "fairlung" if forked else sys.argv[0]
+    if forked:
+        sys.argv[0] = "fairlung"
     with tempfile.TemporaryDirectory() as out:
         settings = {} if keep_memory else {"keep_memory": False}
         workflow = bundle.run_config(

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from .accuracy import answers, cohort
+from .accuracy import cohort
 from .harness import Options, Result, in_process
 
 SEEDS = 5
@@ -23,7 +23,7 @@ def measure(options: Options) -> Result:
     def p_of(seed: int, name: str) -> dict[str, float]:
         settings = {"amp": PRECISIONS[name], "device": "cpu"}
         model = in_process("accuracy", "train", folder, f"{runs}/{name}-{seed}", seed, settings, options.small)
-        found = in_process("accuracy", answers.__name__, folder, model["checkpoint"], "torch")
+        found = in_process("accuracy", "answers", folder, model["checkpoint"], "torch")
         return {"F1 men": found["male"], "F1 women": found["female"], "P": (found["male"] + found["female"]) / 2}
 
     with tempfile.TemporaryDirectory() as runs, ThreadPoolExecutor(2) as pool:  # nothing is timed here

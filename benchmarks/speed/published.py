@@ -21,6 +21,8 @@ import torch
 from torch import nn
 from torchvision.models.video import r3d_18
 
+from fairlung.pipeline.common.imports import standing_in
+
 PACKAGE = "src"
 PLAIN = ("dataset", "model", "losses")
 NEEDED = ("dataset.py", "model.py", "losses.py", "train.py", "evaluate.py")
@@ -123,18 +125,9 @@ def _optional() -> Any:
 
 @contextmanager
 def _as_plain_names(modules: dict[str, Any]) -> Any:
-    before = {name: sys.modules.get(name) for name in modules}
-    sys.modules.update(modules)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, module in before.items():
-            if module is None:
-                del sys.modules[name]
-            else:
-                sys.modules[name] = module
+    with standing_in(modules), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from .harness import Options, Result, Timing, ratio_text, seconds_text
 from .scans import jpeg_scan
 
 REPEATS = 3
-AS_PROGRAM = "import runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys={alter})"
+BUNDLE_RUN = "import runpy; runpy.run_module('monai.bundle', run_name='__main__', alter_sys={})"
+FAIRLUNG = "import sys; sys.argv[0] = 'fairlung'; from fairlung.pipeline.cli.app import main; main()"
 
 
 def measure(options: Options) -> Result:
@@ -38,11 +39,10 @@ def measure(options: Options) -> Result:
     run = ["run", "--config_file", str(bundle.CONFIGS / "inference.yaml"), "--bundle_root", str(bundle.BUNDLE), *given]
     ways = {
         # a program that is not known as one of ours does not fork itself, as all did before
-        "bundle run, readers import anew": [AS_PROGRAM.format(module="monai.bundle", alter=False), *run],
-        "bundle run": [AS_PROGRAM.format(module="monai.bundle", alter=True), *run],
-        "fairlung infer": ["import sys; sys.argv[0] = 'fairlung'; from fairlung.pipeline.cli.app import main; main()",
-                           "infer", *given],
-    }  # fmt: skip
+        "bundle run, readers import anew": [BUNDLE_RUN.format(False), *run],
+        "bundle run": [BUNDLE_RUN.format(True), *run],
+        "fairlung infer": [FAIRLUNG, "infer", *given],
+    }
     for runtime in runtimes:
         found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for _ in range(1 if options.small else options.repeats or REPEATS):
@@ -88,12 +88,11 @@ def first_and_last(arguments: list[str], number: int) -> tuple[float, float]:
 def check(options: Options, result: Result) -> None:
     """`fairlung check` of one scan, beside what MONAI takes to be imported."""
     scan = str(jpeg_scan(options.scratch, 12, 64) if options.small else jpeg_scan(options.scratch, 300, 512))
-    program = "import sys; sys.argv[0] = 'fairlung'; from fairlung.pipeline.cli.app import main; main()"
     seconds: dict[str, list[float]] = {"fairlung check, one scan": [], "import monai.bundle": []}
     for _ in range(1 if options.small else options.repeats or REPEATS):
         with tempfile.TemporaryDirectory() as out:
             for name, words in zip(
-                seconds, ([program, "check", scan, "-o", out], ["import monai.bundle"]), strict=True
+                seconds, ([FAIRLUNG, "check", scan, "-o", out], ["import monai.bundle"]), strict=True
             ):
                 start = time.perf_counter()
                 subprocess.run([sys.executable, "-W", "ignore", "-c", *words], check=True, capture_output=True)

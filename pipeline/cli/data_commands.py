@@ -174,16 +174,10 @@ def check(
     Exit code 3: some scans are refused.
     """
     from ..common.bundle import bundle_folder, config_file
-    from ..common.imports import NOT_INFERRED_WITH, absent
+    from ..common.imports import NOT_READ_WITH, absent
     from ..common.settings import verbatim
 
-    with absent(
-        *(
-            (*NOT_INFERRED_WITH, "ignite", "itk", "jsonschema", "pandas", "requests", "scipy", "torchvision")
-            if bundle_root is None
-            else ()
-        )
-    ):
+    with absent(*(NOT_READ_WITH if bundle_root is None else ())):
         from monai.bundle import ConfigWorkflow
 
     root = bundle_folder(bundle_root)

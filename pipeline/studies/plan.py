@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ..common.bundle import STUDIES, bundle_folder
+from ..common.bundle import STUDIES, bundle_folder, merged
 from ..common.references import unread_by_objective
 from ..common.text import did_you_mean, without_login
 from ..data.cohort import Cohort, load_cohort
@@ -205,8 +205,8 @@ def cohort_settings(study: StudyPlan) -> dict[str, Any]:
     """The settings with which all runs read the cohort file; StudyError when the systems differ in them."""
     root = bundle_folder(study.bundle_root)
     rows = list(_configurations(study, root))
-    merged = [{**_settings_of(root, row.overlays), **study.settings, **row.settings} for row in rows]
-    found = [{name: settings[name] for name in COHORT_SETTINGS} for settings in merged]
+    settings = [{**_settings_of(root, row.overlays), **study.settings, **row.settings} for row in rows]
+    found = [{name: row[name] for name in COHORT_SETTINGS} for row in settings]
     if any(other != found[0] for other in found):
         raise StudyError(f"the systems of a study must have the same {', '.join(COHORT_SETTINGS)}")
     return found[0]
@@ -253,14 +253,13 @@ def _check_settings(
 
 def _settings_of(root: Path, names: Sequence[str]) -> dict[str, Any]:
     """The top-level entries of train.yaml under overlays."""
-    merged: dict[str, Any] = {}
-    for name in ("train", *names):
-        path = root / "configs" / f"{name}.yaml"
+    paths = [root / "configs" / f"{name}.yaml" for name in ("train", *names)]
+    for path in paths:
         if not path.is_file():
             folder, there = path.parent, sorted(p.stem for p in path.parent.glob("*.yaml"))
             raise StudyError(f"{folder} has no {path.name}{did_you_mean(path.stem, there)}; it has {', '.join(there)}")
-        merged |= yaml.safe_load(path.read_text())
-    return merged | dict.fromkeys(unread_by_objective(merged))
+    entries = merged(paths)
+    return entries | dict.fromkeys(unread_by_objective(entries))
 
 
 def _slug(text: str) -> str:

@@ -112,10 +112,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# of all extras but dicom-out, which needs a compiler with Python 3.14 and brings nothing with another
 lock: | $(BIN)/uv
-	$(BIN)/uv pip compile setup.cfg --extra dev --extra docs --extra export --extra slurm --universal \
-	    --python-version 3.11 --no-header --no-annotate --output-file requirements.lock
+	$(BIN)/uv pip compile setup.cfg --all-extras --universal --python-version 3.11 --no-header --no-annotate \
+	    --output-file requirements.lock
 	$(BIN)/uv pip compile requirements.lock --universal --python-version 3.11 --no-header --no-annotate --no-deps \
 	    --generate-hashes --output-file requirements.hashes
 

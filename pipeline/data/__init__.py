@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "cohort": ["load_cohort"],
         "dataset": [
             "NewScanDataset", "ScanDataset", "center_crop", "default_num_workers", "pad_slices", "read_scans",
-            "scan_finder", "volume_transforms",
+            "scan_finder", "start_method", "volume_transforms",
         ],
         "pseudonyms": ["Pseudonyms"],
         "sampling": [

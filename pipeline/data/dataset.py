@@ -9,6 +9,7 @@ import functools
 import hashlib
 import logging
 import os
+import sys
 import threading
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -192,7 +193,10 @@ class ScanDataset(Dataset):
             barrier()  # the first process of a host fills the cache on disk, the others find it filled
         if is_primary():
             logger.info("%s: %d", description, len(self))
-        loader = DataLoader(Attempts(self.cached), num_workers=num_workers, batch_size=None)
+        method = start_method(num_workers)
+        loader = DataLoader(
+            Attempts(self.cached), num_workers=num_workers, multiprocessing_context=method, batch_size=None
+        )
         progress = tqdm(loader, desc=description, unit="scan", leave=False, disable=None if is_primary() else True)
         failed, records, size, digests = [], [], 0, {}
         for index, (item, attempt) in enumerate(zip(self.data, progress, strict=True)):
@@ -376,7 +380,17 @@ class NewScanDataset(Dataset):
 def default_num_workers() -> int:
     """Loader processes that fit this machine: one a core, at most 8; torchrun's processes of a host share the cores."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(8, (os.cpu_count() or 1) // processes))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // processes))
+
+
+def start_method(num_workers: int) -> str | None:
+    """How a loader's processes begin: as forks on Linux, whatever its Python's default.
+
+    Processes begun anew, the default of Python 3.14, would each import all once more, hold volumes kept in memory once
+    more, and refuse a transform that cannot be pickled. None where there are no processes: PyTorch takes nothing else.
+    """
+    return "fork" if num_workers and sys.platform == "linux" else None
 
 
 def volume_transforms(

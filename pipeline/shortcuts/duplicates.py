@@ -144,7 +144,10 @@ class DuplicateSearch:
 
     def _batches(self) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:
         loader = self.evaluator.data_loader
-        others = DataLoader(self.dataset, batch_size=loader.batch_size, num_workers=loader.num_workers)
+        others = DataLoader(
+            self.dataset, batch_size=loader.batch_size, num_workers=loader.num_workers,
+            multiprocessing_context=loader.multiprocessing_context,
+        )  # fmt: skip
         for batch in tqdm(others, desc=f"features of {self.other}", unit="batch", leave=False, disable=None):
             yield self.evaluator.prepare_batch(batch, self.evaluator.state.device)[0], batch
 

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -159,7 +159,8 @@ def _probe(uri: str) -> None:
     scheme = re.split(r"[+:]", uri)[0]
     if uri.startswith("sqlite:///"):
         try:
-            sqlite3.connect(_sqlite_file(uri), timeout=20).execute("pragma schema_version").connection.close()
+            with closing(sqlite3.connect(_sqlite_file(uri), timeout=20)) as store:
+                store.execute("pragma schema_version")
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Subset
 from ..common.distributed import is_first_here
 from ..common.volumes import unit_range
 from ..data.augmentation import Augmentation
-from ..data.dataset import Attempts, ScanDataset, scan_fingerprint, transform_digest
+from ..data.dataset import Attempts, ScanDataset, scan_fingerprint, start_method, transform_digest
 from ..data.pseudonyms import Pseudonyms
 from ..data.sampling import Draw
 from ..data.volume_cache import VolumeCache
@@ -73,7 +73,8 @@ class FeatureDataset(ScanDataset):
             paths = [self.cached.path(index) for index in range(len(self))]
             missing = [index for index, path in enumerate(paths) if path is None or not path.is_file()]
             if missing and num_workers:
-                for _ in DataLoader(Subset(Attempts(self.scans), missing), num_workers=num_workers, batch_size=None):
+                attempts, method = Subset(Attempts(self.scans), missing), start_method(num_workers)
+                for _ in DataLoader(attempts, num_workers=num_workers, multiprocessing_context=method, batch_size=None):
                     pass  # a scan that cannot be read is told of below
             return super().prepare(0, description, intake)
 

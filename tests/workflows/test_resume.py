@@ -9,6 +9,7 @@ import re
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -293,8 +294,7 @@ def test_a_loader_outlives_a_schedulers_sigterm_and_ends_with_its_process() -> N
     numbers = iter(loader)
     found = [int(next(numbers))]
     (process,) = numbers._workers
-    killer = subprocess.run(["kill", "-TERM", str(process.pid)], check=True)
-    assert killer.returncode == 0
+    subprocess.run([sys.executable, "-c", f"import os; os.kill({process.pid}, {int(signal.SIGTERM)})"], check=True)
     found += map(int, numbers)
     assert found == list(range(8))
     numbers = iter(loader)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -33,6 +34,7 @@ from monai.transforms import (
 )
 from monai.utils import set_determinism
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from fairlung.pipeline.common.errors import UserError
 from fairlung.pipeline.common.names import CLASS_NAMES, SEXES
@@ -43,6 +45,7 @@ from fairlung.pipeline.data.dataset import (
     SameScanError,
     ScanDataset,
     UnreadableScansError,
+    default_num_workers,
     read_scans,
     scan_fingerprint,
     transform_digest,
@@ -454,6 +457,40 @@ def test_prepare_lists_every_unreadable_scan(
     assert len(reasons) == 2
     assert f"{jpg_scan}: 5.png: " in reasons[0] and "cannot be decoded" in reasons[0]
     assert str(empty) in reasons[1] and "holds no scan" in reasons[1]
+
+
+@pytest.fixture
+def python_3_14(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How processes begin there, unless one says how."""
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", None)
+    multiprocessing.set_start_method("forkserver")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes were never forked")
+def test_a_transform_need_not_be_pickled_with_python_3_14(
+    shipped: Shipped, items: list[dict[str, Any]], tmp_path: Path, python_3_14: None
+) -> None:
+    def halved(volume: torch.Tensor) -> torch.Tensor:
+        return volume // 2
+
+    transforms = [*shipped("volume_transforms"), Lambdad("image", halved)]
+    dataset = ScanDataset(items[:2], transforms, [Lambdad("image", lambda volume: 1 - volume)], tmp_path)
+    dataset.prepare(1)
+    method = shipped("train::dataloader::multiprocessing_context", num_workers=1)
+    loader = DataLoader(dataset, num_workers=1, multiprocessing_context=method, batch_size=None)
+    assert [found["image"].tolist() for found in loader] == [found["image"].tolist() for found in dataset]
+    assert shipped("train::dataloader::multiprocessing_context", num_workers=0) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="macOS")
+def test_processes_are_counted_by_the_cores_that_this_one_may_use() -> None:
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        assert default_num_workers() == 1
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert default_num_workers() == min(8, len(cores))
 
 
 def test_prepare_fills_the_cache_or_does_nothing(

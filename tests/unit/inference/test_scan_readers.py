@@ -455,6 +455,7 @@ if __name__ == "__main__":
     with multiprocessing.get_context("forkserver").Pool(1) as pool:
         print(pool.apply(eval, ("'once' in __import__('sys').modules",)))
         print(pool.apply(os.path.realpath, (f"/proc/self/fd/{{kept.fileno()}}",)) == os.path.realpath(__file__))
+    sys.stdout.flush()
     os._exit(0)
 """
 

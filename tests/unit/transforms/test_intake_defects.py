@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,8 @@ def test_a_messy_tree(clean: Path, tmp_path: Path) -> None:
     """Every scan is found and answered exactly once, whatever lies around it."""
     wanted: dict[str, Defect] = {}
     for number, what in enumerate(MESSY):
+        if what == "JPEG-LS" and find_spec("jpeg_ls") is None:
+            continue  # nothing encodes it with Python 3.14
         group = next(group for group, defect in ROWS if defect.what == what)
         folder = tmp_path / f"site {number % 3}" / f"{number:02d}"
         if group in NO_SERIES:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -20,12 +21,13 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from workflows import SMALL_NETWORK, Start, cause, run
 
 from fairlung.pipeline.common.errors import in_a_line, user_error
 from fairlung.pipeline.common.run_folder import resume_point
 from fairlung.pipeline.common.settings import SettingError
+from fairlung.pipeline.data.dataset import start_method
 from fairlung.pipeline.networks.checkpoint import CheckpointError
 from fairlung.pipeline.training.output_dir import OutputDirError, discard_previous, unwritable
 from fairlung.pipeline.training.resume import ResumePoint, outlive_sigterm
@@ -283,26 +285,30 @@ def test_a_second_sigterm_ends_it_at_once() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-class Numbers(Dataset):
-    def __getitem__(self, index: int) -> int:
-        return index
+def loading(method: str) -> Any:
+    settings = {"num_workers": 1, "worker_init_fn": outlive_sigterm, "multiprocessing_context": method}
+    return iter(DataLoader(range(8), batch_size=1, **settings))
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="macOS")
-def test_a_loader_outlives_a_schedulers_sigterm_and_ends_with_its_process() -> None:
-    loader = DataLoader(Numbers(), batch_size=1, sampler=range(8), num_workers=1, worker_init_fn=outlive_sigterm)
-    numbers = iter(loader)
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are not forked")
+def test_a_loader_outlives_a_schedulers_sigterm() -> None:
+    numbers = loading(start_method(1))
     found = [int(next(numbers))]
     (process,) = numbers._workers
     subprocess.run([sys.executable, "-c", f"import os; os.kill({process.pid}, {int(signal.SIGTERM)})"], check=True)
-    found += map(int, numbers)
-    assert found == list(range(8))
-    numbers = iter(loader)
+    assert found + [int(number) for number in numbers] == list(range(8))
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="macOS")
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_loader_ends_with_its_process(method: str) -> None:
+    """Below a server of processes too, which is its parent then."""
+    numbers = loading(method)
     next(numbers)
     (process,) = numbers._workers
     process.terminate()  # as at the end of the interpreter
     process.join(60)
-    assert process.exitcode == 0
+    assert process.exitcode in (0, -signal.SIGTERM)
 
 
 # --- a folder that cannot be written ----------------------------------------------------------------------------------

@@ -157,7 +157,9 @@ class ScanDataset(Dataset):
         pseudonyms: Pseudonyms | None = None,
     ) -> None:
         self.pseudonyms = pseudonyms or Pseudonyms()
-        self._read_by = preprocessing, augmentation, cache_dir, in_memory, cache_limit, self.pseudonyms
+        self._read_by: tuple[Any, ...] = (
+            preprocessing, augmentation, cache_dir, in_memory, cache_limit, self.pseudonyms
+        )  # fmt: skip
         data = self.pseudonyms.items(data)
         super().__init__(data=data, transform=Augmentation(augmentation))
         self.in_memory = in_memory

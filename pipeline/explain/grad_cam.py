@@ -16,15 +16,20 @@ OPACITY = 0.65  # of the overlay, reached where the activation is FULL_AT of its
 FULL_AT = 0.4
 
 
-def explained_layer(network: nn.Module) -> str:
-    """The module that Grad-CAM explains: the one that the network names, or the last stage of R3D18Classifier."""
-    return str(getattr(network, "explained_layer", LAST_STAGE))
+def explained_layer(network: nn.Module, target_layer: str | None = None) -> str:
+    """The module that Grad-CAM explains: this one, the one that the network names, or R3D18Classifier's last stage.
+
+    ValueError: the network has no such module.
+    """
+    layer = target_layer or str(getattr(network, "explained_layer", LAST_STAGE))
+    if layer not in dict(network.named_modules()):
+        raise ValueError(f"target_layer: the network has no module {layer!r}; it can name its own as explained_layer")
+    return layer
 
 
 def explained_copy(network: nn.Module, target_layer: str | None = None) -> nn.Module:
-    """A float32 copy in evaluation mode without gradients; ValueError where it has no module ``target_layer``."""
-    if target_layer is not None and target_layer not in dict(network.named_modules()):
-        raise ValueError(f"target_layer: the network has no module {target_layer!r}")
+    """A float32 copy in evaluation mode without gradients; ValueError where it has no module to explain."""
+    explained_layer(network, target_layer)
     return copy.deepcopy(network).float().eval().requires_grad_(False)
 
 
@@ -47,7 +52,7 @@ def class_activation(
         kept.append(output.detach().requires_grad_())
         return kept[0].clone()  # the next module may work in place
 
-    hook = network.get_submodule(target_layer or explained_layer(network)).register_forward_hook(begin_gradient)
+    hook = network.get_submodule(explained_layer(network, target_layer)).register_forward_hook(begin_gradient)
     try:
         with torch.enable_grad():
             logits = network(image[None].to(next(network.parameters()).device, torch.float32))

@@ -53,8 +53,7 @@ class OverlayWriter:
         self.networks = members_of(network) if isinstance(network, nn.Module) else list(network)
         if not self.networks:
             raise ValueError("network must be at least one, got none")
-        self.target_layers = [target_layer or explained_layer(member) for member in self.networks]
-        self.folder, self.class_names = Path(folder), tuple(class_names)
+        self.folder, self.class_names, self.target_layer = Path(folder), tuple(class_names), target_layer
         self.image_size, self.crop_size = image_size, crop_size
         self.maps, self.mirror, self.named = maps, mirror, named
         self._name = ScanPaths()
@@ -63,11 +62,8 @@ class OverlayWriter:
         self._maps: dict[str, Path] = {}
 
     def attach(self, engine: Engine) -> None:
-        for member, layer in zip(self.networks, self.target_layers, strict=True):
-            if layer not in dict(member.named_modules()):
-                raise ValueError(
-                    f"target_layer: the network has no module {layer!r}; it can name its own as explained_layer"
-                )
+        for member in self.networks:
+            explained_layer(member, self.target_layer)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         if not engine.has_registered_events(AnswerEvents.ANSWERED):
             raise RuntimeError("OverlayWriter must be attached after the PredictionWriter, whose answers it shows")
@@ -123,12 +119,12 @@ class OverlayWriter:
     def _activation(self, image: Tensor, class_index: int, depth: int) -> NDArray[np.float32]:
         """[depth, H, W] in [0, 1], without padding: the mean over the members, and over both ways round."""
         if not self._explained:  # not before the first scan: the weights are loaded when the run starts
-            self._explained = [explained_copy(member) for member in self.networks]
+            self._explained = [explained_copy(member, self.target_layer) for member in self.networks]
         activations = []
-        for member, layer in zip(self._explained, self.target_layers, strict=True):
-            activations.append(_share(class_activation(member, image, class_index, layer)[:depth]))
+        for member in self._explained:
+            activations.append(_share(class_activation(member, image, class_index, self.target_layer)[:depth]))
             if self.mirror:
-                mirrored = class_activation(member, image.flip(-1), class_index, layer)
+                mirrored = class_activation(member, image.flip(-1), class_index, self.target_layer)
                 activations.append(_share(mirrored[:depth, :, ::-1]))
         return _share(np.mean(activations, axis=0))
 

@@ -47,6 +47,9 @@ class FeatureDataset(ScanDataset):
         if not cache_dir:
             raise ValueError("frozen features are cached: cache_dir must name a folder")
         super().__init__(data, preprocessing, augmentation, cache_dir, in_memory, cache_limit, pseudonyms)
+        self._read_by = (
+            preprocessing, body, center_crop, augmentation, views, cache_dir, in_memory, cache_limit, self.pseudonyms
+        )  # fmt: skip
         self.body, self.views, self.crop = body, views, Augmentation(center_crop)
         self.scans = self.cached
         described = [str(self.scans.transform_hash), body.weights_name, body.name, body.precision, self.crop]

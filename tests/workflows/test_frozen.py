@@ -62,6 +62,7 @@ def test_the_head_learns_on_features_that_are_computed_once(
     with torch.no_grad():
         answers = whole(unit_range(volumes))
     features = torch.stack([validated[i]["image"] for i in range(4)])
+    assert torch.equal(validated.with_data(validated.data[3:])[0]["image"], features[3])
     torch.testing.assert_close(features, met[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(head.eval()(features), answers, rtol=1e-4, atol=1e-5)
     rows = torch.cat([scans.cached[i]["image"] for i in range(len(scans))])

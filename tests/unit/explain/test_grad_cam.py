@@ -141,3 +141,5 @@ def test_earlier_stages_keep_nothing_for_the_gradient() -> None:
 def test_a_layer_that_the_network_does_not_have_is_named() -> None:
     with pytest.raises(ValueError, match="no module 'backbone.layer5'"):
         explained_copy(R3D18Classifier(2), "backbone.layer5")
+    with pytest.raises(ValueError, match=r"no module '.+'; it can name its own as explained_layer"):
+        explained_copy(torch.nn.Linear(2, 2))

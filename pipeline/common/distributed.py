@@ -25,6 +25,11 @@ class RestartError(UserError, RuntimeError):
     """torchrun was begun in a way in which its restarts hang."""
 
 
+def usable_cores() -> int:
+    """The cores that this process may use, which a scheduler such as SLURM makes fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def start_processes(backend: str) -> None:
     """Join the process group that torchrun describes.
 

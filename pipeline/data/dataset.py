@@ -33,7 +33,7 @@ from fairlung.transforms.remote import remote_fingerprint
 from fairlung.transforms.scan import Refusal, ScanError, new_record
 
 from .. import __version__
-from ..common.distributed import barrier, is_first_here, is_primary, of_first_here
+from ..common.distributed import barrier, is_first_here, is_primary, of_first_here, usable_cores
 from ..common.errors import UserError
 from ..common.volumes import PADDING, cut_to_unit_range
 from .augmentation import Augmentation, to_unit_range
@@ -382,8 +382,7 @@ class NewScanDataset(Dataset):
 def default_num_workers() -> int:
     """Loader processes that fit this machine: one a core, at most 8; torchrun's processes of a host share the cores."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // processes))
+    return max(1, min(8, usable_cores() // processes))
 
 
 def start_method(num_workers: int) -> str | None:

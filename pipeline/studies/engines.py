@@ -79,7 +79,9 @@ def run_locally(run_files: Sequence[Path], begins: Callable[[Path], None], ends:
     """Carry out runs here, ``workers`` at a time; ``begins`` is called before a run, ``ends`` after it."""
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    threads = None if workers == 1 else max(1, (os.cpu_count() or 1) // workers)
+    from ..common.distributed import usable_cores
+
+    threads = None if workers == 1 else max(1, usable_cores() // workers)
     starters = [Starter(threads) for _ in range(workers)]
     free: SimpleQueue[Starter] = SimpleQueue()
     for starter in starters:

@@ -125,7 +125,7 @@ class Settings(TypedDict, total=False):
     group_by: Annotated[str | Names, "the cohort's column of groups; of several, every combination is a group"]
     group_names: Annotated[Names | None, "groups in order, the gap is first minus second; null: those that occur"]
     age_bands: Annotated[
-        Annotated[list[float], AfterValidator(_rising)] | None, "edges in years of the column age_band"
+        Annotated[list[int], AfterValidator(_rising)] | None, "edges in whole years of the column age_band"
     ]
     unknown_groups: Annotated[Literal["leave_out", "own_group"], "what becomes of scans of unknown group"]
     min_cell: Annotated[Whole, "training scans of a group or cell below which a warning is given"]

@@ -78,6 +78,23 @@ def wilson(hits: float, n: float, confidence: float = 0.95, effect: float = 1.0)
     return Estimate(hits / n, min(low, hits / n), max(high, hits / n))
 
 
+def mean_interval(
+    value: float, n: int, variance: float, errors: float, confidence: float = 0.95, effect: float = 1.0
+) -> Estimate:
+    """A mean in [0, 1] over ``n`` scans, with Wilson's interval as if it were a proportion.
+
+    Of all such means a proportion has the largest variance E = value (1 - value) / n. The ``variance`` V over resamples
+    is nearer, but too small where hardly an error was seen, and 0 of a single scan or patient. So E is scaled as far as
+    there are ``errors`` e to know V from: by (e V / E + effect) / (e + 1), with the design ``effect`` as in
+    :func:`wilson`.
+    """
+    value = min(max(value, 0.0), 1.0)
+    expected, scale = value * (1 - value) / n, effect
+    if expected > TIE:
+        scale = (errors * variance / expected + effect) / (errors + 1)
+    return wilson(value * n, n, confidence, scale)
+
+
 def newcombe(hits: Floats, n: Floats, confidence: float = 0.95, effect: Floats | float = 1.0) -> Estimate:
     """Difference of two proportions ``hits / n`` [2], first minus second, by Newcombe (1998, method 10).
 

@@ -174,7 +174,7 @@ class BySite:
     """P and the gap where sites, not scans or patients, are what chance draws (:func:`~.over_sites`)."""
 
     n: int  # sites
-    score: Estimate | None  # None where without some site a class and group has no scan
+    score: Estimate | None  # None where without some site a class and group has no scan, or every site has the same
     gap: Estimate | None  # None with more than two groups, too
 
 

@@ -131,7 +131,7 @@ class Permutation:
     """p-value of the permutation test of ``gap`` or, with more than two groups, ``abs_gap``."""
 
     statistic: str
-    p_value: float | None  # None where no patient could change the group
+    p_value: float | None  # None where no scan or patient could change the group
     stayed: int | None = None  # scans of patients who could not; None where every scan is taken for another patient
 
 

@@ -32,13 +32,17 @@ def estimate(value: Any, low: Any, high: Any) -> Estimate:
     return Estimate(float(value), float(low), float(high))
 
 
-def check_resampling(confidence: float, resamples: int, permutations: int | None = None) -> None:
+def check_resampling(
+    confidence: float, resamples: int, permutations: int | None = None, min_cell: int | None = None
+) -> None:
     """ValueError when a setting of the intervals and tests is out of range."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
     for name, draws in (("resamples", resamples), ("permutations", permutations)):
         if draws is not None and draws < 100:
             raise ValueError(f"{name} must be at least 100, got {draws}")
+    if min_cell is not None and min_cell < 1:
+        raise ValueError(f"min_cell must be at least 1, got {min_cell}")
 
 
 def resample_counts(strata: NDArray[np.int64], resamples: int, rng: np.random.Generator) -> Floats:

@@ -26,7 +26,8 @@ def text_frame(table: pd.DataFrame) -> pd.DataFrame:
     """
 
     def as_text(column: pd.Series) -> pd.Series:
-        numbers = pd.api.types.is_float_dtype(column) and bool((column.dropna() % 1 == 0).all())
+        numbers = pd.api.types.infer_dtype(column, skipna=True) in ("floating", "mixed-integer-float")
+        numbers = numbers and bool((column.dropna() % 1 == 0).all())
         written = (lambda cell: str(int(cell))) if numbers else str
         cells = zip(column.astype(object), column.isna(), strict=True)
         return pd.Series(["" if missing else written(cell) for cell, missing in cells], dtype=str)

@@ -5,11 +5,13 @@ these two trained models; with several it is about the ways of training, and cha
 """
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from ..data.groups import MIN_CELL
 from ..evaluation.audit import power_of_gap
@@ -23,6 +25,8 @@ from .paired_auc import auc_differences
 from .records import ComparedSystem, Comparison, DifferenceTest, PairComparison
 from .words import verdicts
 
+logger = logging.getLogger(__name__)
+
 
 def compare(
     systems: Mapping[str, Judged | Sequence[Judged]], resamples: int = 10_000, permutations: int = 10_000,
@@ -34,12 +38,14 @@ def compare(
     group are counted (``n_unknown``) and left out.
 
     A paired bootstrap draws the patients anew within class and group, the same for all runs; a scan whose patient is
-    not known is a patient of its own. With one run each the intervals are its percentiles, widened to hold the observed
-    value, and the test of P swaps (:func:`~.permute_patients`). Else intervals and tests are t, of the spread over
-    patients and, where both systems have several runs, between runs (:func:`~.distance`). The difference in |gap| has
-    the test and interval of :func:`~.gap_sizes`; none hold with more than two groups, nor for the worst cell, since the
-    largest or lowest of several noisy numbers moves with the noise. Holm's adjustment is over P and |gap| of every
-    comparison. The estimates of a single run are those of its audit for the same settings.
+    not known is a patient of its own. Where a difference varies less in it than what one unknown patient of each group
+    and class could change, as of a single patient or of like answers, that takes its place (:meth:`.Patterns.unsure`).
+    With one run each the intervals are its percentiles, widened to hold the observed value, and the test of P swaps
+    (:func:`~.permute_patients`). Else intervals and tests are t, of the spread over patients and, where both systems
+    have several runs, between runs (:func:`~.distance`). The difference in |gap| has the test and interval of
+    :func:`~.gap_sizes`; none hold with more than two groups, nor for the worst cell, since the largest or lowest of
+    several noisy numbers moves with the noise. Holm's adjustment is over P and |gap| of every comparison. The estimates
+    of a single run are those of its audit for the same settings.
 
     Args:
         systems: name -> the table of its run, or a list of tables, one a run, each as :func:`~.audit` takes it; the
@@ -67,9 +73,12 @@ def compare(
           system number  value
         0    new  score   0.25
     """
-    check_resampling(confidence, resamples, permutations)
+    check_resampling(confidence, resamples, permutations, min_cell)
+    _check_order([table for tables in systems.values() for table in _runs(tables)])
     given = {name: [as_predictions(t) for t in _runs(tables)] for name, tables in systems.items()}
     aligned = {name: [t.known().present_groups() for t in tables] for name, tables in paired.align(given).items()}
+    for name, tables in aligned.items():
+        _warn_of_copies(name, tables)
     runs = [table for tables in aligned.values() for table in tables]
     first = runs[0]
     if len(first.group_names) < 2:
@@ -77,12 +86,14 @@ def compare(
         raise CompareError(f"a comparison of fairness needs scans of two groups at least; there are scans of: {names}")
     number = itertools.count()
     columns = {name: [next(number) for _ in tables] for name, tables in aligned.items()}
-    scans_rng, _, tests_rng = np.random.default_rng(seed).spawn(3)
+    scans_rng, unsure_rng, tests_rng = np.random.default_rng(seed).spawn(3)
     patterns = Patterns.of(runs)
     numbers = paired.headline(patterns.confusions(patterns.count[None]), first.group_names)
     observed = {name: values[0] for name, values in numbers.items()}
     draws = paired.bootstrap_runs(patterns, first.group_names, resamples, scans_rng)
-    evidence = _Evidence(patterns, columns, observed, draws)
+    whose = np.repeat(np.arange(len(columns)), [len(own) for own in columns.values()])
+    least = paired.unsure_runs(patterns, first.group_names, whose, max(100, resamples // 5), unsure_rng)
+    evidence = _Evidence(patterns, columns, observed, draws, least)
     reference, *others = aligned
     tested = len([name for name in TESTED if name in paired.compared_numbers(observed)])
     level = (1 - confidence) / (tested * len(others))  # of the first step of Holm's, which one difference has to pass
@@ -116,25 +127,54 @@ def _runs(tables: Judged | Sequence[Judged]) -> Sequence[Judged]:
     return tables if isinstance(tables, (list, tuple)) else [tables]  # type: ignore[list-item]
 
 
+def _check_order(tables: Sequence[Judged]) -> None:
+    """CompareError where data frames without names of scans, which are matched by row, have rows in another order."""
+    frames = [table for table in tables if isinstance(table, pd.DataFrame) and "scan" not in table]
+    for frame in frames[1:]:
+        first, own = frames[0].index, frame.index
+        if len(own) == len(first) and not own.equals(first) and set(own) == set(first):
+            raise CompareError("data frames have the same rows in another order, and no column 'scan' to match them by")
+
+
+def _warn_of_copies(name: str, tables: Sequence[Predictions]) -> None:
+    def alike(one: Predictions, other: Predictions) -> bool:
+        if one.probabilities is None or other.probabilities is None:
+            return np.array_equal(one.prediction, other.prediction)
+        return np.array_equal(one.probabilities, other.probabilities)
+
+    pairs = itertools.combinations(enumerate(tables, 1), 2)
+    if same := next(((i, j) for (i, one), (j, other) in pairs if alike(one, other)), None):
+        text = "%s: runs %d and %d have the same answers; if they are one run, intervals over runs are too narrow"
+        logger.warning(text, name, *same)
+
+
 class _Evidence(NamedTuple):
     patterns: Patterns  # of the R runs of all systems
     columns: dict[str, list[int]]  # system -> its runs among them
     observed: dict[str, Floats]  # name -> [R] of paired.headline
     draws: dict[str, Floats]  # name -> [B, R] of paired.bootstrap_runs
+    least: dict[str, Floats]  # name -> [B, R] of paired.unsure_runs
+
+    def drawn(self, name: str, a: list[int], b: list[int], sign: int = 1) -> tuple[Floats, Floats]:
+        """Of runs ``a``, times ``sign``, and ``b`` the resamples, or where b - a varies less in them, the least."""
+        parts = [(sign * draws[name][:, a], draws[name][:, b]) for draws in (self.least, self.draws)]
+        return max(parts, key=lambda part: float((part[1].mean(1) - part[0].mean(1)).var()))
 
 
 def _compare_pair(
     evidence: _Evidence, reference: str, other: str, permutations: int, confidence: float, level: float,
     rng: np.random.Generator,
 ) -> PairComparison:  # fmt: skip
-    patterns, columns, draws = evidence.patterns, evidence.columns, evidence.draws
+    patterns, columns = evidence.patterns, evidence.columns
     a, b = columns[reference], columns[other]
     one_each, seeds = len(a) == len(b) == 1, min(len(a), len(b)) > 1
     differences, tests, score = _differences(evidence, a, b, seeds, confidence)
     share = None
     if one_each:
-        drawn = {name: draws[name][:, b[0]] - draws[name][:, a[0]] for name in differences.keys() - {"abs_gap"}}
-        differences |= {name: estimate_from(draw, differences[name].value, confidence) for name, draw in drawn.items()}
+        pairs = {name: evidence.drawn(name, a, b) for name in differences.keys() - {"abs_gap"}}
+        drawn = {name: (theirs - ours)[:, 0] for name, (ours, theirs) in pairs.items()}
+        ends = {name: estimate_from(draw, differences[name].value, confidence) for name, draw in drawn.items()}
+        differences |= {name: _in_range(name, found) for name, found in ends.items()}
         tests["score"] = _tested(paired.permute_patients(patterns, a[0], b[0], permutations, rng))
         share = _share_above(drawn["score"])
     given, alone, given_score = _differences(evidence, a, b, False, confidence) if seeds else (None, None, score)
@@ -149,8 +189,8 @@ def _differences(
     """The t intervals and tests of runs ``a`` and ``b``, and the distance in P."""
 
     def distance(name: str, sign: int = 1) -> paired.Distance:
-        value, draw = evidence.observed[name], evidence.draws[name]
-        return paired.distance(sign * value[a], value[b], sign * draw[:, a], draw[:, b], seeds)
+        value = evidence.observed[name]
+        return paired.distance(sign * value[a], value[b], *evidence.drawn(name, a, b, sign), seeds)
 
     score = distance("score")
     found = {name: distance(name).estimate(confidence) for name in paired.compared_numbers(evidence.observed)}
@@ -158,10 +198,11 @@ def _differences(
     if "abs_gap" in found:
         found["abs_gap"], p = paired.gap_sizes(distance("gap"), distance("gap", -1), confidence)
         tests["abs_gap"] = _tested(p)
-    return {name: _in_range(estimate, 2.0 if name == "gap" else 1.0) for name, estimate in found.items()}, tests, score
+    return {name: _in_range(name, estimate) for name, estimate in found.items()}, tests, score
 
 
-def _in_range(found: Estimate, largest: float) -> Estimate:
+def _in_range(name: str, found: Estimate) -> Estimate:
+    largest = 2.0 if name == "gap" else 1.0
     return Estimate(found.value, max(found.low, -largest), min(found.high, largest))
 
 

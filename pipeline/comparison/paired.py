@@ -189,6 +189,26 @@ class Patterns:
             weights[:, inside] = self.patients[inside].sum() * draw_weights(self.patients[inside], resamples, rng)
         return self.scans(weights)
 
+    def unsure(self, systems: Ints, draws: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
+        """Confusion counts [B, R, G, C, C] in which one unknown patient a stratum is all that varies, and their mean.
+
+        Of the n patients of a stratum each is taken for another one with a chance of 1 / (n + 1), whose answers to a
+        class are drawn evenly, one for all runs of a system; ``systems`` [R] says whose a run is.
+        """
+        mean = np.zeros((len(systems), self.groups, self.classes, self.classes))
+        found = np.zeros((draws, *mean.shape))
+        for inside in self.strata():
+            of = np.isin(self.pattern, inside)
+            own, group = self.confusions(np.where(of, self.count, 0)[None])[0], self.group[of][0]
+            n, scans = int(self.patients[inside].sum()), own[0, group].sum(-1)
+            has, others = np.flatnonzero(scans), rng.binomial(n, 1 / (n + 1), draws)
+            drawn = np.tile(np.maximum(others, 1)[:, None, None], (1, int(systems.max()) + 1, len(has)))
+            said = rng.multinomial(drawn, np.full(self.classes, 1 / self.classes)) / drawn[..., None]
+            share, known = (others / n)[:, None, None, None], own[:, group, has]
+            found[:, :, group, has] += (1 - share) * known + share * scans[has, None] * said[:, systems]
+            mean[:, group, has] += (n * known + scans[has, None] / self.classes) / (n + 1)
+        return found, mean
+
     def confusions(self, counts: NDArray[Any]) -> Floats:
         """Confusion counts of every run when there are ``counts[b, k]`` scans of kind k: [B, R, G, C, C]."""
         runs = self.prediction.shape[1]
@@ -246,7 +266,21 @@ def bootstrap_runs(
 ) -> dict[str, Floats]:
     """:func:`headline` of every run on the same resamples of :meth:`Patterns.resample`: name -> [B, R]."""
     drawn = (patterns.confusions(patterns.resample(size, rng)) for size in patterns.chunks(resamples))
-    parts = [headline(confusion, group_names) for confusion in drawn]
+    return _headlines(drawn, group_names)
+
+
+def unsure_runs(
+    patterns: Patterns, group_names: Sequence[str], systems: Ints, resamples: int, rng: np.random.Generator
+) -> dict[str, Floats]:
+    """:func:`headline` of every run on the counts of :meth:`Patterns.unsure`, moved back to what was observed."""
+    drawn = _headlines((patterns.unsure(systems, size, rng)[0] for size in patterns.chunks(resamples)), group_names)
+    observed = headline(patterns.confusions(patterns.count[None]), group_names)
+    centre = headline(patterns.unsure(systems, 0, rng)[1], group_names)
+    return {name: part - centre[name] + observed[name] for name, part in drawn.items()}
+
+
+def _headlines(confusions: Iterable[Floats], group_names: Sequence[str]) -> dict[str, Floats]:
+    parts = [headline(confusion, group_names) for confusion in confusions]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

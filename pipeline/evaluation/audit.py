@@ -140,7 +140,7 @@ def audit(
         18  normal  20    0.5
     """
     predictions = as_predictions(predictions)
-    check_resampling(confidence, resamples, permutations)
+    check_resampling(confidence, resamples, permutations, min_cell)
     if method not in get_args(IntervalMethod):
         raise ValueError(f"method must be one of {', '.join(get_args(IntervalMethod))}, got {method!r}")
     if not 0 < specificity < 1:
@@ -308,7 +308,8 @@ def _gap_evidence(
         distance, errors = beyond_fair(float(found["gap"][0]), mean), (draws["gap"].std(), ratio * plain.std())
         power = power_of_gap(distance, float(errors[0]), int(confusion.sum()), confidence, float(errors[1]))
     stayed = patients.stayed() if patients else None
-    permutation = records.Permutation(tested, None if stayed == confusion.sum() else p_value, stayed)
+    alone = (confusion.sum(-1) > 0).sum(0).max() < 2  # every class is of one group: there is nothing to shuffle
+    permutation = records.Permutation(tested, None if alone or stayed == confusion.sum() else p_value, stayed)
     return {"fair_model": records.FairModel(*map(float, expected)), "permutation": permutation, "power": power}
 
 

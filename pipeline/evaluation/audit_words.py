@@ -76,8 +76,10 @@ def _site_notes(result: Audit, gap: Verdict) -> list[Verdict]:
     if sites is None:
         return []
     if sites.score is None:
-        text = f"Without one of the {sites.n} sites some class and group has no scan: no interval over sites."
-        return [Verdict("note", text)]
+        text = (
+            f"Without one of the {sites.n} sites some class and group has no scan, or all have the same P: no interval "
+        )
+        return [Verdict("note", f"{text}over sites.")]
     shown = [("score", sites.score)] + ([("gap", sites.gap)] if sites.gap else [])
     parts = [f"{number_name(key)} {span_text(number, signed=key == 'gap')}" for key, number in shown]
     text = f"With the {sites.n} sites, not scans or patients, as what chance draws: {', '.join(parts)}."

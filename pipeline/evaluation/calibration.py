@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from .patients import Clusters, chances, resample_scans
 from .predictions import Ints, Predictions
 from .records import Calibration, Chance, ReliabilityBin
-from .resampling import TIE, Estimate, Floats, estimate, estimate_from, wilson
+from .resampling import TIE, Estimate, Floats, estimate, mean_interval, wilson
 
 BINS = 10
 
@@ -127,9 +127,22 @@ def auc_interval(
     return estimate(value, min(ends[0], value), max(ends[1], value))
 
 
+def brier_interval(squares: Floats, counts: Floats, confidence: float = 0.95, effect: float = 1.0) -> Estimate:
+    """The Brier score, the mean of the ``squares`` [N] of scans in [0, 2], with :func:`.mean_interval` of its half.
+
+    The variance is over the resamples ``counts`` [B, N], and the errors are n min(half, 1 - half) by the design
+    ``effect``. So neither a single scan of a class nor probabilities without an error pass for certainty.
+    """
+    n, half = len(squares), float(squares.mean()) / 2
+    variance = float((counts @ squares / counts.sum(1)).var()) / 4
+    errors = n * min(half, 1 - half) / effect
+    return estimate(*(2 * part for part in mean_interval(half, n, variance, errors, confidence, effect)))
+
+
 def ece_evidence(
-    sure: Floats, correct: NDArray[np.bool_], counts: Floats, chances: Floats, confidence: float = 0.95
-) -> tuple[Estimate, Chance, float]:
+    sure: Floats, correct: NDArray[np.bool_], counts: Floats, chances: Floats, confidence: float = 0.95,
+    effect: float = 1.0,
+) -> tuple[Estimate, Chance, float]:  # fmt: skip
     """ECE with its interval, what a calibrated model of these confidences shows, and the p-value of being calibrated.
 
     Chance makes an ECE larger, so its lower end is the ECE less what a calibrated model stays below with the given
@@ -137,6 +150,11 @@ def ece_evidence(
     end is the ECE plus what resamples ``counts`` [B, N] have above their mean. How often it holds the truth:
     benchmarks/intervals.py, docs/statistics.md. p = (1 + #{ECE* >= ECE}) / (1 + B) over samples of such a model, which
     is right where its confidence is above a number of ``chances`` [B, N], drawn evenly from [0, 1).
+
+    ECE is at least |accuracy - mean confidence|. So the upper end is at least what this is at either end of Wilson's
+    interval of the accuracy, with the design ``effect``; and the lower end is at least as far below the ECE as the
+    accuracy is from its end on the side of the confidence. Else one scan, or probabilities of 0 and 1, which are the
+    same in all resamples and samples, would be certain.
     """
     bins, value = np.eye(BINS)[bin_of(sure)], float(expected_calibration_error(sure, correct))
     drawn = np.abs((counts * (correct - sure)) @ bins).sum(1) / counts.sum(1)
@@ -144,8 +162,11 @@ def ece_evidence(
     p_value = (1 + int((chance >= value - TIE).sum())) / (1 + len(chance))
     most = float(np.quantile(chance, confidence))
     above = float(np.quantile(drawn, 1 - (1 - confidence) / 2) - drawn.mean())
-    low = max(0.0, value - most) if p_value <= 1 - confidence else 0.0
-    ends = estimate(value, low, min(1.0, value + max(0.0, above)))
+    right, mean = wilson(int(correct.sum()), len(correct), confidence, effect), float(sure.mean())
+    least = right.high - right.value if mean > right.value else right.value - right.low
+    low = max(0.0, value - max(most, least)) if p_value <= 1 - confidence else 0.0
+    furthest = max(abs(right.low - mean), abs(right.high - mean))
+    ends = estimate(value, low, min(1.0, max(value + above, value, furthest)))
     return ends, Chance(float(chance.mean()), most), p_value
 
 
@@ -171,10 +192,10 @@ def group_calibration(
         effect = float(patients.design_effect(patients.patterns.sum((1, 2)))[g]) if patients else 1.0
         every_class = len(np.unique(label)) == classes
         squares = ((probabilities - np.eye(classes)[label]) ** 2).sum(1)
-        ece, chance, p_value = ece_evidence(sure, correct, counts, at_random, confidence)
+        ece, chance, p_value = ece_evidence(sure, correct, counts, at_random, confidence, effect)
         found[name] = Calibration(
             auc_interval(label, probabilities, confidence, patient, effect) if every_class else None,
-            estimate_from(counts @ squares / counts.sum(1), float(squares.mean()), confidence),
+            brier_interval(squares, counts, confidence, effect),
             ece,
             chance,
             float(sure.mean()),

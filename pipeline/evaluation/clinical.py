@@ -13,7 +13,7 @@ from .calibration import auc_interval, auc_shares
 from .patients import Clusters, resample_scans
 from .predictions import Ints, Predictions
 from .records import ByGroup, GroupContrast, GroupNumber
-from .resampling import TIE, Estimate, Floats, estimate, interval, newcombe, wilson
+from .resampling import TIE, Estimate, Floats, estimate, interval, mean_interval, newcombe, wilson
 
 NORMAL = ("normal", "healthy", "no finding")  # names of the class of those who have no disease
 SPECIFICITY = 0.9
@@ -240,20 +240,16 @@ def average_precision(
     """Average precision A with Wilson's interval, as if it were a proportion of the m positive scans.
 
     So have it Boyd et al. (2013), with the plain binomial interval. Its variance A (1 - A) / m is too large where A is
-    known, and the variance B over the resamples ``counts`` (:func:`.resample_scans`) too small where hardly an error
-    was seen. So it is scaled as far as there are errors e = m min(A, 1 - A) / 2: by (e B / (A (1 - A) / m) + 1) /
-    (e + 1), and with the design ``effect`` d of the positive scans as :func:`.auc_interval` is.
+    known, so it is :func:`.mean_interval` with the variance over the resamples ``counts`` (:func:`.resample_scans`),
+    m min(A, 1 - A) / 2 errors, and the design ``effect`` of the positive scans.
     """
     from sklearn.metrics import average_precision_score
 
     m, value = int(positive.sum()), float(average_precision_score(positive, score))
-    expected, errors = value * (1 - value) / m, m * min(value, 1 - value) / 2 / effect
-    scale = effect
-    if expected > TIE:
-        parts = np.array_split(counts, 1 + counts.size // CHUNK)
-        drawn = np.concatenate([average_precisions(positive, score, part) for part in parts])
-        scale = (errors * float(drawn.var()) / expected + effect) / (errors + 1)
-    return wilson(value * m, m, confidence, scale)
+    parts = np.array_split(counts, 1 + counts.size // CHUNK)
+    drawn = np.concatenate([average_precisions(positive, score, part) for part in parts])
+    errors = m * min(value, 1 - value) / 2 / effect
+    return mean_interval(value, m, float(drawn.var()), errors, confidence, effect)
 
 
 def retrieval(

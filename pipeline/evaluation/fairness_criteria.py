@@ -363,7 +363,8 @@ def over_sites(known: Predictions | Sequence[Predictions], confidence: float = 0
 
     The jackknife over K sites: theta +- t(K - 1) sqrt((K - 1) / K sum_k (theta_k - theta)^2), where theta_k is without
     site k (CV3 of MacKinnon, Nielsen and Webb 2023, which is advised where clusters are few and of uneven size). There
-    is no interval where without some site a class and group has no scan, as theta_k is another number then.
+    is no interval where without some site a class and group has no scan, as theta_k is another number then, nor where
+    every site has the same number, which says nothing of how sites differ.
 
     Raises:
         ValueError: all scans are of one site.
@@ -386,6 +387,8 @@ def over_sites(known: Predictions | Sequence[Predictions], confidence: float = 0
     for name in found.keys() & whole.keys():
         value = float(whole[name].mean())
         error = np.sqrt((len(sites) - 1) / len(sites) * ((parts[name].mean(-1) - value) ** 2).sum())
+        if error <= TIE:
+            continue
         reach = float(t.ppf(1 - (1 - confidence) / 2, len(sites) - 1) * error)
         found[name] = Estimate(value, max(value - reach, -1.0 if name == "gap" else 0.0), min(value + reach, 1.0))
     return records.BySite(len(sites), **found)

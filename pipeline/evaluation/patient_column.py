@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..common.names import UNKNOWN_GROUP
-from ..common.text import named, quoted, spelling
+from ..common.text import named, quoted, spelling, spelling_key
 from ..data.groups import NO_VALUE, stands_for_none
 from ..data.pseudonyms import DIGITS
 
@@ -36,6 +36,14 @@ def patient_ids(values: pd.Series, shown: pd.Series, faults: list[str]) -> NDArr
     faults += [f"{scan}: patient {quoted(word)} {NO_VALUE}: leave it empty" for scan, word in said]
     if empty := int((ids == "").sum()):
         logger.warning("%d of %d scans have no patient: each is taken for a patient of its own", empty, len(ids))
+    one_each = ids[ids != ""].drop_duplicates()
+    keys = one_each.map(spelling_key)
+    if (twice := keys.duplicated()).any():
+        where = keys.index[keys == keys[twice].iloc[0]][:2]
+        logger.warning(
+            "patients of scans such as %s and %s have ids that differ only in case or zeros: they are taken for two",
+            *shown[where],
+        )
     own = [f" {row}" for row in range(len(ids))]  # no id begins with a space
     return pd.factorize(ids.where(ids != "", own))[0].astype(np.int64)
 

@@ -82,7 +82,7 @@ class Clusters:
     def bootstrap(self, resamples: int, rng: np.random.Generator, smoothed: bool = True) -> tuple[Floats, Floats]:
         """Resamples [B, G, C, C] of the patients of each stratum and group, and their mean [G, C, C].
 
-        ``smoothed`` adds to the patients of each one more, whose answers are spread evenly over the classes, with the
+        ``smoothed`` adds to the patients of each one more, whose answers to each class are spread evenly, with the
         weight of one scan's worth: r + (1 - r) / k of a patient, where r is the correlation and k the scans a patient.
         The scans that it gives to a resample are in blocks of one answer, each worth a scan. With a scan a patient this
         is the bootstrap of :func:`~.bootstrap_confusion`.
@@ -99,9 +99,10 @@ class Clusters:
                 drawn = rng.multinomial(patients, np.append(count, extra) / (patients + extra), size=resamples)
                 added = drawn[:, -1]
                 blocks = np.maximum(1, np.rint(added / extra if smoothed else added)).astype(np.int64)
-                said = rng.multinomial(blocks, np.full(classes, 1 / classes)) / blocks[:, None]
+                own = np.flatnonzero(scans)
+                said = rng.multinomial(np.tile(blocks[:, None], len(own)), np.full(classes, 1 / classes))
                 draws[:, g] += np.tensordot(drawn[:, :-1], self.patterns[of], 1)
-                draws[:, g] += added[:, None, None] * scans[:, None] * said[:, None, :]
+                draws[:, g, own] += (added / blocks)[:, None, None] * scans[own, None] * said
                 mean[g] += patients * (total + extra * scans[:, None] / classes) / (patients + extra)
         return draws, mean
 
@@ -175,7 +176,7 @@ def intraclass_correlation(size: Floats, hits: Floats, count: Ints) -> float:
     spread = np.einsum("pg,pc->gc", count, size**2) / np.maximum(scans, 1)
     mean = float((scans.sum() - spread.sum()) / apart)
     msb, msw = between / apart, within / inside
-    return float(np.clip((msb - msw) / (msb + (mean - 1) * msw), 0, 1))
+    return 0.0 if msb <= msw else min(1.0, float((msb - msw) / (msb + (mean - 1) * msw)))
 
 
 # ---- scan by scan, for what needs probabilities ----------------------------------------------------------------------

@@ -224,6 +224,10 @@ def _of_frame(frame: pd.DataFrame) -> pd.DataFrame:
     if table.columns.has_duplicates:
         twice = table.columns[table.columns.duplicated()][0]
         raise PredictionsError(f"the data frame is no table of predictions: it has two columns {twice!r}")
+    for column in table:  # text is cut there by NumPy and by pandas 3.0, so that two names would be one
+        if (rows := table[column].str.contains("\0", regex=False)).any():
+            where = f"row {int(rows.argmax())}, column {column!r}"
+            raise PredictionsError(f"the data frame is no table of predictions: {where} holds a NUL character")
     return table
 
 
@@ -272,6 +276,11 @@ def _classes(path: Path, table: pd.DataFrame, label_column: str, prediction_colu
         return tuple(named)
     if len(present) < 2:
         raise PredictionsError(f"{path}: only one class occurs ({next(iter(present), 'none')}); name them all")
+    if prediction_column in table:
+        true, said = (sorted(set(table[of]) - {""}, key=natural_order) for of in (label_column, prediction_column))
+        if min(len(true), len(said)) > 1 and not set(true) & set(said):
+            text = f"no prediction ({cut(', '.join(said))}) is one of the labels ({cut(', '.join(true))})"
+            raise PredictionsError(f"{path}: {text}: write both in one way, or name the classes")
     return CLASS_NAMES if present <= set(CLASS_NAMES) else tuple(sorted(present, key=natural_order))
 
 

@@ -131,7 +131,7 @@ class Permutation:
     """p-value of the permutation test of ``gap`` or, with more than two groups, ``abs_gap``."""
 
     statistic: str
-    p_value: float | None  # None where no patient could change the group
+    p_value: float | None  # None where no scan or patient could change the group
     stayed: int | None = None  # scans of patients who could not; None where every scan is taken for another patient
 
 
@@ -174,7 +174,7 @@ class BySite:
     """P and the gap where sites, not scans or patients, are what chance draws (:func:`~.over_sites`)."""
 
     n: int  # sites
-    score: Estimate | None  # None where without some site a class and group has no scan
+    score: Estimate | None  # None where without some site a class and group has no scan, or every site has the same
     gap: Estimate | None  # None with more than two groups, too
 
 

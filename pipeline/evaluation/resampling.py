@@ -32,13 +32,17 @@ def estimate(value: Any, low: Any, high: Any) -> Estimate:
     return Estimate(float(value), float(low), float(high))
 
 
-def check_resampling(confidence: float, resamples: int, permutations: int | None = None) -> None:
+def check_resampling(
+    confidence: float, resamples: int, permutations: int | None = None, min_cell: int | None = None
+) -> None:
     """ValueError when a setting of the intervals and tests is out of range."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
     for name, draws in (("resamples", resamples), ("permutations", permutations)):
         if draws is not None and draws < 100:
             raise ValueError(f"{name} must be at least 100, got {draws}")
+    if min_cell is not None and min_cell < 1:
+        raise ValueError(f"min_cell must be at least 1, got {min_cell}")
 
 
 def resample_counts(strata: NDArray[np.int64], resamples: int, rng: np.random.Generator) -> Floats:
@@ -76,6 +80,23 @@ def wilson(hits: float, n: float, confidence: float = 0.95, effect: float = 1.0)
     ends = proportion_confint(hits / effect, n / effect, alpha=1 - confidence, method="wilson")
     low, high = map(float, np.clip(ends, 0, 1))  # a rounding error outside them in statsmodels before 0.15
     return Estimate(hits / n, min(low, hits / n), max(high, hits / n))
+
+
+def mean_interval(
+    value: float, n: int, variance: float, errors: float, confidence: float = 0.95, effect: float = 1.0
+) -> Estimate:
+    """A mean in [0, 1] over ``n`` scans, with Wilson's interval as if it were a proportion.
+
+    Of all such means a proportion has the largest variance E = value (1 - value) / n. The ``variance`` V over resamples
+    is nearer, but too small where hardly an error was seen, and 0 of a single scan or patient. So E is scaled as far as
+    there are ``errors`` e to know V from: by (e V / E + effect) / (e + 1), with the design ``effect`` as in
+    :func:`wilson`.
+    """
+    value = min(max(value, 0.0), 1.0)
+    expected, scale = value * (1 - value) / n, effect
+    if expected > TIE:
+        scale = (errors * variance / expected + effect) / (errors + 1)
+    return wilson(value * n, n, confidence, scale)
 
 
 def newcombe(hits: Floats, n: Floats, confidence: float = 0.95, effect: Floats | float = 1.0) -> Estimate:

@@ -87,7 +87,7 @@ def _over_all(label: str, tables: Sequence[Predictions], confidence: float) -> S
     estimates: dict[str, Estimate] = {}
     if found is not None and found.score is not None:
         estimates = {"score": found.score} | ({} if found.gap is None else {"gap": found.gap})
-    lacking = "" if estimates else "without one of the sites some class and group has no scan"
+    lacking = "" if estimates else "without one of the sites some class and group has no scan, or all have the same P"
     return SiteRow(label, ALL, len(tables[0].label), len(tables), SITES, estimates, lacking)
 
 

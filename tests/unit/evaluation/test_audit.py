@@ -432,3 +432,16 @@ def test_the_group_called_better_served_is_better_than_the_mix_of_classes_explai
     assert result.permutation.p_value < 0.01
     assert result.verdicts[0].level == "inconclusive"
     assert "serves male scans better" not in result.verdicts[0].text
+
+
+def test_where_every_class_is_of_one_group_there_is_no_test() -> None:
+    table = predictions_of([[[8, 4], [0, 0]], [[0, 0], [5, 7]]])
+    assert audit(table, **FAST).permutation.p_value is None  # no shuffle could change the gap
+    shared = predictions_of([[[8, 4], [0, 0]], [[9, 3], [5, 7]]])
+    assert audit(shared, **FAST).permutation.p_value is not None
+
+
+@pytest.mark.parametrize("least", [0, -1])
+def test_a_cell_of_no_scan_is_always_too_small(least: int) -> None:
+    with pytest.raises(ValueError, match=f"min_cell must be at least 1, got {least}"):
+        audit(predictions_of(random_confusion(1) + 1), **FAST, min_cell=least)

@@ -20,7 +20,7 @@ from fairlung.pipeline.evaluation.calibration import (
     reliability_curve,
 )
 from fairlung.pipeline.evaluation.predictions import Predictions
-from fairlung.pipeline.evaluation.resampling import resample_counts
+from fairlung.pipeline.evaluation.resampling import resample_counts, wilson
 
 
 def calibrated(seed: int, size: int, classes: int = 3, power: float = 1.0) -> Predictions:
@@ -177,6 +177,34 @@ def test_a_calibrated_model_is_rarely_called_miscalibrated_and_an_over_confident
     over = group_calibration(calibrated(0, 400, power=4), np.random.default_rng(0), 200)["male"]
     assert over.ece.value > over.ece_if_calibrated.p95
     assert over.ece.low > 0 and over.ece_p_value < 0.01
+
+
+@pytest.mark.parametrize("scans", [1, 2, 20])
+@pytest.mark.parametrize("sure", [0.5, 0.9, 1.0])
+@pytest.mark.parametrize("right", [True, False])
+def test_scans_that_are_all_alike_are_no_certainty(scans: int, sure: float, right: bool) -> None:
+    label = np.tile([0, 1], scans)
+    said = label if right else 1 - label
+    shown = np.where(np.arange(2) == said[:, None], sure, 1 - sure)
+    names = np.arange(2 * scans).astype(str)
+    group = np.zeros(2 * scans, dtype=np.int64)
+    for patient in (None, label):  # or all scans of a class of one patient
+        table = Predictions(names, label, said, group, shown, ("a", "b"), ("men",), ("sex",), patient=patient)
+        found = group_calibration(table, np.random.default_rng(0), 100)["men"]
+        assert found.brier.value == pytest.approx(2 * (1 - sure if right else sure) ** 2)
+        assert found.ece.value == pytest.approx(abs(right - sure))
+        for ends, most in ((found.brier, 2), (found.ece, 1)):
+            assert 0 <= ends.low <= ends.value <= ends.high <= most
+            assert ends.high - ends.low > 0.15 / scans
+        accuracy = wilson(right * 2 * scans, 2 * scans, effect=scans if patient is not None else 1)
+        assert found.ece.high >= max(abs(accuracy.low - sure), abs(accuracy.high - sure)) - 1e-9
+
+
+def test_the_brier_score_is_covered_as_often_as_promised() -> None:
+    truth = group_calibration(calibrated(0, 40_000, power=1.5), np.random.default_rng(0), 2)["male"].brier.value
+    tables = [group_calibration(calibrated(s, 60, power=1.5), np.random.default_rng(s), 200) for s in range(200)]
+    held = [group.brier.low <= truth <= group.brier.high for table in tables for group in table.values()]
+    assert np.mean(held) == pytest.approx(0.96, abs=0.025)
 
 
 def test_without_probabilities_there_is_nothing_to_say() -> None:

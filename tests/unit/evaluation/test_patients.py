@@ -395,3 +395,36 @@ def test_an_audit_warns_of_such_names_once(caplog: pytest.LogCaptureFixture) -> 
     (record,) = caplog.records
     assert "p000_a and p000_b look like scans of one patient" in record.getMessage()
     assert "intervals are too narrow and p too small" in record.getMessage()
+
+
+def test_two_patients_are_no_certainty() -> None:
+    """Each with scans of both classes, right in most: the added patient may be right in all, or in none."""
+    label, group = np.tile([0, 1], 10), np.repeat([0, 1], 10)
+    said = np.where(np.arange(20) % 10 < 8, label, 1 - label)
+    table = Predictions(np.arange(20).astype(str), label, said, group, None, ("a", "b"), ("men", "women"), ("sex",))
+    overall = audit(replace(table, patient=group), **FAST).overall
+    assert overall.score.low < 0.6 and overall.score.high == 1
+    assert overall.gap.low < -0.6 and overall.gap.high > 0.6
+
+
+def test_scans_that_differ_within_a_patient_alone_are_not_correlated() -> None:
+    """Nothing varies between patients, and where several are, each has one scan: without a warning."""
+    size, hits, count = np.array([[1.0, 0], [0, 4]]), np.array([[1.0, 0], [0, 2]]), np.array([[2], [1]])
+    assert intraclass_correlation(size, hits, count) == 0
+
+
+@pytest.mark.parametrize(
+    ("ids", "patients"),
+    [
+        ([1, 1.0, 2, 2.0], 2),
+        ([1.0, 1.0, 2.0, np.nan], 3),
+        (["a b", " a b", "ab", "AB"], 3),
+        (["Zo\xeb", "Zoe\u0308"] * 2, 1),
+    ],
+)
+def test_ids_of_any_type_say_whose_a_scan_is(ids: list, patients: int, caplog: pytest.LogCaptureFixture) -> None:
+    frame = pd.DataFrame({"label": [*"abab"], "sex": "male", "prediction": [*"abba"]})
+    frame["patient"] = pd.Series(ids, dtype=object)
+    found = load_predictions(frame)
+    assert found.patient is not None and len(np.unique(found.patient)) == patients
+    assert ("row 2 and row 3 have ids that differ only in case or zeros" in caplog.text) == ("AB" in ids)

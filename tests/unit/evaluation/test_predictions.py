@@ -245,6 +245,25 @@ def test_one_name_in_two_spellings_is_refused(tmp_path: Path, columns: dict, sai
     assert said in str(raised.value)
 
 
+@pytest.mark.parametrize("column", ["scan", "label", "sex", "prediction", "patient"])
+def test_text_that_is_cut_at_a_nul_is_refused(column: str) -> None:
+    frame = pd.DataFrame(
+        {"scan": [*"xyz"], "label": [*"aba"], "sex": "male", "prediction": [*"aab"], "patient": [*"pqr"]}
+    )
+    frame[column] = ["n\0x", "n\0y", "m"]
+    with pytest.raises(PredictionsError, match=f"row 0, column '{column}' holds a NUL character"):
+        load_predictions(frame)
+
+
+def test_predictions_that_are_none_of_the_labels_are_refused() -> None:
+    frame = pd.DataFrame({"label": [0, 1, 1], "sex": ["male", "female", "male"], "prediction": [False, True, True]})
+    with pytest.raises(PredictionsError, match=r"no prediction \(False, True\) is one of the labels \(0, 1\)"):
+        load_predictions(frame)
+    assert load_predictions(frame, class_names=["0", "1", "False", "True"]).confusion().sum() == 3
+    always = frame.assign(label="a", prediction="b")  # a model may say one class, and always the wrong one
+    assert load_predictions(always).class_names == ("a", "b")
+
+
 def test_words_that_mean_something_alone_are_names(tmp_path: Path) -> None:
     short = {"label": ["none", "a"], "sex": ["m", "w"], "prob_none": [1, 0], "prob_a": [0, 1]}
     table = load_predictions(written(tmp_path, **short))

@@ -17,6 +17,7 @@ from fairlung.pipeline.cli.app import app
 from fairlung.pipeline.evaluation.audit import audit
 from fairlung.pipeline.evaluation.fairness_criteria import over_sites
 from fairlung.pipeline.evaluation.predictions import Predictions, PredictionsError, load_predictions
+from fairlung.pipeline.evaluation.records import BySite
 
 FEW: dict[str, Any] = {"resamples": 200, "permutations": 200}
 
@@ -68,6 +69,14 @@ def test_no_interval_where_a_cell_is_of_one_site() -> None:
     with pytest.raises(ValueError, match="all scans are of one site"):
         over_sites(of.take(of.site == 0))
     assert over_sites(replace(of, site=None)) is None
+
+
+def test_sites_that_are_all_alike_do_not_say_how_sites_differ() -> None:
+    of = table()
+    perfect = replace(of, prediction=of.label)
+    assert over_sites(perfect) == BySite(5, None, None)
+    texts = [verdict.text for verdict in audit(perfect, **FEW).verdicts]
+    assert any("or all have the same P: no interval over sites" in text for text in texts)
 
 
 def test_a_finding_may_be_one_of_these_sites() -> None:

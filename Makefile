@@ -55,7 +55,7 @@ objective: demo/cohort/cohort.csv
 	$(BIN)/fairlung study studies/objective.yaml -o demo/objective
 
 ui: $(READY)
-	$(BIN)/mlflow ui --port $(or $(PORT),5000) $(if $(MLFLOW_TRACKING_URI),--backend-store-uri $(MLFLOW_TRACKING_URI))
+	MLFLOW_DISABLE_TELEMETRY=$(or $(MLFLOW_DISABLE_TELEMETRY),true) $(BIN)/mlflow ui --port $(or $(PORT),5000) $(if $(MLFLOW_TRACKING_URI),--backend-store-uri $(MLFLOW_TRACKING_URI))
 
 # files stay together, long ones first (tests/conftest.py); a worker that dies ends the run
 PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder --max-worker-restart=0 --durations=10

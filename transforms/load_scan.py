@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Transform
+from torch.nn.functional import interpolate
 
 from .dicom.choice import choice, choose, read_folder, too_few
 from .dicom.pixels import check_rescale, read_hu
@@ -276,7 +277,8 @@ def read_scan(
     Args:
         num_slices: D, drawn evenly (:class:`~.SampleSlices`); None takes every slice.
         trim_fraction: of the slices, left out at each end first (:class:`~.TrimSlices`).
-        window, size, min_slices: as :class:`LoadScan` takes them.
+        size: H and W, of a slice folder as of :class:`LoadScan`, else means over areas; None keeps those that it has.
+        window, min_slices: as :class:`LoadScan` takes them.
 
     Raises:
         ScanError: the scan is missing, empty, ambiguous, unreadable, or implausible; carries the record.
@@ -284,7 +286,10 @@ def read_scan(
     """
     select: list[SliceSelector] = [TrimSlices(trim_fraction)]
     select += [] if num_slices is None else [SampleSlices(num_slices)]
-    return LoadScan(select=select, window=window, size=size, min_slices=min_slices).read(scan)
+    volume, record = LoadScan(select=select, window=window, size=size, min_slices=min_slices).read(scan)
+    if size is not None and volume.shape[2:] != (size, size):
+        volume = interpolate(volume[None], (volume.shape[1], size, size), mode="area")[0]
+    return volume, record
 
 
 class LoadScand(MapTransform):

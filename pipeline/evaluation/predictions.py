@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,9 +36,12 @@ from ..data.groups import (
 from .metrics import group_confusion
 from .patient_column import PATIENT, of_several_groups, patient_ids, site_ids
 
+logger = logging.getLogger(__name__)
+
 PROBABILITY = "prob_"  # before the class name in the column of its probability
 POSTPROCESS = "postprocess"  # column: what was done to the probabilities
 SEX, GROUP = "sex", "group"  # columns that are the groups where none are named
+SPLIT = "split"  # column of a cohort
 SYNTHETIC = "synthetic"  # column: "yes" of a phantom, as in a cohort
 SUM_TOLERANCE = 0.01  # by which a scan's probabilities may miss a sum of 1, as tables round them
 PROBABILITY_TIE = 2e-6  # by which a predicted class may fall short of the most probable one: six digits, normalised
@@ -203,6 +207,9 @@ def load_predictions(
         raise PredictionsError(f"{path} cannot be judged:\n  " + "\n  ".join(faults[:LISTED]) + more)
     postprocess = ", ".join(sorted(set(table.get(POSTPROCESS, ())) - {""}))
     synthetic = "yes" in set(table.get(SYNTHETIC, ()))
+    if len(splits := sorted(set(table.get(SPLIT, ())) - {""})) > 1:
+        said = "judge each by itself, as a model looks better, and fairer, on the scans that it was trained on"
+        logger.warning("%s has scans of several splits (%s): %s", path, cut(", ".join(splits)), said)
     names, about = scan.to_numpy(dtype=str), (classes, groups, group_by, postprocess, synthetic, patient, site)
     return Predictions(names, label, prediction, group, probabilities, *about)
 

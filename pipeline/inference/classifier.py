@@ -3,21 +3,24 @@
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
-from torch import nn
+from torch import Tensor, nn
 
 from fairlung.transforms.addresses import shown
+from fairlung.transforms.scan import ScanError
 
 from .. import networks
 from ..common.bundle import BUNDLE, BundleError, check_version
 from ..common.text import one_line
+from ..data.intake_records import failure_reason, record_of
 from ..networks.checkpoint import NETWORK, CheckpointError, ModelSettings, model_settings
 from .members import checkpoint_paths, load_members, require_checkpoints
 from .prediction_writer import PredictionWriter
@@ -146,8 +149,20 @@ class Classifier:
         parser = ConfigParser(deepcopy(self._config))
         self.network = parser.get_parsed_content("network").eval()
         load_members(paths, self.network, parser.get_parsed_content("settings"))
+        self._prepare = parser.get_parsed_content("preprocessing")
         self._inferer = parser.get_parsed_content("inferer")  # once: it may compile the network, or choose what does
         self.writer: PredictionWriter = parser.get_parsed_content("predictions")  # how an answer becomes a row
+
+    def read(self, scan: str | Path) -> tuple[Tensor, Mapping[str, Any]]:
+        """A scan as ``network`` takes it, float32 [1, D, H, W] in [0, 1], and the record of how it was read.
+
+        ScanError: it cannot be read; carries the record.
+        """
+        try:
+            item = self._prepare({"image": os.fspath(scan)})
+        except Exception as error:  # MONAI's, of the transform
+            raise ScanError(failure_reason(error), dict(record_of(error) or {})) from error
+        return torch.as_tensor(item["image"]), item["intake"]
 
     def predict(
         self, scans: pd.DataFrame | Iterable[str | Path | None] | str | Path, batch_size: int = 0

@@ -34,7 +34,8 @@ def test_tables_in_and_out(small_cohort: Path, tmp_path: Path, monkeypatch: pyte
     torch.manual_seed(0)
     network = I3D(len(CLASSES)).eval()
     torch.save({"model": network.state_dict(), "settings": SMALL_SETTINGS | {"network": "I3D"}}, tmp_path / "model.pt")
-    pd.read_csv(small_cohort)[["scan", "label", "sex"]].to_csv(tmp_path / "cohort.csv", index=False)
+    table = pd.read_csv(small_cohort)[["scan", "label", "sex", "split"]].replace({"split": {"val": "test"}})
+    table.to_csv(tmp_path / "cohort.csv", index=False)
     (tmp_path / "scans").symlink_to(small_cohort.parent / "scans")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

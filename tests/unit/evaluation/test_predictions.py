@@ -297,3 +297,11 @@ def test_a_scan_without_finite_probabilities_has_no_prediction(tmp_path: Path, v
     for with_probabilities in (True, False):
         with pytest.raises(PredictionsError, match="the network's output was not finite"):
             load_predictions(path, with_probabilities=with_probabilities)
+
+
+def test_scans_of_several_splits_draw_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    table = pd.DataFrame({"label": ["a", "b", "a"], "sex": ["male", "female", "male"], "prediction": ["a", "b", "b"]})
+    load_predictions(table.assign(split="test"))
+    assert not caplog.records
+    load_predictions(table.assign(split=["train", "test", "test"]))
+    assert "has scans of several splits (test, train): judge each by itself" in caplog.text

@@ -15,7 +15,7 @@ from fairlung.pipeline import Classifier, R3D18Classifier, load_model
 from fairlung.pipeline.inference.classifier import BUNDLE, NETWORKS, BundleError
 from fairlung.pipeline.networks import I3D, RACNet
 from fairlung.pipeline.networks.checkpoint import CheckpointError, model_settings
-from fairlung.transforms import read_scan
+from fairlung.transforms import ScanError, read_scan
 
 RACNET = {**SMALL_SETTINGS, "class_names": ["a", "b"], "num_slices": 5, "network": "RACNet"}
 
@@ -62,12 +62,16 @@ def test_a_checkpoint_says_which_network_it_is_of(other_network: tuple[Path, I3D
     answers = Classifier(path).predict(frame)
     assert answers.columns[:4].tolist() == ["scan", "label", "site", "prediction"] and answers.index.tolist() == [7, 5]
     assert answers["status"].tolist() == ["failed", "ok"] and answers["site"].tolist() == [3, 4]
-    volume, _ = read_scan(scan, num_slices=8, trim_fraction=0.1, size=32)
-    volume = torch.round(255 * volume[:, :, 4:-4, 4:-4]) / 255
+    volume, record = Classifier(path).read(scan)
+    again, _ = read_scan(scan, num_slices=8, trim_fraction=0.1, size=32)
+    torch.testing.assert_close(volume, again[:, :, 4:-4, 4:-4], atol=1 / 255, rtol=0)
+    assert record["status"] == "ok" and type(volume) is torch.Tensor
     with torch.no_grad():
         expected = torch.softmax(network(volume[None]), 1)[0]
     said = answers.loc[5, [f"prob_{name}" for name in CLASSES]].to_numpy(float)
     torch.testing.assert_close(torch.tensor(said.tolist()), expected, atol=1e-3, rtol=0)
+    with pytest.raises(ScanError, match="nowhere"):
+        Classifier(path).read("nowhere")
     one = Classifier(path).predict(str(scan))  # one path is not its letters
     assert len(one) == 1 and one["prediction"][0] == answers["prediction"][5]
     with pytest.raises(ValueError, match="the answers have a column 'prediction' too"):

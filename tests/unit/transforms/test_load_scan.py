@@ -15,10 +15,11 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
+from monai.transforms import Resize
 from small_scans import PERSON, loader, refusal
 
 from fairlung.pipeline.phantoms.writers import write_dicom_series, write_jpg_folder, write_nifti, write_nrrd_or_mha
-from fairlung.transforms import LoadScand, SampleSlices, ScanError, TrimSlices, find_scans
+from fairlung.transforms import LoadScand, SampleSlices, ScanError, TrimSlices, find_scans, read_scan
 from fairlung.transforms.scan import OpenScan
 
 WIDE = (-1024.0, 3071.0)
@@ -228,3 +229,13 @@ def test_missing_keys() -> None:
     assert LoadScand("image", allow_missing_keys=True)({"label": 1}) == {"label": 1}
     with pytest.raises(KeyError, match="image"):
         LoadScand("image")({"label": 1})
+
+
+def test_read_scan_gives_every_kind_the_size_that_is_asked_for(data_dir: Path, tmp_path: Path) -> None:
+    hu = np.random.default_rng(0).normal(-600, 300, (64, 48, 12)).astype(np.int16)  # x, y, z
+    nibabel.save(nibabel.Nifti1Image(hu, np.diag([5.0, 7.0, 20.0, 1.0])), tmp_path / "ct.nii.gz")
+    whole, _ = read_scan(tmp_path / "ct.nii.gz")
+    volume, _ = read_scan(tmp_path / "ct.nii.gz", size=32)
+    assert whole.shape == (1, 12, 48, 64) and volume.shape == (1, 12, 32, 32)
+    torch.testing.assert_close(volume, Resize((12, 32, 32), mode="area")(whole).as_tensor())
+    assert read_scan(data_dir / "chest_ct.nrrd", size=40)[0].shape[2:] == (40, 40)

@@ -43,7 +43,8 @@ def tipping_point(
         return None
     finding = is_apart(estimate(*found["gap"]), fair.gap_mean or 0.0) and p_value <= 1 - settings.confidence
     whats = ("group", "label") if len(np.unique(known.label)) > 1 else ("group",)
-    rows = [at_random(known, what, share, settings, rng) for what in whats for share in SHARES]
+    tried = [at_random(known, what, share, settings, rng) for what in whats for share in SHARES]
+    rows = {(row.what, row.n): row for row in tried}.values()  # of few scans, shares that are one record are one row
     fewest = {what: _fewest(known, what, settings, finding) for what in whats}
     return records.TippingPoint(tuple(rows), fewest["group"], fewest.get("label"))
 

@@ -95,6 +95,13 @@ def test_a_plain_finding_stands_and_a_slight_one_tips() -> None:
     assert any(f"Chosen for it, another group of {scans}" in v.text for v in slight.verdicts)
 
 
+def test_shares_that_are_one_record_are_one_row() -> None:
+    rows = audit(predictions_of(np.array([[[10, 0], [1, 9]], [[6, 4], [5, 5]]])), **FAST).tipping_point.rows
+    assert [(row.what, row.share, row.n) for row in rows if row.what == "group"] == [
+        ("group", 0.02, 1), ("group", 0.05, 2), ("group", 0.1, 4),
+    ]  # fmt: skip
+
+
 def test_nothing_is_said_where_the_gap_is_not_judged() -> None:
     three = audit(predictions_of([COUNTS[0]] * 3, group_names=("alder", "birch", "cedar")), **FAST)
     few = audit(predictions_of([COUNTS[0], np.diag([3, 3, 3])]), **FAST)

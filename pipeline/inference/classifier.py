@@ -118,6 +118,10 @@ class Classifier:
         >>> float(table.loc[0, [f"prob_{name}" for name in settings["class_names"]]].sum().round(3))
         1.0
 
+        >>> volume, record = Classifier("model.pt").read("scan")
+        >>> tuple(volume.shape), record["slices_found"]
+        ((1, 8, 24, 24), 12)
+
         A data frame keeps its columns, so that :func:`~.audit` can judge the answers:
 
         >>> import pandas as pd

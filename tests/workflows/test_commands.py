@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -139,6 +140,7 @@ def test_training_needs_no_mlflow_when_tracking_is_off(bundle_dir: Path, small_c
     overrides |= {"bundle_root": str(bundle_dir), "pretrained": False, "tracking_uri": "", "cache_dir": ""}
     code = f"""
 import sys
+import tempfile
 for name in ("mlflow", "itk", "matplotlib"):
     sys.modules[name] = None
 from monai.bundle import ConfigWorkflow
@@ -224,10 +226,11 @@ def test_ckpt_export(job: Path, bundle_dir: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_onnx_export(job: Path, bundle_dir: Path) -> None:
+def test_onnx_export(job: Path, bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
     from monai.bundle import onnx_export
 
+    monkeypatch.setattr(tempfile, "tempdir", str(job))  # where MONAI leaves 130 MB
     onnx_export(filepath=str(job / "model.onnx"), input_shape=[1, 1, 8, 24, 24], **exported(job, bundle_dir))
     image = torch.rand(1, 1, 8, 24, 24)
     session = onnxruntime.InferenceSession(job / "model.onnx", providers=["CPUExecutionProvider"])

@@ -92,7 +92,7 @@ def compare(
     observed = {name: values[0] for name, values in numbers.items()}
     draws = paired.bootstrap_runs(patterns, first.group_names, resamples, scans_rng)
     whose = np.repeat(np.arange(len(columns)), [len(own) for own in columns.values()])
-    least = paired.unsure_runs(patterns, first.group_names, whose, max(100, resamples // 5), unsure_rng)
+    least = paired.unsure_runs(patterns, first.group_names, observed, whose, max(100, resamples // 5), unsure_rng)
     evidence = _Evidence(patterns, columns, observed, draws, least)
     reference, *others = aligned
     tested = len([name for name in TESTED if name in paired.compared_numbers(observed)])

@@ -270,11 +270,11 @@ def bootstrap_runs(
 
 
 def unsure_runs(
-    patterns: Patterns, group_names: Sequence[str], systems: Ints, resamples: int, rng: np.random.Generator
-) -> dict[str, Floats]:
-    """:func:`headline` of every run on the counts of :meth:`Patterns.unsure`, moved back to what was observed."""
+    patterns: Patterns, group_names: Sequence[str], observed: Mapping[str, Floats], systems: Ints, resamples: int,
+    rng: np.random.Generator,
+) -> dict[str, Floats]:  # fmt: skip
+    """:func:`headline` of every run on the counts of :meth:`Patterns.unsure`, moved back to the ``observed`` [R]."""
     drawn = _headlines((patterns.unsure(systems, size, rng)[0] for size in patterns.chunks(resamples)), group_names)
-    observed = headline(patterns.confusions(patterns.count[None]), group_names)
     centre = headline(patterns.unsure(systems, 0, rng)[1], group_names)
     return {name: part - centre[name] + observed[name] for name, part in drawn.items()}
 

@@ -195,10 +195,7 @@ class ScanDataset(Dataset):
             barrier()  # the first process of a host fills the cache on disk, the others find it filled
         if is_primary():
             logger.info("%s: %d", description, len(self))
-        method = start_method(num_workers)
-        loader = DataLoader(
-            Attempts(self.cached), num_workers=num_workers, multiprocessing_context=method, batch_size=None
-        )
+        loader = one_by_one(Attempts(self.cached), num_workers)
         progress = tqdm(loader, desc=description, unit="scan", leave=False, disable=None if is_primary() else True)
         failed, records, size, digests = [], [], 0, {}
         for index, (item, attempt) in enumerate(zip(self.data, progress, strict=True)):
@@ -392,6 +389,12 @@ def start_method(num_workers: int) -> str | None:
     more, and refuse a transform that cannot be pickled. None where there are no processes: PyTorch takes nothing else.
     """
     return "fork" if num_workers and sys.platform == "linux" else None
+
+
+def one_by_one(dataset: Any, num_workers: int) -> DataLoader:
+    """The items of a data set as they are, from ``num_workers`` processes."""
+    context = start_method(num_workers)
+    return DataLoader(dataset, num_workers=num_workers, multiprocessing_context=context, batch_size=None)
 
 
 def volume_transforms(

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from filelock import FileLock
 from monai.transforms import Compose, Lambda
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from ..common.distributed import is_first_here
 from ..common.volumes import unit_range
 from ..data.augmentation import Augmentation
-from ..data.dataset import Attempts, ScanDataset, scan_fingerprint, start_method, transform_digest
+from ..data.dataset import Attempts, ScanDataset, one_by_one, scan_fingerprint, transform_digest
 from ..data.pseudonyms import Pseudonyms
 from ..data.sampling import Draw
 from ..data.volume_cache import VolumeCache
@@ -76,8 +76,7 @@ class FeatureDataset(ScanDataset):
             paths = [self.cached.path(index) for index in range(len(self))]
             missing = [index for index, path in enumerate(paths) if path is None or not path.is_file()]
             if missing and num_workers:
-                attempts, method = Subset(Attempts(self.scans), missing), start_method(num_workers)
-                for _ in DataLoader(attempts, num_workers=num_workers, multiprocessing_context=method, batch_size=None):
+                for _ in one_by_one(Subset(Attempts(self.scans), missing), num_workers):
                     pass  # a scan that cannot be read is told of below
             return super().prepare(0, description, intake)
 

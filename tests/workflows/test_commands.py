@@ -140,7 +140,6 @@ def test_training_needs_no_mlflow_when_tracking_is_off(bundle_dir: Path, small_c
     overrides |= {"bundle_root": str(bundle_dir), "pretrained": False, "tracking_uri": "", "cache_dir": ""}
     code = f"""
 import sys
-import tempfile
 for name in ("mlflow", "itk", "matplotlib"):
     sys.modules[name] = None
 from monai.bundle import ConfigWorkflow
